@@ -1,0 +1,289 @@
+r"""The seam: a model and a guide in, their log weights out.
+
+Every estimator of the package is arithmetic on the parts returned here. For local latents z (inside the plate over
+data points), shared latents theta (outside it), particles s = 1..S and shared draws t = 1..T,
+
+.. math::
+    \theta_t \sim q(\theta), \quad z_{tsb} \sim q(z \mid x_b), \qquad
+    \text{local}_{tsb} = \log p(x_b \mid z_{tsb}, \theta_t) + \log p(z_{tsb}) - \log q(z_{tsb} \mid x_b),
+    \qquad \text{shared}_t = \log p(\theta_t) - \log q(\theta_t).
+
+Local particles are made by tiling the data S times along the plate, which works where an outer particle plate fails:
+convolutions, ``PyroSample`` weights, and guides that look up a row for each point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from amortized_bayes.types import Guide, Model
+
+__all__ = ["LogWeights", "PairedTraces", "log_weights", "trace_pair"]
+
+
+class LogWeights(NamedTuple):
+    """Log densities of T shared draws and S particles of B data points, in nats, subsampling undone.
+
+    Args:
+        log_likelihood: log p(x|z, theta), shape (T, S, B).
+        log_prior: log p(z), shape (T, S, B).
+        log_q: log q(z|x), shape (T, S, B).
+        shared_log_p: log p(theta) of the sites outside the plate, shape (T,), 0 where there are none.
+        shared_log_q: log q(theta), shape (T,).
+        num_data: N, the full size of the plate.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_q: Tensor
+    shared_log_p: Tensor
+    shared_log_q: Tensor
+    num_data: int
+
+    @property
+    def local(self) -> Tensor:
+        """Log weight of each particle of each point, ``(T, S, B)``."""
+        return self.log_likelihood + self.log_prior - self.log_q
+
+    @property
+    def shared(self) -> Tensor:
+        """Log weight of each draw of the shared latents, ``(T,)``."""
+        return self.shared_log_p - self.shared_log_q
+
+
+class PairedTraces(NamedTuple):
+    """A guide's trace, the model's trace replayed on it, and the plate over data points they share."""
+
+    guide: poutine.Trace
+    model: poutine.Trace
+    plate: str
+
+    def local_sites(self, trace: poutine.Trace, *, observed: bool) -> Iterator[Any]:
+        """Sample sites inside the plate."""
+        return (s for s in _sample_sites(trace) if s["is_observed"] == observed and _frame(s, self.plate) is not None)
+
+    def shared_sites(self, trace: poutine.Trace) -> Iterator[Any]:
+        """Sample sites outside the plate, observed or not."""
+        return (s for s in _sample_sites(trace) if _frame(s, self.plate) is None)
+
+    def log_prob(self, site: Any) -> Tensor:
+        """Log density of a site: ``(S·B,)`` inside the plate, ``()`` outside, the plate's subsampling undone."""
+        return self.reduce(site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+
+    def reduce(self, site: Any, values: Tensor) -> Tensor:
+        """Mask, scale and sum a site's ``values`` (of its batch shape) over every dimension but the plate's.
+
+        Masks and scales set by the user stay in. Only the scale of our own plate is divided out, which
+        ``unscaled_log_prob`` cannot do: it drops masks too.
+        """
+        frame = _frame(site, self.plate)
+        scale = site["scale"] if frame is None else site["scale"] * (frame.size / frame.full_size)
+        if site["mask"] is not None:
+            values = torch.where(torch.as_tensor(site["mask"]), values, values.new_zeros(()))
+        if not (isinstance(scale, float) and math.isclose(scale, 1.0, rel_tol=1e-12)):
+            values = values * scale
+        if frame is None:
+            return values.sum()
+        if values.dim() < -frame.dim or values.shape[frame.dim] != frame.size:
+            batch = torch.broadcast_shapes(values.shape, (frame.size,) + (1,) * (-frame.dim - 1))
+            values = values.expand(batch)
+        return values.movedim(frame.dim, 0).reshape(frame.size, -1).sum(-1)
+
+    def plate_sizes(self) -> tuple[int, int]:
+        """Size of the batch and full size N of the plate."""
+        for site in _sample_sites(self.model):
+            frame = _frame(site, self.plate)
+            if frame is not None:
+                return frame.size, frame.full_size
+        raise _no_plate_error(self.model, self.plate)
+
+
+def log_weights(
+    model: Model,
+    guide: Guide,
+    *args: Any,
+    num_particles: int = 1,
+    num_shared: int = 1,
+    plate: str = "data",
+    num_data: int | None = None,
+    **kwargs: Any,
+) -> LogWeights:
+    """Draw from the guide, score under model and guide, and return the parts of the log weights.
+
+    Args:
+        model: Pyro program with a plate over data points.
+        guide: Pyro program that samples every latent site of the model. Sites marked ``is_auxiliary`` and factors
+            count towards ``log_q``.
+        args: arguments of both programs. Every tensor whose first dimension is the batch is data and is tiled.
+        num_particles: S, draws of the local latents for each shared draw.
+        num_shared: T, draws of the shared latents.
+        plate: name of the plate over data points.
+        num_data: N, where the plate is sized by the batch and not by the whole data set.
+        kwargs: keyword arguments of both programs.
+
+    Returns:
+        Parts of shape (T, S, B) and (T,), in nats.
+
+    Raises:
+        ValueError: no such plate, a sequential plate, or a guide that misses a latent site or its plate.
+    """
+    if num_particles < 1 or num_shared < 1:
+        raise ValueError(f"expected num_particles and num_shared of 1 or more, got {num_particles} and {num_shared}")
+    tiling = _Tiling.of(guide, model, args, kwargs, num_particles, plate) if num_particles > 1 else None
+    draws = [_draw(model, guide, args, kwargs, num_particles, plate, tiling) for _ in range(num_shared)]
+    parts = [torch.stack(part) for part in zip(*(d[:5] for d in draws), strict=True)]
+    return LogWeights(*parts, num_data=num_data or draws[0].num_data)
+
+
+def trace_pair(
+    model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str = "data"
+) -> PairedTraces:
+    """Trace the guide, replay the model on it, and check that they fit together.
+
+    Raises:
+        ValueError: as :func:`log_weights`.
+    """
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    traces = PairedTraces(guide_trace, model_trace, plate)
+    _check(traces)
+    return traces
+
+
+def _draw(
+    model: Model,
+    guide: Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_particles: int,
+    plate: str,
+    tiling: _Tiling | None,
+) -> LogWeights:
+    """Parts for one draw of the shared latents, ``(S, B)`` and ``()``."""
+    if tiling is None:
+        return _score(trace_pair(model, guide, args, kwargs, plate), num_particles)
+    with tiling:
+        return _score(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
+
+
+def _score(traces: PairedTraces, num_particles: int) -> LogWeights:
+    batch, full = traces.plate_sizes()
+
+    def local(sites: Iterable[Any]) -> Tensor:
+        total = sum((traces.log_prob(s) for s in sites), start=torch.zeros(()))
+        return total.expand(batch).reshape(num_particles, -1)
+
+    def shared(trace: poutine.Trace) -> Tensor:
+        return sum((traces.log_prob(s) for s in traces.shared_sites(trace)), start=torch.zeros(()))
+
+    guide_sites = [s for observed in (False, True) for s in traces.local_sites(traces.guide, observed=observed)]
+    return LogWeights(
+        log_likelihood=local(traces.local_sites(traces.model, observed=True)),
+        log_prior=local(traces.local_sites(traces.model, observed=False)),
+        log_q=local(guide_sites),
+        shared_log_p=shared(traces.model),
+        shared_log_q=shared(traces.guide),
+        num_data=full,
+    )
+
+
+class _Tiling(Messenger):
+    """Repeats the data, and the indices of the plate over it, S times along the plate."""
+
+    def __init__(self, plate: str, index: Tensor, num_particles: int) -> None:
+        super().__init__()
+        self.plate = plate
+        self.batch = len(index)
+        self.num_particles = num_particles
+        self.index = index.repeat(num_particles)
+
+    @classmethod
+    def of(
+        cls, guide: Guide, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int, plate: str
+    ) -> _Tiling:
+        """Learn the batch from one untiled run."""
+        with torch.no_grad():
+            traces = trace_pair(model, guide, args, kwargs, plate)
+        site = traces.model.nodes.get(plate)
+        if site is None or not isinstance(site["value"], Tensor):
+            raise ValueError(f"expected plate {plate!r} to have a size, got one without")
+        chosen = site["fn"].subsample_size
+        tiling = cls(plate, site["value"], num_particles)
+        if chosen is not None and chosen < site["fn"].size:
+            raise ValueError(
+                f"plate {plate!r} draws its own subsample of {chosen} points; expected the batch to be passed as "
+                f"arguments (the data and `subsample=index`) so that it can be tiled {num_particles} times"
+            )
+        if not any(tiling._is_data(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise ValueError(
+                f"expected an argument with the {tiling.batch} data points of plate {plate!r} along its first "
+                f"dimension, got none: pass the data to the model instead of closing over it"
+            )
+        return tiling
+
+    def tile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Repeat every tensor that holds the batch along its first dimension."""
+        return pytree.tree_map(
+            lambda leaf: _repeat(leaf, self.num_particles) if self._is_data(leaf) else leaf, (args, kwargs)
+        )
+
+    def _is_data(self, leaf: object) -> bool:
+        return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.batch
+
+    def _pyro_sample(self, msg: Any) -> None:
+        # The points keep their own indices, so that a guide with a row a point finds the same row for each particle.
+        if msg["name"] == self.plate and isinstance(msg["fn"], _Subsample) and msg["value"] is None:
+            msg["value"] = self.index
+
+
+def _sample_sites(trace: poutine.Trace) -> Iterator[Any]:
+    return (s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample))
+
+
+def _frame(site: Any, plate: str) -> Any:
+    return next((f for f in site["cond_indep_stack"] if f.name == plate), None)
+
+
+def _check(traces: PairedTraces) -> None:
+    """Raise the one error that explains why model and guide do not fit."""
+    inside = {s["name"] for s in _sample_sites(traces.model) if _frame(s, traces.plate) is not None}
+    if not inside:
+        raise _no_plate_error(traces.model, traces.plate)
+    for site in _sample_sites(traces.model):
+        frame = _frame(site, traces.plate)
+        if frame is not None and frame.dim is None:
+            raise ValueError(f"plate {traces.plate!r} is sequential; expected `with pyro.plate(...)`, got `for ... in`")
+        if site["is_observed"]:
+            continue
+        twin = traces.guide.nodes.get(site["name"])
+        if twin is None:
+            raise ValueError(f"the guide misses the model's latent site {site['name']!r}")
+        if (_frame(twin, traces.plate) is None) != (site["name"] not in inside):
+            where = ("outside", "inside") if site["name"] in inside else ("inside", "outside")
+            raise ValueError(
+                f"site {site['name']!r} is {where[0]} plate {traces.plate!r} in the guide but {where[1]} in the model"
+            )
+    latent = {s["name"] for s in _sample_sites(traces.model) if not s["is_observed"]}
+    for site in _sample_sites(traces.guide):
+        if not (site["is_observed"] or site["name"] in latent or site["infer"].get("is_auxiliary")):
+            raise ValueError(
+                f"the guide samples {site['name']!r}, which the model does not; "
+                "expected infer={'is_auxiliary': True} if that is meant"
+            )
+
+
+def _no_plate_error(trace: poutine.Trace, plate: str) -> ValueError:
+    names = sorted({f.name for s in _sample_sites(trace) for f in s["cond_indep_stack"]})
+    found = ", ".join(map(repr, names)) if names else "none"
+    return ValueError(
+        f"expected a model with sample sites in a plate {plate!r} over data points, found plates: {found}"
+    )
