@@ -212,7 +212,7 @@ def _classify(module: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]:
             foldable = False
     if not in_order:
         draws = []
-    changed = {n.args[0] for n in draws if _mutates(n)}
+    changed = {a for n in draws if _mutates(n) for a in n.all_input_nodes}
     kept = set(constants)
     used = [n for n in constants if n not in changed and any(u not in kept and u not in draws for u in n.users)]
     return draws, used if foldable and (in_order or not changed) else []

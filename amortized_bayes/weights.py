@@ -232,9 +232,11 @@ class _Tiling(Messenger):
 
     def tile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Repeat every tensor that holds the batch along its first dimension."""
-        return pytree.tree_map(
-            lambda leaf: _repeat(leaf, self.num_particles) if self._is_data(leaf) else leaf, (args, kwargs)
-        )
+
+        def repeat(leaf: Any) -> Any:
+            return leaf.repeat(self.num_particles, *(1 for _ in leaf.shape[1:])) if self._is_data(leaf) else leaf
+
+        return pytree.tree_map(repeat, (args, kwargs))
 
     def _is_data(self, leaf: object) -> bool:
         return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.batch
