@@ -1,0 +1,132 @@
+"""The one way to a data set: by name, or by the path of a numpy file.
+
+Rows come in an order drawn from the seed, so the first n of a split are a fair subset, and those of a smaller n are
+among those of a larger one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from amortized_bayes.data.arrays import read_user_arrays
+from amortized_bayes.data.binarized import BINARIZED_FILES, read_binarized
+from amortized_bayes.data.digits import read_digits
+from amortized_bayes.data.download import DOWNLOAD_ERRORS, download_idx_set
+from amortized_bayes.data.mnist import list_idx_files, read_idx_set
+from amortized_bayes.data.places import (
+    ENVIRONMENT_VARIABLE,
+    DataUnavailable,
+    FileSet,
+    cache_folder,
+    describe_search,
+    find_files,
+    list_search_folders,
+)
+from amortized_bayes.seeding import numpy_generator
+from amortized_bayes.types import Dataset, Images
+
+__all__ = ["DATASETS", "load_dataset", "where_to_put"]
+
+DATASETS = ("mnist", "fashion-mnist", "binarized-mnist", "digits")
+"""The data sets known by name."""
+
+
+def load_dataset(
+    name_or_path: str,
+    *,
+    data_dir: Path | None = None,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    seed: int = 0,
+    download: bool = True,
+) -> Dataset:
+    """Load a data set, shuffled by ``seed`` and cut to ``num_train`` and ``num_test`` rows (``None`` for all).
+
+    A named set is searched for in ``data_dir``, the folder that ``AMORTIZED_BAYES_DATA`` names, and the cache folder
+    (``~/.cache/amortized_bayes``); then, unless ``download`` is off, it is downloaded into the cache, the only folder
+    ever written to. A path that ends in ``.npy`` or ``.npz`` is the user's own data (see ``data/arrays.py``). The
+    ``pixels`` of a split are ``(num rows, P)``.
+
+    Raises ``DataUnavailable``, a ``ValueError`` that says where to put which files, if a known data set is not to be
+    had; ``ValueError`` for an unknown name, a file that is not what it should be, a folder that is none, or more rows
+    asked for than there are.
+    """
+    folders = list_search_folders(data_dir)
+    whole = _read_whole(str(name_or_path), folders, download)
+    return whole._replace(
+        train=_take_rows(whole, "train", num_train, seed),
+        test=_take_rows(whole, "test", num_test, seed),
+    )
+
+
+def where_to_put(name: str) -> str:
+    """Say in one line which files of the data set ``name`` go where.
+
+    Raises ``ValueError`` if ``name`` is not one of ``DATASETS``.
+    """
+    _check_name(name)
+    if name == "digits":
+        return "digits come with scikit-learn: there is nothing to put anywhere"
+    wanted = _list_files(name)
+    roots = f"the folder given by --data-dir or {ENVIRONMENT_VARIABLE}, or {cache_folder()}"
+    return f"put {wanted.hint} into {wanted.folder} under {roots}"
+
+
+def _read_whole(name: str, folders: list[Path], download: bool) -> Dataset:
+    if name.endswith((".npy", ".npz")):
+        return read_user_arrays(Path(name).expanduser())
+    _check_name(name)
+    if name == "digits":
+        return read_digits()
+    paths = _find_or_download(name, folders, download)
+    return read_binarized(paths) if name == "binarized-mnist" else read_idx_set(name, paths)
+
+
+def _list_files(name: str) -> FileSet:
+    return BINARIZED_FILES if name == "binarized-mnist" else list_idx_files(name)
+
+
+def _find_or_download(name: str, folders: list[Path], download: bool) -> list[Path]:
+    wanted = _list_files(name)
+    paths = find_files(wanted, folders)
+    if paths is not None:
+        return paths
+    searched = describe_search(wanted, folders)
+    failure = _try_download(name) if download else "download is off"
+    paths = find_files(wanted, folders) if failure is None else None
+    if paths is None:
+        reason = failure or "the download left files missing"
+        raise DataUnavailable(f"{name} is not to be had: searched {searched}; {reason}; {where_to_put(name)}")
+    return paths
+
+
+def _try_download(name: str) -> str | None:
+    """Download into the cache; give the reason of a failure, in one line, or ``None``."""
+    if name == "binarized-mnist":
+        return "there is no download for it"
+    try:
+        download_idx_set(name, cache_folder())
+    except DOWNLOAD_ERRORS as error:
+        return f"the download failed ({type(error).__name__}: {' '.join(str(error).split())})"
+    return None
+
+
+def _check_name(name: str) -> None:
+    if name in DATASETS:
+        return
+    close = difflib.get_close_matches(name.lower().replace("_", "-"), DATASETS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    expected = f"expected a data set ({', '.join(DATASETS)}) or a path that ends in .npy or .npz"
+    raise ValueError(f"{expected}, got {name!r}{hint}")
+
+
+def _take_rows(whole: Dataset, split: str, num_rows: int | None, seed: int) -> Images:
+    images: Images = getattr(whole, split)
+    available = len(images.pixels)
+    if num_rows is not None and not 1 <= num_rows <= available:
+        raise ValueError(
+            f"{whole.name}: expected num_{split} from 1 to {available}, the rows there are, got {num_rows}"
+        )
+    rows = numpy_generator(seed, "subset", whole.name, split).permutation(available)[:num_rows]
+    return Images(images.pixels[rows], None if images.labels is None else images.labels[rows])
