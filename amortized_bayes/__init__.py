@@ -1,0 +1,1 @@
+"""Amortized variational inference: what does it cost to share the inference?"""

@@ -138,7 +138,7 @@ def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], backend: str) ->
     if backend == "inductor":
         replay, name = _compile(graph), "inductor"
     elif any(t.is_cuda for t in (*inputs, *closed)):
-        replay, name = _CudaGraph(graph), "cuda graph"
+        replay, name = _CudaGraph(graph, len(closed)), "cuda graph"
     operations = sum(node.op == "call_function" for node in graph.graph.nodes)
     return Captured(draw, replay, closed, 0.0, name, operations)
 
@@ -261,8 +261,9 @@ def _compile(graph: fx.GraphModule) -> Callable[..., Any]:
 class _CudaGraph:
     """Replays a graph module as one CUDA graph over static input buffers."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, num_closed: int) -> None:
         self.module = graph
+        self.num_closed = num_closed
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[Tensor] = []
         self.outputs: Sequence[Tensor] = ()
@@ -278,8 +279,8 @@ class _CudaGraph:
         return self.outputs
 
     def _record(self, inputs: Sequence[Tensor]) -> None:
-        # Parameters are kept by reference and never move; draws and data are copied into buffers of the graph's own.
-        self.inputs = [t if isinstance(t, torch.nn.Parameter) else t.clone() for t in inputs]
+        # Closed-over tensors stay where they are; draws and data are copied into buffers of the graph's own.
+        self.inputs = [t if i < self.num_closed else t.clone() for i, t in enumerate(inputs)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

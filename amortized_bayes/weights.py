@@ -27,7 +27,16 @@ from torch.utils import _pytree as pytree
 
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["LogWeights", "PairedTraces", "log_weights", "trace_pair"]
+__all__ = [
+    "LogWeights",
+    "PairedTraces",
+    "check_traces",
+    "log_weights",
+    "no_plate_error",
+    "plate_frame",
+    "sample_sites",
+    "trace_pair",
+]
 
 
 class LogWeights(NamedTuple):
@@ -69,11 +78,13 @@ class PairedTraces(NamedTuple):
 
     def local_sites(self, trace: poutine.Trace, *, observed: bool) -> Iterator[Any]:
         """Sample sites inside the plate."""
-        return (s for s in _sample_sites(trace) if s["is_observed"] == observed and _frame(s, self.plate) is not None)
+        return (
+            s for s in sample_sites(trace) if s["is_observed"] == observed and plate_frame(s, self.plate) is not None
+        )
 
     def shared_sites(self, trace: poutine.Trace) -> Iterator[Any]:
         """Sample sites outside the plate, observed or not."""
-        return (s for s in _sample_sites(trace) if _frame(s, self.plate) is None)
+        return (s for s in sample_sites(trace) if plate_frame(s, self.plate) is None)
 
     def log_prob(self, site: Any) -> Tensor:
         """Log density of a site: ``(S·B,)`` inside the plate, ``()`` outside, the plate's subsampling undone."""
@@ -85,7 +96,7 @@ class PairedTraces(NamedTuple):
         Masks and scales set by the user stay in. Only the scale of our own plate is divided out, which
         ``unscaled_log_prob`` cannot do: it drops masks too.
         """
-        frame = _frame(site, self.plate)
+        frame = plate_frame(site, self.plate)
         scale = site["scale"] if frame is None else site["scale"] * (frame.size / frame.full_size)
         if site["mask"] is not None:
             values = torch.where(torch.as_tensor(site["mask"]), values, values.new_zeros(()))
@@ -100,11 +111,11 @@ class PairedTraces(NamedTuple):
 
     def plate_sizes(self) -> tuple[int, int]:
         """Size of the batch and full size N of the plate."""
-        for site in _sample_sites(self.model):
-            frame = _frame(site, self.plate)
+        for site in sample_sites(self.model):
+            frame = plate_frame(site, self.plate)
             if frame is not None:
                 return frame.size, frame.full_size
-        raise _no_plate_error(self.model, self.plate)
+        raise no_plate_error(self.model, self.plate)
 
 
 def log_weights(
@@ -155,7 +166,7 @@ def trace_pair(
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
-    _check(traces)
+    check_traces(traces)
     return traces
 
 
@@ -247,21 +258,23 @@ class _Tiling(Messenger):
             msg["value"] = self.index
 
 
-def _sample_sites(trace: poutine.Trace) -> Iterator[Any]:
+def sample_sites(trace: poutine.Trace) -> Iterator[Any]:
+    """All sample sites of a trace, latent or observed, without the plates' own."""
     return (s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample))
 
 
-def _frame(site: Any, plate: str) -> Any:
+def plate_frame(site: Any, plate: str) -> Any:
+    """The plate's frame in a site's stack of plates, ``None`` for a site outside the plate."""
     return next((f for f in site["cond_indep_stack"] if f.name == plate), None)
 
 
-def _check(traces: PairedTraces) -> None:
+def check_traces(traces: PairedTraces) -> None:
     """Raise the one error that explains why model and guide do not fit."""
-    inside = {s["name"] for s in _sample_sites(traces.model) if _frame(s, traces.plate) is not None}
+    inside = {s["name"] for s in sample_sites(traces.model) if plate_frame(s, traces.plate) is not None}
     if not inside:
-        raise _no_plate_error(traces.model, traces.plate)
-    for site in _sample_sites(traces.model):
-        frame = _frame(site, traces.plate)
+        raise no_plate_error(traces.model, traces.plate)
+    for site in sample_sites(traces.model):
+        frame = plate_frame(site, traces.plate)
         if frame is not None and frame.dim is None:
             raise ValueError(f"plate {traces.plate!r} is sequential; expected `with pyro.plate(...)`, got `for ... in`")
         if site["is_observed"]:
@@ -269,13 +282,13 @@ def _check(traces: PairedTraces) -> None:
         twin = traces.guide.nodes.get(site["name"])
         if twin is None:
             raise ValueError(f"the guide misses the model's latent site {site['name']!r}")
-        if (_frame(twin, traces.plate) is None) != (site["name"] not in inside):
+        if (plate_frame(twin, traces.plate) is None) != (site["name"] not in inside):
             where = ("outside", "inside") if site["name"] in inside else ("inside", "outside")
             raise ValueError(
                 f"site {site['name']!r} is {where[0]} plate {traces.plate!r} in the guide but {where[1]} in the model"
             )
-    latent = {s["name"] for s in _sample_sites(traces.model) if not s["is_observed"]}
-    for site in _sample_sites(traces.guide):
+    latent = {s["name"] for s in sample_sites(traces.model) if not s["is_observed"]}
+    for site in sample_sites(traces.guide):
         if not (site["is_observed"] or site["name"] in latent or site["infer"].get("is_auxiliary")):
             raise ValueError(
                 f"the guide samples {site['name']!r}, which the model does not; "
@@ -283,8 +296,9 @@ def _check(traces: PairedTraces) -> None:
             )
 
 
-def _no_plate_error(trace: poutine.Trace, plate: str) -> ValueError:
-    names = sorted({f.name for s in _sample_sites(trace) for f in s["cond_indep_stack"]})
+def no_plate_error(trace: poutine.Trace, plate: str) -> ValueError:
+    """The error for a model without the plate, naming the plates that it has."""
+    names = sorted({f.name for s in sample_sites(trace) for f in s["cond_indep_stack"]})
     found = ", ".join(map(repr, names)) if names else "none"
     return ValueError(
         f"expected a model with sample sites in a plate {plate!r} over data points, found plates: {found}"

@@ -1,0 +1,199 @@
+r"""Estimators of the ELBO's parts whose gradients vary less, with the same expectation.
+
+- *Analytic KL*: where guide and model site have a closed Kullback-Leibler divergence, it replaces
+  log q - log p of the draw.
+- *Local reparametrization* (Kingma, Salimans & Welling, 2015): weights with Gaussian factors that enter through
+  ``F.linear`` alone are never drawn. Each data point gets the output's exact distribution instead,
+
+  .. math::
+      W h + b \sim N(\mu_W h + \mu_b, \; \sigma_W^2 h^2 + \sigma_b^2),
+
+  independent over points, so that the noise of a batch averages out. The weights stay sample sites of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+import torch.nn.functional as F
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+from torch.overrides import TorchFunctionMode
+
+from amortized_bayes.types import Guide, Model
+from amortized_bayes.weights import LogWeights, PairedTraces, check_traces, plate_frame, sample_sites, trace_pair
+
+__all__ = ["expected_log_weights"]
+
+
+def expected_log_weights(
+    model: Model,
+    guide: Guide,
+    *args: Any,
+    plate: str = "data",
+    num_data: int | None = None,
+    analytic_kl: bool = True,
+    local_reparametrization: bool = False,
+    **kwargs: Any,
+) -> LogWeights:
+    """Log weights of one particle, with parts replaced by their expectations where that is asked for.
+
+    The mean of ``local`` plus ``shared / N`` has the expectation of the plain one; a single value is no longer an
+    importance weight, so that this serves the ELBO and its gradient alone.
+
+    Args:
+        model: Pyro program with a plate over data points.
+        guide: Pyro program that samples every latent site of the model.
+        args: arguments of both programs.
+        plate: name of the plate over data points.
+        num_data: N, where the plate is sized by the batch.
+        analytic_kl: use closed KL divergences for latent sites where torch has them.
+        local_reparametrization: never draw shared weights with Gaussian factors (implies their analytic KL).
+        kwargs: keyword arguments of both programs.
+
+    Returns:
+        Parts of shape (1, 1, B) and (1,), in nats.
+
+    Raises:
+        ValueError: as :func:`~amortized_bayes.weights.log_weights`; or local reparametrization of a shared
+            site that is not Gaussian, or that is used outside ``F.linear``.
+    """
+    if local_reparametrization:
+        traces, undrawn = _trace_without_weights(model, guide, args, kwargs, plate)
+    else:
+        traces, undrawn = trace_pair(model, guide, args, kwargs, plate), frozenset()
+    sums = _Sums(traces)
+    twins = {site["name"]: site for site in sample_sites(traces.guide)}
+    for site in sample_sites(traces.model):
+        if site["is_observed"]:
+            sums.add("log_likelihood", site, traces.log_prob(site))
+            continue
+        twin = twins.pop(site["name"])
+        log_p, log_q = _latent_parts(traces, site, twin, analytic_kl or site["name"] in undrawn)
+        sums.add("log_prior", site, log_p)
+        sums.add("log_q", twin, log_q)
+    for site in twins.values():  # auxiliary sites and factors of the guide
+        sums.add("log_q", site, traces.log_prob(site))
+    return sums.log_weights(num_data)
+
+
+class _Sums:
+    """Sums of site terms, inside and outside the plate."""
+
+    def __init__(self, traces: PairedTraces) -> None:
+        self.traces = traces
+        self.terms: dict[tuple[str, bool], list[Tensor]] = {}
+
+    def add(self, part: str, site: Any, value: Tensor) -> None:
+        local = plate_frame(site, self.traces.plate) is not None
+        self.terms.setdefault((part, local), []).append(value)
+
+    def log_weights(self, num_data: int | None) -> LogWeights:
+        batch, full = self.traces.plate_sizes()
+
+        def total(*parts: str, local: bool) -> Tensor:
+            terms = [t for part in parts for t in self.terms.get((part, local), [])]
+            value = (
+                torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+                if len(terms) > 1
+                else (terms or [torch.zeros(())])[0]
+            )
+            return value.expand(batch).reshape(1, 1, batch) if local else value.reshape(1)
+
+        return LogWeights(
+            log_likelihood=total("log_likelihood", local=True),
+            log_prior=total("log_prior", local=True),
+            log_q=total("log_q", local=True),
+            shared_log_p=total("log_likelihood", "log_prior", local=False),
+            shared_log_q=total("log_q", local=False),
+            num_data=num_data or full,
+        )
+
+
+def _latent_parts(traces: PairedTraces, site: Any, twin: Any, analytic: bool) -> tuple[Tensor, Tensor]:
+    """Log p and log q of a site, as a draw's or, in closed form, such that their difference is -KL."""
+    if analytic and twin["mask"] is None and site["mask"] is None and _scale(site) == _scale(twin):
+        try:
+            divergence = kl_divergence(twin["fn"], site["fn"])
+            entropy = twin["fn"].entropy()
+        except NotImplementedError:
+            pass  # no closed form, as for transformed sites: the draw's own log densities serve
+        else:
+            log_q = traces.reduce(twin, -entropy)
+            return log_q - traces.reduce(site, divergence), log_q
+    return traces.log_prob(site), traces.log_prob(twin)
+
+
+def _scale(site: Any) -> float:
+    return float(site["scale"]) if not isinstance(site["scale"], Tensor) else float("nan")
+
+
+class _UndrawnWeights(Messenger):
+    """Gives each Gaussian site outside the plate its location as value, and remembers its scale."""
+
+    def __init__(self, plate: str) -> None:
+        super().__init__()
+        self.plate = plate
+        self.moments: dict[int, tuple[str, Tensor, Tensor]] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        drawn = msg["is_observed"] or msg["value"] is not None or msg["infer"].get("is_auxiliary")
+        if drawn or plate_frame(msg, self.plate) is not None or isinstance(msg["fn"], _Subsample):
+            return
+        base = msg["fn"].base_dist if isinstance(msg["fn"], Independent) else msg["fn"]
+        if not isinstance(base, Normal):
+            raise ValueError(
+                f"local reparametrization expected Gaussian factors, got {type(base).__name__} at {msg['name']!r}"
+            )
+        value = base.loc.view_as(base.loc)  # an object of its own, by which F.linear knows it
+        self.moments[id(value)] = (msg["name"], value, base.scale)
+        msg["value"] = value
+        msg["done"] = True
+
+
+class _LinearOnMoments(TorchFunctionMode):
+    """Replaces ``F.linear`` on undrawn weights by a draw of its output, and refuses any other use of them."""
+
+    def __init__(self, moments: dict[int, tuple[str, Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.moments = moments
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        used = [self.moments[id(a)][0] for a in (*args, *kwargs.values()) if id(a) in self.moments]
+        if not used:
+            return func(*args, **kwargs)
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        if getattr(func, "__name__", "") in ("__get__", "dim", "size", "__len__", "numel", "is_floating_point"):
+            return func(*args, **kwargs)
+        raise ValueError(
+            f"local reparametrization expected site {used[0]!r} to be used by torch.nn.functional.linear alone, "
+            f"got {getattr(func, '__name__', func)}"
+        )
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        w, b = self.moments.get(id(weight)), self.moments.get(id(bias))
+        mean = F.linear(input, weight, bias)
+        if w is None:
+            assert b is not None
+            return mean + b[2] * torch.randn_like(mean)
+        variance = F.linear(input.square(), w[2].square(), None if b is None else b[2].square())
+        tiny = torch.finfo(variance.dtype).tiny
+        return mean + variance.clamp_min(tiny).sqrt() * torch.randn_like(mean)
+
+
+def _trace_without_weights(
+    model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str
+) -> tuple[PairedTraces, frozenset[str]]:
+    with _UndrawnWeights(plate) as undrawn:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    with _LinearOnMoments(undrawn.moments):
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    traces = PairedTraces(guide_trace, model_trace, plate)
+    check_traces(traces)
+    return traces, frozenset(name for name, _, _ in undrawn.moments.values())

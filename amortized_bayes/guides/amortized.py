@@ -1,0 +1,53 @@
+r"""Amortized VI: one network answers for every data point, :math:`f(x_n, n) = f_\phi(x_n)` (Kingma & Welling, 2014)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from amortized_bayes.guides.local import LocalGuide, initial_parameters
+from amortized_bayes.networks import MLP
+from amortized_bayes.types import LatentSite
+
+__all__ = ["Amortized"]
+
+
+class Amortized(LocalGuide):
+    """Gaussian of each point from an encoder P -> k -> ... -> k -> 2 D, fully connected unless another is given.
+
+    Args:
+        sites: local latent sites of the model.
+        num_data: N.
+        observed: size P of one data point, flattened.
+        width: k, width of each hidden layer.
+        depth: number of hidden layers; 0 makes the encoder linear.
+        encoder: a network ``(B, ...) -> (B, 2 D)`` to use instead; the sizes are then ignored.
+        shared: guide of the shared sites.
+        plate: name of the plate over data points.
+
+    Raises:
+        ValueError: a width below 1 or a depth below 0.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[LatentSite],
+        num_data: int,
+        observed: int,
+        width: int = 64,
+        depth: int = 1,
+        *,
+        encoder: nn.Module | None = None,
+        shared: nn.Module | None = None,
+        plate: str = "data",
+    ) -> None:
+        super().__init__(sites, num_data, shared=shared, plate=plate)
+        if width < 1 or depth < 0:
+            raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
+        sizes = [observed, *[width] * depth, 2 * self.latent_dim]
+        self.encoder = encoder or nn.Sequential(nn.Flatten(), MLP(sizes, initial_parameters(self.latent_dim)))
+
+    def locate(self, x: Tensor, index: Tensor) -> Tensor:
+        """Encode the data; the places of the points do not matter."""
+        return self.encoder(x)

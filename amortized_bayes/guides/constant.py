@@ -1,0 +1,33 @@
+r"""Constant VI: all data points share one Gaussian, :math:`f(x_n, n) = \nu`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from amortized_bayes.guides.local import LocalGuide, initial_parameters
+from amortized_bayes.types import LatentSite
+
+__all__ = ["Constant"]
+
+
+class Constant(LocalGuide):
+    """One Gaussian for all points.
+
+    Args:
+        sites: local latent sites of the model.
+        num_data: N.
+        shared: guide of the shared sites.
+        plate: name of the plate over data points.
+    """
+
+    def __init__(
+        self, sites: Sequence[LatentSite], num_data: int, *, shared: nn.Module | None = None, plate: str = "data"
+    ) -> None:
+        super().__init__(sites, num_data, shared=shared, plate=plate)
+        self.parameters_of_all = nn.Parameter(initial_parameters(self.latent_dim))
+
+    def locate(self, x: Tensor, index: Tensor) -> Tensor:
+        """Repeat the one answer for each point."""
+        return self.parameters_of_all.expand(len(index), -1)

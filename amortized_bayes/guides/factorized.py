@@ -1,0 +1,48 @@
+r"""Factorized VI: every data point has parameters of its own, :math:`f(x_n, n) = \nu_n`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from amortized_bayes.guides.local import LocalGuide, initial_parameters
+from amortized_bayes.networks import RowTable
+from amortized_bayes.types import LatentSite
+
+__all__ = ["Factorized"]
+
+
+class Factorized(LocalGuide):
+    """Gaussian of each point from its own row of a table ``(N, 2 D)``.
+
+    Args:
+        sites: local latent sites of the model.
+        num_data: N, the number of rows.
+        start: rows at the start, ``(N, 2 D)``: for example the answers of an encoder. By default all are equal.
+        shared: guide of the shared sites.
+        plate: name of the plate over data points.
+
+    Raises:
+        ValueError: ``start`` of another shape.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[LatentSite],
+        num_data: int,
+        *,
+        start: Tensor | None = None,
+        shared: nn.Module | None = None,
+        plate: str = "data",
+    ) -> None:
+        super().__init__(sites, num_data, shared=shared, plate=plate)
+        shape = (num_data, 2 * self.latent_dim)
+        if start is not None and start.shape != shape:
+            raise ValueError(f"expected start of shape {shape}, got {tuple(start.shape)}")
+        rows = initial_parameters(self.latent_dim).expand(shape) if start is None else start.detach()
+        self.table = RowTable(rows.clone())
+
+    def locate(self, x: Tensor, index: Tensor) -> Tensor:
+        """Look up the rows of the points; the data do not matter."""
+        return self.table(index)

@@ -1,0 +1,104 @@
+r"""What all guides with a Gaussian for each data point have in common.
+
+A guide is a map from a data point to the location and log scale of a factorized Gaussian on the unconstrained space,
+
+.. math::
+    q(z \mid x_n) = T_\# N(\mu_n, \operatorname{diag}\, \sigma_n^2), \qquad (\mu_n, \log \sigma_n) = f(x_n, n),
+
+where T maps to each site's support. Constant, factorized and amortized guides differ in f alone.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from amortized_bayes.types import LatentSite
+
+__all__ = ["INITIAL_LOG_SCALE", "LocalGuide", "gaussian_site", "initial_parameters", "is_real", "unconstrained_shape"]
+
+INITIAL_LOG_SCALE = -1.0
+"""Every family starts from the same q(z): location 0 and this log scale, for every data point."""
+
+
+class LocalGuide(nn.Module, ABC):
+    """A factorized Gaussian for the local sites of each data point, beside an optional guide of the shared sites.
+
+    Args:
+        sites: local latent sites of the model; D is their total size on the unconstrained space.
+        num_data: N, the size of the plate when a batch is given by ``index``.
+        shared: guide of the sites outside the plate, called without arguments.
+        plate: name of the plate over data points.
+
+    Raises:
+        ValueError: no sites, or N below 1.
+    """
+
+    def __init__(
+        self, sites: Sequence[LatentSite], num_data: int, *, shared: nn.Module | None = None, plate: str = "data"
+    ) -> None:
+        super().__init__()
+        if not sites:
+            raise ValueError(f"expected a model with a latent site in plate {plate!r}, got none")
+        if num_data < 1:
+            raise ValueError(f"expected num_data of 1 or more, got {num_data}")
+        self.sites = tuple(sites)
+        self.num_data = num_data
+        self.shared = shared
+        self.plate = plate
+        self.sizes = [math.prod(unconstrained_shape(site)) for site in self.sites]
+        self.latent_dim = sum(self.sizes)
+
+    @abstractmethod
+    def locate(self, x: Tensor, index: Tensor) -> Tensor:
+        """Locations and log scales, concatenated, ``(B, 2 D)``, of data ``x`` (B, ...) at places ``index`` (B,)."""
+
+    def forward(self, x: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
+        """Sample every latent site; further arguments of the model are ignored."""
+        if self.shared is not None:
+            self.shared()
+        size = len(x) if index is None else self.num_data
+        with pyro.plate(self.plate, size, subsample=index) as places:
+            assert places is not None
+            loc, log_scale = self.locate(x, places).chunk(2, -1)
+            for site, size, end in zip(self.sites, self.sizes, accumulate(self.sizes), strict=True):
+                part = slice(end - size, end)
+                pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
+
+
+def unconstrained_shape(site: LatentSite) -> Size:
+    """Event shape of a site on the unconstrained space."""
+    return biject_to(site.support).inverse_shape(site.event_shape)
+
+
+def gaussian_site(site: LatentSite, loc: Tensor, log_scale: Tensor) -> dist.TorchDistribution:
+    """Distribution of a site from its flat location and log scale ``(..., size)``, on the site's own support."""
+    shape = (*loc.shape[:-1], *unconstrained_shape(site))
+    transform = biject_to(site.support)
+    base = dist.Normal(loc.reshape(shape), log_scale.exp().reshape(shape))
+    if is_real(site.support):
+        return base.to_event(len(site.event_shape))
+    moved = dist.TransformedDistribution(base, [transform])  # batch shape (B,) and what the support leaves
+    return moved.to_event(len(site.event_shape) - transform.codomain.event_dim)
+
+
+def initial_parameters(latent_dim: int) -> Tensor:
+    """Location 0 and the common log scale of every latent, ``(2 D,)``."""
+    return torch.cat([torch.zeros(latent_dim), torch.full((latent_dim,), INITIAL_LOG_SCALE)])
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether a site needs no transform."""
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    return base is constraints.real or base is constraints.real_vector

@@ -1,0 +1,74 @@
+"""The latent sites of a model, read off one trace: what a guide must provide."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from amortized_bayes.types import LatentSite, Model
+from amortized_bayes.weights import no_plate_error, plate_frame, sample_sites
+
+__all__ = ["LatentSites", "latent_sites"]
+
+
+class LatentSites(NamedTuple):
+    """Latent sites of a model inside and outside the plate over data points.
+
+    ``shared_draw`` is one draw of the shared sites from their priors, on the unconstrained space: a start for guides.
+    """
+
+    local: list[LatentSite]
+    shared: list[LatentSite]
+    shared_draw: dict[str, Tensor]
+
+
+def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -> LatentSites:
+    """Run the model once and list its latent sites.
+
+    Args:
+        model: Pyro program with a plate over data points.
+        args: arguments of the model, data of at least one point.
+        plate: name of the plate.
+        kwargs: keyword arguments of the model.
+
+    Raises:
+        ValueError: no such plate, a discrete latent site, or a local site inside a further plate.
+    """
+    with torch.no_grad():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    if not any(plate_frame(site, plate) for site in sample_sites(trace)):
+        raise no_plate_error(trace, plate)
+    found = LatentSites([], [], {})
+    for site in sample_sites(trace):
+        if site["is_observed"]:
+            continue
+        latent = _describe(site, plate)
+        if plate_frame(site, plate) is not None:
+            found.local.append(latent)
+        else:
+            found.shared.append(latent)
+            found.shared_draw[latent.name] = biject_to(latent.support).inv(site["value"].detach())
+    return found
+
+
+def _describe(site: Any, plate: str) -> LatentSite:
+    if site["fn"].support.is_discrete:
+        raise ValueError(
+            f"expected continuous latent sites, got the discrete site {site['name']!r} ({type(site['fn']).__name__})"
+        )
+    others = [f.name for f in site["cond_indep_stack"] if f.name != plate]
+    if others and plate_frame(site, plate) is not None:
+        raise ValueError(
+            f"expected local sites inside plate {plate!r} alone, got {site['name']!r} inside {others} as well; "
+            f"use .to_event() for its other dimensions"
+        )
+    shape = site["fn"].event_shape if plate_frame(site, plate) is not None else site["value"].shape
+    support = site["fn"].support
+    missing = len(shape) - support.event_dim
+    if missing > 0:
+        support = constraints.independent(support, missing)
+    return LatentSite(site["name"], shape, support)
