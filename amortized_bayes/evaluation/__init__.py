@@ -1,0 +1,1 @@
+"""Estimates for a fitted guide: bounds on the log evidence, and errors of predictions."""

@@ -1,0 +1,217 @@
+r"""Bounds on the log evidence, a data point at a time, in nats.
+
+With shared latents theta and N training points (a Bayesian decoder):
+
+.. math::
+    \text{ELBO}_b &= E[\text{local}_b] + E[\text{shared}] / N \\
+    \text{IWAE}_b &= E_\theta \log \tfrac1S \sum_s e^{\text{local}_{sb}} + E[\text{shared}] / N
+    \quad \text{(Burda, Grosse \& Salakhutdinov, 2016)} \\
+    \text{log predictive}_b &= \log E_{q(\theta)} p(x_b \mid \theta)
+    \approx \log \tfrac{1}{TS} \sum_{ts} e^{\text{local}_{tsb}}
+
+The first two are bounds on log p(x_1, ..., x_N) / N and serve training points. The third is for test
+points; it is no ELBO and is not comparable with one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amortized_bayes.expectations import expected_log_weights
+from amortized_bayes.types import Guide, Model
+from amortized_bayes.weights import LogWeights, log_weights
+
+__all__ = ["Elbo", "Estimate", "elbo", "iwae", "log_predictive"]
+
+MAX_ROWS = 20_000
+"""Particles times points that are evaluated at once: memory stays near 1 GB for 784 pixels in float32."""
+
+
+class Estimate(NamedTuple):
+    """A value a data point, ``(B,)``, in nats, and its Monte Carlo standard error, ``(B,)``."""
+
+    value: Tensor
+    standard_error: Tensor
+
+    def mean(self) -> tuple[float, float]:
+        """Mean over points, and its standard error over points."""
+        return mean_over_points(self.value)
+
+
+class Elbo(NamedTuple):
+    """An ELBO and its terms, each a data point, ``(B,)``, in nats.
+
+    Args:
+        value: log likelihood - KL + shared / N.
+        standard_error: Monte Carlo error of ``value``.
+        log_likelihood: E log p(x|z, theta).
+        kl: KL(q(z|x) || p(z)).
+        shared: shared / N, the same for all points, ``()``: minus the KL of q(theta) a data point.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    log_likelihood: Tensor
+    kl: Tensor
+    shared: Tensor
+
+    def mean(self) -> tuple[float, float]:
+        """Mean over points, and its standard error over points."""
+        return mean_over_points(self.value)
+
+
+def mean_over_points(values: Tensor) -> tuple[float, float]:
+    """Mean of values ``(B,)`` and its standard error, the points being the sample (nan for one point)."""
+    values = values.double()
+    return values.mean().item(), (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+
+
+@torch.no_grad()
+def elbo(
+    model: Model,
+    guide: Guide,
+    *args: Any,
+    num_draws: int = 20,
+    plate: str = "data",
+    num_data: int | None = None,
+    analytic_kl: bool = True,
+    local_reparametrization: bool = False,
+    chunk_size: int = MAX_ROWS,
+    **kwargs: Any,
+) -> Elbo:
+    """ELBO of each point, from ``num_draws`` draws of all latents.
+
+    Args:
+        model: Pyro program with a plate over data points.
+        guide: Pyro program that samples every latent site of the model.
+        args: arguments of both programs; tensors with the data along their first dimension are taken in chunks.
+        num_draws: draws of local and shared latents.
+        plate: name of the plate over data points.
+        num_data: N, where the plate is sized by the batch.
+        analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`.
+        local_reparametrization: likewise.
+        chunk_size: points at once.
+        kwargs: keyword arguments of both programs.
+
+    Raises:
+        ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+    """
+    options = {"analytic_kl": analytic_kl, "local_reparametrization": local_reparametrization}
+    parts: list[list[Tensor]] = []
+    for chunk in _chunks(args, chunk_size):
+        draws = [
+            expected_log_weights(model, guide, *chunk, plate=plate, num_data=num_data, **options, **kwargs)
+            for _ in range(num_draws)
+        ]
+        likelihood = torch.stack([w.log_likelihood[0, 0] for w in draws])
+        divergence = torch.stack([(w.log_q - w.log_prior)[0, 0] for w in draws])
+        shared = torch.stack([w.shared[0] / w.num_data for w in draws])
+        values = likelihood - divergence + shared[:, None]
+        error = values.std(0) / math.sqrt(num_draws) if num_draws > 1 else torch.full_like(values[0], math.nan)
+        parts.append([values.mean(0), error, likelihood.mean(0), divergence.mean(0), shared.mean()[None]])
+    value, error, likelihood, divergence, shared = (torch.cat(p) for p in zip(*parts, strict=True))
+    return Elbo(value, error, likelihood, divergence, shared.mean())
+
+
+@torch.no_grad()
+def iwae(
+    model: Model,
+    guide: Guide,
+    *args: Any,
+    num_particles: int = 100,
+    num_shared: int = 1,
+    plate: str = "data",
+    num_data: int | None = None,
+    max_rows: int = MAX_ROWS,
+    **kwargs: Any,
+) -> Estimate:
+    """Importance-weighted bound of each point from S = ``num_particles``, averaged over T = ``num_shared`` draws.
+
+    Arguments as :func:`elbo`; ``max_rows`` bounds particles times points at once. The error comes from the
+    spread over T where T is above 1, else from the spread of the weights (delta method).
+
+    Raises:
+        ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+    """
+    options = {"num_particles": num_particles, "num_shared": num_shared, "plate": plate, "num_data": num_data}
+    found = [_iwae_of(w) for w in _weights_in_chunks(model, guide, args, kwargs, options, max_rows // num_particles)]
+    return Estimate(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def log_predictive(
+    model: Model,
+    guide: Guide,
+    *args: Any,
+    num_particles: int = 16,
+    num_shared: int = 8,
+    plate: str = "data",
+    max_rows: int = MAX_ROWS,
+    **kwargs: Any,
+) -> Estimate:
+    """Log predictive density of each test point, ``log E_q(theta) p(x|theta)``, from T times S draws.
+
+    A lower bound in expectation, tighter with more draws. Arguments as :func:`iwae`; the error is by the delta method
+    over the T draws of theta (over all weights where T is 1).
+
+    Raises:
+        ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+    """
+    options = {"num_particles": num_particles, "num_shared": num_shared, "plate": plate, "num_data": None}
+    found = [
+        _predictive_of(w) for w in _weights_in_chunks(model, guide, args, kwargs, options, max_rows // num_particles)
+    ]
+    return Estimate(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def _iwae_of(weights: LogWeights) -> tuple[Tensor, Tensor]:
+    draws, particles, _ = weights.local.shape
+    bound = weights.local.logsumexp(1) - math.log(particles)  # (T, B)
+    total = bound + weights.shared[:, None] / weights.num_data
+    if draws > 1:
+        return total.mean(0), total.std(0) / math.sqrt(draws)
+    return total[0], _delta_error(weights.local[0])
+
+
+def _predictive_of(weights: LogWeights) -> tuple[Tensor, Tensor]:
+    draws, particles, _ = weights.local.shape
+    of_theta = weights.local.logsumexp(1) - math.log(particles)  # (T, B)
+    value = of_theta.logsumexp(0) - math.log(draws)
+    return value, _delta_error(of_theta if draws > 1 else weights.local[0])
+
+
+def _delta_error(log_terms: Tensor) -> Tensor:
+    """Standard error of a log-mean-exp over the first dimension: spread of the terms over their mean."""
+    count = len(log_terms)
+    if count < 2:
+        return torch.full_like(log_terms[0], math.nan)
+    relative = (log_terms - (log_terms.logsumexp(0) - math.log(count))).exp()
+    return relative.std(0) / math.sqrt(count)
+
+
+def _weights_in_chunks(
+    model: Model,
+    guide: Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: dict[str, Any],
+    chunk_size: int,
+) -> Iterator[LogWeights]:
+    for chunk in _chunks(args, max(1, chunk_size)):
+        yield log_weights(model, guide, *chunk, **options, **kwargs)
+
+
+def _chunks(args: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+    """Slices of the tensors that hold as many rows as the first argument."""
+    count = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 0
+    if count <= size:
+        yield args
+        return
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        yield tuple(a[part] if isinstance(a, Tensor) and a.dim() and len(a) == count else a for a in args)

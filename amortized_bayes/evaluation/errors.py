@@ -1,0 +1,80 @@
+"""What a fitted model makes of the data when every latent is set to its mean: predictions, errors, active units."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Independent, TransformedDistribution
+
+from amortized_bayes.types import Guide, Model
+from amortized_bayes.weights import PairedTraces
+
+__all__ = ["MeanPrediction", "active_units", "mean_prediction", "mean_squared_error"]
+
+ACTIVE_VARIANCE = 0.01
+"""A latent is active if the variance over points of its mean exceeds this (Burda, Grosse & Salakhutdinov, 2016)."""
+
+
+class MeanPrediction(NamedTuple):
+    """Mean of the observed site, ``(B, ...)``, and means of the local latents, flattened, ``(B, D)``."""
+
+    observed: Tensor
+    latents: Tensor
+
+
+@torch.no_grad()
+def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data", **kwargs: Any) -> MeanPrediction:
+    """Set every latent, shared ones too, to the mean of its factor in the guide, and decode.
+
+    A constrained site is set to its transformed location, which is its median.
+
+    Raises:
+        ValueError: not exactly one observed site inside the plate.
+    """
+    with _Means():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    traces = PairedTraces(guide_trace, model_trace, plate)
+    observed = list(traces.local_sites(model_trace, observed=True))
+    if len(observed) != 1:
+        raise ValueError(f"expected one observed site in plate {plate!r}, got {[s['name'] for s in observed]}")
+    latents = [s["value"].reshape(len(s["value"]), -1) for s in traces.local_sites(guide_trace, observed=False)]
+    return MeanPrediction(observed[0]["fn"].mean, torch.cat(latents, 1))
+
+
+def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error of each data point averaged over its entries, ``(B,)``.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"expected target of shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
+    return (prediction - target).square().flatten(1).mean(1)
+
+
+def active_units(latent_means: Tensor) -> int:
+    """Number of latents whose mean varies over points by more than 0.01, from means ``(N, D)``."""
+    return int((latent_means.var(0) > ACTIVE_VARIANCE).sum())
+
+
+class _Means(Messenger):
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["value"] is None and not isinstance(msg["fn"], _Subsample):
+            msg["value"] = _center(msg["fn"])
+
+
+def _center(distribution: Any) -> Tensor:
+    if isinstance(distribution, Independent):
+        return _center(distribution.base_dist)
+    if isinstance(distribution, TransformedDistribution):
+        value = _center(distribution.base_dist)
+        for transform in distribution.transforms:
+            value = transform(value)
+        return value
+    return distribution.mean

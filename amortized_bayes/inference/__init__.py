@@ -1,0 +1,1 @@
+"""Inference: fitting guides, and the gradients and optimisers that it takes."""
