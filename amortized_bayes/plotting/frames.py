@@ -1,0 +1,154 @@
+"""From the tidy rows of a run to what one figure needs: one metric, grouped by guide, with the fate of each fit.
+
+A fit is one (experiment, dataset, model, guide, k, seed). It *failed* if any of its rows says so, and it is *vacuous*
+if its last rows do (every fit starts with latents that carry nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import pandas as pd
+
+from amortized_bayes.plotting.style import guide_label
+from amortized_bayes.types import ROW_FIELDS
+
+__all__ = ["Group", "by_guide", "failures", "notes", "select", "tidy", "where", "widths"]
+
+FIT = ("experiment", "dataset", "model", "guide", "k", "seed")
+GUIDE_ORDER = ("amortized", "factorized", "factorized-from-amortized", "constant")
+FATES = ("ok", "vacuous", "failed")
+
+
+class Group(NamedTuple):
+    """The rows of one guide whose fits met the same ``fate`` (``"ok"``, ``"vacuous"`` or ``"failed"``)."""
+
+    guide: str
+    k: int | None
+    fate: str
+    rows: pd.DataFrame
+
+    @property
+    def label(self) -> str:
+        """Name of the guide, with its fate where that is not ``"ok"``."""
+        name = guide_label(self.guide, self.k)
+        return name if self.fate == "ok" else f"{name} ({self.fate})"
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of fits in the group."""
+        return len(set(self.rows["seed"]))
+
+
+def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy with numeric columns, nullable ``k`` and a column ``fate``: what became of each row's fit."""
+    missing = [name for name in ROW_FIELDS if name not in frame.columns]
+    if missing:
+        raise ValueError(f"expected the columns of types.ROW_FIELDS, these are missing: {', '.join(missing)}")
+    rows = frame.reset_index(drop=True).copy()
+    rows["k"] = pd.Series(rows["k"], dtype="Int64")
+    for name in ("step", "seconds", "value", "standard_error"):
+        rows[name] = pd.Series(rows[name], dtype="float64")
+    rows["note"] = rows["note"].fillna("").astype(str)
+    rows["fate"] = _fates(rows)
+    return rows
+
+
+def select(
+    rows: pd.DataFrame, metrics: str | Sequence[str], dataset: str | None = None, curve: bool = False
+) -> pd.DataFrame:
+    """Return the rows of one or more metrics, of one data set if given; ``ValueError`` where there are none.
+
+    A fit has one row of a metric, or one a step if ``curve``. More, of two models in one frame say, are refused: no
+    figure may average over them.
+    """
+    wanted = [metrics] if isinstance(metrics, str) else list(metrics)
+    if dataset is not None:
+        if dataset not in set(rows["dataset"]):
+            raise ValueError(f"no rows of data set {dataset!r}; there are: {_names(rows['dataset'])}")
+        rows = where(rows, rows["dataset"] == dataset)
+    place = "" if dataset is None else f" for data set {dataset!r}"
+    for metric in wanted:
+        if metric not in set(rows["metric"]):
+            raise ValueError(f"no rows of metric {metric!r}{place}; there are: {_names(rows['metric'])}")
+    chosen = where(rows, rows["metric"].isin(wanted))
+    key: Any = ["dataset", "guide", "k", "seed", "metric", *(["step"] if curve else [])]
+    twice = where(chosen, chosen.duplicated(key))
+    if len(twice):
+        first = twice.iloc[0]
+        fit = f"{guide_label(first['guide'], _width(first['k']))}, seed {first['seed']}, step {first['step']:g}"
+        raise ValueError(f"more than one {first['metric']!r} row for {fit}: choose one experiment and one model first")
+    return chosen
+
+
+def by_guide(rows: pd.DataFrame) -> Iterator[Group]:
+    """Yield the rows guide by guide: amortized by rising width, factorized, constant, then any other, ``ok`` first."""
+    keys = dict.fromkeys(zip(rows["guide"], map(_width, rows["k"]), rows["fate"], strict=True))
+    for guide, k, fate in sorted(keys, key=_order):
+        same_k = rows["k"].isna() if k is None else (rows["k"] == k).fillna(False).astype(bool)
+        yield Group(guide, k, fate, where(rows, (rows["guide"] == guide) & (rows["fate"] == fate) & same_k))
+
+
+def widths(rows: pd.DataFrame) -> tuple[int, ...]:
+    """Return all encoder widths, rising."""
+    return tuple(sorted(int(k) for k in rows.loc[rows["guide"] == "amortized", "k"].dropna().unique()))
+
+
+def failures(rows: pd.DataFrame, dataset: str | None = None) -> list[str]:
+    """Return one phrase a failed fit: ``"A-VI, k = 256, seed 1 at step 1200 (loss is not finite)"``."""
+    failed = where(rows, (rows["status"] == "failed") & ((dataset is None) | (rows["dataset"] == dataset)))
+    phrases = []
+    for group in by_guide(failed.assign(fate="ok")):
+        for row in group.rows.drop_duplicates("seed", keep="last").to_dict("records"):
+            reason = f" ({row['note']})" if row["note"] else ""
+            phrases.append(f"{group.label}, seed {row['seed']} at step {row['step']:.0f}{reason}")
+    return phrases
+
+
+def notes(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return the notes that hold for all guides, and those of some only (``"F-VI: fresh factors"``).
+
+    A row's note may hold several phrases, parted by ``"; "``. Notes of failed fits are left to ``failures``.
+    """
+    rows = where(rows, rows["status"] != "failed")
+    holders: dict[str, dict[str, None]] = {}
+    for guide, k, note in zip(rows["guide"], map(_width, rows["k"]), rows["note"], strict=True):
+        for phrase in filter(None, note.split("; ")):
+            holders.setdefault(phrase, {})[guide_label(guide, k)] = None
+    everyone = {group.label for group in by_guide(rows.assign(fate="ok"))}
+    swept = {group.label for group in by_guide(rows.assign(fate="ok")) if group.guide == "amortized"}
+    common = [phrase for phrase, labels in holders.items() if set(labels) == everyone]
+    partial = []
+    for phrase in holders.keys() - set(common):
+        labels = holders[phrase]
+        names = ["A-VI", *(name for name in labels if name not in swept)] if swept <= set(labels) else list(labels)
+        partial.append(f"{', '.join(names)}: {phrase}")
+    return common, sorted(partial)
+
+
+def where(rows: pd.DataFrame, mask: Any) -> pd.DataFrame:
+    """Return the rows where ``mask`` holds."""
+    return cast("pd.DataFrame", rows[mask])
+
+
+def _order(key: tuple[str, int | None, str]) -> tuple[int, str, int, int]:
+    guide, k, fate = key
+    return GUIDE_ORDER.index(guide) if guide in GUIDE_ORDER else len(GUIDE_ORDER), guide, k or 0, FATES.index(fate)
+
+
+def _fates(rows: pd.DataFrame) -> pd.Series:
+    keys = [rows[name].fillna(-1) if name == "k" else rows[name] for name in FIT]
+    failed = (rows["status"] == "failed").groupby(keys).transform("any")
+    last = rows["step"] == rows["step"].groupby(keys).transform("max")
+    vacuous = ((rows["status"] == "vacuous") & last).groupby(keys).transform("any")
+    fate = pd.Series("ok", index=rows.index)
+    return fate.mask(vacuous, "vacuous").mask(failed, "failed")
+
+
+def _width(k: Any) -> int | None:
+    return None if pd.isna(k) else int(k)
+
+
+def _names(column: Any) -> str:
+    return ", ".join(sorted(map(str, set(column)))) or "none"

@@ -1,0 +1,81 @@
+"""Originals and what each guide's decoder makes of them, row under row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from amortized_bayes.plotting.furniture import settle
+from amortized_bayes.plotting.furniture import title as set_title
+from amortized_bayes.plotting.style import style
+
+__all__ = ["reconstruction_figure"]
+
+INCH_PER_IMAGE = 0.75
+
+
+def reconstruction_figure(
+    originals: np.ndarray,
+    reconstructions: Mapping[str, np.ndarray],
+    title: str,
+    mse: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw n originals in the first row and each guide's reconstructions of them in a row of its own.
+
+    Every array is ``(n, height, width)``; all rows share the grey scale of the originals: [0, 1] where they lie in
+    it, else from their least to their greatest value. ``mse`` adds the error of a row to its name.
+    """
+    rows = {"original": np.asarray(originals, float), **{k: np.asarray(v, float) for k, v in reconstructions.items()}}
+    _check(rows, mse or {})
+    _, height, width = rows["original"].shape
+    low, high = _grey_scale(rows["original"])
+    gap = max(1, height // 14)
+    names = [f"{name}\nMSE {mse[name]:.3g}" if mse and name in mse else name for name in rows]
+    with style():
+        mosaic = np.ma.masked_invalid(np.concatenate([_strip(images, gap) for images in rows.values()]))
+        inches = INCH_PER_IMAGE / width
+        letters = max(len(line) for name in names for line in name.split("\n"))
+        size = (mosaic.shape[1] * inches + 0.3 + 0.085 * letters, mosaic.shape[0] * inches + 0.45)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(mosaic, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        _name_rows(axes, names, height + gap)
+        set_title(figure, title)
+        settle(figure)
+    return figure
+
+
+def _check(rows: Mapping[str, np.ndarray], mse: Mapping[str, float]) -> None:
+    shape = rows["original"].shape
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"expected originals of shape (n, height, width), got {shape}")
+    for name, images in rows.items():
+        if images.shape != shape:
+            raise ValueError(
+                f"expected reconstructions of shape {shape} as the originals, got {images.shape} for {name!r}"
+            )
+    strangers = sorted(set(mse) - set(rows))
+    if strangers:
+        raise ValueError(f"expected errors of {', '.join(rows)}, got mse for {', '.join(strangers)}")
+
+
+def _grey_scale(originals: np.ndarray) -> tuple[float, float]:
+    low, high = float(originals.min()), float(originals.max())
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+
+
+def _strip(images: np.ndarray, gap: int) -> np.ndarray:
+    """Lay images side by side, a gap of NaN after and below each: ``(height + gap, n (width + gap))``."""
+    padded = np.pad(images, ((0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    return padded.transpose(1, 0, 2).reshape(padded.shape[1], -1)
+
+
+def _name_rows(axes: Axes, names: Sequence[str], pitch: int) -> None:
+    axes.set_yticks([pitch * (row + 0.5) - 1 for row in range(len(names))], names)
+    axes.set_xticks([])
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
