@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyro.poutine as poutine
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
 
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import PairedTraces
+from amortized_bayes.weights import PairedTraces, check_traces
 
 __all__ = ["MeanPrediction", "active_units", "mean_prediction", "mean_squared_error"]
 
@@ -34,12 +34,13 @@ def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data",
     A constrained site is set to its transformed location, which is its median.
 
     Raises:
-        ValueError: not exactly one observed site inside the plate.
+        ValueError: not exactly one observed site inside the plate, or a guide that does not fit the model.
     """
     with _Means():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
+    check_traces(traces)
     observed = list(traces.local_sites(model_trace, observed=True))
     if len(observed) != 1:
         raise ValueError(f"expected one observed site in plate {plate!r}, got {[s['name'] for s in observed]}")
@@ -77,4 +78,4 @@ def _center(distribution: Any) -> Tensor:
         for transform in distribution.transforms:
             value = transform(value)
         return value
-    return distribution.mean
+    return cast(Tensor, distribution.mean)

@@ -18,15 +18,22 @@ class Constant(LocalGuide):
     Args:
         sites: local latent sites of the model.
         num_data: N.
+        start: location and log scale at the start, ``(2 D,)``.
         shared: guide of the shared sites.
         plate: name of the plate over data points.
     """
 
     def __init__(
-        self, sites: Sequence[LatentSite], num_data: int, *, shared: nn.Module | None = None, plate: str = "data"
+        self,
+        sites: Sequence[LatentSite],
+        num_data: int,
+        *,
+        start: Tensor | None = None,
+        shared: nn.Module | None = None,
+        plate: str = "data",
     ) -> None:
         super().__init__(sites, num_data, shared=shared, plate=plate)
-        self.parameters_of_all = nn.Parameter(initial_parameters(self.latent_dim))
+        self.parameters_of_all = nn.Parameter(initial_parameters(self.latent_dim) if start is None else start.clone())
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Repeat the one answer for each point."""

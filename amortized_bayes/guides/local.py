@@ -101,4 +101,4 @@ def is_real(support: constraints.Constraint) -> bool:
     base = support
     while isinstance(base, constraints.independent):
         base = base.base_constraint
-    return base is constraints.real or base is constraints.real_vector
+    return type(base) is type(constraints.real)  # not `is`: a deep copy of a guide copies its sites' supports

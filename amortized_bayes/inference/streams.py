@@ -42,40 +42,53 @@ class Batches:
 class Stream:
     """A stream of random numbers of its own for a run, which what happens between its records does not touch.
 
+    Entered, it is torch's global stream; left, it keeps its place and the outside has its own stream back.
+
     Args:
         seed: of the run.
-        step: where the run starts.
         data: a tensor on the run's device.
     """
 
-    def __init__(self, seed: int, step: int, data: Tensor) -> None:
+    def __init__(self, seed: int, data: Tensor) -> None:
         self.devices = cuda_devices(data)
-        self.seed = torch_seed(seed, "draws", step)
+        with torch.random.fork_rng(devices=self.devices):
+            torch.manual_seed(torch_seed(seed, "draws"))
+            self.place = self._get()
+        self.outside = self.place
 
     def __enter__(self) -> None:
         self.outside = self._get()
-        torch.manual_seed(self.seed)
+        self._set(self.place)
 
     def __exit__(self, *_: object) -> None:
+        self.place = self._get()
         self._set(self.outside)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Give the outside its own stream back for a while."""
-        inside = self._get()
-        self._set(self.outside)
+        self.__exit__()
         try:
             yield
         finally:
-            self.outside = self._get()
-            self._set(inside)
+            self.__enter__()
 
-    def _get(self) -> tuple[Tensor, list[Tensor]]:
-        return torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.devices]
+    def state(self) -> dict[str, Tensor]:
+        """Where the stream is, on each device."""
+        return {f"draws.{i}": place for i, place in enumerate(self.place)}
 
-    def _set(self, state: tuple[Tensor, Sequence[Tensor]]) -> None:
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state of :meth:`state`; one of other devices leaves the stream at its start."""
+        places = [state[f"draws.{i}"].cpu() for i in range(len(self.place)) if f"draws.{i}" in state]
+        if [p.shape for p in places] == [p.shape for p in self.place]:
+            self.place = places
+
+    def _get(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
+
+    def _set(self, state: Sequence[Tensor]) -> None:
         torch.set_rng_state(state[0])
-        for device, value in zip(self.devices, state[1], strict=True):
+        for device, value in zip(self.devices, state[1:], strict=True):
             torch.cuda.set_rng_state(value, device)
 
 

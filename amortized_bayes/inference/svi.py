@@ -12,11 +12,13 @@ given; reports are made on averaged iterates, which need no schedule and no know
 from __future__ import annotations
 
 import logging
+import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -123,16 +125,20 @@ class Training:
         self.seconds = 0.0
         self.first_loss: float | None = None
         self.captured: Captured | None = None
+        self._uncapturable = False
         self._collect_parameters()
         self.batches = Batches(len(data), options.batch_size, seed, data.device)
+        self.stream = Stream(seed, data)
 
     def _collect_parameters(self) -> None:
         tables = row_tables(self.guide) if isinstance(self.guide, nn.Module) else []
+        tables = [table for table in tables if table.weight.requires_grad]
         rows = {id(t.weight) for t in tables}
         local, shared = _parameters(self.model, self.guide, self._call, rows)
         if not (local or shared or tables):
             raise ValueError("expected a parameter to fit in model or guide, got none")
         self.parameters = [*local, *shared]
+        self.num_local = len(local)
         self.row_adams = [
             RowAdam(table, self.options.row_learning_rate, average=self.options.average) for table in tables
         ]
@@ -178,18 +184,30 @@ class Training:
 
     def prepare(self, num_steps: int) -> None:
         """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not."""
-        if self.captured is not None or self.options.capture == "off":
+        if self.captured is not None or self._uncapturable or self.options.capture == "off":
             return
         first, second = (self._inputs(self.batches[step]) for step in (0, 1))
         backend = "inductor" if self.options.capture == "inductor" else "replay"
         try:
             with torch.random.fork_rng(devices=cuda_devices(self.data)):
                 torch.manual_seed(0)
-                self.captured = capture(self.loss_and_gradients, first, second, backend=backend)
+                self.captured = self._capture(first, second, backend)
                 if self.options.capture == "auto" and self._compiling_pays(num_steps, first):
-                    self.captured = capture(self.loss_and_gradients, first, second, backend="inductor")
+                    self.captured = self._capture(first, second, "inductor")
         except CaptureError as error:
-            logger.warning("the step runs uncaptured, which is slower and gives the same numbers: %s", error)
+            how = "uncaptured" if self.captured is None else "replayed, not compiled"
+            logger.warning("the step runs %s, which is slower and gives the same numbers: %s", how, error)
+            self._uncapturable = self.captured is None
+
+    def _capture(self, first: list[Tensor], second: list[Tensor], backend: str) -> Captured:
+        restore = [buffer for _, buffer in self._buffers()]
+        return capture(self.loss_and_gradients, first, second, backend=backend, restore=restore)
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """Tensors that running the programs may change, such as batch-norm statistics."""
+        programs = (("model", self.model), ("guide", self.guide))
+        modules = [(name, program) for name, program in programs if isinstance(program, nn.Module)]
+        return [(f"{name}.{key}", buffer) for name, module in modules for key, buffer in module.named_buffers()]
 
     def _compiling_pays(self, num_steps: int, inputs: list[Tensor]) -> bool:
         if self.data.is_cuda or self.captured is None:
@@ -221,9 +239,8 @@ class Training:
         marks = {m for m in report_at if self.steps < m <= stop} | {stop}
         begin = self.steps
         losses: list[Tensor] = []
-        generator_state = Stream(self.seed, self.steps, self.data)
         start = time.perf_counter()
-        with pyro.validation_enabled(False), generator_state:
+        with pyro.validation_enabled(False), self.stream:
             while self.steps < stop:
                 losses.append(self._step((self.steps - begin) / num_steps))
                 self.steps += 1
@@ -232,7 +249,7 @@ class Training:
                     losses = []
                     if self.steps in marks:
                         self.seconds += time.perf_counter() - start
-                        with generator_state.paused():
+                        with self.stream.paused():
                             yield StepRecord(self.steps, self.seconds, -last)
                         start = time.perf_counter()
 
@@ -258,7 +275,7 @@ class Training:
         first = self.first_loss = values[0] if self.first_loss is None else self.first_loss
         limit = 1000 * max(1.0, abs(first))
         for offset, value in enumerate(values):
-            if not value < limit:
+            if not (math.isfinite(value) and value < limit):
                 raise Divergence(self.steps - len(values) + offset + 1, value)
         return values[-1]
 
@@ -281,11 +298,23 @@ class Training:
         for parameter, value in self._averages():
             parameter.copy_(value)
 
+    def size(self) -> tuple[int, int]:
+        """Parameters that give local factors (encoder, rows or shared vector), and bytes that fitting them holds.
+
+        Bytes are those of parameters, Adam's moments, averages and row counts.
+        """
+        tables = [adam.table.weight for adam in self.row_adams]
+        counts = sum(adam.count.numel() * adam.count.element_size() for adam in self.row_adams)
+        own = [*self.parameters[: self.num_local], *tables]
+        return sum(p.numel() for p in own), sum(4 * p.numel() * p.element_size() for p in own) + counts
+
     def state(self) -> dict[str, Tensor]:
         """Everything that a later run needs to go on from here as if it had not stopped."""
         named = {"steps": torch.tensor(self.steps), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
         named["average.count"] = torch.tensor(self.average.count)
-        named["first_loss"] = torch.tensor(self.first_loss if self.first_loss is not None else float("nan"))
+        first_loss = math.nan if self.first_loss is None else self.first_loss
+        named["first_loss"] = torch.tensor(first_loss, dtype=torch.float64)
+        named |= self.stream.state() | {f"buffer.{key}": buffer for key, buffer in self._buffers()}
         for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
             named |= {f"parameter.{i}": parameter.detach(), f"averaged.{i}": averaged}
             moments = self.adam.state.get(parameter, {}) if self.adam is not None else {}
@@ -303,11 +332,16 @@ class Training:
         """
         expected = {f"parameter.{i}": tuple(p.shape) for i, p in enumerate(self.parameters)}
         expected |= {f"rows.{i}.weight": tuple(a.table.weight.shape) for i, a in enumerate(self.row_adams)}
-        got = {k: tuple(v.shape) for k, v in state.items() if k.startswith("parameter.") or k.endswith(".weight")}
+        got = {k: tuple(v.shape) for k, v in state.items() if re.fullmatch(r"parameter\.\d+|rows\.\d+\.weight", k)}
         if expected != got:
             raise ValueError(f"expected a state with tensors {expected}, got {got}")
         self.steps, self.seconds = int(state["steps"]), float(state["seconds"])
-        self.average.count, self.first_loss = int(state["average.count"]), float(state["first_loss"])
+        first_loss = float(state["first_loss"])
+        self.average.count = int(state["average.count"])
+        self.first_loss = None if math.isnan(first_loss) else first_loss
+        self.stream.load_state(state)
+        for key, buffer in self._buffers():
+            buffer.copy_(state.get(f"buffer.{key}", buffer))
         for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
             parameter.copy_(state[f"parameter.{i}"])
             averaged.copy_(state[f"averaged.{i}"])
@@ -369,7 +403,7 @@ def _parameters(
     with torch.no_grad():
         for program in (guide, model):
             call(program)
-    store = [p for _, p in pyro.get_param_store()._params.items() if id(p) not in known and p.requires_grad]
+    store: list[Any] = [p for p in pyro.get_param_store()._params.values() if id(p) not in known and p.requires_grad]
     return local, shared + store
 
 

@@ -1,0 +1,103 @@
+"""Learning rates of each family from one grid, the same number of trials for each.
+
+``python run_experiments.py sweep --tune`` runs 16 fits a family and data set on a seed of their own, keeps the pair of
+rates with the highest final ELBO (mean over data sets), and then runs the sweep with the winners.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from amortized_bayes.experiments import measure
+from amortized_bayes.experiments.fitting import Progress
+from amortized_bayes.experiments.problem import Problem, build_guide, build_model, fit_options, load_problem
+from amortized_bayes.experiments.sweep import Fit, Rates, SweepConfig
+from amortized_bayes.inference.svi import Divergence, Training
+from amortized_bayes.results import RunFolder
+from amortized_bayes.types import Row
+
+__all__ = ["GRID", "TUNING_SEED", "tune", "with_winners"]
+
+TUNING_SEED = 10_000
+"""Seed of the trials, which no reported run uses."""
+SHARED = (2e-3, 4e-3, 8e-3, 1.6e-2)
+GRID: dict[str, list[Rates]] = {
+    "constant": [Rates(s, l) for s in SHARED for l in (1e-3, 2e-3, 4e-3, 8e-3)],
+    "amortized": [Rates(s, l) for s in SHARED for l in (1e-3, 2e-3, 4e-3, 8e-3)],
+    "factorized": [Rates(s, l) for s in SHARED for l in (0.05, 0.1, 0.2, 0.4)],
+}
+"""Rates tried for each family: q(theta) and model, then encoder, vector or rows. Rows are visited once an epoch only."""
+
+
+def tune(
+    config: SweepConfig,
+    folder: RunFolder,
+    *,
+    device: torch.device,
+    data_dir: Path | None = None,
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> Iterator[Row]:
+    """Run all trials that ``folder`` does not hold yet, and yield a row with the final ELBO of each.
+
+    Raises:
+        ValueError: data that cannot be had.
+    """
+    folder.drop_unfinished_rows()
+    for dataset in config.dataset:
+        problem = load_problem(config, dataset, TUNING_SEED, data_dir, device)
+        for family, trials in GRID.items():
+            width = sorted(config.widths)[len(config.widths) // 2] if family == "amortized" else None
+            for rates in trials:
+                fit = Fit(dataset, TUNING_SEED, family, width)
+                key = f"{fit.key}_{rates.shared:g}_{rates.local:g}"
+                if key in folder.done():
+                    continue
+                row = _trial(config, problem, fit, rates, watch)._replace(dataset=problem.name)
+                folder.append(row, key)
+                folder.mark_done(key)
+                yield row
+
+
+def _trial(config: SweepConfig, problem: Problem, fit: Fit, rates: Rates, watch: Callable[[Progress], None]) -> Row:
+    model, sites = build_model(config, problem, fit.seed)
+    guide = build_guide(config, problem, sites, fit)
+    options = fit_options(config, fit, len(problem.train), rates)
+    training = Training(model, guide, problem.train, options, fit.seed)
+    num_steps = config.epochs * training.batches.per_epoch
+    row = Row("tune", fit.dataset, config.decoder, fit.guide, fit.k, fit.seed, num_steps, 0.0, "tune_elbo", None)
+    row = row._replace(note=f"{rates.shared:g} {rates.local:g}")
+    try:
+        for record in training.run(num_steps, range(0, num_steps, max(1, num_steps // 20))):
+            watch(Progress(fit, record.step, num_steps, record.elbo, doubled=False))
+    except Divergence as error:
+        return row._replace(status="failed", step=error.step)
+    with training.averaged():
+        value, error, over = measure.over_points(measure.train_elbo(config, problem, model, guide, 2).value)
+    if value is None or not math.isfinite(value):
+        return row._replace(status="failed")
+    return row._replace(seconds=training.seconds, value=value, standard_error=error, error_over=over)
+
+
+def with_winners(config: SweepConfig, frame: pd.DataFrame) -> SweepConfig:
+    """The configuration with the rates that won, from the rows of :func:`tune`.
+
+    Raises:
+        ValueError: a family for which every trial failed.
+    """
+    chosen: dict[str, Rates] = {}
+    for family in GRID:
+        rows = frame[(frame["guide"] == family) & (frame["status"] != "failed")]
+        # a pair that failed on one data set is out
+        scores = rows.groupby("note")["value"].agg(["mean", "count"])
+        scores = scores[scores["count"] == len(config.dataset)]
+        if scores.empty:
+            raise ValueError(f"expected a pair of learning rates that works for {family} VI, got none")
+        shared, local = (float(part) for part in str(scores["mean"].idxmax()).split())
+        chosen[f"rates_{family}"] = Rates(shared, local)
+    return replace(config, tune=False, **chosen)
