@@ -1,0 +1,23 @@
+"""Run folders: everything that one run of an experiment leaves behind.
+
+::
+
+    <out>/<experiment>/<run>/
+        config.yaml  environment.json      what was run, and on what
+        rows.jsonl  done.jsonl             a line a ``Row`` with the key of its fit; a line a finished fit
+        checkpoints/*.safetensors          two generations each, with checksums
+        arrays/*.npz  summary.csv          what figures need, and the final values
+        FINISHED                           checksums of all of these, once the run is over
+
+A fit counts when it is marked done: its rows are synced first, then the mark. Resuming drops the rows of fits that
+are not, and runs these again. One process writes to a run, inside ``with run:``; anybody may read.
+
+Nothing here imports torch; numpy and pandas are imported when the first array or frame is asked for.
+"""
+
+from amortized_bayes.results.versions import environment
+from amortized_bayes.results.folder import RunFolder
+from amortized_bayes.results.runs import RunInfo, find_run, list_runs
+from amortized_bayes.results.summary import summarise
+
+__all__ = ["RunFolder", "RunInfo", "environment", "find_run", "list_runs", "summarise"]

@@ -1,0 +1,44 @@
+"""What figures need of a run, as compressed numpy files. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amortized_bayes.results.durable import write_atomically
+from amortized_bayes.results.encoding import one_line
+from amortized_bayes.results.places import check_name, file_inside, saved_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["load_arrays", "save_arrays"]
+
+
+def save_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Save ``arrays/<name>.npz`` of the run folder ``run``; see ``RunFolder.save_arrays``."""
+    import numpy as np
+
+    path = file_inside(run, "arrays", f"{check_name('arrays', name)}.npz")
+    plain = {key: np.asarray(value) for key, value in arrays.items()}
+    bad = [key for key, value in plain.items() if value.dtype.hasobject or key in ("file", "allow_pickle")]
+    if bad:
+        raise ValueError(f"arrays {name!r}: expected arrays of numbers or texts, got {bad[0]!r}")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **plain)  # pyright: ignore[reportArgumentType]
+    write_atomically(path, buffer.getvalue())
+
+
+def load_arrays(run: Path, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays saved under ``name``; see ``RunFolder.load_arrays``."""
+    import numpy as np
+
+    names = {path.stem for path in (run / "arrays").glob("[!.]*.npz")}
+    path = saved_file(run, "arrays", name, names, "npz")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # zip, zlib and the npy header each raise types of their own
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error

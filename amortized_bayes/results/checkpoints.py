@@ -1,0 +1,66 @@
+"""Checkpoints of a run: arrays with texts beside them, as safetensors, two generations of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amortized_bayes.results.durable import load_generation, save_generation
+from amortized_bayes.results.encoding import one_line
+from amortized_bayes.results.places import check_name, file_inside, saved_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["checkpoint_names", "load_metadata", "load_tensors", "save_tensors"]
+
+
+def save_tensors(
+    run: Path, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Save the checkpoint ``name`` of the run folder ``run``; see ``RunFolder.save_tensors``."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    path = file_inside(run, "checkpoints", f"{check_name('checkpoint', name)}.safetensors")
+    if "__metadata__" in tensors:
+        raise ValueError(f"checkpoint {name!r}: expected another name for an array than '__metadata__'")
+    try:
+        plain = {key: np.asarray(value, order="C") for key, value in tensors.items()}
+        data = save(plain, dict(metadata or {}))
+    except Exception as error:  # safetensors raises types of its own, and KeyError for a dtype
+        raise ValueError(f"checkpoint {name!r}: expected arrays of numbers, got {one_line(error)}") from error
+    save_generation(path, data)
+
+
+def load_tensors(run: Path, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of checkpoint ``name``; see ``RunFolder.load_tensors``."""
+    from safetensors.numpy import load
+
+    data = load_generation(_checkpoint(run, name))
+    try:
+        return load(data)
+    except Exception as error:  # the checksum holds, so this was never a checkpoint
+        raise ValueError(f"checkpoint {name!r} cannot be read: {one_line(error)}") from error
+
+
+def load_metadata(run: Path, name: str) -> dict[str, str]:
+    """Return the texts saved with checkpoint ``name``; see ``RunFolder.load_metadata``."""
+    data = load_generation(_checkpoint(run, name))
+    try:  # the format: eight bytes that say how long the header is, then the header, which is JSON
+        return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(f"checkpoint {name!r} cannot be read: {one_line(error)}") from error
+
+
+def checkpoint_names(run: Path) -> set[str]:
+    """Return the names of all checkpoints; one whose file was lost is known by its checksums."""
+    folder = run / "checkpoints"
+    files = [*folder.glob("[!.]*.safetensors"), *folder.glob("[!.]*.sha256")]
+    return {file.stem for file in files if not file.stem.endswith(".previous")}
+
+
+def _checkpoint(run: Path, name: str) -> Path:
+    return saved_file(run, "checkpoints", name, checkpoint_names(run), "safetensors")

@@ -1,0 +1,58 @@
+"""What a result may depend on besides its settings: machine, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+__all__ = ["environment"]
+
+_NUMERICS = ("torch", "pyro-ppl", "torchvision", "numpy", "pandas", "scikit-learn")
+_PACKAGES = (*_NUMERICS, "matplotlib", "seaborn", "tyro", "safetensors")
+
+
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """Return what a result may depend on: Python, machine, ``threads``, versions, git commit, date (UTC).
+
+    The caller adds what only it knows: device, checksums of the data, command line. ``git`` is ``None`` where the
+    package does not run from a source tree; no path, host or user name is recorded.
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
+        "packages": versions,
+        "git": _git_state(Path(__file__).resolve().parents[1]),
+    }
+
+
+def _git_state(package: Path) -> dict[str, Any] | None:
+    """Commit of the source tree around ``package``, and whether the package differs from it."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # those of a hook
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10, env=variables
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None

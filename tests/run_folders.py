@@ -1,0 +1,33 @@
+"""What the tests of run folders share: a row, a run, a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import amortized_bayes
+from amortized_bayes.results import RunFolder, durable
+from amortized_bayes.types import Row
+
+ROOT = Path(amortized_bayes.__file__).parents[1]
+
+
+def row(**changes: Any) -> Row:
+    fields: dict[str, Any] = {"experiment": "widths", "dataset": "digits", "model": "linear", "guide": "amortized"}
+    fields |= {"k": 4, "seed": 0, "step": 10, "seconds": 0.5, "metric": "elbo", "value": -1.25}
+    return Row(**(fields | changes))
+
+
+def create(out: Path, name: str | None = "run", experiment: str = "widths") -> RunFolder:
+    return RunFolder.create(out, experiment, {"seed": 0, "widths": (1, 2)}, {"device": "cpu"}, name)
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable.os, "write", refuse)

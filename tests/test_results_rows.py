@@ -1,0 +1,242 @@
+"""Rows of a run: what is written is read back, a crash doubles and loses none, the last of a fit is its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from run_folders import ROOT, create, fill_disk, row
+
+from amortized_bayes.results import RunFolder, durable, summarise
+from amortized_bayes.types import ROW_FIELDS
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return create(tmp_path)
+
+
+# Rows
+
+
+def test_rows_come_back_with_their_types(run: RunFolder) -> None:
+    rows = [
+        row(note='β "quoted"\nline'),
+        row(k=None, guide="factorized", standard_error=0.1, error_over="points"),
+        row(value=None, metric="failure", status="failed"),
+        row(value=np.float32(1.5), seed=np.int64(3), step=np.int32(2), k=np.uint8(1)),
+    ]
+    with run:
+        run.append_all(rows)
+    frame = run.rows()
+    assert tuple(frame.columns) == ROW_FIELDS
+    assert frame["k"].dtype == "Int64"
+    assert [str(frame[field].dtype) for field in ("seed", "step", "seconds", "value", "standard_error")] == [
+        *("int64", "int64", "float64", "float64", "float64")
+    ]
+    assert frame["k"].tolist() == [4, pd.NA, 4, 1]
+    assert frame["note"][0] == rows[0].note
+    assert frame["value"].tolist()[:2] == [-1.25, -1.25]
+    assert np.isnan(frame["value"][2])
+    assert frame["error_over"].isna().tolist() == [True, False, True, True]
+
+
+def test_no_rows_have_the_same_columns_and_types(run: RunFolder) -> None:
+    frame = run.rows()
+    assert tuple(frame.columns) == ROW_FIELDS
+    assert len(frame) == 0
+    assert frame["k"].dtype == "Int64"
+    assert len(summarise(frame)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"value": float("nan")},
+            r"expected a finite number \(a failure is a row of status 'failed'\) as value, got nan",
+        ),
+        ({"standard_error": float("inf")}, "as standard_error, got inf"),
+        ({"seconds": None}, "as seconds, got None"),
+        ({"value": "1.0"}, "as value, got '1.0'"),
+        ({"value": np.ones(2)}, "as value"),
+        ({"k": 1.0}, "expected an integer of 64 bits as k, got 1.0"),
+        ({"seed": 2**63}, "as seed"),
+        ({"seed": None}, "as seed, got None"),
+        ({"guide": None}, "expected a text as guide, got None"),
+        ({"status": "fine"}, "expected a status among ok, vacuous, failed, got 'fine'"),
+    ],
+)
+def test_bad_rows_are_refused_and_nothing_is_written(run: RunFolder, changes: dict[str, Any], message: str) -> None:
+    with run, pytest.raises(ValueError, match=message):
+        run.append(row(**changes))
+    assert (run.path / "rows.jsonl").read_bytes() == b""
+
+
+def test_torch_scalars_are_numbers(run: RunFolder) -> None:
+    torch = pytest.importorskip("torch")
+    with run:
+        run.append(row(value=torch.tensor(0.5), step=torch.tensor(3)))
+        with pytest.raises(ValueError, match="as value"):
+            run.append(row(value=torch.ones(2)))
+    assert run.rows()["value"].tolist() == [0.5]
+
+
+def test_one_write_a_row(monkeypatch: pytest.MonkeyPatch, run: RunFolder) -> None:
+    write, written = os.write, []
+    with run:
+        monkeypatch.setattr(durable.os, "write", lambda fd, data: (written.append(bytes(data)), write(fd, data))[1])
+        run.append_all([row(), row(step=11)])
+    assert [data.count(b"\n") for data in written] == [1, 1]
+
+
+def test_full_disk_while_appending(monkeypatch: pytest.MonkeyPatch, run: RunFolder) -> None:
+    with run:
+        run.append(row())
+        with monkeypatch.context() as patch:
+            fill_disk(patch)
+            for action in (lambda: run.append(row()), lambda: run.mark_done("a"), run.finish):
+                with pytest.raises(ValueError, match=r"cannot write to .*: No space left on device"):
+                    action()
+        assert run.done() == set()
+        assert not run.finished
+        run.append(row(step=11))
+    assert run.rows()["step"].tolist() == [10, 11]
+
+
+# Resuming
+
+
+def test_torn_last_line_is_cut_off_and_said(run: RunFolder) -> None:
+    with run:
+        run.append(row())
+    with (run.path / "rows.jsonl").open("ab") as file:
+        file.write(b'{"experiment": "wid')
+    (run.path / ".config.yaml.0123.tmp").write_text("left by a kill")
+    assert len(run.rows()) == 1
+    assert run.verify() == ["rows.jsonl: the last line is torn"]
+    with RunFolder.open(run.path) as again:
+        assert again.recovered == ["rows.jsonl: 19 bytes of an unfinished last line were cut off"]
+        again.append(row(step=11))
+    assert again.rows()["step"].tolist() == [10, 11]
+    assert again.verify() == []
+    assert not list(run.path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[1]", b"{torn", b"\xff\0", b"", b"[" * 100_000, b'{"fit": NaN}'])
+def test_a_bad_line_in_between_is_named(run: RunFolder, line: bytes) -> None:
+    with run:
+        run.append(row())
+    data = (run.path / "rows.jsonl").read_bytes()
+    (run.path / "rows.jsonl").write_bytes(data + line + b"\n" + data)
+    with pytest.raises(ValueError, match=r"rows.jsonl line 2: "):
+        run.rows()
+    (problem,) = run.verify()
+    assert problem.startswith("rows.jsonl line 2: ")
+
+
+def test_a_row_with_a_value_of_the_wrong_type_is_a_bad_line(run: RunFolder) -> None:
+    for value in ('"x"', "NaN"):
+        line = json.dumps({**row()._asdict(), "fit": ""}).replace("-1.25", value)
+        (run.path / "rows.jsonl").write_text(f"{line}\n")
+        assert run.verify()[0].startswith("rows.jsonl line 1: row: expected a finite number")
+
+
+def test_a_fit_counts_when_it_is_done_and_is_not_doubled(run: RunFolder) -> None:
+    with run:
+        run.append(row(step=1), fit="a")
+        run.mark_done("a")
+        run.mark_done("a")
+        run.append(row(step=2), fit="b")  # and here the machine goes off
+        run.append(row(step=3))
+        with pytest.raises(ValueError, match=r"fit 'a' of .* is done already"):
+            run.append(row(), fit="a")
+        with pytest.raises(ValueError, match="fit 'b' has rows and is not marked done"):
+            run.finish()
+        with pytest.raises(ValueError, match="expected the key of a fit"):
+            run.mark_done("")
+    assert run.rows()["step"].tolist() == [1, 3]
+    assert run.rows(unfinished=True)["step"].tolist() == [1, 2, 3]
+    with RunFolder.open(run.path) as again:
+        assert again.done() == {"a"}
+        assert again.drop_unfinished_rows(["b"]) == 0
+        assert again.drop_unfinished_rows() == 1
+        assert again.drop_unfinished_rows() == 0
+        again.append(row(step=4), fit="b")
+        again.mark_done("b")
+        again.finish()
+    assert run.rows(unfinished=True)["step"].tolist() == [1, 3, 4]
+    assert (run.path / "done.jsonl").read_text().count("\n") == 2
+    assert run.verify() == []
+
+
+WORKER = """
+import os, sys
+from pathlib import Path
+from amortized_bayes.results import RunFolder
+from amortized_bayes.types import Row
+with RunFolder.open(Path(sys.argv[1])) as run:
+    run.drop_unfinished_rows()
+    for fit in range(int(sys.argv[2])):
+        if f"fit-{fit}" in run.done():
+            continue
+        for step in range(20):
+            run.append(Row("widths", "digits", "linear", "amortized", 4, fit, step, 0.0, "elbo", 1.0), f"fit-{fit}")
+            if (fit, step) == (int(sys.argv[3]), 7):
+                os._exit(9)
+        run.mark_done(f"fit-{fit}")
+        print(fit, flush=True)
+    run.finish()
+"""
+
+
+def work(run: RunFolder, die_in: int, kill_after: int | None = None) -> int:
+    command = [sys.executable, "-c", WORKER, str(run.path), "12", str(die_in)]
+    process_environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=process_environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == kill_after:
+                process.kill()
+        return process.wait(timeout=60)
+
+
+def test_killed_and_resumed_until_it_is_finished(run: RunFolder) -> None:
+    assert work(run, die_in=2) == 9
+    assert run.done() == {"fit-0", "fit-1"}
+    assert len(run.rows(unfinished=True)) == 48
+    work(run, die_in=-1, kill_after=4)
+    assert {f"fit-{fit}" for fit in range(5)} <= run.done()
+    assert work(run, die_in=-1) == 0
+    frame = run.rows(unfinished=True)
+    assert len(frame) == 240
+    assert not frame.duplicated(["seed", "step"]).any()
+    assert run.verify() == []
+
+
+# Summary
+
+
+def test_summarise_takes_the_last_step_and_the_last_written() -> None:
+    rows = [
+        row(step=20, value=2.0),
+        row(step=10, value=1.0),
+        row(step=20, value=3.0),
+        row(step=5, value=4.0, k=None),
+        row(step=6, value=5.0, k=None),
+        row(step=1, value=6.0, metric="iwae"),
+        row(step=1, value=7.0, seed=1),
+    ]
+    frame = pd.DataFrame(rows, columns=list(ROW_FIELDS)).astype({"k": "Int64"})
+    frame.index = pd.Index([0] * len(frame))
+    summary = summarise(frame)
+    assert summary["value"].tolist() == [3.0, 5.0, 6.0, 7.0]
+    assert tuple(summary.columns) == ROW_FIELDS
+    assert summary.index.tolist() == [0, 1, 2, 3]
