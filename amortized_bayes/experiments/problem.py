@@ -138,7 +138,7 @@ def _published_rows(count: int, config: SweepConfig) -> Tensor:
 def rates(config: SweepConfig, guide: str) -> Rates:
     """Learning rates of a family."""
     by_family = {"amortized": config.rates_amortized, "constant": config.rates_constant}
-    return by_family.get(guide, config.rates_factorized)
+    return Rates(*by_family.get(guide, config.rates_factorized))
 
 
 def fit_options(config: SweepConfig, fit: Fit, num_data: int, chosen: Rates | None = None) -> FitOptions:

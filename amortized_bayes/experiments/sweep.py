@@ -19,21 +19,16 @@ from typing import Literal, NamedTuple
 __all__ = ["PRESETS", "Fit", "Rates", "SweepConfig", "grid", "report_steps"]
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """Learning rates of one family, from the grid of ``--tune``.
 
     Args:
-        shared: Of q(theta) and of the model's parameters.
-        local: Of what gives the local factors: the encoder (A-VI), the rows (F-VI), the shared vector (constant VI).
+        shared: of q(theta) and of the model's parameters.
+        local: of what gives the local factors: the encoder (A-VI), the rows (F-VI), the shared vector (constant VI).
     """
 
     shared: float
     local: float
-
-    def __post_init__(self) -> None:
-        if not (0 < self.shared < math.inf and 0 < self.local < math.inf):
-            raise ValueError(f"expected learning rates above 0, got {self.shared} and {self.local}")
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,9 @@ class SweepConfig:
         num_test: Test images, likewise.
         local_reparametrization: Draw the decoder's outputs instead of its weights while fitting.
         compile_step: Replay the captured step, compile it too, do so where it pays (auto), or do neither.
-        rates_amortized: Learning rates of A-VI.
-        rates_factorized: Learning rates of F-VI.
-        rates_constant: Learning rates of constant VI.
+        rates_amortized: Learning rates of A-VI: of q(theta), and of the encoder.
+        rates_factorized: Learning rates of F-VI: of q(theta), and of the rows.
+        rates_constant: Learning rates of constant VI: of q(theta), and of the shared vector.
         tune: Choose the learning rates first, from the grid, on a seed of their own.
         elbo_draws: Draws for the final ELBO.
         iwae_particles: Particles for IWAE and the log predictive density.
@@ -86,9 +81,9 @@ class SweepConfig:
     num_test: int = 2_000
     local_reparametrization: bool = True
     compile_step: Literal["auto", "replay", "inductor", "off"] = "auto"
-    rates_amortized: Rates = Rates(4e-3, 4e-3)
-    rates_factorized: Rates = Rates(8e-3, 0.1)
-    rates_constant: Rates = Rates(4e-3, 4e-3)
+    rates_amortized: tuple[float, ...] = (4e-3, 4e-3)
+    rates_factorized: tuple[float, ...] = (8e-3, 0.1)
+    rates_constant: tuple[float, ...] = (4e-3, 4e-3)
     tune: bool = False
     elbo_draws: int = 10
     iwae_particles: int = 50
@@ -108,6 +103,8 @@ class SweepConfig:
             least = 0 if field.name == "depth" else 1
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
                 raise ValueError(f"expected {_flag(field.name)} of {least} or more, got {value}")
+            if field.name.startswith("rates") and not (len(value) == 2 and all(0 < v < math.inf for v in value)):
+                raise ValueError(f"expected {_flag(field.name)} with two learning rates above 0, got {list(value)}")
 
 
 def _flag(name: str) -> str:
@@ -129,9 +126,9 @@ PRESETS: dict[str, SweepConfig] = {
         batch_size=1_000,
         num_test=10_000,
         local_reparametrization=False,
-        rates_amortized=Rates(1e-3, 1e-3),
-        rates_factorized=Rates(1e-3, 1e-3),
-        rates_constant=Rates(1e-3, 1e-3),
+        rates_amortized=(1e-3, 1e-3),
+        rates_factorized=(1e-3, 1e-3),
+        rates_constant=(1e-3, 1e-3),
     ),
 }
 """Settings by name. *quick*'s rates are winners of ``python run_experiments.py sweep --tune``, *paper*'s published."""

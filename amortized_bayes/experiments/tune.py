@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -32,7 +33,7 @@ GRID: dict[str, list[Rates]] = {
     "amortized": [Rates(s, l) for s in SHARED for l in (1e-3, 2e-3, 4e-3, 8e-3)],
     "factorized": [Rates(s, l) for s in SHARED for l in (0.05, 0.1, 0.2, 0.4)],
 }
-"""Rates tried for each family: q(theta) and model, then encoder, vector or rows. Rows are visited once an epoch only."""
+"""Rates tried for each family: q(theta) and model, then encoder, vector or rows (visited once an epoch only)."""
 
 
 def tune(
@@ -90,14 +91,14 @@ def with_winners(config: SweepConfig, frame: pd.DataFrame) -> SweepConfig:
     Raises:
         ValueError: a family for which every trial failed.
     """
-    chosen: dict[str, Rates] = {}
+    chosen: dict[str, Any] = {}
     for family in GRID:
         rows = frame[(frame["guide"] == family) & (frame["status"] != "failed")]
         # a pair that failed on one data set is out
-        scores = rows.groupby("note")["value"].agg(["mean", "count"])
-        scores = scores[scores["count"] == len(config.dataset)]
-        if scores.empty:
+        trials = {str(pair): group["value"] for pair, group in rows.groupby("note")}
+        scores = {pair: values.mean() for pair, values in trials.items() if len(values) == len(config.dataset)}
+        if not scores:
             raise ValueError(f"expected a pair of learning rates that works for {family} VI, got none")
-        shared, local = (float(part) for part in str(scores["mean"].idxmax()).split())
-        chosen[f"rates_{family}"] = Rates(shared, local)
+        shared, local = (float(part) for part in max(scores, key=scores.__getitem__).split())
+        chosen[f"rates_{family}"] = (shared, local)
     return replace(config, tune=False, **chosen)

@@ -1,0 +1,72 @@
+"""The command line: ``amortized-bayes`` or ``python run_experiments.py``.
+
+A typed dataclass a command is the only configuration: its fields are the flags, and its docstring the help. Nothing
+here imports torch, so that ``--help`` answers at once; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from amortized_bayes.commands.download import Download
+from amortized_bayes.commands.runs import List, Plot, Table
+from amortized_bayes.commands.sweep import Sweep, sweep_defaults
+
+__all__ = ["main"]
+
+COMMANDS: dict[str, type] = {"sweep": Sweep, "list": List, "plot": Plot, "table": Table, "download": Download}
+DESCRIPTION = (
+    "Amortized against factorized and constant variational inference: what does it cost to share the inference? "
+    "Without a command, `sweep` is run. `COMMAND --help` explains each."
+)
+TRACEBACK = "AMORTIZED_BAYES_TRACEBACK"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 when it worked, 2 with one line when its input was wrong, 130 when interrupted.
+
+    Set the environment variable ``AMORTIZED_BAYES_TRACEBACK`` to see where an error was raised.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = _parse(given)
+        command.run(given)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"error: {lines[0]}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; finished fits are kept: `sweep --resume latest` goes on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _parse(given: list[str]) -> Any:
+    """The command with its fields filled from flags; a bare call, or one that starts with a flag, is a sweep."""
+    asks_for_help = bool(given) and given[0] in ("-h", "--help")
+    if not asks_for_help and (not given or given[0].startswith("-")):
+        given = ["sweep", *given]
+    defaults = {"sweep": sweep_defaults(given)} if given[0] == "sweep" else {}
+    union: Any = None
+    for name, cls in COMMANDS.items():
+        default = {"default": defaults[name]} if name in defaults else {}
+        member = Annotated[cls, tyro.conf.subcommand(name, **default)]
+        union = member if union is None else union | member
+    return tyro.cli(
+        tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[union]],
+        args=given,
+        prog="run_experiments.py",
+        description=DESCRIPTION,
+    )
+
+
+if __name__ == "__main__":
+    main()

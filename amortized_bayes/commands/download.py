@@ -1,0 +1,31 @@
+"""``download``: fetch data sets into the cache, or say where to put them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Download"]
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch data sets into the cache folder and check their checksums.
+
+    Args:
+        dataset: mnist, fashion-mnist.
+        data_dir: Where to look first.
+    """
+
+    dataset: tuple[str, ...] = ("mnist", "fashion-mnist")
+    data_dir: Path | None = None
+
+    def run(self, given: list[str]) -> None:
+        """Load each data set, which downloads it where it is missing."""
+        del given
+        from amortized_bayes.data import load_dataset
+
+        for name in self.dataset:
+            found = load_dataset(name, data_dir=self.data_dir)
+            train, test = (len(split.pixels) for split in (found.train, found.test))
+            print(f"{name}: {train:,} training and {test:,} test images, {found.source}")

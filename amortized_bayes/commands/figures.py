@@ -1,0 +1,117 @@
+"""The figures of a sweep, drawn from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pandas as pd
+
+from amortized_bayes.commands.findings import fits_of, value_of
+from amortized_bayes.configuration import load_config
+from amortized_bayes.experiments.sweep import Fit, SweepConfig
+from amortized_bayes.plotting import (
+    curve_figure,
+    dataset_label,
+    family_gap_figure,
+    guide_label,
+    memory_figure,
+    reconstruction_figure,
+    save_figure,
+    time_to_target_figure,
+)
+from amortized_bayes.results import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_all"]
+
+SHORT = {"mnist": "mnist", "fashion-mnist": "fmnist"}
+"""Names of data sets in names of figures; others keep their own."""
+
+
+def draw_all(folder: RunFolder, frame: pd.DataFrame, into: Path | None = None) -> list[Path]:
+    """Draw every figure that the rows allow, as PNG and PDF, into the run's folder or ``into``.
+
+    Args:
+        folder: a run.
+        frame: its rows.
+        into: another folder.
+
+    Raises:
+        ValueError: the figures cannot be written.
+    """
+    config = load_config(SweepConfig, folder.path / "config.yaml")
+    target = into or folder.path
+    finished = cast(pd.DataFrame, frame[frame["metric"] == "final_elbo"])
+    datasets = list(finished["dataset"].unique())
+    saved: list[Path] = []
+
+    def save(name: str, draw: Callable[[], Figure]) -> None:
+        saved.extend(save_figure(draw(), target, name))
+
+    for place, dataset in enumerate(datasets):
+        rows = cast(pd.DataFrame, frame[frame["dataset"] == dataset])
+        short = SHORT.get(dataset, Path(dataset).stem)
+        save(f"{short}_elbo", lambda r=rows, d=dataset: curve_figure(r, d, "elbo"))
+        save(f"{short}_mse", lambda r=rows, d=dataset: curve_figure(r, d, "mse_train"))
+        save(f"{short}_mse_test", lambda r=rows, d=dataset: curve_figure(r, d, "mse_test"))
+        if (rows["metric"] == "seconds_to_1_nat").any():
+            save(f"{short}_comp", lambda r=rows, d=dataset: time_to_target_figure(r, d))
+        if (arrays := _reconstructions(folder, config, rows, dataset)) is not None:
+            save(f"re{place + 1}", lambda a=arrays: reconstruction_figure(*a))
+    if (frame["metric"] == "family_gap").any():
+        save("family_gap", lambda: family_gap_figure(frame))
+    save("memory", lambda: memory_figure(_memory(config, frame)))
+    return saved
+
+
+def _reconstructions(
+    folder: RunFolder, config: SweepConfig, rows: pd.DataFrame, dataset: str
+) -> tuple[np.ndarray, dict[str, np.ndarray], str, dict[str, float]] | None:
+    """Test images and what each guide of the first seed makes of them; ``None`` if they are no images."""
+    seed = int(rows["seed"].min())
+    seen: dict[str, np.ndarray] = {}
+    errors: dict[str, float] = {}
+    original = None
+    for guide, k in fits_of(rows):
+        key = next((f.key for f in _fits(config, dataset) if (f.guide, f.k, f.seed) == (guide, k, seed)), None)
+        if key is None or not (folder.path / "arrays" / f"{key}.npz").exists():
+            continue
+        arrays = folder.load_arrays(key)
+        side = int(np.sqrt(arrays["original"].shape[1]))
+        if side * side != arrays["original"].shape[1]:
+            return None
+        original = arrays["original"].reshape(-1, side, side)
+        seen[guide_label(guide, k)] = arrays["reconstruction"].reshape(-1, side, side)
+        if (error := value_of(rows, guide, k, "final_mse_test")) is not None:
+            errors[guide_label(guide, k)] = error[0]
+    if original is None:
+        return None
+    title = f"{dataset_label(dataset)}: test images, mean z decoded through mean θ (seed {seed})"
+    return original, seen, title, errors
+
+
+def _fits(config: SweepConfig, dataset: str) -> list[Fit]:
+    """Fits of a data set, which in rows is known by its name and in the configuration perhaps by its path."""
+    from amortized_bayes.experiments.sweep import grid
+
+    return [f for f in grid(config) if dataset in (f.dataset, Path(f.dataset).name)]
+
+
+def _memory(config: SweepConfig, frame: pd.DataFrame) -> pd.DataFrame:
+    """Parameters that give local factors, and bytes that fitting holds, for N from 1,000 to 1,000,000."""
+    from amortized_bayes.experiments.estimate import sizes
+
+    observed = 784 if {"mnist", "fashion-mnist"} & set(config.dataset) else 64
+    table = [
+        {"guide": guide, "k": k, "N": n, "num_parameters": parameters, "memory_bytes": size}
+        for guide, k in fits_of(frame)
+        for n in (1_000, 10_000, 100_000, 1_000_000)
+        for parameters, size in [sizes(config, observed, guide, k, n)]
+        if guide != "factorized-from-amortized"
+    ]
+    return pd.DataFrame(table).astype({"k": "Int64"})
