@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,15 +10,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from amortized_bayes.guides.factorized import Factorized
-from amortized_bayes.inference.svi import FitOptions, Training
+from amortized_bayes.inference.svi import FitOptions, Training, cosine
 from amortized_bayes.types import LatentSite
 
 __all__ = ["Fresh", "fresh_factors"]
-
-
-def cosine(done: float) -> float:
-    """Step size that falls from 1 to 0 as half a cosine."""
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Fresh(NamedTuple):

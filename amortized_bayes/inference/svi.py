@@ -31,7 +31,7 @@ from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.networks import row_tables
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["Divergence", "FitOptions", "StepRecord", "Training", "fit"]
+__all__ = ["Divergence", "FitOptions", "StepRecord", "Training", "cosine", "fit", "settling"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,16 @@ COMPILE_SECONDS = 13.0
 """What compiling a step takes, on two cores; compiling pays when it saves more over the run."""
 COMPILE_SAVING = 0.2
 """Part of a replayed step that compiling saves on a CPU (`benchmarks/step.py`)."""
+
+
+def cosine(done: float) -> float:
+    """Step size that falls from 1 to 0 as half a cosine, as a function of the part of the run that is done."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def settling(done: float) -> float:
+    """Schedule for a fit that starts near its optimum: a fifth of the rate, falling to 0 as half a cosine."""
+    return 0.2 * cosine(done)
 
 
 class Divergence(ArithmeticError):
