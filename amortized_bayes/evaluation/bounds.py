@@ -16,11 +16,14 @@ points; it is no ELBO and is not comparable with one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.types import Guide, Model
@@ -89,7 +92,7 @@ def elbo(
     Args:
         model: Pyro program with a plate over data points.
         guide: Pyro program that samples every latent site of the model.
-        args: arguments of both programs; tensors with the data along their first dimension are taken in chunks.
+        args: arguments of both programs, the data first; tensors of as many rows are taken in chunks with them.
         num_draws: draws of local and shared latents.
         plate: name of the plate over data points.
         num_data: N, where the plate is sized by the batch.
@@ -103,10 +106,9 @@ def elbo(
     """
     options = {"analytic_kl": analytic_kl, "local_reparametrization": local_reparametrization}
     parts: list[list[Tensor]] = []
-    for chunk in _chunks(args, chunk_size):
+    for chunk in _chunks(args, kwargs, chunk_size, plate):
         draws = [
-            expected_log_weights(model, guide, *chunk, plate=plate, num_data=num_data, **options, **kwargs)
-            for _ in range(num_draws)
+            chunk.weights(expected_log_weights, model, guide, num_data=num_data, **options) for _ in range(num_draws)
         ]
         likelihood = torch.stack([w.log_likelihood[0, 0] for w in draws])
         divergence = torch.stack([(w.log_q - w.log_prior)[0, 0] for w in draws])
@@ -138,8 +140,9 @@ def iwae(
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`.
     """
-    options = {"num_particles": num_particles, "num_shared": num_shared, "plate": plate, "num_data": num_data}
-    found = [_iwae_of(w) for w in _weights_in_chunks(model, guide, args, kwargs, options, max_rows // num_particles)]
+    options = {"num_particles": num_particles, "num_shared": num_shared, "num_data": num_data}
+    chunks = _chunks(args, kwargs, max_rows // num_particles, plate)
+    found = [_iwae_of(chunk.weights(log_weights, model, guide, **options)) for chunk in chunks]
     return Estimate(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
@@ -162,10 +165,9 @@ def log_predictive(
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`.
     """
-    options = {"num_particles": num_particles, "num_shared": num_shared, "plate": plate, "num_data": None}
-    found = [
-        _predictive_of(w) for w in _weights_in_chunks(model, guide, args, kwargs, options, max_rows // num_particles)
-    ]
+    options = {"num_particles": num_particles, "num_shared": num_shared, "num_data": None}
+    chunks = _chunks(args, kwargs, max_rows // num_particles, plate)
+    found = [_predictive_of(chunk.weights(log_weights, model, guide, **options)) for chunk in chunks]
     return Estimate(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
@@ -194,24 +196,44 @@ def _delta_error(log_terms: Tensor) -> Tensor:
     return relative.std(0) / math.sqrt(count)
 
 
-def _weights_in_chunks(
-    model: Model,
-    guide: Guide,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: dict[str, Any],
-    chunk_size: int,
-) -> Iterator[LogWeights]:
-    for chunk in _chunks(args, max(1, chunk_size)):
-        yield log_weights(model, guide, *chunk, **options, **kwargs)
+class _Chunk(Messenger):
+    """Arguments for some of the points, which keep their places among all where the plate is sized by the data."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], places: range, count: int, plate: str) -> None:
+        super().__init__()
+        self.args, self.kwargs, self.places, self.count, self.plate = args, kwargs, places, count, plate
+
+    def weights(
+        self,
+        evaluate: Callable[..., LogWeights],
+        model: Model,
+        guide: Guide,
+        *,
+        num_data: int | None = None,
+        **options: Any,
+    ) -> LogWeights:
+        """Log weights of these points, with N counted over all chunks."""
+        with self:
+            found = evaluate(model, guide, *self.args, plate=self.plate, num_data=num_data, **options, **self.kwargs)
+        if num_data is None and found.num_data == len(self.places):
+            return found._replace(num_data=self.count)
+        return found
+
+    def _pyro_sample(self, msg: Any) -> None:
+        is_plate = msg["name"] == self.plate and isinstance(msg["fn"], _Subsample) and msg["value"] is None
+        if is_plate and msg["fn"].size == len(self.places) < self.count:
+            device = next(a.device for a in self.args if isinstance(a, Tensor))
+            msg["value"] = torch.arange(self.places.start, self.places.stop, device=device)
 
 
-def _chunks(args: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+def _chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate: str) -> Iterator[_Chunk]:
     """Slices of the tensors that hold as many rows as the first argument."""
     count = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 0
-    if count <= size:
-        yield args
-        return
-    for start in range(0, count, size):
-        part = slice(start, start + size)
-        yield tuple(a[part] if isinstance(a, Tensor) and a.dim() and len(a) == count else a for a in args)
+    for start in range(0, max(count, 1), max(size, 1)):
+        places = range(start, min(start + max(size, 1), count))
+
+        def part(leaf: Any, places: range = places) -> Any:
+            is_data = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
+            return leaf[places.start : places.stop] if is_data else leaf
+
+        yield _Chunk(*pytree.tree_map(part, (args, kwargs)), places, count, plate)

@@ -1,0 +1,227 @@
+r"""Hamiltonian Monte Carlo for C chains of B points at once, along a path between two densities.
+
+The target at inverse temperature :math:`\beta` is the geometric mean of a start f_0 and an end f_1,
+
+.. math::
+    \log f_\beta(z) = (1 - \beta) \log f_0(z) + \beta \log f_1(z), \qquad
+    H(z, p) = -\log f_\beta(z) + \tfrac12 p^\top M^{-1} p .
+
+A trajectory is velocity Verlet: half a kick, then drifts and kicks in turn, and half a kick at the end. That is what
+makes it reversible, and the Metropolis rule exact (Neal, *MCMC using Hamiltonian dynamics*, 2011). The gradients at
+a chain's place are kept for both ends, so a change of temperature costs none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from amortized_bayes.capture import CaptureError, capture
+
+__all__ = [
+    "ChainState",
+    "Ladder",
+    "PathDensity",
+    "PathEnds",
+    "TransitionInfo",
+    "Walk",
+    "anneal",
+    "captured_or_plain",
+    "hmc_transition",
+    "leapfrog",
+    "start_chains",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class PathEnds(NamedTuple):
+    """Log densities of both ends of a path at z, ``(C, B)`` in nats, and their gradients, ``(C, B, D)``."""
+
+    log_start: Tensor
+    log_end: Tensor
+    grad_start: Tensor
+    grad_end: Tensor
+
+    def log_density(self, beta: Tensor) -> Tensor:
+        """Log of the geometric mean, ``(C, B)``; beta is ``()`` or ``(B,)``."""
+        # An end of density 0 must not turn 0 · inf into NaN where the other end has all the weight.
+        return torch.where(beta == 0, self.log_start, self.log_start + beta * (self.log_end - self.log_start))
+
+    def grad(self, beta: Tensor) -> Tensor:
+        """Gradient of :meth:`log_density`, ``(C, B, D)``."""
+        return torch.lerp(self.grad_start, self.grad_end, beta[..., None].to(self.grad_end))
+
+
+PathDensity = Callable[[Tensor], PathEnds]
+"""From z, ``(C, B, D)``, to both ends of the path; every point and chain on its own."""
+
+
+class ChainState(NamedTuple):
+    """Where the chains are: z, ``(C, B, D)``, and the densities and gradients there."""
+
+    z: Tensor
+    ends: PathEnds
+
+
+class TransitionInfo(NamedTuple):
+    """What a transition did, each ``(C, B)``.
+
+    Args:
+        acceptance: probability of accepting the proposal.
+        accepted: whether it was accepted.
+        divergent: whether its energy was not finite, or rose by more than 1,000 nats; such a chain stays.
+    """
+
+    acceptance: Tensor
+    accepted: Tensor
+    divergent: Tensor
+
+
+class Ladder(NamedTuple):
+    """Frozen settings of an annealed walk.
+
+    Args:
+        betas: inverse temperatures from 0 to 1, ``(T + 1,)``.
+        step_sizes: at ``betas[1:]``, ``(T, B)``.
+        inverse_mass: ``(B, D)``.
+        num_leapfrog: gradients a transition.
+    """
+
+    betas: Tensor
+    step_sizes: Tensor
+    inverse_mass: Tensor
+    num_leapfrog: int
+
+
+class Walk(NamedTuple):
+    """What chains gathered: ``log_weights`` (C, B) in nats, float64; ``acceptance`` and ``divergences``, (B,)."""
+
+    log_weights: Tensor
+    acceptance: Tensor
+    divergences: Tensor
+
+
+def start_chains(density: PathDensity, z: Tensor) -> ChainState:
+    """Chains at z, ``(C, B, D)``."""
+    return ChainState(z, density(z))
+
+
+def leapfrog(
+    density: PathDensity,
+    state: ChainState,
+    momentum: Tensor,
+    beta: Tensor,
+    step_size: Tensor,
+    inverse_mass: Tensor,
+    num_steps: int,
+) -> tuple[ChainState, Tensor]:
+    """Velocity Verlet from a state and momentum, both ``(C, B, D)``.
+
+    Args:
+        density: both ends of the path.
+        state: chains.
+        momentum: ``(C, B, D)``.
+        beta: inverse temperature, ``()`` or ``(B,)``.
+        step_size: ``()`` or ``(B,)``.
+        inverse_mass: diagonal of the inverse mass matrix, ``(B, D)``.
+        num_steps: drifts, and gradients taken.
+    """
+    kick = step_size[..., None]
+    drift = kick * inverse_mass
+    z, ends = state
+    momentum = momentum + 0.5 * kick * ends.grad(beta)
+    for step in range(num_steps):
+        z = z + drift * momentum
+        ends = density(z)
+        share = 1.0 if step < num_steps - 1 else 0.5
+        momentum = momentum + share * kick * ends.grad(beta)
+    return ChainState(z, ends), momentum
+
+
+def hmc_transition(
+    density: PathDensity,
+    state: ChainState,
+    beta: Tensor,
+    step_size: Tensor,
+    inverse_mass: Tensor,
+    num_steps: int,
+    generator: Generator | None = None,
+) -> tuple[ChainState, TransitionInfo]:
+    """One transition that leaves f_beta unchanged: fresh momentum, a trajectory, accept or stay.
+
+    Arguments as in :func:`leapfrog`; ``generator`` draws the momentum and the uniforms.
+    """
+    noise = torch.empty_like(state.z).normal_(generator=generator)
+    momentum = noise * inverse_mass.rsqrt()
+    proposal, end_momentum = leapfrog(density, state, momentum, beta, step_size, inverse_mass, num_steps)
+    kinetic = 0.5 * (end_momentum.square() * inverse_mass - noise.square()).sum(-1)
+    log_ratio = proposal.ends.log_density(beta) - state.ends.log_density(beta) - kinetic
+    # A chain where f_beta is 0 may go anywhere: its ratio is +inf. NaN and -inf are rejected.
+    divergent = log_ratio.isnan() | (log_ratio < -1000)
+    acceptance = log_ratio.clamp(max=0).exp().masked_fill(divergent, 0.0)
+    accepted = torch.empty_like(acceptance).uniform_(generator=generator) < acceptance
+    state = ChainState(_choose(accepted, proposal.z, state.z), _choose_ends(accepted, proposal.ends, state.ends))
+    return state, TransitionInfo(acceptance, accepted, divergent)
+
+
+@torch.no_grad()
+def anneal(
+    density: PathDensity,
+    state: ChainState,
+    ladder: Ladder,
+    generator: Generator,
+    *,
+    backwards: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> Walk:
+    """Walk up the ladder from draws of f_0, or ``backwards`` down it from draws of f_1, and gather log weights.
+
+    Forwards E[w] = Z_1 / Z_0, backwards E[1 / w] = Z_0 / Z_1, for normalizing constants Z. Both walks have the same
+    T - 1 transitions, in reverse order. Memory does not depend on T.
+    """
+    num_steps = len(ladder.betas) - 1
+    log_weights = torch.zeros(state.z.shape[:2], dtype=torch.float64, device=state.z.device)
+    acceptance = torch.zeros_like(log_weights[0])
+    divergences = torch.zeros_like(acceptance, dtype=torch.long)
+    for step in reversed(range(num_steps)) if backwards else range(num_steps):
+        rise = state.ends.log_end.double() - state.ends.log_start.double()
+        log_weights += (ladder.betas[step + 1] - ladder.betas[step]).double() * rise
+        place = step if backwards else step + 1
+        if 0 < place < num_steps:
+            beta, step_size = ladder.betas[place], ladder.step_sizes[place - 1]
+            state, info = hmc_transition(
+                density, state, beta, step_size, ladder.inverse_mass, ladder.num_leapfrog, generator
+            )
+            acceptance += info.acceptance.double().mean(0) / (num_steps - 1)
+            divergences += info.divergent.sum(0)
+            tick()
+    # NaN comes from a start that either end gives no density: no weight forwards, no bound backwards.
+    return Walk(log_weights.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), acceptance, divergences)
+
+
+def captured_or_plain(
+    program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], check_inputs: Sequence[Tensor]
+) -> Callable[..., Sequence[Tensor]]:
+    """A replayed graph of ``program``, or ``program`` itself where it cannot be captured (said once, by logging)."""
+    try:
+        captured = capture(program, inputs, check_inputs)
+    except CaptureError as error:
+        logger.warning("the model is run uncaptured, more slowly: %s", error)
+        return program
+    if captured.backend != "cuda graph":
+        return captured
+    # The next replay overwrites a CUDA graph's outputs, and a chain that stays keeps its old ones.
+    return lambda *tensors: [t.clone() for t in captured(*tensors)]
+
+
+def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(accepted if new.dim() == accepted.dim() else accepted[..., None], new, old)
+
+
+def _choose_ends(accepted: Tensor, new: PathEnds, old: PathEnds) -> PathEnds:
+    return PathEnds(*(_choose(accepted, n, o) for n, o in zip(new, old, strict=True)))

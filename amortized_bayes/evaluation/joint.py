@@ -1,0 +1,304 @@
+r"""The twin of the seam for samplers: log p(x, z) of any Pyro model on the unconstrained space.
+
+For a local latent with constrained value :math:`v_b` and support-given bijection :math:`v_b = t(z_b)`,
+
+.. math:: \log p(x_b, z_b) = \log p(x_b \mid t(z_b)) + \log p(t(z_b)) + \log |\det J_t(z_b)|,
+
+one value a data point and chain, in nats. All local latents of a point are laid side by side in one vector of size D.
+Chains are made by tiling the data along the plate, as in :mod:`amortized_bayes.weights`. Latents outside the plate
+(decoder weights) are held at values given, so that every point stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Size, Tensor
+from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
+from torch.utils import _pytree as pytree
+
+from amortized_bayes.types import Guide, Model
+from amortized_bayes.weights import PairedTraces, _Tiling, no_plate_error, plate_frame, sample_sites
+
+__all__ = ["LocalSite", "LogJoint", "draw_shared", "log_joint", "plate_to_front"]
+
+
+class LocalSite(NamedTuple):
+    """Where a local latent lies in the vector z of a point.
+
+    Args:
+        name: its name in the model.
+        shape: shape of its constrained value for one point.
+        free_shape: shape of its unconstrained value for one point.
+        support: its support.
+        place: its entries among the D of z.
+    """
+
+    name: str
+    shape: Size
+    free_shape: Size
+    support: Constraint
+    place: slice
+
+
+class LogJoint:
+    """log p(x, z) of B data points in nats. Made by :func:`log_joint`; call it with z of shape ``(..., B, D)``."""
+
+    def __init__(
+        self,
+        model: Model,
+        arguments: tuple[Sequence[Any], Any, Sequence[bool]],
+        index: Tensor,
+        plate: str,
+        fixed: Mapping[str, Tensor],
+    ) -> None:
+        self.plate, self.fixed, self.index = plate, dict(fixed), index
+        self.leaves, self._spec, self.is_data = arguments
+        self.model = model
+        self._model = poutine.condition(model, data=self.fixed) if fixed else model
+        self.sites: tuple[LocalSite, ...] = ()
+        self.dtype, self.device = torch.get_default_dtype(), index.device
+
+    @property
+    def num_points(self) -> int:
+        """B."""
+        return len(self.index)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.sites[-1].place.stop
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the model for these B points."""
+        return pytree.tree_unflatten(list(self.leaves), self._spec)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Log p(x, z) with Jacobians, ``(..., B, D) -> (..., B)``."""
+        log_prior, log_likelihood = self._split(z)
+        return log_prior + log_likelihood
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Log p(z) with Jacobians, ``(..., B, D) -> (..., B)``."""
+        return self._split(z)[0]
+
+    def terms(self, z: Tensor, index: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        """Log p(z) with Jacobians and log p(x|z) of rows: ``(R, D)`` and :meth:`inputs` in, two ``(R,)`` out."""
+        trace, jacobians = self._run(z, index, data)
+        traces = PairedTraces(trace, trace, self.plate)
+        with pyro.validation_enabled(False):
+            prior = sum(_log_prob(traces, s, jacobians[s["name"]]) for s in traces.local_sites(trace, observed=False))
+            observed = [traces.log_prob(s) for s in traces.local_sites(trace, observed=True)]
+        assert isinstance(prior, Tensor)
+        return prior.expand(len(z)), torch.stack(observed).sum(0) if observed else torch.zeros_like(prior)
+
+    def inputs(self, num_chains: int) -> tuple[Tensor, ...]:
+        """The plate's index and the data, repeated for each chain: ``(C·B, ...)`` each."""
+        data = (leaf for leaf, is_data in zip(self.leaves, self.is_data, strict=True) if is_data)
+        return tuple(t.repeat(num_chains, *(1 for _ in t.shape[1:])) for t in (self.index, *data))
+
+    def sample_prior(self, num_samples: int) -> Tensor:
+        """Draw z from the prior by torch's global generator, ``(S, B, D)``."""
+        return self.ancestral(num_samples)[0]
+
+    def ancestral(self, num: int, handler: Messenger | None = None) -> tuple[Tensor, poutine.Trace]:
+        """Run the model once, under ``handler``; its latents as z ``(S, B, D)``, and the trace of S·B rows."""
+        index, *data = self.inputs(num)
+        with torch.no_grad():
+            trace = self._trace(handler(self._model) if handler else self._model, index, data)
+            return self.pack(trace).reshape(num, self.num_points, -1), trace
+
+    def unpack(self, z: Tensor) -> dict[str, Tensor]:
+        """Constrained value of each site, ``(..., B, *shape)``, for z of shape ``(..., B, D)``."""
+        trace, _ = self._run(*self._rows(z))
+        nodes: Any = trace.nodes
+        values = {s.name: plate_to_front(nodes[s.name], self.plate, nodes[s.name]["value"]) for s in self.sites}
+        return {s.name: values[s.name].reshape(*z.shape[:-1], *s.shape) for s in self.sites}
+
+    def pack(self, trace: poutine.Trace) -> Tensor:
+        """Unconstrained z, ``(R, D)``, of the values in a trace of this model (for a guide's: replayed on them)."""
+        columns = []
+        for site in self.sites:
+            node: Any = trace.nodes[site.name]
+            free = biject_to(node["fn"].support).inv(node["value"])
+            columns.append(plate_to_front(node, self.plate, free).flatten(1) if free.dim() > 1 else free[:, None])
+        return torch.cat(columns, -1)
+
+    def indexed(self) -> Messenger:
+        """A handler under which model and guide, run on :attr:`arguments`, see these points' own indices."""
+        return _Tiling(self.plate, self.index, 1)
+
+    def select(self, points: Tensor) -> LogJoint:
+        """The joint density of some of the points, given by their places ``(b,)`` among the B."""
+        leaves = [
+            leaf[points.to(leaf.device)] if d else leaf for leaf, d in zip(self.leaves, self.is_data, strict=True)
+        ]
+        return self.replace(leaves, self.index[points.to(self.index.device)])
+
+    def replace(self, leaves: Sequence[Any], index: Tensor) -> LogJoint:
+        """The same density of other data: flattened arguments ``leaves`` and the plate's ``index``."""
+        twin = LogJoint(self.model, (leaves, self._spec, self.is_data), index, self.plate, self.fixed)
+        twin.sites, twin.dtype, twin.device = self.sites, self.dtype, self.device
+        return twin
+
+    def _split(self, z: Tensor) -> list[Tensor]:
+        rows, index, data = self._rows(z)
+        return [part.reshape(z.shape[:-1]) for part in self.terms(rows, index, *data)]
+
+    def _rows(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        if z.dim() < 2 or z.shape[-2:] != (self.num_points, self.dim):
+            raise ValueError(f"expected z of shape (..., {self.num_points}, {self.dim}), got {tuple(z.shape)}")
+        rows = z.reshape(-1, self.dim)
+        index, *data = self.inputs(len(rows) // self.num_points)
+        return rows, index, tuple(data)
+
+    def _run(self, z: Tensor, index: Tensor, data: Sequence[Tensor]) -> tuple[poutine.Trace, dict[str, Tensor]]:
+        """Trace the model with the latents put to ``z``. Validation off: a diverging chain must not raise."""
+        put = _Put(self.sites, z, self.plate)
+        with pyro.validation_enabled(False):
+            return self._trace(put(self._model), index, data), put.jacobians
+
+    def _trace(self, model: Callable[..., Any], index: Tensor, data: Sequence[Tensor]) -> poutine.Trace:
+        rest = iter(data)
+        leaves = [next(rest) if d else leaf for leaf, d in zip(self.leaves, self.is_data, strict=True)]
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        with _Tiling(self.plate, index, 1):
+            return poutine.trace(model).get_trace(*args, **kwargs)
+
+
+def log_joint(
+    model: Model, *args: Any, plate: str = "data", fixed: Mapping[str, Tensor] | None = None, **kwargs: Any
+) -> LogJoint:
+    """Lay out the local latents of a Pyro model and return its log p(x, z) on the unconstrained space.
+
+    Args:
+        model: Pyro program ``model(x)`` or ``model(x, index)`` with a plate over data points.
+        args: arguments of the model. Every tensor whose first dimension is the batch is data.
+        plate: name of the plate over data points.
+        fixed: values of the latents outside the plate, as a draw of :func:`draw_shared`.
+        kwargs: keyword arguments of the model.
+
+    Raises:
+        ValueError: no such plate; a latent that is discrete, masked, or outside the plate without a value; a density
+            that is NaN, random, or different for a point when its neighbours change.
+    """
+    fixed = dict(fixed or {})
+    conditioned = poutine.condition(model, data=fixed) if fixed else model
+    prior = poutine.block(conditioned, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
+    with torch.no_grad(), torch.random.fork_rng():
+        if fixed:
+            _check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
+        trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+        _check_latents(trace, plate)
+        tiling = _Tiling.of(prior, conditioned, args, kwargs, 1, plate)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        joint = LogJoint(model, (leaves, spec, [tiling._is_data(leaf) for leaf in leaves]), tiling.index, plate, fixed)
+        joint.sites = tuple(_layout(trace, plate))
+        first: Any = trace.nodes[joint.sites[0].name]
+        joint.dtype, joint.device = first["value"].dtype, first["value"].device
+        _check_density(joint)
+    return joint
+
+
+def draw_shared(
+    guide: Guide, *args: Any, num_draws: int = 1, plate: str = "data", **kwargs: Any
+) -> list[dict[str, Tensor]]:
+    """Draw the latents outside the plate from a guide: values for ``fixed``, one dict a draw."""
+    draws = []
+    for _ in range(num_draws):
+        with torch.no_grad():
+            sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+            outside = (s for s in sites if not s["is_observed"] and plate_frame(s, plate) is None)
+            draws.append({s["name"]: s["value"] for s in outside if not s["infer"].get("is_auxiliary")})
+    return draws
+
+
+class _Put(Messenger):
+    """Puts the local latents to given unconstrained values ``(R, D)`` and keeps their log Jacobians."""
+
+    def __init__(self, sites: Sequence[LocalSite], z: Tensor, plate: str) -> None:
+        super().__init__()
+        self.sites, self.z, self.plate = {s.name: s for s in sites}, z, plate
+        self.jacobians: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        site = self.sites.get(msg["name"])
+        if site is None:
+            return
+        batch, transform = msg["fn"].batch_shape, biject_to(msg["fn"].support)
+        axis = len(batch) + plate_frame(msg, self.plate).dim
+        free = self.z[:, site.place].reshape(-1, *site.free_shape).movedim(0, axis)
+        msg["value"], msg["done"] = transform(free), True
+        jacobian = transform.log_abs_det_jacobian(free, msg["value"])
+        self.jacobians[site.name] = jacobian.flatten(len(batch)).sum(-1) if jacobian.dim() > len(batch) else jacobian
+
+
+def plate_to_front(node: Any, plate: str, value: Tensor) -> Tensor:
+    """Move the plate's dimension of a site's value to the front."""
+    return value.movedim(len(node["fn"].batch_shape) + plate_frame(node, plate).dim, 0)
+
+
+def _log_prob(traces: PairedTraces, site: Any, jacobian: Tensor) -> Tensor:
+    return traces.reduce(site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]) + jacobian)
+
+
+def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:
+    start = 0
+    for node in sample_sites(trace):
+        if node["is_observed"] or plate_frame(node, plate) is None:
+            continue
+        shape = plate_to_front(node, plate, node["value"]).shape[1:]
+        free = biject_to(node["fn"].support).inv(node["value"])
+        free_shape = plate_to_front(node, plate, free).shape[1:]
+        yield LocalSite(node["name"], shape, free_shape, node["fn"].support, slice(start, start + free_shape.numel()))
+        start += free_shape.numel()
+
+
+def _check_fixed(trace: poutine.Trace, plate: str, fixed: Mapping[str, Tensor]) -> None:
+    for name, value in fixed.items():
+        node: Any = trace.nodes.get(name)
+        if node is None or node["type"] != "sample" or plate_frame(node, plate) is not None:
+            raise ValueError(f"expected the names in `fixed` to be latents outside plate {plate!r}, got {name!r}")
+        if value.shape != node["value"].shape:
+            shape = tuple(node["value"].shape)
+            raise ValueError(f"expected a value of shape {shape} for {name!r}, got {tuple(value.shape)}")
+
+
+def _check_latents(trace: poutine.Trace, plate: str) -> None:
+    if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
+        raise no_plate_error(trace, plate)
+    if all(node["is_observed"] or plate_frame(node, plate) is None for node in sample_sites(trace)):
+        raise ValueError(f"expected local latents inside plate {plate!r}, got none")
+    for node in sample_sites(trace):
+        if node["is_observed"]:
+            continue
+        if node["fn"].support.is_discrete:
+            raise ValueError(f"expected continuous latents, got {node['name']!r} of {type(node['fn']).__name__}")
+        if plate_frame(node, plate) is None:
+            raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
+        if node["mask"] is not None and not torch.as_tensor(node["mask"]).all():
+            raise ValueError(f"latent {node['name']!r} is masked; expected a proper prior for each point")
+
+
+def _check_density(joint: LogJoint) -> None:
+    """Two draws from the prior, scored together and alone, must give the same numbers, none of them NaN."""
+    z = joint.sample_prior(2)
+    together, alone = joint(z), joint(z[1])
+    bad = together.isnan().any(0).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"log p(x, z) is NaN at point {bad[0]} ({len(bad)} of {joint.num_points}); check x and weights"
+        )
+    close = torch.isclose(together[1], alone, rtol=1e-3, atol=1e-3) | (together[1] == alone)
+    if not close.all():
+        raise ValueError(
+            "log p(x, z) is random, or changes with a point's neighbours; expected a model in evaluation mode "
+            "(model.eval() for dropout and batch norm)"
+        )

@@ -1,0 +1,178 @@
+"""The sandwich closes on the exact evidence, and opens the wrong way for a sampler that is broken on purpose."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from amortized_bayes.evaluation import hmc
+from amortized_bayes.evaluation.ais import AISSettings
+from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc, simulate
+from amortized_bayes.evaluation.hmc import ChainState, PathDensity
+from amortized_bayes.evaluation.joint import log_joint
+
+SCALE = 0.7
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture
+def w() -> Tensor:
+    return 1.5 * torch.randn(30, 20, generator=Generator().manual_seed(3)) / 20**0.5
+
+
+class LinearGaussian:
+    """z ~ N(0, I) of 20 dimensions, x ~ N(W z, SCALE²); remembers nothing of its data."""
+
+    def __init__(self, w: Tensor) -> None:
+        self.w = w
+        precision = torch.eye(20) + w.T @ w / SCALE**2
+        self.gain, self.scale = torch.linalg.solve(precision, w.T / SCALE**2), precision.diagonal().rsqrt()
+        self.evidence = torch.distributions.MultivariateNormal(torch.zeros(30), w @ w.T + SCALE**2 * torch.eye(30))
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(20), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ self.w.T, SCALE).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ self.gain.T, self.scale).to_event(1))
+
+
+def sandwich(w: Tensor, settings: AISSettings, num_points: int = 60) -> tuple[BDMCResult, Tensor]:
+    """Bounds, and exact log p(x) of the very points that were simulated."""
+    linear = LinearGaussian(w)
+    seen: list[Tensor] = []
+
+    def model(x: Tensor) -> None:
+        seen.append(x)
+        linear.model(x)
+
+    x = linear.evidence.sample((num_points,))
+    guide = linear.guide if settings.start == "guide" or settings.mass == "guide" else None
+    result = bdmc(model, guide, x, settings=settings, num_points=num_points)
+    simulated = next(t for t in seen if len(t) >= num_points and not torch.isin(t[0], x).all())[:num_points]
+    return result, linear.evidence.log_prob(simulated)
+
+
+def z_scores(result: BDMCResult, exact: Tensor) -> tuple[float, float]:
+    """How far the lower bound is above, and the upper bound below, the exact value, in standard errors."""
+    above, below = result.lower - exact, exact - result.upper
+    return tuple((d.mean() / (d.std() / len(d) ** 0.5)).item() for d in (above, below))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.parametrize("temperatures", [15, 100])
+def test_exact_evidence_is_inside(w: Tensor, start: str, temperatures: int) -> None:
+    settings = AISSettings(num_temperatures=temperatures, start=start)  # pyright: ignore[reportArgumentType]
+    result, exact = sandwich(w, settings)
+    assert max(z_scores(result, exact)) < 3
+    assert result.gap_error > 0
+    assert result.mean_gap > -3 * result.gap_error
+    if (temperatures, start) == (100, "guide"):
+        assert result.mean_gap < 0.1 + 3 * result.gap_error
+
+
+def broken_leapfrog(
+    density: PathDensity,
+    state: ChainState,
+    momentum: Tensor,
+    beta: Tensor,
+    step_size: Tensor,
+    inverse_mass: Tensor,
+    num_steps: int,
+) -> tuple[ChainState, Tensor]:
+    """Ends with a full and then a half kick: not reversible."""
+    state, momentum = sound_leapfrog(density, state, momentum, beta, step_size, inverse_mass, num_steps)
+    return state, momentum + step_size[..., None] * state.ends.grad(beta)
+
+
+sound_leapfrog = hmc.leapfrog
+
+
+def test_a_broken_kick_breaks_the_sandwich(w: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = AISSettings(num_temperatures=60, num_leapfrog=10, start="prior", mass="unit")
+    sound, exact = sandwich(w, settings)
+    assert max(z_scores(sound, exact)) < 3
+    monkeypatch.setattr(hmc, "leapfrog", broken_leapfrog)
+    broken, exact = sandwich(w, settings)
+    above, _ = z_scores(broken, exact)
+    assert above > 5  # a lower bound above the exact value, by 2 nats
+    assert (broken.lower - exact).mean() > 1
+
+
+def test_target_gap_picks_the_number_of_temperatures(w: Tensor) -> None:
+    linear = LinearGaussian(w)
+    x = linear.evidence.sample((40,))
+    few = AISSettings(num_temperatures=5, start="prior", mass="unit")
+    result = bdmc(linear.model, None, x, settings=few, target_gap=0.5)
+    assert result.reached
+    assert result.mean_gap <= 0.5
+    assert result.settings.num_temperatures > 5
+    assert result.difficulty is None
+    stopped = bdmc(linear.model, None, x, settings=few, target_gap=1e-6, max_temperatures=8)
+    assert stopped.reached is False
+    assert stopped.settings.num_temperatures == 8
+
+
+def test_simulated_points_are_compared_with_real_ones(w: Tensor) -> None:
+    linear = LinearGaussian(w)
+    x = linear.evidence.sample((60,))
+
+    def narrow(x: Tensor) -> None:
+        # Good on data like the model's, poor on data three times as large.
+        with pyro.plate("data", len(x)):
+            shift = 0.1 * (x.square().mean(-1, keepdim=True) - 2).clamp(min=0)
+            pyro.sample("z", dist.Normal(x @ linear.gain.T + shift, linear.scale).to_event(1))
+
+    settings = AISSettings(num_temperatures=5, num_chains=4)
+    alike = bdmc(linear.model, linear.guide, x, settings=settings)
+    assert alike.difficulty is not None
+    assert alike.difficulty.alike
+    assert "real points have no upper bound" in alike.evidence()
+    assert "about as hard for the encoder as the real ones" in alike.evidence()
+    easier = bdmc(linear.model, narrow, 3 * x, settings=settings)
+    assert easier.difficulty is not None
+    assert not easier.difficulty.alike
+    assert "easier for the encoder" in easier.evidence()
+
+
+def test_simulated_data_take_the_place_of_the_arguments() -> None:
+    def model(x: Tensor, covariate: Tensor, y: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(covariate, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None].expand(-1, 4), 0.1).to_event(1), obs=x.flatten(1))
+            pyro.sample("y", dist.Bernoulli(logits=z), obs=y)
+
+    covariate = torch.linspace(-50, 50, 6)
+    joint = log_joint(model, torch.zeros(6, 2, 2), covariate, torch.ones(6), plate="rows")
+    simulated, z = simulate(joint)
+    x, kept, y = simulated.arguments[0]
+    assert x.shape == (6, 2, 2)
+    torch.testing.assert_close(kept, covariate)
+    assert (x.flatten(1) - z).abs().max() < 0.6
+    assert (z[:, 0] - covariate).abs().max() < 5
+    assert set(y.tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(simulated(z[None])[0], simulated(z))
+
+
+def test_models_that_cannot_be_simulated_are_refused(w: Tensor) -> None:
+    def scaled(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x / 255)
+
+    def factor(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("energy", -(z - x).square())
+
+    for model, words in ((scaled, "site 'x' to be an argument"), (factor, "factor 'energy'")):
+        with pytest.raises(ValueError, match=words):
+            simulate(log_joint(model, torch.tensor([1.0, 2.0])))
+    linear = LinearGaussian(w)
+    with pytest.raises(ValueError, match="target_gap above 0"):
+        bdmc(linear.model, linear.guide, torch.zeros(3, 30), target_gap=-1.0)

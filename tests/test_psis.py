@@ -1,0 +1,68 @@
+"""k̂ and the effective sample size."""
+
+import math
+
+import pytest
+import torch
+
+from amortized_bayes.evaluation.psis import ess, khat_threshold, psis_khat
+
+
+def gaussian_weights(scale: float, num_draws: int, dim: int = 1) -> torch.Tensor:
+    """Log weights of a standard normal under a proposal of another scale, ``(2, S)``."""
+    z = scale * torch.randn(2, num_draws, dim, dtype=torch.float64)
+    return (-0.5 * z.square() + 0.5 * (z / scale).square() + math.log(scale)).sum(-1)
+
+
+def test_a_proposal_too_narrow_is_seen_and_one_too_wide_is_fine() -> None:
+    # For a scale s < 1 the weights have moments below 1 / (1 - s²): k = 1 - s².
+    assert (psis_khat(gaussian_weights(0.3, 4000, dim=5)) > 0.7).all()
+    assert (psis_khat(gaussian_weights(1.3, 4000)) < 0.3).all()
+
+
+def test_the_sign_is_right() -> None:
+    """Exact Pareto tails: w = u^(-k) has shape k. With the sign wrong k̂ would be far below."""
+    u = torch.rand(20, 5000, dtype=torch.float64)
+    for k in (0.3, 0.9):
+        khat = psis_khat(-k * u.log())
+        assert abs(khat.mean() - k) < 4 * khat.std() / 20**0.5 + 0.02
+
+
+def test_equal_weights_are_exact_and_do_not_spoil_the_batch() -> None:
+    weights = gaussian_weights(0.3, 500)
+    batch = torch.stack([weights[0], torch.full((500,), -90.0), weights[1]])
+    batch[1] += 1e-9 * torch.randn(500)
+    khat = psis_khat(batch.float())
+    assert khat[1] == -math.inf
+    assert (khat[[0, 2]] > 0.5).all()
+
+
+def test_broken_weights_are_flagged_and_zero_weights_are_weights() -> None:
+    good = gaussian_weights(0.8, 500)[0]
+    nan, inf, zero, few = good.clone(), good.clone(), good.clone(), torch.full((500,), -math.inf)
+    nan[3], inf[4], zero[:50], few[:10] = math.nan, math.inf, -math.inf, good[:10]
+    khat = psis_khat(torch.stack([good, nan, inf, zero, few.double()]))
+    assert khat[[1, 2]].isnan().all()
+    assert khat[0].isfinite()
+    assert khat[3].isfinite()
+    assert khat[4] == math.inf
+
+
+def test_shapes_and_too_few_draws() -> None:
+    assert psis_khat(gaussian_weights(0.7, 100).reshape(2, 1, 100)).shape == (2, 1)
+    with pytest.raises(ValueError, match="at least 25 draws along the last dimension, got 24"):
+        psis_khat(torch.randn(3, 24))
+    with pytest.raises(ValueError, match="at least 25"):
+        khat_threshold(3)
+
+
+def test_threshold() -> None:
+    assert khat_threshold(100) == pytest.approx(0.5)
+    assert khat_threshold(10_000) == 0.7
+
+
+def test_ess() -> None:
+    weights = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, -math.inf, -math.inf, 0.0], [5.0, 5.0, -800.0, -900.0]])
+    torch.testing.assert_close(ess(weights), torch.tensor([4.0, 2.0, 2.0], dtype=torch.float64))
+    assert ess(torch.tensor([math.nan, 0.0])).isnan()
+    assert ess(torch.full((5,), -math.inf)) == 0
