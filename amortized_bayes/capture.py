@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, fx
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["CaptureError", "Captured", "capture", "compiler_available"]
@@ -99,24 +100,28 @@ def capture(
     if backend not in ("replay", "inductor"):
         raise ValueError(f"expected backend 'replay' or 'inductor', got {backend!r}")
     start = time.perf_counter()
+    validation = Distribution._validate_args
     before = [t.detach().clone() for t in restore]
 
     def put_back() -> None:
         with torch.no_grad():
             for tensor, value in zip(restore, before, strict=True):
-                tensor.copy_(value)
+                if not torch.equal(tensor, value):  # an expanded view cannot be written to
+                    tensor.copy_(value)
 
     try:
         with pyro.validation_enabled(False):
             module = make_fx(program)(*inputs)
         put_back()
         captured = _assemble(module, inputs, backend)
+        worst = _difference(program, captured, check_inputs, put_back)
     except CaptureError:
         raise
-    except Exception as error:  # whatever a user's program does under tracing ends here, with the reason kept
+    except Exception as error:  # what a user's program or the compiler does ends here, with the reason kept
         put_back()
         raise CaptureError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
-    worst = _difference(program, captured, check_inputs, put_back)
+    finally:
+        Distribution.set_default_validate_args(validation)  # torch.compile turns it off for the whole process
     allowed = tolerance if tolerance is not None else _tolerance(inputs, captured.closed)
     if not worst <= allowed:
         raise CaptureError(
@@ -255,7 +260,8 @@ def _replace_by_inputs(
 def _compile(graph: fx.GraphModule) -> Callable[..., Any]:
     if not compiler_available():
         raise CaptureError("no C++ compiler found")
-    return torch.compile(graph, dynamic=False, fullgraph=True)
+    # Draws that stayed inside (see `_classify`) are made as the program makes them, not by Inductor's own generator.
+    return torch.compile(graph, dynamic=False, fullgraph=True, options={"fallback_random": True})
 
 
 class _CudaGraph:

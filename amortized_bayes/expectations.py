@@ -23,6 +23,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import LogWeights, PairedTraces, check_traces, plate_frame, sample_sites, trace_pair
@@ -60,7 +61,7 @@ def expected_log_weights(
 
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`; or local reparametrization of a shared
-            site that is not Gaussian, or that is used outside ``F.linear``.
+            site that is not Gaussian, has no closed KL divergence to its prior, or is not used by ``F.linear`` once.
     """
     if local_reparametrization:
         traces, undrawn = _trace_without_weights(model, guide, args, kwargs, plate)
@@ -73,7 +74,7 @@ def expected_log_weights(
             sums.add("log_likelihood", site, traces.log_prob(site))
             continue
         twin = twins.pop(site["name"])
-        log_p, log_q = _latent_parts(traces, site, twin, analytic_kl or site["name"] in undrawn)
+        log_p, log_q = _latent_parts(traces, site, twin, analytic_kl, undrawn=site["name"] in undrawn)
         sums.add("log_prior", site, log_p)
         sums.add("log_q", twin, log_q)
     for site in twins.values():  # auxiliary sites and factors of the guide
@@ -114,9 +115,11 @@ class _Sums:
         )
 
 
-def _latent_parts(traces: PairedTraces, site: Any, twin: Any, analytic: bool) -> tuple[Tensor, Tensor]:
+def _latent_parts(
+    traces: PairedTraces, site: Any, twin: Any, analytic: bool, *, undrawn: bool
+) -> tuple[Tensor, Tensor]:
     """Log p and log q of a site, as a draw's or, in closed form, such that their difference is -KL."""
-    if analytic and twin["mask"] is None and site["mask"] is None and _scale(site) == _scale(twin):
+    if (analytic or undrawn) and twin["mask"] is None and site["mask"] is None and _scale(site) == _scale(twin):
         try:
             divergence = kl_divergence(twin["fn"], site["fn"])
             entropy = twin["fn"].entropy()
@@ -125,6 +128,11 @@ def _latent_parts(traces: PairedTraces, site: Any, twin: Any, analytic: bool) ->
         else:
             log_q = traces.reduce(twin, -entropy)
             return log_q - traces.reduce(site, divergence), log_q
+    if undrawn:
+        raise ValueError(
+            f"local reparametrization expected a closed KL divergence at {site['name']!r}, unmasked and with equal "
+            f"scales, got {type(twin['fn']).__name__} against {type(site['fn']).__name__}"
+        )
     return traces.log_prob(site), traces.log_prob(twin)
 
 
@@ -156,24 +164,35 @@ class _UndrawnWeights(Messenger):
 
 
 class _LinearOnMoments(TorchFunctionMode):
-    """Replaces ``F.linear`` on undrawn weights by a draw of its output, and refuses any other use of them."""
+    """Replaces ``F.linear`` on undrawn weights by a draw of its output, and refuses any other use of them.
+
+    A second use is refused too: its output depends on the first one's through the weights.
+    """
 
     def __init__(self, moments: dict[int, tuple[str, Tensor, Tensor]]) -> None:
         super().__init__()
         self.moments = moments
+        self.used: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        used = [self.moments[id(a)][0] for a in (*args, *kwargs.values()) if id(a) in self.moments]
-        if not used:
+        names = [self.moments[id(a)][0] for a in pytree.tree_leaves((args, kwargs)) if id(a) in self.moments]
+        if not names:
             return func(*args, **kwargs)
-        if func is F.linear:
-            return self._linear(*args, **kwargs)
-        if getattr(func, "__name__", "") in ("__get__", "dim", "size", "__len__", "numel", "is_floating_point"):
-            return func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        if func is F.linear and id(args[0] if args else kwargs["input"]) not in self.moments:
+            twice = self.used.intersection(names)
+            if not twice:
+                self.used.update(names)
+                return self._linear(*args, **kwargs)
+            names, name = sorted(twice), "a second use"
+        elif name in ("__get__", "dim", "size", "__len__", "numel", "is_floating_point"):
+            found = func(*args, **kwargs)
+            if not isinstance(found, Tensor):  # a shape or a type, not `.T`
+                return found
         raise ValueError(
-            f"local reparametrization expected site {used[0]!r} to be used by torch.nn.functional.linear alone, "
-            f"got {getattr(func, '__name__', func)}"
+            f"local reparametrization expected site {names[0]!r} to be used by torch.nn.functional.linear alone, "
+            f"and once, got {name}"
         )
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -190,9 +209,10 @@ class _LinearOnMoments(TorchFunctionMode):
 def _trace_without_weights(
     model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str
 ) -> tuple[PairedTraces, frozenset[str]]:
-    with _UndrawnWeights(plate) as undrawn:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    undrawn = _UndrawnWeights(plate)
     with _LinearOnMoments(undrawn.moments):
+        with undrawn:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
     check_traces(traces)

@@ -183,7 +183,8 @@ def _draw(
     if tiling is None:
         return _score(trace_pair(model, guide, args, kwargs, plate), num_particles)
     with tiling:
-        return _score(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
+        found = _score(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
+    return found._replace(num_data=tiling.full_size)
 
 
 def _score(traces: PairedTraces, num_particles: int) -> LogWeights:
@@ -214,6 +215,7 @@ class _Tiling(Messenger):
         super().__init__()
         self.plate = plate
         self.batch = len(index)
+        self.full_size = len(index)
         self.num_particles = num_particles
         self.index = index.repeat(num_particles)
 
@@ -224,11 +226,12 @@ class _Tiling(Messenger):
         """Learn the batch from one untiled run."""
         with torch.no_grad():
             traces = trace_pair(model, guide, args, kwargs, plate)
-        site = traces.model.nodes.get(plate)
+        site = traces.model.nodes.get(plate) or traces.guide.nodes.get(plate)
         if site is None or not isinstance(site["value"], Tensor):
             raise ValueError(f"expected plate {plate!r} to have a size, got one without")
         chosen = site["fn"].subsample_size
         tiling = cls(plate, site["value"], num_particles)
+        tiling.full_size = site["fn"].size  # where the plate is sized by the batch, tiling would multiply it
         if chosen is not None and chosen < site["fn"].size:
             raise ValueError(
                 f"plate {plate!r} draws its own subsample of {chosen} points; expected the batch to be passed as "
@@ -256,6 +259,21 @@ class _Tiling(Messenger):
         # The points keep their own indices, so that a guide with a row a point finds the same row for each particle.
         if msg["name"] == self.plate and isinstance(msg["fn"], _Subsample) and msg["value"] is None:
             msg["value"] = self.index
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        # Inside a plate Pyro selects the rows of `pyro.param(..., event_dim=)` and `pyro.subsample` unless the batch
+        # has as many points as the whole, which a tiled batch may reach.
+        frame, event_dim = plate_frame(msg, self.plate), msg["kwargs"].get("event_dim")
+        if frame is None or event_dim is None or any(f.size < f.full_size for f in msg["cond_indep_stack"]):
+            return
+        dim, value = frame.dim - event_dim, msg["value"]
+        if value.dim() >= -dim and value.shape[dim] != 1:
+            msg["value"] = value.index_select(dim, self.index)
+            if msg["type"] == "param":
+                msg["value"]._pyro_unconstrained_param = getattr(value, "_pyro_unconstrained_param", None)
+            msg["kwargs"] = {**msg["kwargs"], "event_dim": None}  # or the plate would ask for N rows
+
+    _pyro_post_subsample = _pyro_post_param
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[Any]:

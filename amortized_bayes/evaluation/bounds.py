@@ -236,4 +236,4 @@ def _chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate: str
             is_data = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
             return leaf[places.start : places.stop] if is_data else leaf
 
-        yield _Chunk(*pytree.tree_map(part, (args, kwargs)), places, count, plate)
+        yield _Chunk(pytree.tree_map(part, args), pytree.tree_map(part, kwargs), places, count, plate)

@@ -74,7 +74,7 @@ def _center(distribution: Any) -> Tensor:
     if isinstance(distribution, Independent):
         return _center(distribution.base_dist)
     if isinstance(distribution, TransformedDistribution):
-        value = _center(distribution.base_dist)
+        value: Any = _center(distribution.base_dist)
         for transform in distribution.transforms:
             value = transform(value)
         return value

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
@@ -412,7 +413,7 @@ def _parameters(
     known = {id(p) for p in (*local, *shared)} | rows
     with torch.no_grad():
         for program in (guide, model):
-            call(program)
+            call(poutine.block(program))  # inside a handler Pyro does not warn of observed sites
     store: list[Any] = [p for p in pyro.get_param_store()._params.values() if id(p) not in known and p.requires_grad]
     return local, shared + store
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import MultivariateNormal
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 
 __all__ = ["LinearGaussian"]
 

@@ -1,0 +1,207 @@
+"""Slots in which runs of :func:`~amortized_bayes.inference.optimize.optimize_local` take turns.
+
+A captured graph serves one batch shape. So b slots are worked on at once; a run whose time is up leaves its slot to
+the next of the queue. When the queue is empty and half of the slots are idle, the rest moves to half as many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+
+from amortized_bayes.joint import Gaussian, LogJoint, captured_or_plain
+
+if TYPE_CHECKING:
+    from amortized_bayes.inference.optimize import LocalSettings
+
+__all__ = ["Slots"]
+
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+MIN_SLOTS = 8
+SCALE_RATE = 3.0
+"""Step of log scales over that of means: their gradients are noisier, and Adam divides by the noise."""
+
+
+class Slots:
+    """Runs R, each for a point, of which b at a time are optimized.
+
+    Args:
+        joint: density of the B points.
+        points: the point of each run, ``(R,)``.
+        start: where each run starts, ``(R, D)``.
+        unit: scale of a step in each latent, ``(D,)``.
+        settings: how q* is looked for.
+        generator: of the draws.
+        size: b.
+    """
+
+    def __init__(
+        self,
+        joint: LogJoint,
+        points: Tensor,
+        start: Gaussian,
+        unit: Tensor,
+        settings: LocalSettings,
+        generator: Generator,
+        size: int,
+    ) -> None:
+        self.joint, self.points, self.unit = joint, points, unit
+        self.settings, self.generator = settings, generator
+        self.best = Gaussian(start.loc.clone(), start.scale.clone())
+        self.best_score = torch.full_like(start.loc[:, 0], -math.inf)
+        runs, rows = len(points), start.loc.shape
+        self.rows = torch.cat([start.loc / unit, start.scale.log()], -1)
+        self.moments = torch.zeros(2, rows[0], 2 * rows[1], dtype=start.loc.dtype, device=start.loc.device)
+        self.steps = torch.zeros(runs, 1, dtype=start.loc.dtype, device=start.loc.device)
+        self.clock = torch.zeros_like(self.steps)
+        self.windows_left = torch.full((runs,), settings.num_windows, device=points.device)
+        self.hurried = torch.zeros(runs, dtype=torch.bool, device=points.device)
+        self.evaluations = torch.zeros(runs, dtype=torch.long, device=points.device)
+        self.residual_evaluations = 0
+        self.window = settings.max_steps // settings.num_windows
+        self.kept = [self._pairs((joint.dim,)) for _ in range(math.ceil(settings.num_kept / settings.num_samples))]
+        self.last = torch.zeros_like(self.best_score)
+        self.rates = torch.ones_like(self.rows[:1])
+        self.rates[:, rows[1] :] = SCALE_RATE
+        self.num_slots, self.program = min(size, runs), None
+
+    @torch.no_grad()
+    def run(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Optimize all runs; the best rows, seen at the looks, are in ``best``."""
+        total = len(self.points)
+        queue = torch.arange(total, device=self.points.device)
+        active, queue = queue[: self.num_slots], queue[self.num_slots :]
+        self._look(active, first=True)
+        while len(active):
+            self._shrink(len(active) if not len(queue) else self.num_slots)
+            self._climb(active)
+            self._look(active)
+            kept = active[self.windows_left[active] > 0]
+            entering, queue = queue[: self.num_slots - len(kept)], queue[self.num_slots - len(kept) :]
+            if len(entering):
+                self._look(entering, first=True)
+            active = torch.cat([kept, entering])
+            if progress is not None:
+                progress(total - len(queue) - len(active), total)
+
+    @torch.no_grad()
+    def residuals(self, num_samples: int, count: int) -> tuple[Tensor, Tensor]:
+        """What a Newton step of each of the first ``count`` runs would gain, and its standard error, ``(count,)``."""
+        calls = math.ceil(num_samples / self.settings.num_samples)
+        self.residual_evaluations = calls * self.settings.num_samples
+        found = []
+        for runs in torch.arange(count, device=self.points.device).split(self.num_slots):
+            loc, scale = self.best.loc[runs], self.best.scale[runs]
+            evaluate, noise = self._bind(runs), []
+            gradients = []
+            for _ in range(calls):
+                noise = self._pairs((len(runs), self.joint.dim), paired=False)
+                path = (evaluate(loc + scale * noise)[1] * scale + noise).double()
+                # Curvatures of L in these coordinates are 1 and 2 where q has the right scale.
+                gradients.append(torch.cat([path, path * noise / math.sqrt(2)], -1))
+            found.append(_half_square(torch.cat(gradients)))
+        value, error = (torch.cat(part) for part in zip(*found, strict=True))
+        return value, error
+
+    def _climb(self, active: Tensor) -> None:
+        """A window of Adam on the active runs, each with its own clock and step count."""
+        evaluate = self._bind(active)
+        dim, settings = self.joint.dim, self.settings
+        rows, moments, steps, clock = self.rows[active], self.moments[:, active], self.steps[active], self.clock[active]
+        velocity = (1 - clock) / (self.windows_left[active, None] * self.window)
+        for _ in range(self.window):
+            noise = self._pairs((len(active), dim))
+            scale = rows[:, dim:].exp()
+            _, grad = evaluate(rows[:, :dim] * self.unit + scale * noise)
+            path = grad + noise / scale
+            gradient = torch.cat([path.mean(0) * self.unit, (path * scale * noise).mean(0)], -1)
+            gradient = -gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            steps += 1
+            clock += velocity
+            moments[0].lerp_(gradient, 1 - BETAS[0])
+            moments[1].lerp_(gradient.square(), 1 - BETAS[1])
+            rate = settings.learning_rate * 0.5 * (1 + torch.cos(math.pi * clock.clamp(max=1)))
+            spread = (moments[1] / (1 - BETAS[1] ** steps)).sqrt() + EPS
+            rows = rows - self.rates * rate * moments[0] / (1 - BETAS[0] ** steps) / spread
+        self.rows[active], self.moments[:, active], self.steps[active] = rows, moments, steps
+        self.clock[active] = clock
+        self.evaluations[active] += self.window * settings.num_samples
+
+    def _look(self, runs: Tensor, *, first: bool = False) -> None:
+        """Score runs on the kept draws, remember better rows, and hurry those that gained nothing."""
+        dim = self.joint.dim
+        for some in runs.split(self.num_slots):
+            loc, scale = self.rows[some, :dim] * self.unit, self.rows[some, dim:].exp()
+            evaluate = self._bind(some)
+            log_p = torch.cat([evaluate(loc + scale * noise[:, None])[0].clone() for noise in self.kept])
+            score = (log_p + scale.log().sum(-1)).mean(0).nan_to_num(nan=-math.inf)
+            better = score > self.best_score[some]
+            if first:
+                better = torch.ones_like(better)
+            else:
+                self._tick(some, score - self.last[some])
+            self.last[some] = score
+            where = some[better]
+            self.best.loc[where], self.best.scale[where] = loc[better], scale[better]
+            self.best_score[where] = score[better]
+            self.evaluations[some] += len(log_p)
+
+    def _tick(self, runs: Tensor, gain: Tensor) -> None:
+        still = ~(gain > self.settings.tolerance) & ~self.hurried[runs]
+        left = self.windows_left[runs] - 1
+        self.windows_left[runs] = torch.where(still, (left + 1) // 2, left)
+        self.hurried[runs] |= still & (left > 0)
+
+    def _shrink(self, needed: int) -> None:
+        """Halve the slots while half of them would be idle."""
+        while self.num_slots >= 2 * max(needed, MIN_SLOTS):
+            self.num_slots, self.program = math.ceil(self.num_slots / 2), None
+
+    def _bind(self, runs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Log p(x, z) and its gradient for up to b runs: ``(S, r, D)`` to ``(S, r)`` and ``(S, r, D)``."""
+        filled = runs[torch.arange(self.num_slots, device=runs.device) % len(runs)]
+        inputs = self.joint.select(self.points[filled]).inputs(self.settings.num_samples)
+
+        def evaluate(z: Tensor) -> tuple[Tensor, Tensor]:
+            missing = self.num_slots - len(runs)
+            if missing:
+                z = torch.cat([z, *[z] * (missing // len(runs)), z[:, : missing % len(runs)]], 1)
+            if self.program is None:
+                tensors = (z.contiguous(), *inputs)
+                self.program = captured_or_plain(self._program, tensors, [t.flip(0) for t in tensors])
+            log_p, grad = self.program(z.contiguous(), *inputs)
+            return log_p[:, : len(runs)], grad[:, : len(runs)]
+
+        return evaluate
+
+    def _program(self, z: Tensor, index: Tensor, *data: Tensor) -> Sequence[Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            prior, likelihood = self.joint.terms(z.flatten(0, 1), index, *data)
+            log_p = (prior + likelihood).reshape(z.shape[:-1])
+            (grad,) = torch.autograd.grad(log_p.sum(), z)
+        return log_p.detach(), grad
+
+    def _pairs(self, shape: tuple[int, ...], *, paired: bool = True) -> Tensor:
+        """S draws of noise, the second half minus the first, ``(S, *shape)``."""
+        num = self.settings.num_samples
+        noise = torch.empty(num // 2 if paired else num, *shape, dtype=self.unit.dtype, device=self.unit.device)
+        noise.normal_(generator=self.generator)
+        return torch.cat([noise, -noise]) if paired else noise
+
+
+def _half_square(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """½|E g|² from draws of g, ``(S, r, W)``, without bias, and its standard error by the jackknife: ``(r,)`` twice."""
+    num, total = len(samples), samples.sum(0)
+    own = samples.square().sum(-1)  # (S, r)
+    pairs = total.square().sum(-1) - own.sum(0)
+    value = 0.5 * pairs / (num * (num - 1))
+    with_one = (samples * total).sum(-1) - own
+    left_out = 0.5 * (pairs - 2 * with_one) / ((num - 1) * (num - 2))
+    error = ((num - 1) * (left_out - left_out.mean(0)).square().mean(0)).sqrt()
+    return value, error

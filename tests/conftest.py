@@ -1,0 +1,109 @@
+"""What every test starts from and must leave as it was: seeds, param store, torch's global switches, the network."""
+
+import socket
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from amortized_bayes.models import LinearGaussian
+
+SEED = 20240
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def global_switches():
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "validation of distributions": torch.distributions.Distribution._validate_args,
+        "validation of pyro.poutine": pyro.poutine.util.is_validation_enabled(),
+        "validation of pyro.infer": pyro.infer.util.is_validation_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@contextmanager
+def unchanged_switches():
+    """Fail if the block leaves a global switch changed, and set it back."""
+    before = global_switches()
+    yield
+    changed = {
+        name: (value, after)
+        for (name, value), after in zip(before.items(), global_switches().values(), strict=True)
+        if value != after
+    }
+    torch.set_default_dtype(before["default dtype"])
+    pyro.enable_validation(before["validation of pyro.infer"])
+    torch.distributions.Distribution.set_default_validate_args(before["validation of distributions"])
+    torch.set_grad_enabled(before["gradients"])
+    torch.use_deterministic_algorithms(before["deterministic algorithms"])
+    assert not changed, f"global switches changed (before, after): {changed}"
+
+
+@pytest.fixture(name="unchanged_switches")
+def unchanged_switches_fixture():
+    return unchanged_switches
+
+
+@pytest.fixture(autouse=True)
+def _no_trace():
+    """One thread, a fixed seed, an empty param store, and global switches that must stay as they are."""
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002  what a library may draw from
+    pyro.clear_param_store()
+    with unchanged_switches():
+        yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Refuse connections to other machines."""
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            raise OSError(f"tests have no network, got a connection to {address[0]}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture
+def float64():
+    """Float64 as the default for one test."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+class LinearProblem(NamedTuple):
+    """A linear-Gaussian model, N points drawn from it, and its exact posterior as a guide."""
+
+    model: LinearGaussian
+    x: Tensor
+    exact_guide: Callable[..., None]
+
+
+@pytest.fixture
+def linear_problem(float64):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(5, 2, generator=generator)
+    weight[:, 1] += 0.7 * weight[:, 0]  # or the posterior is nearly factorized
+    model = LinearGaussian(weight, torch.randn(5, generator=generator), 0.7, num_data=12)
+    z = torch.randn(12, 2, generator=generator)
+    x = z @ weight.T + model.bias + 0.7 * torch.randn(12, 5, generator=generator)
+
+    def exact_guide(x, index=None):
+        with pyro.plate("data", len(x) if index is None else 12, subsample=index):
+            pyro.sample("z", model.posterior(x))
+
+    return LinearProblem(model, x, exact_guide)
