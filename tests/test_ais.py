@@ -10,11 +10,11 @@ import torch
 from pyro.distributions.transforms import Planar
 from torch import Generator, Tensor
 
-from amortized_bayes.evaluation import ais as ais_module
-from amortized_bayes.evaluation.ais import AISSettings, ais, gaussian_start, mean_and_error
+from amortized_bayes.evaluation import annealing
+from amortized_bayes.evaluation.ais import AISSettings, ais, mean_and_error
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.hmc import anneal
-from amortized_bayes.evaluation.joint import draw_shared, log_joint
+from amortized_bayes.joint import draw_shared, gaussian_start, log_joint
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -101,9 +101,9 @@ def test_no_graph_grows_with_the_temperatures() -> None:
     exact.w = weight
     joint = log_joint(exact.model, exact.x)
     settings = AISSettings(num_temperatures=5, num_chains=4)
-    tick = ais_module.Ticker(None, settings, 1)
-    (chunk,) = ais_module.chunks(joint, exact.guide, settings, 0, None, tick)
-    program = ais_module._program(joint, settings)
+    tick = annealing.Ticker(None, settings, 1)
+    (chunk,) = annealing.chunks(joint, exact.guide, settings, 0, None, tick)
+    program = annealing._program(joint, settings)
     plain = program(torch.randn(4, 4, 20), torch.zeros(4, 20), torch.ones(4, 20), *joint.inputs(4))
     state = chunk.draw_start(4)
     assert not any(t.requires_grad for t in (*plain, *state.ends, state.z))
@@ -209,8 +209,8 @@ def test_spacings_rise_from_0_to_1() -> None:
     exact = LinearGaussian(4)
     for schedule in ("linear", "sigmoid", "adaptive"):
         settings = AISSettings(num_temperatures=30, num_chains=8, schedule=schedule)
-        tick = ais_module.Ticker(None, settings, 1)
-        (chunk,) = ais_module.chunks(log_joint(exact.model, exact.x), exact.guide, settings, 0, None, tick)
+        tick = annealing.Ticker(None, settings, 1)
+        (chunk,) = annealing.chunks(log_joint(exact.model, exact.x), exact.guide, settings, 0, None, tick)
         betas = chunk.ladder.betas
         assert betas.shape == (31,)
         assert chunk.ladder.step_sizes.shape == (30, 4)

@@ -8,9 +8,10 @@ from torch import Generator, Tensor
 
 from amortized_bayes.evaluation import hmc
 from amortized_bayes.evaluation.ais import AISSettings
-from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc, simulate
+from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.hmc import ChainState, PathDensity
-from amortized_bayes.evaluation.joint import log_joint
+from amortized_bayes.evaluation.simulation import simulate
+from amortized_bayes.joint import log_joint
 
 SCALE = 0.7
 

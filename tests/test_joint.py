@@ -7,7 +7,7 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
-from amortized_bayes.evaluation.joint import draw_shared, log_joint
+from amortized_bayes.joint import draw_shared, log_joint
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,14 +13,11 @@ a chain's place are kept for both ends, so a change of temperature costs none.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-
-from amortized_bayes.capture import CaptureError, capture
 
 __all__ = [
     "ChainState",
@@ -30,13 +27,10 @@ __all__ = [
     "TransitionInfo",
     "Walk",
     "anneal",
-    "captured_or_plain",
     "hmc_transition",
     "leapfrog",
     "start_chains",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 class PathEnds(NamedTuple):
@@ -202,21 +196,6 @@ def anneal(
             tick()
     # NaN comes from a start that either end gives no density: no weight forwards, no bound backwards.
     return Walk(log_weights.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), acceptance, divergences)
-
-
-def captured_or_plain(
-    program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], check_inputs: Sequence[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
-    """A replayed graph of ``program``, or ``program`` itself where it cannot be captured (said once, by logging)."""
-    try:
-        captured = capture(program, inputs, check_inputs)
-    except CaptureError as error:
-        logger.warning("the model is run uncaptured, more slowly: %s", error)
-        return program
-    if captured.backend != "cuda graph":
-        return captured
-    # The next replay overwrites a CUDA graph's outputs, and a chain that stays keeps its old ones.
-    return lambda *tensors: [t.clone() for t in captured(*tensors)]
 
 
 def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Slots:
 
     @torch.no_grad()
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Optimize all runs; the best rows, seen at the looks, are in ``best``."""
+        """Optimize all runs; ``best`` has the last rows, or the start where they were no better."""
         total = len(self.points)
         queue = torch.arange(total, device=self.points.device)
         active, queue = queue[: self.num_slots], queue[self.num_slots :]
@@ -133,18 +133,18 @@ class Slots:
         self.evaluations[active] += self.window * settings.num_samples
 
     def _look(self, runs: Tensor, *, first: bool = False) -> None:
-        """Score runs on the kept draws, remember better rows, and hurry those that gained nothing."""
+        """Score runs on the kept draws, keep the last rows if better than the start, hurry what gains nothing."""
         dim = self.joint.dim
         for some in runs.split(self.num_slots):
             loc, scale = self.rows[some, :dim] * self.unit, self.rows[some, dim:].exp()
             evaluate = self._bind(some)
             log_p = torch.cat([evaluate(loc + scale * noise[:, None])[0].clone() for noise in self.kept])
             score = (log_p + scale.log().sum(-1)).mean(0).nan_to_num(nan=-math.inf)
-            better = score > self.best_score[some]
-            if first:
-                better = torch.ones_like(better)
-            else:
+            better = torch.ones_like(some, dtype=torch.bool)
+            if not first:
                 self._tick(some, score - self.last[some])
+                # The last iterate, where the step is least, counts; the start, where nothing was found above it.
+                better = (self.windows_left[some] == 0) & (score > self.best_score[some])
             self.last[some] = score
             where = some[better]
             self.best.loc[where], self.best.scale[where] = loc[better], scale[better]

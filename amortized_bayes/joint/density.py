@@ -23,10 +23,11 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.utils import _pytree as pytree
 
-from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import PairedTraces, _Tiling, no_plate_error, plate_frame, sample_sites
+from amortized_bayes.joint.checks import check_density, check_fixed, check_latents
+from amortized_bayes.types import Model
+from amortized_bayes.weights import PairedTraces, _Tiling, plate_frame, sample_sites
 
-__all__ = ["LocalSite", "LogJoint", "draw_shared", "log_joint", "plate_to_front"]
+__all__ = ["LocalSite", "LogJoint", "log_joint", "plate_to_front"]
 
 
 class LocalSite(NamedTuple):
@@ -182,7 +183,7 @@ def log_joint(
         model: Pyro program ``model(x)`` or ``model(x, index)`` with a plate over data points.
         args: arguments of the model. Every tensor whose first dimension is the batch is data.
         plate: name of the plate over data points.
-        fixed: values of the latents outside the plate, as a draw of :func:`draw_shared`.
+        fixed: values of the latents outside the plate, as a draw of :func:`~amortized_bayes.joint.draw_shared`.
         kwargs: keyword arguments of the model.
 
     Raises:
@@ -194,30 +195,17 @@ def log_joint(
     prior = poutine.block(conditioned, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
     with torch.no_grad(), torch.random.fork_rng():
         if fixed:
-            _check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
+            check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
         trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
-        _check_latents(trace, plate)
+        check_latents(trace, plate)
         tiling = _Tiling.of(prior, conditioned, args, kwargs, 1, plate)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         joint = LogJoint(model, (leaves, spec, [tiling._is_data(leaf) for leaf in leaves]), tiling.index, plate, fixed)
         joint.sites = tuple(_layout(trace, plate))
         first: Any = trace.nodes[joint.sites[0].name]
         joint.dtype, joint.device = first["value"].dtype, first["value"].device
-        _check_density(joint)
+        check_density(joint)
     return joint
-
-
-def draw_shared(
-    guide: Guide, *args: Any, num_draws: int = 1, plate: str = "data", **kwargs: Any
-) -> list[dict[str, Tensor]]:
-    """Draw the latents outside the plate from a guide: values for ``fixed``, one dict a draw."""
-    draws = []
-    for _ in range(num_draws):
-        with torch.no_grad():
-            sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-            outside = (s for s in sites if not s["is_observed"] and plate_frame(s, plate) is None)
-            draws.append({s["name"]: s["value"] for s in outside if not s["infer"].get("is_auxiliary")})
-    return draws
 
 
 class _Put(Messenger):
@@ -259,46 +247,3 @@ def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:
         free_shape = plate_to_front(node, plate, free).shape[1:]
         yield LocalSite(node["name"], shape, free_shape, node["fn"].support, slice(start, start + free_shape.numel()))
         start += free_shape.numel()
-
-
-def _check_fixed(trace: poutine.Trace, plate: str, fixed: Mapping[str, Tensor]) -> None:
-    for name, value in fixed.items():
-        node: Any = trace.nodes.get(name)
-        if node is None or node["type"] != "sample" or plate_frame(node, plate) is not None:
-            raise ValueError(f"expected the names in `fixed` to be latents outside plate {plate!r}, got {name!r}")
-        if value.shape != node["value"].shape:
-            shape = tuple(node["value"].shape)
-            raise ValueError(f"expected a value of shape {shape} for {name!r}, got {tuple(value.shape)}")
-
-
-def _check_latents(trace: poutine.Trace, plate: str) -> None:
-    if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
-        raise no_plate_error(trace, plate)
-    if all(node["is_observed"] or plate_frame(node, plate) is None for node in sample_sites(trace)):
-        raise ValueError(f"expected local latents inside plate {plate!r}, got none")
-    for node in sample_sites(trace):
-        if node["is_observed"]:
-            continue
-        if node["fn"].support.is_discrete:
-            raise ValueError(f"expected continuous latents, got {node['name']!r} of {type(node['fn']).__name__}")
-        if plate_frame(node, plate) is None:
-            raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
-        if node["mask"] is not None and not torch.as_tensor(node["mask"]).all():
-            raise ValueError(f"latent {node['name']!r} is masked; expected a proper prior for each point")
-
-
-def _check_density(joint: LogJoint) -> None:
-    """Two draws from the prior, scored together and alone, must give the same numbers, none of them NaN."""
-    z = joint.sample_prior(2)
-    together, alone = joint(z), joint(z[1])
-    bad = together.isnan().any(0).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"log p(x, z) is NaN at point {bad[0]} ({len(bad)} of {joint.num_points}); check x and weights"
-        )
-    close = torch.isclose(together[1], alone, rtol=1e-3, atol=1e-3) | (together[1] == alone)
-    if not close.all():
-        raise ValueError(
-            "log p(x, z) is random, or changes with a point's neighbours; expected a model in evaluation mode "
-            "(model.eval() for dropout and batch norm)"
-        )

@@ -1,0 +1,68 @@
+r"""What draws from the guide say of each point: ELBO, IWAE, k̂ and effective sample size, all from one set of weights.
+
+.. math::
+    L_b = \frac1S \sum_s \log w_{sb}, \qquad
+    \text{IWAE}_b = \log \frac1S \sum_s w_{sb}, \qquad
+    w_{sb} = \frac{p(x_b, z_{sb})}{q(z_{sb} \mid x_b)}
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from amortized_bayes.evaluation.psis import ess, psis_khat
+from amortized_bayes.joint import LogJoint, global_seed
+from amortized_bayes.types import Guide
+from amortized_bayes.weights import log_weights
+
+__all__ = ["Estimates", "guide_estimates", "guide_weights"]
+
+MAX_ROWS = 20_000
+"""Particles times points that are evaluated at once."""
+
+Estimates = dict[str, tuple[Tensor, Tensor]]
+"""By name, values and standard errors of B points, ``(B,)`` each, float64 on the CPU; NaN where there is no error."""
+
+
+def guide_estimates(joint: LogJoint, guide: Guide, num_particles: int, seed: int) -> Estimates:
+    """ELBO and IWAE in nats, k̂ and ESS of each point, given the fixed latents of ``joint``.
+
+    The error of k̂ is (1 + k̂)/√M for a tail of M draws: that of the shape of a generalized Pareto fitted by maximum
+    likelihood (Smith, *Estimating tails of probability distributions*, 1987), 0.17 near 0.7 at 1,000 draws.
+    """
+    log_w = guide_weights(joint, guide, num_particles, seed).cpu()
+    iwae = log_w.logsumexp(0) - math.log(num_particles)
+    relative = (log_w - iwae).exp()
+    khat = psis_khat(log_w.T)
+    tail = min(0.2 * num_particles, 3 * math.sqrt(num_particles))
+    return {
+        "elbo": (log_w.mean(0), log_w.std(0) / math.sqrt(num_particles)),
+        "iwae": (iwae, relative.std(0) / math.sqrt(num_particles)),
+        "k_hat": (khat, (1 + khat.clamp(min=-0.5)) / math.sqrt(tail)),
+        "ess": (ess(log_w.T), torch.full_like(iwae, math.nan)),
+    }
+
+
+@torch.no_grad()
+def guide_weights(joint: LogJoint, guide: Guide, num_particles: int, seed: int) -> Tensor:
+    """Log weights of draws from the guide, ``(S, B)`` in nats, float64. The same seed gives the same draws."""
+    columns = []
+    for number, points in enumerate(torch.arange(joint.num_points).split(1000)):
+        part = joint.select(points)
+        most = max(1, MAX_ROWS // len(points))
+        with global_seed(seed, "weights", number), part.indexed():
+            blocks = [_block(part, guide, len(block)) for block in torch.arange(num_particles).split(most)]
+        columns.append(torch.cat(blocks).double())
+    return torch.cat(columns, -1)
+
+
+def _block(joint: LogJoint, guide: Guide, num: int) -> Tensor:
+    args, kwargs = joint.arguments
+    model: Any = poutine.condition(joint.model, data=joint.fixed) if joint.fixed else joint.model
+    q: Any = poutine.condition(guide, data=joint.fixed) if joint.fixed else guide
+    return log_weights(model, q, *args, num_particles=num, plate=joint.plate, **kwargs).local[0]

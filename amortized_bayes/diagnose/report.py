@@ -1,0 +1,233 @@
+"""What :func:`~amortized_bayes.diagnose.run.diagnose` found: tables, words, a figure, and a file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amortized_bayes.diagnose.verdict import Verdict, give_verdict
+from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
+from amortized_bayes.evaluation.psis import khat_threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["COLUMNS", "Certificate", "Diagnosis"]
+
+COLUMNS = (
+    "elbo",
+    "elbo_star",
+    "iwae",
+    "log_p_lower",
+    "log_p_upper",
+    "approximation_gap",
+    "amortization_gap",
+    "inference_gap",
+    "k_hat",
+    "ess",
+    "acceptance",
+    "residual",
+)
+"""Columns of ``to_frame``; each has its standard error in ``<name>_error``, NaN where none is known."""
+
+
+class Certificate(NamedTuple):
+    """Bounds on log p(x) of B' simulated points from both sides, under the settings used for real ones.
+
+    Args:
+        lower, upper: bounds, ``(T, B')`` in nats, for T draws of the shared latents.
+        lower_error, upper_error: their standard errors over chains.
+        mean_gap: worst mean gap over the T draws, in nats.
+        gap_error: its standard error over points.
+        easier: whether simulated points are easier for the encoder than real ones, which the gap then does not cover.
+        words: what may be said of real points.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    lower_error: Tensor
+    upper_error: Tensor
+    mean_gap: float
+    gap_error: float
+    easier: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where the nats go, for B points. ``print`` it for one line, ``summary()`` for means, ``to_frame()`` for points.
+
+    Args:
+        values: by name, ``(T, B)``: one row a draw of the shared latents (T = 1 without any), in nats but for
+            ``k_hat``, ``ess`` and ``acceptance``. ``log_p_lower`` is the bound by AIS.
+        errors: their Monte Carlo standard errors, ``(T, B)``, NaN where none is known.
+        certificate: of the AIS bound; ``None`` where no data can be drawn from the model.
+        why_uncertified: the reason then.
+        num_particles: S behind elbo, iwae, k̂ and ess.
+        target_gap: largest mean gap of a certificate that holds, in nats.
+        settings: how everything was run.
+    """
+
+    values: Mapping[str, Tensor]
+    errors: Mapping[str, Tensor]
+    certificate: Certificate | None
+    why_uncertified: str
+    num_particles: int
+    target_gap: float
+    settings: Mapping[str, Any]
+
+    @property
+    def num_points(self) -> int:
+        """B."""
+        return self.values["elbo"].shape[1]
+
+    @property
+    def num_shared(self) -> int:
+        """T, draws of the shared latents."""
+        return self.values["elbo"].shape[0]
+
+    @property
+    def doubtful(self) -> float:
+        """Share of points whose k̂ is above its threshold, or not known."""
+        khat = self.values["k_hat"].amax(0)
+        return (~(khat <= khat_threshold(self.num_particles))).double().mean().item()
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is to blame, in words."""
+        return give_verdict(self)
+
+    def estimate(self, name: str) -> Estimate:
+        """Values ``(B,)`` averaged over the T draws of shared latents, and their Monte Carlo errors."""
+        error = self.errors[name].square().sum(0).sqrt() / self.num_shared
+        return Estimate(self.values[name].mean(0), error)
+
+    def mean(self, name: str) -> float:
+        """Mean over draws of shared latents and points."""
+        return self.values[name].mean().item()
+
+    def gaps(self) -> Gaps:
+        """The decomposition of each point's inference gap, averaged over draws of shared latents."""
+        return _gaps({name: self.estimate(name) for name in self.values})
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a point, real points first, then simulated ones, which have bounds on log p(x) alone.
+
+        Columns are those of ``COLUMNS``, each with ``<name>_error`` and, where latents are shared, ``<name>_spread``:
+        the standard deviation over their draws.
+        """
+        import pandas as pd
+
+        found = self.gaps()
+        columns: dict[str, Any] = {"point": range(self.num_points), "kind": "real"}
+        for name in COLUMNS:
+            if name in self.values:
+                value, error = self.estimate(name)
+            elif name == "log_p_upper":
+                value = error = torch.full((self.num_points,), math.nan, dtype=torch.float64)
+            else:
+                gap = getattr(found, name.removesuffix("_gap"))
+                value, error = gap.value, gap.standard_error
+            assert error is not None
+            columns[name], columns[f"{name}_error"] = value.numpy(), error.numpy()
+            if self.num_shared > 1 and name in self.values:
+                columns[f"{name}_spread"] = self.values[name].std(0).numpy()
+        real = pd.DataFrame(columns)
+        if self.certificate is None:
+            return real
+        return pd.concat([real, self._simulated(self.certificate)], ignore_index=True)
+
+    def summary(self) -> pd.DataFrame:
+        """Mean over points, its standard error over points and 95% interval, in nats; gaps are paired by point.
+
+        ``spread`` is the standard deviation of the mean over draws of the shared latents, ``negative`` the points where
+        a gap is below zero by more than two of its Monte Carlo errors.
+        """
+        import pandas as pd
+
+        found, rows = self.gaps(), {}
+        for name in ("elbo", "elbo_star", "iwae", "log_p_lower"):
+            values = self.values[name]
+            mean, error = values.mean().item(), values.mean(0).std().item() / math.sqrt(self.num_points)
+            rows[name] = (mean, error, mean - 1.96 * error, mean + 1.96 * error, self._over_draws(values), None)
+        per_draw = [_gaps(self._draw(t)) for t in range(self.num_shared)]
+        for name in ("approximation", "amortization", "inference", "optimization"):
+            gap = getattr(found, name)
+            if gap is None:
+                continue
+            means = torch.tensor([[getattr(g, name).mean] for g in per_draw], dtype=torch.float64)
+            spread = self._over_draws(means)
+            rows[f"{name}_gap"] = (gap.mean, gap.mean_error, *gap.interval, spread, gap.num_flagged)
+        names = ["mean", "standard_error", "low", "high", "spread", "negative"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=names).astype({"negative": "Int64"})
+
+    def evidence(self) -> str:
+        """How far the estimates of log p(x) can be trusted, in words."""
+        source = self.gaps().log_evidence.source.upper()
+        khat = f"k̂ is above {khat_threshold(self.num_particles):.2f} at {self.doubtful:.0%} of the points"
+        words = self.certificate.words if self.certificate else f"there is no certificate: {self.why_uncertified}"
+        return f"log p(x) by {source}; {words}; {khat}"
+
+    def plot(self) -> Figure:
+        """Draw the mean gaps, and the gaps of all points."""
+        from amortized_bayes.diagnose.figure import gap_figure
+
+        return gap_figure(self.to_frame(), self.summary(), str(self.verdict))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything into one safetensors file with a JSON header.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        from amortized_bayes.diagnose.storage import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Diagnosis:
+        """Read what ``save`` wrote; nothing is unpickled.
+
+        Raises:
+            ValueError: no such file, or one that is truncated, changed or no diagnosis.
+        """
+        from amortized_bayes.diagnose.storage import load
+
+        return load(path)
+
+    def __repr__(self) -> str:
+        return f"Diagnosis({self.num_points} points; {self.verdict.words})"
+
+    def _draw(self, t: int) -> dict[str, Estimate]:
+        return {name: Estimate(value[t], self.errors[name][t]) for name, value in self.values.items()}
+
+    @staticmethod
+    def _over_draws(values: Tensor) -> float:
+        return values.mean(1).std().item() if len(values) > 1 else math.nan
+
+    def _simulated(self, certificate: Certificate) -> pd.DataFrame:
+        import pandas as pd
+
+        columns: dict[str, Any] = {"point": range(certificate.lower.shape[1]), "kind": "simulated"}
+        for name in ("lower", "upper"):
+            value, error = getattr(certificate, name), getattr(certificate, f"{name}_error")
+            columns[f"log_p_{name}"] = value.mean(0).numpy()
+            columns[f"log_p_{name}_error"] = (error.square().sum(0).sqrt() / len(error)).numpy()
+        return pd.DataFrame(columns)
+
+
+def _gaps(found: Mapping[str, Estimate]) -> Gaps:
+    return gaps(
+        found["elbo"],
+        found["elbo_star"],
+        ais=found["log_p_lower"],
+        iwae=found["iwae"],
+        elbo_best=found.get("elbo_best"),
+    )

@@ -1,0 +1,131 @@
+"""Points cut into chunks of one size, each with its density, its start and its tuned ladder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, PathEnds, Walk, start_chains
+from amortized_bayes.evaluation.ladder import tune
+from amortized_bayes.evaluation.settings import AISSettings, Progress
+from amortized_bayes.joint import (
+    Gaussian,
+    LogJoint,
+    captured_or_plain,
+    draw,
+    gaussian_start,
+    global_seed,
+    points_per_chunk,
+)
+from amortized_bayes.seeding import torch_generator
+from amortized_bayes.types import Guide
+
+__all__ = ["Chunk", "Ticker", "chunks"]
+
+
+class Chunk(NamedTuple):
+    """Some points, ready to walk.
+
+    ``points`` are their places among all; the first ``num_kept`` count, the rest fill the chunk up.
+    """
+
+    density: PathDensity
+    start: Gaussian | None
+    ladder: Ladder
+    points: Tensor
+    num_kept: int
+    joint: LogJoint
+    generator: Generator
+
+    def draw_start(self, num_chains: int) -> ChainState:
+        """Chains drawn from the start density."""
+        if self.start is not None:
+            return start_chains(self.density, draw(self.start, num_chains, self.generator))
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+        with global_seed(seed):
+            return start_chains(self.density, self.joint.sample_prior(num_chains))
+
+    def keep(self, walk: Walk) -> Walk:
+        """The walk of the points that count."""
+        return Walk(*(part[..., : self.num_kept] for part in walk))
+
+
+class Ticker:
+    """Counts transitions over all chunks and reports them to a callback."""
+
+    def __init__(self, progress: Progress | None, settings: AISSettings, walks: int) -> None:
+        self.progress, self.done, self.num_chunks = progress, 0, 1
+        self.each = settings.num_warm_up + settings.num_pilot + walks * (settings.num_temperatures - 1)
+
+    def __call__(self) -> None:
+        """One more transition."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.each * self.num_chunks)
+
+
+def chunks(
+    joint: LogJoint, guide: Guide | None, settings: AISSettings, seed: int, memory_budget: float | None, tick: Ticker
+) -> Iterator[Chunk]:
+    """Cut the points into chunks of one size, and tune the ladder of each on pilot chains.
+
+    Raises:
+        ValueError: no guide where the settings need one, or one that does not fit.
+    """
+    if guide is None and "guide" in (settings.start, settings.mass):
+        raise ValueError("expected a guide, got None; start='prior' and mass='unit' do without")
+    size = points_per_chunk(joint, settings.num_chains, memory_budget)
+    tick.num_chunks = math.ceil(joint.num_points / size)
+    program: Callable[..., Sequence[Tensor]] | None = None
+    for number in range(tick.num_chunks):
+        points = torch.arange(number * size, (number + 1) * size)
+        part = joint.select(points % joint.num_points)
+        generator = torch_generator(seed, "ais", number, device=joint.device)
+        with global_seed(seed, "guide", number):
+            q = _unit(part) if guide is None else gaussian_start(part, guide, settings.num_fit)
+            start = Gaussian(q.loc, q.scale * settings.widen)
+            prior = part.sample_prior(settings.num_chains) if settings.start == "prior" else None
+        z = draw(start, settings.num_chains, generator) if prior is None else prior
+        inputs = (z, *start, *part.inputs(settings.num_chains))
+        if program is None:
+            program = captured_or_plain(_program(part, settings), inputs, [t.flip(0) for t in inputs])
+        density = _bind(program, inputs[1:])
+        inverse_mass = q.scale.square() if settings.mass == "guide" else torch.ones_like(q.scale)
+        ladder = tune(density, start_chains(density, z), settings, inverse_mass, generator, tick)
+        num_kept = int((points < joint.num_points).sum())
+        yield Chunk(
+            density, None if prior is not None else start, ladder, points % joint.num_points, num_kept, part, generator
+        )
+
+
+def _program(joint: LogJoint, settings: AISSettings) -> Callable[..., Sequence[Tensor]]:
+    """Both ends of the path and their gradients as a function of tensors alone."""
+
+    def program(z: Tensor, loc: Tensor, scale: Tensor, index: Tensor, *data: Tensor) -> Sequence[Tensor]:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            log_prior, log_likelihood = (t.reshape(z.shape[:-1]) for t in joint.terms(z.flatten(0, 1), index, *data))
+            log_end = log_prior + log_likelihood
+            from_prior = settings.start == "prior"
+            (grad_end,) = torch.autograd.grad(log_end.sum(), z, retain_graph=from_prior)
+            if from_prior:
+                (grad_start,) = torch.autograd.grad(log_prior.sum(), z)
+                return log_prior.detach(), log_end.detach(), grad_start, grad_end
+        white = (z.detach() - loc) / scale
+        log_start = -(0.5 * white.square() + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return log_start, log_end.detach(), -white / scale, grad_end
+
+    return program
+
+
+def _bind(program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> PathDensity:
+    return lambda z: PathEnds(*program(z, *inputs))
+
+
+def _unit(joint: LogJoint) -> Gaussian:
+    zeros = torch.zeros(joint.num_points, joint.dim, dtype=joint.dtype, device=joint.device)
+    return Gaussian(zeros, torch.ones_like(zeros))

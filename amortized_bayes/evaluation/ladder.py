@@ -1,0 +1,76 @@
+r"""Temperatures and step sizes of an annealed walk, learnt on pilot chains and then frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, hmc_transition
+from amortized_bayes.evaluation.settings import AISSettings
+
+__all__ = ["tune"]
+
+
+@torch.no_grad()
+def tune(
+    density: PathDensity,
+    state: ChainState,
+    settings: AISSettings,
+    inverse_mass: Tensor,
+    generator: Generator,
+    tick: Callable[[], None] = lambda: None,
+) -> Ladder:
+    """Walk pilot chains up a coarse ladder, learn step sizes and spacing there, and freeze them.
+
+    The step size of a point rises and falls with the mean acceptance of its chains. The spacing is equal in
+    √Var log(f_1/f_0) dβ, averaged over points: the length of the path in the metric of Fisher's information.
+    """
+    grid = _spaced("linear" if settings.schedule == "linear" else "sigmoid", settings.num_pilot).to(state.z)
+    log_step = torch.full_like(inverse_mass[:, 0], math.log(inverse_mass.shape[-1] ** -0.25))
+    steps, spread = [], [_spread(state)]
+    for place in [1] * settings.num_warm_up + list(range(1, settings.num_pilot + 1)):
+        state, info = hmc_transition(
+            density, state, grid[place], log_step.exp(), inverse_mass, settings.num_leapfrog, generator
+        )
+        log_step = log_step + 0.7 * (info.acceptance.mean(0) - settings.target_acceptance)
+        steps.append(log_step)
+        spread.append(_spread(state))
+        tick()
+    steps, spread = steps[settings.num_warm_up :], torch.stack([spread[0], *spread[1 + settings.num_warm_up :]])
+    smooth = torch.nn.functional.avg_pool1d(torch.stack(steps, -1)[:, None], 5, 1, 2, count_include_pad=False)[:, 0].T
+    if settings.schedule == "adaptive":
+        rate = (0.5 * (spread[1:] + spread[:-1])).clamp(min=0.02 * spread.max().item() + 1e-6)
+        length = torch.cat([grid[:1], (rate * grid.diff()).cumsum(0)])
+        betas = _interpolate(torch.linspace(0, 1, settings.num_temperatures + 1).to(grid) * length[-1], length, grid)
+        betas[0], betas[-1] = 0.0, 1.0
+    else:
+        betas = _spaced(settings.schedule, settings.num_temperatures).to(grid)
+    return Ladder(betas, _interpolate(betas[1:], grid[1:], smooth).exp(), inverse_mass, settings.num_leapfrog)
+
+
+def _spaced(schedule: str, num_temperatures: int) -> Tensor:
+    """Inverse temperatures 0 to 1, ``(T + 1,)``; "sigmoid" is dense at both ends."""
+    t = torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64)
+    if schedule == "linear":
+        return t
+    s = torch.sigmoid(4.0 * (2 * t - 1))
+    return (s - s[0]) / (s[-1] - s[0])
+
+
+def _spread(state: ChainState) -> Tensor:
+    """Standard deviation over chains of log f_1/f_0, averaged over points, ``()``."""
+    rise = state.ends.log_end - state.ends.log_start
+    spread = rise.std(0)
+    return spread[spread.isfinite()].mean().nan_to_num(nan=0.0)
+
+
+def _interpolate(at: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear interpolation of ``values``, (P, ...), known at rising ``places``, (P,)."""
+    right = torch.searchsorted(places, at).clamp(1, len(places) - 1)
+    width = places[right] - places[right - 1]
+    weight = ((at - places[right - 1]) / width).clamp(0, 1)
+    weight = weight.reshape(-1, *(1 for _ in values.shape[1:]))
+    return torch.lerp(values[right - 1], values[right], weight)

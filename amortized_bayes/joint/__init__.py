@@ -1,0 +1,19 @@
+"""The twin of the seam for samplers and for q* of single points: log p(x, z) of any Pyro model."""
+
+from amortized_bayes.joint.density import LocalSite, LogJoint, log_joint, plate_to_front
+from amortized_bayes.joint.gaussian import Gaussian, draw, draw_shared, gaussian_start, global_seed
+from amortized_bayes.joint.replay import captured_or_plain, points_per_chunk
+
+__all__ = [
+    "Gaussian",
+    "LocalSite",
+    "LogJoint",
+    "captured_or_plain",
+    "draw",
+    "draw_shared",
+    "gaussian_start",
+    "global_seed",
+    "log_joint",
+    "plate_to_front",
+    "points_per_chunk",
+]

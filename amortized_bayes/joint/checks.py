@@ -1,0 +1,68 @@
+"""What log p(x, z) needs of a model, checked once, with one clear error each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from amortized_bayes.weights import no_plate_error, plate_frame, sample_sites
+
+__all__ = ["check_density", "check_fixed", "check_latents"]
+
+
+class _Density(Protocol):
+    @property
+    def num_points(self) -> int: ...
+
+    def sample_prior(self, num_samples: int) -> Tensor: ...
+
+    def __call__(self, z: Tensor) -> Tensor: ...
+
+
+def check_fixed(trace: poutine.Trace, plate: str, fixed: Mapping[str, Tensor]) -> None:
+    """Refuse names that are no latents outside the plate, and values of another shape."""
+    for name, value in fixed.items():
+        node: Any = trace.nodes.get(name)
+        if node is None or node["type"] != "sample" or plate_frame(node, plate) is not None:
+            raise ValueError(f"expected the names in `fixed` to be latents outside plate {plate!r}, got {name!r}")
+        if value.shape != node["value"].shape:
+            shape = tuple(node["value"].shape)
+            raise ValueError(f"expected a value of shape {shape} for {name!r}, got {tuple(value.shape)}")
+
+
+def check_latents(trace: poutine.Trace, plate: str) -> None:
+    """Refuse a model without local latents, or with one that has no density on the unconstrained space."""
+    if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
+        raise no_plate_error(trace, plate)
+    if all(node["is_observed"] or plate_frame(node, plate) is None for node in sample_sites(trace)):
+        raise ValueError(f"expected local latents inside plate {plate!r}, got none")
+    for node in sample_sites(trace):
+        if node["is_observed"]:
+            continue
+        if node["fn"].support.is_discrete:
+            raise ValueError(f"expected continuous latents, got {node['name']!r} of {type(node['fn']).__name__}")
+        if plate_frame(node, plate) is None:
+            raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
+        if node["mask"] is not None and not torch.as_tensor(node["mask"]).all():
+            raise ValueError(f"latent {node['name']!r} is masked; expected a proper prior for each point")
+
+
+def check_density(joint: _Density) -> None:
+    """Two draws from the prior, scored together and alone, must give the same numbers, none of them NaN."""
+    z = joint.sample_prior(2)
+    together, alone = joint(z), joint(z[1])
+    bad = together.isnan().any(0).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"log p(x, z) is NaN at point {bad[0]} ({len(bad)} of {joint.num_points}); check x and weights"
+        )
+    close = torch.isclose(together[1], alone, rtol=1e-3, atol=1e-3) | (together[1] == alone)
+    if not close.all():
+        raise ValueError(
+            "log p(x, z) is random, or changes with a point's neighbours; expected a model in evaluation mode "
+            "(model.eval() for dropout and batch norm)"
+        )

@@ -1,0 +1,100 @@
+"""What is read off a guide: its q as a factorized Gaussian on the unconstrained space, and draws of shared latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro.poutine as poutine
+import torch
+from torch import Generator, Tensor
+from torch.distributions import constraints
+
+from amortized_bayes.joint.density import LogJoint, plate_to_front
+from amortized_bayes.seeding import torch_seed
+from amortized_bayes.types import Guide
+from amortized_bayes.weights import PairedTraces, plate_frame, sample_sites, trace_pair
+
+__all__ = ["Gaussian", "draw", "draw_shared", "gaussian_start", "global_seed"]
+
+
+class Gaussian(NamedTuple):
+    """A factorized Gaussian for each point, on the unconstrained space: ``loc`` and ``scale``, ``(B, D)``."""
+
+    loc: Tensor
+    scale: Tensor
+
+
+def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
+    """The guide's q as a factorized Gaussian on the unconstrained space.
+
+    Read off where q is one, and else fitted to ``num_fit`` draws by their moments: planar flows and auxiliary
+    variables have no density off their own samples, and a start needs one everywhere.
+
+    Raises:
+        ValueError: the guide misses a site, or its draws are not finite.
+    """
+    args, kwargs = joint.arguments
+    model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
+
+    def run() -> PairedTraces:
+        with torch.no_grad(), joint.indexed():
+            return trace_pair(model, guide, args, kwargs, joint.plate)
+
+    first, second = run(), run()
+    read = [_read(joint, traces) for traces in (first, second)]
+    if read[0] is not None and read[1] is not None and all(map(torch.equal, read[0], read[1])):
+        q = read[0]
+    else:
+        draws = torch.stack([joint.pack(t.model) for t in (first, second, *(run() for _ in range(num_fit - 2)))])
+        q = Gaussian(draws.mean(0), draws.std(0))
+    bad = (~(q.loc.isfinite() & q.scale.isfinite() & (q.scale > 0)).all(-1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"the guide's draws have no finite mean and positive scale at point {bad[0]} of this chunk")
+    return q
+
+
+def draw_shared(
+    guide: Guide, *args: Any, num_draws: int = 1, plate: str = "data", **kwargs: Any
+) -> list[dict[str, Tensor]]:
+    """Draw the latents outside the plate from a guide: values for ``fixed``, one dict a draw."""
+    draws = []
+    for _ in range(num_draws):
+        with torch.no_grad():
+            sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+            outside = (s for s in sites if not s["is_observed"] and plate_frame(s, plate) is None)
+            draws.append({s["name"]: s["value"] for s in outside if not s["infer"].get("is_auxiliary")})
+    return draws
+
+
+def draw(start: Gaussian, num_chains: int, generator: Generator) -> Tensor:
+    """Draws of a Gaussian, ``(C, B, D)``."""
+    noise = torch.empty(num_chains, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
+    return start.loc + start.scale * noise.normal_(generator=generator)
+
+
+@contextmanager
+def global_seed(seed: int, *names: str | int) -> Iterator[None]:
+    """Seed torch's global generators, from which Pyro draws, and put them back after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(torch_seed(seed, *names))
+        yield
+
+
+def _read(joint: LogJoint, traces: PairedTraces) -> Gaussian | None:
+    """Location and scale of q where every site of it is a plain Gaussian, ``None`` elsewhere."""
+    columns: list[list[Tensor]] = [[], []]
+    for site in joint.sites:
+        node: Any = traces.guide.nodes[site.name]
+        fn, support = node["fn"], site.support
+        while isinstance(fn, torch.distributions.Independent):
+            fn = fn.base_dist
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if not (isinstance(fn, torch.distributions.Normal) and support is constraints.real):
+            return None
+        for column, part in zip(columns, (fn.loc, fn.scale), strict=True):
+            front = plate_to_front(node, joint.plate, part.expand(node["value"].shape))
+            column.append(front.reshape(len(front), -1))
+    return Gaussian(torch.cat(columns[0], -1), torch.cat(columns[1], -1))
