@@ -6,10 +6,12 @@ here imports torch, so that ``--help`` answers at once; each command imports wha
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Annotated, Any
 
 import tyro
@@ -17,6 +19,7 @@ import tyro
 from amortized_bayes.commands.download import Download
 from amortized_bayes.commands.runs import List, Plot, Table
 from amortized_bayes.commands.sweep import Sweep, sweep_defaults
+from amortized_bayes.experiments.sweep import SettingError
 
 __all__ = ["main"]
 
@@ -37,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command = _parse(given)
         command.run(given)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
@@ -44,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {lines[0]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; finished fits are kept: `sweep --resume latest` goes on", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 
@@ -60,12 +66,24 @@ def _parse(given: list[str]) -> Any:
         default = {"default": defaults[name]} if name in defaults else {}
         member = Annotated[cls, tyro.conf.subcommand(name, **default)]
         union = member if union is None else union | member
-    return tyro.cli(
-        tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[union]],
-        args=given,
-        prog="run_experiments.py",
-        description=DESCRIPTION,
-    )
+    form = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[union]]
+    options: dict[str, Any] = {"args": given, "prog": "run_experiments.py", "description": DESCRIPTION}
+    if not {"-h", "--help"} & set(given):
+        try:
+            with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+                return tyro.cli(form, **options)
+        except SystemExit as stop:
+            _raise_refusal(stop)
+    return tyro.cli(form, **options)  # once more, for what it says
+
+
+def _raise_refusal(stop: SystemExit) -> None:
+    """Raise what the configuration itself refused, which tyro would show in a box of several lines."""
+    cause: BaseException | None = stop
+    while cause is not None:
+        if isinstance(cause, SettingError):
+            raise SettingError(str(cause)) from None
+        cause = cause.__context__
 
 
 if __name__ == "__main__":

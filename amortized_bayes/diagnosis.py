@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,11 +70,13 @@ class Comparison:
 
     def summary(self) -> str:
         """What was found, in words."""
+        import pandas as pd
+
         if self.reference is None:
             return "no F-VI fit succeeded: there is no reference to compare with"
         lines = [f"ELBO of the best F-VI found: {self.reference.elbo.mean()[0]:.3f} nats a point"]  # type: ignore[union-attr]
         for row in self.to_frame().to_dict("records"):
-            name = row["guide"] if row["k"] is None or row["k"] != row["k"] else f"{row['guide']}, k = {row['k']}"
+            name = row["guide"] if pd.isna(row["k"]) else f"{row['guide']}, k = {row['k']}"
             if row["status"] == "failed":
                 lines.append(f"{name}: failed at step {row['step']}")
                 continue
@@ -192,6 +195,9 @@ def compare(
     _check_data(x)
     if not widths or min(widths) < 1:
         raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
+    for name, value, least in (("depth", depth, 0), ("epochs", epochs, 1), ("num_draws", num_draws, 1)):
+        if value < least:
+            raise ValueError(f"expected {name} of {least} or more, got {value}")
     chosen = options or FitOptions()
     chosen = replace(chosen, batch_size=min(chosen.batch_size, len(x)))
     torch.manual_seed(torch_seed(seed, "start"))
@@ -279,36 +285,40 @@ class _Runner:
                     curve.append((record.step, record.seconds, self._elbo(guide, 1).mean()[0]))
             with training.averaged():
                 found = self._elbo(guide, self.num_draws)
-            gained = None
-            if name in ("amortized", "factorized"):
-                gained = self._gained(training, guide, num_steps, found)
         except Divergence as error:
             return _Fitted(name, k, error.step, record.seconds, None, curve)
+        if not math.isfinite(found.mean()[0]):
+            return _Fitted(name, k, record.step, record.seconds, None, curve)
+        gained = self._gained(training, guide, num_steps, found) if name in ("amortized", "factorized") else None
         return _Fitted(name, k, record.step, record.seconds, found, curve, gained)
 
-    def _gained(self, training: Training, guide: LocalGuide, num_steps: int, found: Elbo) -> float:
-        """What as many steps again gain; the guide is left as it was after the first half."""
+    def _gained(self, training: Training, guide: LocalGuide, num_steps: int, found: Elbo) -> float | None:
+        """What as many steps again gain, or nothing if they diverge; the guide is left as it was before them."""
         state = {name: tensor.clone() for name, tensor in training.state().items()}
-        for _ in training.run(num_steps):
-            pass
-        with training.averaged():
-            gained = mean_over_points(self._elbo(guide, self.num_draws).value - found.value)[0]
+        gained = None
+        with suppress(Divergence):
+            for _ in training.run(num_steps):
+                pass
+            with training.averaged():
+                gained = mean_over_points(self._elbo(guide, self.num_draws).value - found.value)[0]
         training.load_state(state)
         training.settle()
         return gained
 
     def _elbo(self, guide: LocalGuide, num_draws: int) -> Elbo:
-        return elbo(
-            self.model,
-            guide,
-            self.x,
-            self.index,
-            num_draws=num_draws,
-            plate=self.plate,
-            num_data=len(self.x),
-            analytic_kl=self.options.analytic_kl,
-            local_reparametrization=self.options.local_reparametrization,
-        )
+        # a guide that diverged gives nan, which is looked for afterwards
+        with pyro.validation_enabled(False):
+            return elbo(
+                self.model,
+                guide,
+                self.x,
+                self.index,
+                num_draws=num_draws,
+                plate=self.plate,
+                num_data=len(self.x),
+                analytic_kl=self.options.analytic_kl,
+                local_reparametrization=self.options.local_reparametrization,
+            )
 
 
 class _WithoutIndex(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -11,7 +12,7 @@ import pandas as pd
 
 from amortized_bayes.commands.findings import fits_of, value_of
 from amortized_bayes.configuration import load_config
-from amortized_bayes.experiments.sweep import Fit, SweepConfig
+from amortized_bayes.experiments.sweep import Fit, SweepConfig, grid
 from amortized_bayes.plotting import (
     curve_figure,
     dataset_label,
@@ -65,7 +66,8 @@ def draw_all(folder: RunFolder, frame: pd.DataFrame, into: Path | None = None) -
             save(f"re{place + 1}", lambda a=arrays: reconstruction_figure(*a))
     if (frame["metric"] == "family_gap").any():
         save("family_gap", lambda: family_gap_figure(frame))
-    save("memory", lambda: memory_figure(_memory(config, frame)))
+    if (observed := _observed(folder, config)) is not None:
+        save("memory", lambda: memory_figure(_memory(config, frame, observed)))
     return saved
 
 
@@ -82,11 +84,9 @@ def _reconstructions(
         if key is None or not (folder.path / "arrays" / f"{key}.npz").exists():
             continue
         arrays = folder.load_arrays(key)
-        side = int(np.sqrt(arrays["original"].shape[1]))
-        if side * side != arrays["original"].shape[1]:
+        if (original := _as_images(arrays["original"])) is None:
             return None
-        original = arrays["original"].reshape(-1, side, side)
-        seen[guide_label(guide, k)] = arrays["reconstruction"].reshape(-1, side, side)
+        seen[guide_label(guide, k)] = arrays["reconstruction"].reshape(original.shape)
         if (error := value_of(rows, guide, k, "final_mse_test")) is not None:
             errors[guide_label(guide, k)] = error[0]
     if original is None:
@@ -95,18 +95,30 @@ def _reconstructions(
     return original, seen, title, errors
 
 
+def _as_images(pixels: np.ndarray) -> np.ndarray | None:
+    """Images as they are, and vectors as squares if they can be; ``None`` for others."""
+    if pixels.ndim == 3:
+        return pixels
+    side = math.isqrt(pixels.shape[1])
+    return pixels.reshape(-1, side, side) if side * side == pixels.shape[1] else None
+
+
 def _fits(config: SweepConfig, dataset: str) -> list[Fit]:
     """Fits of a data set, which in rows is known by its name and in the configuration perhaps by its path."""
-    from amortized_bayes.experiments.sweep import grid
-
     return [f for f in grid(config) if dataset in (f.dataset, Path(f.dataset).name)]
 
 
-def _memory(config: SweepConfig, frame: pd.DataFrame) -> pd.DataFrame:
+def _observed(folder: RunFolder, config: SweepConfig) -> int | None:
+    """Size of a data point, of the first data set that was fitted."""
+    keys = (fit.key for fit in grid(config) if (folder.path / "arrays" / f"{fit.key}.npz").exists())
+    first = next(keys, None)
+    return None if first is None else math.prod(folder.load_arrays(first)["original"].shape[1:])
+
+
+def _memory(config: SweepConfig, frame: pd.DataFrame, observed: int) -> pd.DataFrame:
     """Parameters that give local factors, and bytes that fitting holds, for N from 1,000 to 1,000,000."""
     from amortized_bayes.experiments.estimate import sizes
 
-    observed = 784 if {"mnist", "fashion-mnist"} & set(config.dataset) else 64
     table = [
         {"guide": guide, "k": k, "N": n, "num_parameters": parameters, "memory_bytes": size}
         for guide, k in fits_of(frame)

@@ -62,7 +62,7 @@ def value_of(rows: pd.DataFrame, guide: str, k: int | None, metric: str) -> tupl
     if found.empty:
         return None
     values = found["value"].astype(float)
-    if len(values) > 1:
+    if rows["seed"].nunique() > 1:  # nan where one seed alone has a value
         return float(values.mean()), float(values.std() / math.sqrt(len(values)))
     error = found["standard_error"].astype(float).iloc[0]
     return float(values.iloc[0]), float(error)
@@ -101,7 +101,7 @@ def _gap_sentences(rows: pd.DataFrame, label: str) -> Iterator[str]:
 
 
 def _loses(gap: float, error: float) -> str:
-    size = f"{abs(gap):.1f}" + (f"±{error:.1f}" if math.isfinite(error) else "")
+    size = f"{abs(gap):.1f}{_plus_minus(error, 1)}"
     return f"loses {size}" if gap > 0 else f"is {size} better"
 
 
@@ -135,6 +135,8 @@ def _convergence_sentences(rows: pd.DataFrame, label: str) -> Iterator[str]:
             parts.append(f"{guide_label(guide, k)} by {gain[0]:.1f}")
     if parts:
         yield f"{label}: unconverged (what as many epochs again still gain): {', '.join(parts)} nats a point."
+    for row in rows[(rows["metric"] == "doubled_elbo") & rows["value"].isna()].itertuples():
+        yield f"{label}: {guide_label(str(row.guide), _width(row.k))}: {row.note} (step {row.step})."
 
 
 def _cell(rows: pd.DataFrame, guide: str, k: int | None, metric: str) -> str:
@@ -148,7 +150,11 @@ def _cell(rows: pd.DataFrame, guide: str, k: int | None, metric: str) -> str:
     if metric == "active_units":
         return f"{value:.0f}"
     digits = 4 if "mse" in metric else 1 if metric.startswith("seconds") else 2
-    return f"{value:.{digits}f}" + (f"±{error:.{digits}f}" if math.isfinite(error) else "")
+    return f"{value:.{digits}f}{_plus_minus(error, digits)}"
+
+
+def _plus_minus(error: float, digits: int) -> str:
+    return f"±{error:.{digits}f}" if math.isfinite(error) else ""
 
 
 def _name(rows: pd.DataFrame, guide: str, k: int | None) -> str:
@@ -218,11 +224,11 @@ def _found(rows: pd.DataFrame, what: str) -> str:
         return f"{a[0] - f[0]:+.4f} ({a[0]:.4f} against {f[0]:.4f})" if a and f else "not run"
     if what == "test":
         f = value_of(rows, "factorized", None, "final_mse_test")
-        return f"{f[0]:.4f}±{f[1]:.4f}, fresh factors with q(theta) frozen" if f else "not measured"
+        return f"{f[0]:.4f}{_plus_minus(f[1], 4)}, fresh factors with q(theta) frozen" if f else "not measured"
     gap = value_of(rows, "amortized", int(what[1:]), "family_gap")
     if gap is None:
         return "not run"
-    return f"{'yes' if gap[0] <= 1 else 'no'}: family gap {gap[0]:.1f}±{gap[1]:.1f} nats a point"
+    return f"{'yes' if gap[0] <= 1 else 'no'}: family gap {gap[0]:.1f}{_plus_minus(gap[1], 1)} nats a point"
 
 
 def _step_ratios(rows: pd.DataFrame, best: int) -> str:

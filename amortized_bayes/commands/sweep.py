@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -46,23 +49,40 @@ class Sweep:
     def run(self, given: list[str]) -> None:
         """Run, or go on with, a sweep."""
         print(f"amortized_bayes: {'resuming' if self.resume else 'starting'} a sweep; torch is loading", flush=True)
+        device, machine = _machine(self.device)
         if self.resume is not None:
             folder = RunFolder.open(find_run(self.out, self.resume))
-            if folder.finished:
-                raise ValueError(f"expected an unfinished run to resume, got {folder.path}, which is finished")
-            setting = load_config(SweepConfig, folder.path / "config.yaml")
-            note = str(_read_environment(folder).get("note", ""))
+            setting, data, note = self._taken_up(folder)
         else:
-            named = "--dataset" in given or self.config is not None
-            setting, note = _with_data_at_hand(self.setting, self.data_dir, named)
             folder = None
-        device, machine = _machine(self.device)
+            setting, data, note = _with_data_at_hand(self.setting, self.data_dir, given)
+        described = environment(machine["threads"]) | machine | {"data": data, "note": note, "command": " ".join(given)}
         if setting.tune:
-            setting = self._tune(setting, device, machine)
+            if folder is None:
+                folder = RunFolder.create(self.out, "tune", to_mapping(setting), described)
+            with _saying_how_to_go_on(folder):
+                setting = self._tune(folder, setting, device, note)
+            folder = None
         if folder is None:
-            described = environment(machine["threads"]) | machine | {"note": note, "command": " ".join(given)}
             folder = RunFolder.create(self.out, "sweep", to_mapping(setting), described)
-        self._sweep(folder, setting, device, note)
+        with _saying_how_to_go_on(folder):
+            self._sweep(folder, setting, device, note)
+
+    def _taken_up(self, folder: RunFolder) -> tuple[SweepConfig, dict[str, Any], str]:
+        """Configuration, checksums of the data and note of an unfinished run."""
+        if folder.finished:
+            raise ValueError(f"expected an unfinished run to resume, got {folder.path}, which is finished")
+        if folder.experiment not in ("sweep", "tune"):
+            raise ValueError(f"expected a sweep to resume, got {folder.path}")
+        setting = load_config(SweepConfig, folder.path / "config.yaml")
+        before = json.loads((folder.path / "environment.json").read_text())
+        data = _load_data(setting, self.data_dir)
+        if before.get("data", data) != data:
+            changed = [name for name in data if before["data"].get(name) != data[name]]
+            raise ValueError(f"expected the data that {folder.path} was started on, got other files of {changed}")
+        if self.setting != SweepConfig():
+            print("a resumed run keeps its own configuration: other flags of the setting are ignored", file=sys.stderr)
+        return setting, data, str(before.get("note", ""))
 
     def _sweep(self, folder: RunFolder, setting: SweepConfig, device: torch.device, note: str) -> None:
         from amortized_bayes.commands.figures import draw_all
@@ -90,15 +110,14 @@ class Sweep:
         if note:
             print(note)
 
-    def _tune(self, setting: SweepConfig, device: torch.device, machine: dict[str, Any]) -> SweepConfig:
+    def _tune(self, folder: RunFolder, setting: SweepConfig, device: torch.device, note: str) -> SweepConfig:
         from amortized_bayes.experiments.tune import GRID, tune, with_winners
 
-        folder = RunFolder.create(self.out, "tune", to_mapping(setting), environment(machine["threads"]) | machine)
-        trials = sum(len(g) for g in GRID.values()) * len(setting.dataset)
+        trials = sum(len(g) for g in GRID.values()) * len(setting.dataset) - len(folder.done())
         print(f"tuning: {trials} trials on {device}, into {folder.path}", flush=True)
         with folder:
             with SweepProgress(trials) as progress:
-                for row in tune(setting, folder, device=device, data_dir=self.data_dir, watch=progress):
+                for row in tune(setting, folder, device=device, data_dir=self.data_dir, note=note, watch=progress):
                     value = "failed" if row.value is None else f"{row.value:.2f} nats a point"
                     progress.say(f"{row.dataset} {row.guide} rates {row.note}: {value}")
             folder.finish()
@@ -119,11 +138,15 @@ def sweep_defaults(given: list[str]) -> Sweep:
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"expected --preset {' or '.join(PRESETS)}, got {preset!r}")
     path = _value_of(given, "--config")
-    setting = PRESETS[preset or "quick"]
-    if path is not None:
-        loaded = load_config(SweepConfig, Path(path))
-        setting = loaded if preset is None else replace(loaded, preset=preset)  # type: ignore[arg-type]
-    return Sweep(setting=setting)
+    if path is None:
+        return Sweep(setting=PRESETS[preset or "quick"])
+    loaded = load_config(SweepConfig, Path(path))  # checks the file
+    import yaml
+
+    mapping = yaml.safe_load(Path(path).read_bytes().decode("utf-8-sig"))
+    if preset not in (None, mapping.get("preset", preset)):
+        raise ValueError(f"expected --preset {loaded.preset}, as {path} says, got {preset}")
+    return Sweep(setting=replace_from_mapping(PRESETS[preset or loaded.preset], mapping, path))
 
 
 def _value_of(given: list[str], flag: str) -> str | None:
@@ -135,19 +158,34 @@ def _value_of(given: list[str], flag: str) -> str | None:
     return None
 
 
-def _with_data_at_hand(setting: SweepConfig, data_dir: Path | None, named: bool) -> tuple[SweepConfig, str]:
-    """Check that the data can be had before anything else; an unnamed default falls back to the embedded digits."""
+def _load_data(setting: SweepConfig, data_dir: Path | None) -> dict[str, Any]:
+    """Check that all data can be had and fit the likelihood, and return the sha256 of their files."""
+    from amortized_bayes.experiments.problem import check_pixels
+
+    sums: dict[str, Any] = {}
+    for dataset in setting.dataset:
+        found = load_dataset(dataset, data_dir=data_dir)
+        check_pixels(setting, found)
+        sums[found.name] = dict(found.sha256)
+    return sums
+
+
+def _with_data_at_hand(
+    setting: SweepConfig, data_dir: Path | None, given: list[str]
+) -> tuple[SweepConfig, dict[str, Any], str]:
+    """Check the data before anything else; an unnamed default falls back to the embedded digits."""
     try:
-        for dataset in setting.dataset:
-            load_dataset(dataset, data_dir=data_dir)
+        return setting, _load_data(setting, data_dir), ""
     except DataUnavailable as error:
-        if named:
+        if any(_value_of(given, flag) is not None for flag in ("--dataset", "--config")):
             raise
         print(f"no images: {error}", file=sys.stderr)
         note = "embedded digits (scikit-learn, 8x8) stand in for MNIST and FashionMNIST, which could not be had"
         print(note, flush=True)
-        return replace_from_mapping(setting, {"dataset": ["digits"], "epochs": 4 * setting.epochs}), note
-    return setting, ""
+        # fewer images: more passes over them, unless they were asked for
+        epochs = setting.epochs if _value_of(given, "--epochs") is not None else 4 * setting.epochs
+        setting = replace(setting, dataset=("digits",), epochs=epochs)
+        return setting, _load_data(setting, data_dir), note
 
 
 def _machine(device: str) -> tuple[torch.device, dict[str, Any]]:
@@ -161,10 +199,13 @@ def _machine(device: str) -> tuple[torch.device, dict[str, Any]]:
     return chosen, {"device": name, "threads": torch.get_num_threads()}
 
 
-def _read_environment(folder: RunFolder) -> dict[str, Any]:
-    import json
-
-    return json.loads((folder.path / "environment.json").read_text())
+@contextmanager
+def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"finished fits are kept: `sweep --resume {folder.path}` goes on", file=sys.stderr)
+        raise
 
 
 def _worth_saying(row: Row) -> str | None:

@@ -7,12 +7,13 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
+import torch
 
-from amortized_bayes.experiments.measure import Measure, paired_difference, steps_to_target
+from amortized_bayes.experiments.measure import Measure, over_points, paired_difference, steps_to_target
 from amortized_bayes.experiments.sweep import Fit
 from amortized_bayes.types import Row
 
-__all__ = ["TARGETS", "compare_fits"]
+__all__ = ["TARGETS", "compare_fits", "final_row"]
 
 TARGETS = {"1_nat": 1.0, "3_nats": 3.0}
 """Distances from elbo_reference, in nats a point, that a fit is timed to."""
@@ -30,15 +31,14 @@ def compare_fits(frame: pd.DataFrame, elbos: Mapping[Fit, np.ndarray], gains: Ma
     reference = max(factorized, key=lambda f: float(elbos[f].mean())) if factorized else None
     if reference is None:
         return
-    target = float(elbos[reference].astype(np.float64).mean())
-    first = _final_row(frame, reference)
+    target, error, over = over_points(torch.from_numpy(elbos[reference]))
+    assert target is not None
+    first = final_row(frame, reference)
     chosen = "F-VI from its own start" if reference.guide == "factorized" else "F-VI from the best A-VI"
-    error = float(elbos[reference].std(ddof=1) / np.sqrt(len(elbos[reference])))
-    yield first._replace(
-        guide="reference", metric="elbo_reference", value=target, standard_error=error, error_over="points", note=chosen
-    )
+    row = first._replace(guide="reference", metric="elbo_reference", note=chosen)
+    yield row._replace(value=target, standard_error=error, error_over=over)
     for fit, values in elbos.items():
-        row = _final_row(frame, fit)
+        row = final_row(frame, fit)
         found = {"family_gap": paired_difference(elbos[reference], values)}
         if fit.guide != "factorized-from-amortized":  # its time would leave out that of the A-VI fit it started at
             found |= _times(frame, fit, target)
@@ -48,10 +48,10 @@ def compare_fits(frame: pd.DataFrame, elbos: Mapping[Fit, np.ndarray], gains: Ma
             yield row._replace(metric=metric, value=value, standard_error=error, error_over=over, note="")
 
 
-def _final_row(frame: pd.DataFrame, fit: Fit) -> Row:
+def final_row(frame: pd.DataFrame, fit: Fit) -> Row:
     """The row of a fit's final ELBO, whose other columns its comparisons share."""
     rows = _of(frame, fit, "final_elbo")
-    values = rows.iloc[-1].to_dict()
+    values = {str(column): value for column, value in rows.iloc[-1].to_dict().items()}
     values["k"] = fit.k
     return Row(**values)
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 
 from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.experiments import measure
 from amortized_bayes.experiments.measure import Measure
-from amortized_bayes.experiments.problem import Problem, build_guide, build_model, fit_options
+from amortized_bayes.experiments.problem import Problem, build_guide, build_model, fit_options, model_name
 from amortized_bayes.experiments.sweep import Fit, SweepConfig, report_steps
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.local import fresh_factors
-from amortized_bayes.inference.svi import StepRecord, Training
+from amortized_bayes.inference.svi import Divergence, StepRecord, Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites
@@ -91,7 +93,7 @@ def run_fit(
     training, fit = fitting.training, fitting.fit
     num_steps = config.epochs * training.batches.per_epoch
     reports = report_steps(num_steps)
-    with_test = set(reports if not fitting.is_factorized else reports[:: -(len(reports) // FRESH_REPORTS)])
+    with_test = set(reports if not fitting.is_factorized else reports[:: -max(1, len(reports) // FRESH_REPORTS)])
     torch.manual_seed(torch_seed(fit.seed, "evaluation", fit.key))
     for record in training.run(num_steps, {*reports, *_ticks(num_steps)}):
         watch(Progress(fit, record.step, num_steps, record.elbo, doubled=False))
@@ -104,15 +106,21 @@ def run_fit(
 
 
 def finish_fit(config: SweepConfig, problem: Problem, fitting: Fitting, folder: RunFolder) -> Iterator[Row]:
-    """Evaluate the averaged iterate with many samples, save everything, and yield the final rows."""
+    """Evaluate the averaged iterate with many samples, save everything, and yield the final rows.
+
+    Raises:
+        Divergence: a final value that is not finite; nothing is saved then.
+    """
     training, fit = fitting.training, fitting.fit
-    with training.averaged():
+    with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
         found, arrays = measure.final_measures(config, problem, fitting.model, fitting.guide)
         model, guide = _for_test(config, fitting, problem.test, FRESH_VISITS)
         found |= measure.held_out_measures(config, model, guide, problem.test, problem.grey_test)
         few = torch.arange(min(EXAMPLES, len(problem.test)), device=problem.test.device)
         seen = mean_prediction(model, guide, problem.test[few].float(), few).observed
-    arrays |= {"original": _array(problem.grey_test[few]), "reconstruction": _array(seen)}
+    shape = problem.image_shape or (-1,)
+    images = {"original": problem.grey_test[few], "reconstruction": seen}
+    arrays |= {name: _array(pixels).reshape(len(few), *shape) for name, pixels in images.items()}
     parameters, size = training.size()
     captured = training.captured
     found |= {
@@ -121,11 +129,12 @@ def finish_fit(config: SweepConfig, problem: Problem, fitting: Fitting, folder: 
         "num_parameters": Measure(parameters),
         "memory_bytes": Measure(size),
     }
-    folder.save_tensors(fit.key, {k: _array(v) for k, v in training.state().items()}, {"fit": fit.key})
-    folder.save_arrays(fit.key, **arrays)
     record = StepRecord(training.steps, training.seconds, float("nan"))
     backend = f"step {captured.backend}" if captured else "step uncaptured"
-    yield from _rows(config, fit, record, found, vacuous=measure.vacuous(found), note=backend)
+    rows = list(_rows(config, fit, record, found, vacuous=measure.vacuous(found), note=backend))
+    folder.save_tensors(fit.key, {k: _array(v) for k, v in training.state().items()}, {"fit": fit.key})
+    folder.save_arrays(fit.key, **arrays)
+    yield from rows
 
 
 def go_on(
@@ -142,10 +151,11 @@ def go_on(
     record = StepRecord(before, training.seconds, float("nan"))
     for record in training.run(num_steps, (before + t for t in _ticks(num_steps))):
         watch(Progress(fit, record.step, before + num_steps, record.elbo, doubled=True))
-    with training.averaged():
+    with pyro.validation_enabled(False), training.averaged():
         found = measure.train_elbo(config, problem, fitting.model, fitting.guide, config.elbo_draws)
+    rows = list(_rows(config, fit, record, {"doubled_elbo": measure.over_points(found.value)}, vacuous=False))
     folder.save_arrays(f"{fit.key}_doubled", elbo=_array(found.value.float()))
-    yield from _rows(config, fit, record, {"doubled_elbo": measure.over_points(found.value)}, vacuous=False)
+    yield from rows
 
 
 def _test_error(config: SweepConfig, problem: Problem, fitting: Fitting) -> Measure:
@@ -167,14 +177,20 @@ def _for_test(config: SweepConfig, fitting: Fitting, data: Tensor, visits: int) 
 def _rows(
     config: SweepConfig, fit: Fit, record: StepRecord, found: Mapping[str, Measure], *, vacuous: bool, note: str = ""
 ) -> Iterator[Row]:
-    likelihood = config.likelihood if config.likelihood == "bernoulli" else f"gaussian-{config.gaussian_scale}"
-    model = f"{config.decoder}-{likelihood}"
     status = "vacuous" if vacuous else "ok"
     for metric, (value, error, over) in found.items():
+        if value is not None and not math.isfinite(value):  # steps may stay finite while what they lead to is not
+            raise _not_finite(record.step, metric, value)
         yield Row(
-            *("sweep", fit.dataset, model, fit.guide, fit.k, fit.seed, record.step, record.seconds),
+            *("sweep", fit.dataset, model_name(config), fit.guide, fit.k, fit.seed, record.step, record.seconds),
             *(metric, value, error, over, status, note),
         )
+
+
+def _not_finite(step: int, metric: str, value: float) -> Divergence:
+    error = Divergence(step, value)
+    error.args = (f"{metric} of {value:g} at step {step}",)
+    return error
 
 
 def _ticks(num_steps: int) -> range:

@@ -45,7 +45,7 @@ class Measure(NamedTuple):
 def over_points(values: Tensor) -> Measure:
     """Mean of a value a point, with the standard error over points."""
     value, error = mean_over_points(values)
-    return Measure(value, error if math.isfinite(error) else None, "points" if math.isfinite(error) else None)
+    return Measure(value, *_known(error, "points"))
 
 
 def train_elbo(config: SweepConfig, problem: Problem, model: nn.Module, guide: LocalGuide, num_draws: int) -> Elbo:
@@ -98,7 +98,7 @@ def final_measures(
     error = (found.standard_error.double().square().sum().sqrt() / len(found.value)).item()
     measures = {
         "final_elbo": over_points(found.value),
-        "final_elbo_monte_carlo": Measure(found.value.double().mean().item(), error, "monte carlo"),
+        "final_elbo_monte_carlo": Measure(found.value.double().mean().item(), *_known(error, "monte carlo")),
         "final_iwae": over_points(bound.value),
         "final_iwae_gain": over_points(bound.value - found.value[some]),
         "final_kl": over_points(found.kl),
@@ -154,6 +154,11 @@ def steps_to_target(
         return float(math.exp((1 - part) * math.log(values[i - 1]) + part * math.log(values[i])))
 
     return between(steps), between(seconds)
+
+
+def _known(error: float, over: str) -> tuple[float, str] | tuple[None, None]:
+    """An error and what it is over, or nothing where one point or draw gives none."""
+    return (error, over) if math.isfinite(error) else (None, None)
 
 
 def vacuous(measures: Mapping[str, Measure]) -> bool:

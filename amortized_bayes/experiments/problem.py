@@ -17,8 +17,18 @@ from amortized_bayes.models import DeepGenerative
 from amortized_bayes.networks import MLP
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
+from amortized_bayes.types import Dataset
 
-__all__ = ["Problem", "build_guide", "build_model", "fit_options", "load_problem", "rates"]
+__all__ = [
+    "Problem",
+    "build_guide",
+    "build_model",
+    "check_pixels",
+    "fit_options",
+    "load_problem",
+    "model_name",
+    "rates",
+]
 
 
 class Problem(NamedTuple):
@@ -47,13 +57,8 @@ def load_problem(config: SweepConfig, dataset: str, seed: int, data_dir: Path | 
     pixels = {"train": found.train.pixels[: config.num_train], "test": found.test.pixels[: config.num_test]}
     grey = {split: (p / np.float32(found.grey_levels)).astype(np.float32) for split, p in pixels.items()}
     seen = grey
+    check_pixels(config, found)
     if config.likelihood == "bernoulli":
-        low, high = min(g.min() for g in grey.values()), max(g.max() for g in grey.values())
-        if low < 0 or high > 1:
-            raise ValueError(
-                f"expected uint8 or values in [0, 1] for --likelihood bernoulli, got {low:.3g} to {high:.3g} "
-                f"in {dataset}; use --likelihood gaussian"
-            )
         seen = {split: binarize(p, found.grey_levels, seed, split) for split, p in pixels.items()}
 
     def on_device(array: np.ndarray) -> Tensor:
@@ -69,6 +74,27 @@ def load_problem(config: SweepConfig, dataset: str, seed: int, data_dir: Path | 
         found.sha256,
         found.source,
     )
+
+
+def check_pixels(config: SweepConfig, found: Dataset) -> None:
+    """Refuse data that are no grey values where the likelihood is Bernoulli.
+
+    Raises:
+        ValueError: values outside [0, 1].
+    """
+    splits = (found.train.pixels, found.test.pixels)
+    low, high = (float(extreme) / found.grey_levels for extreme in (min(map(np.min, splits)), max(map(np.max, splits))))
+    if config.likelihood == "bernoulli" and (low < 0 or high > 1):
+        raise ValueError(
+            f"expected uint8 or values in [0, 1] for --likelihood bernoulli, got {low:.3g} to {high:.3g} "
+            f"in {found.source}; use --likelihood gaussian"
+        )
+
+
+def model_name(config: SweepConfig) -> str:
+    """Name of the model in rows."""
+    likelihood = config.likelihood if config.likelihood == "bernoulli" else f"gaussian-{config.gaussian_scale}"
+    return f"{config.decoder}-{likelihood}"
 
 
 def build_model(config: SweepConfig, problem: Problem, seed: int) -> tuple[DeepGenerative, LatentSites]:

@@ -14,9 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from hashlib import sha256
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["PRESETS", "Fit", "Rates", "SweepConfig", "grid", "report_steps"]
+__all__ = ["PRESETS", "Fit", "Rates", "SettingError", "SweepConfig", "grid", "report_steps"]
+
+
+class SettingError(ValueError):
+    """A configuration that cannot be run."""
 
 
 class Rates(NamedTuple):
@@ -80,10 +86,10 @@ class SweepConfig:
     num_train: int = 10_000
     num_test: int = 2_000
     local_reparametrization: bool = True
-    compile_step: Literal["auto", "replay", "inductor", "off"] = "auto"
-    rates_amortized: tuple[float, ...] = (4e-3, 4e-3)
-    rates_factorized: tuple[float, ...] = (8e-3, 0.1)
-    rates_constant: tuple[float, ...] = (4e-3, 4e-3)
+    compile_step: Literal["auto", "replay", "inductor", "off"] = "replay"
+    rates_amortized: tuple[float, ...] = (4e-3, 1.6e-2)
+    rates_factorized: tuple[float, ...] = (8e-3, 0.2)
+    rates_constant: tuple[float, ...] = (1.6e-2, 1.6e-2)
     tune: bool = False
     elbo_draws: int = 10
     iwae_particles: int = 50
@@ -93,18 +99,23 @@ class SweepConfig:
         for name in ("dataset", "widths", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise ValueError(f"expected {_flag(name)} with one or more different values, got {list(values)}")
+                raise SettingError(f"expected {_flag(name)} with one or more different values, got {list(values)}")
+        stems = [Path(dataset).stem for dataset in self.dataset]
+        if len(set(stems)) != len(stems):  # rows and figures are named by it
+            raise SettingError(f"expected --dataset with files of different names, got {list(self.dataset)}")
         lowest = {"widths": 1, "hidden": 1, "seeds": 0}
         for name, least in lowest.items():
             if any(value < least for value in getattr(self, name)):
-                raise ValueError(f"expected {_flag(name)} of {least} or more, got {list(getattr(self, name))}")
+                raise SettingError(f"expected {_flag(name)} of {least} or more, got {list(getattr(self, name))}")
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "depth" else 1
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise ValueError(f"expected {_flag(field.name)} of {least} or more, got {value}")
-            if field.name.startswith("rates") and not (len(value) == 2 and all(0 < v < math.inf for v in value)):
-                raise ValueError(f"expected {_flag(field.name)} with two learning rates above 0, got {list(value)}")
+                raise SettingError(f"expected {_flag(field.name)} of {least} or more, got {value}")
+        for name in ("rates_amortized", "rates_factorized", "rates_constant"):
+            rates = getattr(self, name)
+            if len(rates) != 2 or not all(0 < rate < math.inf for rate in rates):
+                raise SettingError(f"expected {_flag(name)} with two learning rates above 0, got {list(rates)}")
 
 
 def _flag(name: str) -> str:
@@ -146,7 +157,9 @@ class Fit(NamedTuple):
     def key(self) -> str:
         """Name of the fit, for files and for resuming."""
         width = "" if self.k is None else f"-k{self.k}"
-        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.dataset)
+        name = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(self.dataset).stem)[:60]
+        if name != self.dataset and self.dataset.endswith((".npz", ".npy")):  # a file: other paths have other keys
+            name = f"{name.strip('-') or 'data'}-{sha256(self.dataset.encode()).hexdigest()[:8]}"
         return f"{name}_seed{self.seed}_{self.guide}{width}"
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from amortized_bayes.experiments.comparison import compare_fits
-from amortized_bayes.experiments.fitting import Progress, finish_fit, go_on, new_fit, restore_fit, run_fit
+from amortized_bayes.experiments.comparison import compare_fits, final_row
+from amortized_bayes.experiments.fitting import Fitting, Progress, finish_fit, go_on, new_fit, restore_fit, run_fit
 from amortized_bayes.experiments.measure import Measure, paired_difference
-from amortized_bayes.experiments.problem import Problem, load_problem
+from amortized_bayes.experiments.problem import Problem, load_problem, model_name
 from amortized_bayes.experiments.sweep import Fit, SweepConfig, grid
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.svi import Divergence
@@ -91,20 +90,37 @@ def _run_fit(setting: Setting, fit: Fit, best: Fit | None) -> Iterator[Row]:
     start: LocalGuide | None = None
     if fit.guide == "factorized-from-amortized":
         if best is None:
-            yield from _store(setting, fit, fit.key, [_failure(fit, 0, "no amortized fit succeeded to start from")])
+            reason = "no amortized fit succeeded to start from"
+            yield from _store(setting, fit, fit.key, [_failure(setting, fit, 0, reason)])
             return
         restored = restore_fit(config, problem, best, folder)
         restored.training.settle()
         start = restored.guide
     fitting = new_fit(config, problem, fit, start)
-    rows = chain(run_fit(config, problem, fitting, setting.watch), finish_fit(config, problem, fitting, folder))
-    yield from _store(setting, fit, fit.key, rows)
+    yield from _store(setting, fit, fit.key, _rows_of(setting, fitting))
+
+
+def _rows_of(setting: Setting, fitting: Fitting) -> Iterator[Row]:
+    yield from run_fit(setting.config, setting.problem, fitting, setting.watch)
+    yield from finish_fit(setting.config, setting.problem, fitting, setting.folder)
 
 
 def _run_doubled(setting: Setting, fit: Fit) -> Iterator[Row]:
     config, problem, folder = setting.config, setting.problem, setting.folder
     fitting = restore_fit(config, problem, fit, folder)
-    yield from _store(setting, fit, f"{fit.key}_doubled", go_on(config, problem, fitting, folder, setting.watch))
+    rows = go_on(config, problem, fitting, folder, setting.watch)
+    yield from _store(setting, fit, f"{fit.key}_doubled", _continued(setting, fit, rows))
+
+
+def _continued(setting: Setting, fit: Fit, rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows of a continuation, marked as the fit itself is; a divergence takes nothing from what was finished."""
+    status = final_row(_named(setting.folder.rows(), setting, fit), fit).status
+    try:
+        for row in rows:
+            yield row._replace(status=status)
+    except Divergence as error:
+        failed = _failure(setting, fit, error.step, f"trained as long again it diverged: {error}")
+        yield failed._replace(metric="doubled_elbo", status=status)
 
 
 def _store(setting: Setting, fit: Fit, key: str, rows: Iterable[Row]) -> Iterator[Row]:
@@ -113,7 +129,10 @@ def _store(setting: Setting, fit: Fit, key: str, rows: Iterable[Row]) -> Iterato
         for row in rows:
             yield _append(setting, row, key)
     except Divergence as error:
-        yield _append(setting, _failure(fit, error.step, str(error)), key)
+        yield _append(setting, _failure(setting, fit, error.step, str(error)), key)
+    finally:
+        if isinstance(rows, Generator):  # now, not when it is forgotten: a fit has Pyro's validation off while it runs
+            rows.close()
     setting.folder.mark_done(key)
 
 
@@ -124,9 +143,9 @@ def _append(setting: Setting, row: Row, key: str) -> Row:
     return full
 
 
-def _failure(fit: Fit, step: int, reason: str) -> Row:
+def _failure(setting: Setting, fit: Fit, step: int, reason: str) -> Row:
     return Row(
-        *("sweep", fit.dataset, "", fit.guide, fit.k, fit.seed, step, 0.0, "failure", None),
+        *("sweep", fit.dataset, model_name(setting.config), fit.guide, fit.k, fit.seed, step, 0.0, "failure", None),
         status="failed",
         note=reason,
     )

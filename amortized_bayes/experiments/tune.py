@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyro
 import torch
 
 from amortized_bayes.experiments import measure
@@ -29,9 +30,9 @@ TUNING_SEED = 10_000
 """Seed of the trials, which no reported run uses."""
 SHARED = (4e-3, 8e-3, 1.6e-2)
 GRID: dict[str, list[Rates]] = {
-    "constant": [Rates(s, l) for s in SHARED for l in (2e-3, 4e-3, 8e-3)],
-    "amortized": [Rates(s, l) for s in SHARED for l in (2e-3, 4e-3, 8e-3)],
-    "factorized": [Rates(s, l) for s in SHARED for l in (0.05, 0.1, 0.2)],
+    "constant": [Rates(s, l) for s in SHARED for l in (4e-3, 8e-3, 1.6e-2)],
+    "amortized": [Rates(s, l) for s in SHARED for l in (4e-3, 8e-3, 1.6e-2)],
+    "factorized": [Rates(s, l) for s in SHARED for l in (0.1, 0.2, 0.4)],
 }
 """Rates tried for each family: q(theta) and model, then encoder, vector or rows (visited once an epoch only)."""
 
@@ -42,9 +43,12 @@ def tune(
     *,
     device: torch.device,
     data_dir: Path | None = None,
+    note: str = "",
     watch: Callable[[Progress], None] = lambda _: None,
 ) -> Iterator[Row]:
     """Run all trials that ``folder`` does not hold yet, and yield a row with the final ELBO of each.
+
+    The note of a row is its pair of rates, and ``note`` after it.
 
     Raises:
         ValueError: data that cannot be had.
@@ -60,6 +64,7 @@ def tune(
                 if key in folder.done():
                     continue
                 row = _trial(config, problem, fit, rates, watch)._replace(dataset=problem.name)
+                row = row._replace(note="; ".join(n for n in (row.note, note) if n))
                 folder.append(row, key)
                 folder.mark_done(key)
                 yield row
@@ -78,7 +83,7 @@ def _trial(config: SweepConfig, problem: Problem, fit: Fit, rates: Rates, watch:
             watch(Progress(fit, record.step, num_steps, record.elbo, doubled=False))
     except Divergence as error:
         return row._replace(status="failed", step=error.step)
-    with training.averaged():
+    with pyro.validation_enabled(False), training.averaged():
         value, error, over = measure.over_points(measure.train_elbo(config, problem, model, guide, 2).value)
     if value is None or not math.isfinite(value):
         return row._replace(status="failed")
@@ -95,7 +100,8 @@ def with_winners(config: SweepConfig, frame: pd.DataFrame) -> SweepConfig:
     for family in GRID:
         rows = frame[(frame["guide"] == family) & (frame["status"] != "failed")]
         # a pair that failed on one data set is out
-        trials = {str(pair): group["value"] for pair, group in rows.groupby("note")}
+        pairs = rows["note"].str.split("; ").str[0]
+        trials = {str(pair): group["value"] for pair, group in rows.groupby(pairs)}
         scores = {pair: values.mean() for pair, values in trials.items() if len(values) == len(config.dataset)}
         if not scores:
             raise ValueError(f"expected a pair of learning rates that works for {family} VI, got none")

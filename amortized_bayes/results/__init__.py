@@ -15,9 +15,9 @@ are not, and runs these again. One process writes to a run, inside ``with run:``
 Nothing here imports torch; numpy and pandas are imported when the first array or frame is asked for.
 """
 
-from amortized_bayes.results.versions import environment
 from amortized_bayes.results.folder import RunFolder
 from amortized_bayes.results.runs import RunInfo, find_run, list_runs
 from amortized_bayes.results.summary import summarise
+from amortized_bayes.results.versions import environment
 
 __all__ = ["RunFolder", "RunInfo", "environment", "find_run", "list_runs", "summarise"]

@@ -1,0 +1,278 @@
+"""The library's call on anybody's model: what it takes, what it refuses, and what it finds where that is known."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from matplotlib.figure import Figure
+from pyro import poutine
+from torch import nn
+from torch.distributions import constraints
+
+import amortized_bayes
+from amortized_bayes import diagnosis
+from amortized_bayes.inference.svi import Divergence, FitOptions
+from amortized_bayes.models import LinearGaussian
+
+PLAIN = FitOptions(capture="off", batch_size=20)
+GUIDES = ["constant", "amortized", "factorized", "factorized-from-amortized"]
+
+
+def compare(model, x, widths=(2,), epochs=2, options=PLAIN, **rest):
+    return amortized_bayes.compare(
+        model, x, widths=widths, epochs=epochs, options=options, num_draws=2, progress=False, **rest
+    )
+
+
+def normal(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
+
+
+def with_index(x, index=None):
+    with pyro.plate("data", 40, subsample=index):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
+
+
+def several_sites(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        w = pyro.sample("w", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True) + w[:, None], 0.5).to_event(1), obs=x)
+
+
+def constrained(x):
+    with pyro.plate("data", len(x)):
+        s = pyro.sample("s", dist.Gamma(torch.full((len(x),), 2.0), 2.0))
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(len(x), 3)))
+        u = pyro.sample("u", dist.Beta(torch.ones(len(x), 2), torch.ones(len(x), 2)).to_event(1))
+        pyro.sample("x", dist.Normal(p + u.sum(-1, keepdim=True), s[:, None]).to_event(1), obs=x)
+
+
+def shared(x):
+    scale = pyro.sample("scale", dist.LogNormal(torch.zeros(()), 1.0))
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(mean + z[:, None], scale).to_event(1), obs=x)
+
+
+def another_plate(x):
+    with pyro.plate("points", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
+
+
+def with_param(x):
+    scale = pyro.param("scale", lambda: torch.tensor(3.0), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], scale).to_event(1), obs=x)
+
+
+class Module(nn.Module):
+    """A model with parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(1, 3)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+
+MODELS = {
+    "normal": (normal, {}),
+    "index": (with_index, {}),
+    "several sites": (several_sites, {}),
+    "constrained": (constrained, {}),
+    "shared": (shared, {}),
+    "another plate": (another_plate, {"plate": "points"}),
+    "param": (with_param, {}),
+    "linear encoder": (normal, {"depth": 0}),
+    "deep encoder": (normal, {"depth": 2}),
+}
+
+
+@pytest.fixture(name="x")
+def data():
+    return torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_all_kinds(x, name):
+    model, options = MODELS[name]
+    frame = compare(model, x, **options).to_frame()
+    assert frame["guide"].tolist() == GUIDES
+    assert set(frame["status"]) <= {"ok", "vacuous"}
+    assert np.isfinite(frame[["elbo", "elbo_error", "kl", "family_gap", "family_gap_error"]].to_numpy(float)).all()
+    assert frame["family_gap"].min() == 0
+    assert frame["elbo"].to_numpy().max() - frame["family_gap"].max() <= frame["elbo"].max()
+    assert frame["unconverged_by"].notna().tolist() == [False, True, True, False]
+
+
+def test_a_model_with_a_captured_step(x):
+    frame = compare(several_sites, x, epochs=1, options=FitOptions(batch_size=20, capture="replay")).to_frame()
+    assert set(frame["status"]) <= {"ok", "vacuous"}
+
+
+def test_parameters_are_fitted_beside_each_guide_and_put_back(x):
+    model = Module()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    frame = compare(model, x, epochs=20).to_frame()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    frozen = Module()
+    frozen.load_state_dict(before)
+    frozen.requires_grad_(False)
+    assert (frame["elbo"].to_numpy() > compare(frozen, x, epochs=20).to_frame()["elbo"].to_numpy()).all()
+
+
+def test_the_param_store_is_put_back(x):
+    with_param(x)
+    before = pyro.param("scale").item()
+    report = compare(
+        with_param, x, epochs=10, options=FitOptions(capture="off", batch_size=20, shared_learning_rate=0.1)
+    )
+    assert pyro.param("scale").item() == before
+    assert list(pyro.get_param_store()) == ["scale"]
+    assert report.to_frame()["elbo"].notna().all()
+
+
+def test_reports(x):
+    report = compare(normal, x, widths=(1, 4))
+    assert repr(report).startswith("Comparison(5 guides, 40 points, elbo_reference=-")
+    lines = report.summary().splitlines()
+    assert lines[0].startswith("ELBO of the best F-VI found: -")
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        *("constant", "amortized, k = 1", "amortized, k = 4", "factorized", "factorized-from-amortized")
+    ]
+    assert isinstance(report.plot(), Figure)
+    assert isinstance(report.plot_curves(), Figure)
+    rows = report.to_rows()
+    assert set(rows["metric"]) == {"elbo", "final_elbo", "family_gap"}
+    assert rows[rows["metric"] == "final_elbo"]["value"].tolist() == report.to_frame()["elbo"].tolist()
+
+
+def test_a_seed_gives_the_same_numbers_and_another_others(x):
+    first, second, other = (compare(shared, x, seed=s).to_frame() for s in (3, 3, 4))
+    columns = ["elbo", "elbo_error", "kl", "family_gap"]
+    assert first[columns].equals(second[columns])
+    assert not first[columns].equals(other[columns])
+
+
+def test_a_fit_that_fails_is_said_and_the_others_stand(x):
+    report = compare(normal, x, options=FitOptions(capture="off", batch_size=20, row_learning_rate=1e30), epochs=5)
+    frame = report.to_frame().set_index("guide")
+    assert frame.loc["factorized", "status"] == "failed"
+    assert frame.loc["constant", "status"] != "failed"
+    assert "factorized: failed at step" in report.summary() or report.reference is None
+    failed = report.to_rows().query("status == 'failed'")
+    assert set(failed["metric"]) == {"failure"}
+
+
+def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
+    def diverge(self, num_steps, report_at=()):
+        raise Divergence(3, math.inf)
+        yield
+
+    monkeypatch.setattr(diagnosis.Training, "run", diverge)
+    report = compare(normal, x)
+    assert set(report.to_frame()["status"]) == {"failed"}
+    assert "no F-VI fit succeeded" in report.summary()
+    assert "no reference" in repr(report)
+
+
+def test_a_continuation_that_diverges_takes_nothing_from_its_fit(x, monkeypatch):
+    run = diagnosis.Training.run
+
+    def diverge_later(self, num_steps, report_at=()):
+        if self.steps:
+            raise Divergence(self.steps + 1, math.inf)
+        yield from run(self, num_steps, report_at)
+
+    monkeypatch.setattr(diagnosis.Training, "run", diverge_later)
+    report = compare(normal, x)
+    assert "failed" not in set(report.to_frame()["status"])
+    assert report.to_frame()["unconverged_by"].isna().all()
+    assert "unconverged" not in report.summary()
+
+
+def no_plate(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(torch.zeros_like(x), 1.0).to_event(2), obs=x)
+
+
+def discrete(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
+        pyro.sample("x", dist.Normal(z[:, None], 1.0).to_event(1), obs=x.float())
+
+
+def no_local(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0).expand(x.shape).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (no_plate, {}, "plate"),
+        (normal, {"plate": "points"}, "points"),
+        (discrete, {}, "continuous latent sites, got the discrete site 'z'"),
+        (no_local, {}, "expected a latent site in plate 'data', got none"),
+        (normal, {"widths": (4, 0)}, r"expected widths of 1 or more, got \[4, 0\]"),
+        (normal, {"widths": ()}, "expected widths of 1 or more"),
+        (normal, {"depth": -1}, "expected depth of 0 or more, got -1"),
+        (normal, {"epochs": 0}, "expected epochs of 1 or more, got 0"),
+        (normal, {"x": torch.full((4, 3), math.nan)}, "expected finite data, got 12 values"),
+        (normal, {"x": torch.zeros(1, 3)}, "two points or more"),
+        (normal, {"x": torch.zeros(4, 3, dtype=torch.long)}, "tensor of floats, got torch.int64"),
+        (normal, {"x": np.zeros((4, 3))}, "tensor of floats, got float64"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(x, model, changes, message):
+    with pytest.raises((ValueError, TypeError), match=message) as refused:
+        compare(model, **({"x": x} | changes))
+    assert "\n" not in str(refused.value)
+
+
+def test_data_are_not_changed_and_a_large_batch_is_cut(x):
+    before = x.clone()
+    compare(normal, x, options=FitOptions(capture="off", batch_size=4_000))
+    assert torch.equal(x, before)
+
+
+def test_a_program_inside_another_handler(x):
+    frame = compare(poutine.scale(normal, 1.0), x, epochs=1).to_frame()
+    assert set(frame["status"]) <= {"ok", "vacuous"}
+
+
+def test_gaps_are_the_known_ones_on_a_linear_gaussian_model(float64):
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(4, 2, generator=generator)
+    model = LinearGaussian(weight, torch.randn(4, generator=generator), 0.8)
+    z = torch.randn(60, 2, generator=generator)
+    x = z @ weight.T + model.bias + 0.8 * torch.randn(60, 4, generator=generator)
+    options = FitOptions(capture="off", batch_size=60, learning_rate=0.02, row_learning_rate=0.05)
+    report = amortized_bayes.compare(
+        model, x, widths=(1,), depth=0, epochs=300, options=options, num_draws=100, progress=False
+    )
+    best, constant = (f(x).mean().item() for f in (model.best_factorized_elbo, model.best_constant_elbo))
+    spread = {f.guide: f.elbo.standard_error.square().sum().sqrt().item() / len(x) for f in report.fits}
+    frame = report.to_frame().set_index("guide")
+    for guide in GUIDES:
+        known = constant if guide == "constant" else best
+        # four Monte Carlo errors, and what averaged steps of a constant rate leave
+        assert abs(frame.loc[guide, "elbo"] - known) < 4 * spread[guide] + 0.02, guide
+        of_gap = math.hypot(spread[guide], spread["factorized"])
+        assert abs(frame.loc[guide, "family_gap"] - (best - known)) < 4 * of_gap + 0.02, guide
+    assert 4 * max(spread.values()) < 0.1 * (best - constant)
+    assert frame["elbo"].max() < model.log_evidence(x).mean().item() + 4 * spread["factorized"]
