@@ -9,25 +9,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amortized_bayes.capture import CaptureError, capture
     from amortized_bayes.data import load_dataset
-    from amortized_bayes.diagnosis import Comparison, compare
+    from amortized_bayes.diagnosis import Certificate, Comparison, Diagnosis, Verdict, compare, diagnose
+    from amortized_bayes.evaluation.ais import ais
+    from amortized_bayes.evaluation.bdmc import bdmc
     from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive
     from amortized_bayes.evaluation.errors import active_units, mean_prediction, mean_squared_error
+    from amortized_bayes.evaluation.gaps import gaps
+    from amortized_bayes.evaluation.psis import psis_khat
+    from amortized_bayes.evaluation.settings import AISSettings
     from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
+    from amortized_bayes.inference.optimize import LocalOptimum, LocalSettings, optimize_local
     from amortized_bayes.inference.svi import Divergence, FitOptions, Training, fit
+    from amortized_bayes.joint import draw_shared, log_joint
     from amortized_bayes.models import DeepGenerative, LinearGaussian
     from amortized_bayes.sites import latent_sites
     from amortized_bayes.weights import LogWeights, log_weights
 
 _WHERE = {
-    "capture": ("CaptureError", "capture"),
     "data": ("load_dataset",),
-    "diagnosis": ("Comparison", "compare"),
+    "diagnosis": ("Certificate", "Comparison", "Diagnosis", "Verdict", "compare", "diagnose"),
+    "evaluation.ais": ("ais",),
+    "evaluation.bdmc": ("bdmc",),
     "evaluation.bounds": ("elbo", "iwae", "log_predictive"),
     "evaluation.errors": ("active_units", "mean_prediction", "mean_squared_error"),
+    "evaluation.gaps": ("gaps",),
+    "evaluation.psis": ("psis_khat",),
+    "evaluation.settings": ("AISSettings",),
     "guides": ("Amortized", "Constant", "Factorized", "LocalGuide", "MeanField"),
+    "inference.optimize": ("LocalOptimum", "LocalSettings", "optimize_local"),
     "inference.svi": ("Divergence", "FitOptions", "Training", "fit"),
+    "joint": ("draw_shared", "log_joint"),
     "models": ("DeepGenerative", "LinearGaussian"),
     "sites": ("latent_sites",),
     "weights": ("LogWeights", "log_weights"),
@@ -35,31 +47,43 @@ _WHERE = {
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
+    "AISSettings",
     "Amortized",
-    "CaptureError",
+    "Certificate",
     "Comparison",
     "Constant",
     "DeepGenerative",
+    "Diagnosis",
     "Divergence",
     "Factorized",
     "FitOptions",
     "LinearGaussian",
     "LocalGuide",
+    "LocalOptimum",
+    "LocalSettings",
     "LogWeights",
     "MeanField",
     "Training",
+    "Verdict",
     "active_units",
-    "capture",
+    "ais",
+    "bdmc",
     "compare",
+    "diagnose",
+    "draw_shared",
     "elbo",
     "fit",
+    "gaps",
     "iwae",
     "latent_sites",
     "load_dataset",
+    "log_joint",
     "log_predictive",
     "log_weights",
     "mean_prediction",
     "mean_squared_error",
+    "optimize_local",
+    "psis_khat",
 ]
 
 
@@ -67,7 +91,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'amortized_bayes' has no attribute {name!r}")
     value = getattr(import_module(f"amortized_bayes.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # a submodule of the same name, such as capture, must not hide the function
+    globals()[name] = value
     return value
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import amortized_bayes
-from amortized_bayes import diagnosis
+from amortized_bayes.diagnosis import comparing
 from amortized_bayes.inference.svi import Divergence, FitOptions
 from amortized_bayes.models import LinearGaussian
 
@@ -182,7 +182,7 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
         raise Divergence(3, math.inf)
         yield
 
-    monkeypatch.setattr(diagnosis.Training, "run", diverge)
+    monkeypatch.setattr(comparing.Training, "run", diverge)
     report = compare(normal, x)
     assert set(report.to_frame()["status"]) == {"failed"}
     assert "no F-VI fit succeeded" in report.summary()
@@ -190,14 +190,14 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
 
 
 def test_a_continuation_that_diverges_takes_nothing_from_its_fit(x, monkeypatch):
-    run = diagnosis.Training.run
+    run = comparing.Training.run
 
     def diverge_later(self, num_steps, report_at=()):
         if self.steps:
             raise Divergence(self.steps + 1, math.inf)
         yield from run(self, num_steps, report_at)
 
-    monkeypatch.setattr(diagnosis.Training, "run", diverge_later)
+    monkeypatch.setattr(comparing.Training, "run", diverge_later)
     report = compare(normal, x)
     assert "failed" not in set(report.to_frame()["status"])
     assert report.to_frame()["unconverged_by"].isna().all()

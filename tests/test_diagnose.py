@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from amortized_bayes.diagnose import Diagnosis, diagnose
-from amortized_bayes.diagnose.report import COLUMNS, Certificate
+from amortized_bayes.diagnosis import Diagnosis, diagnose
+from amortized_bayes.diagnosis.report import COLUMNS, Certificate
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.models import LinearGaussian
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "capture", "joint"),
     ("inference", "evaluation"),
-    ("diagnosis", "diagnose", "experiments", "report"),
+    ("diagnosis", "experiments", "report"),
     ("commands",),
     ("cli",),
 )

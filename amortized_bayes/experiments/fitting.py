@@ -130,8 +130,9 @@ def finish_fit(config: SweepConfig, problem: Problem, fitting: Fitting, folder: 
         "memory_bytes": Measure(size),
     }
     record = StepRecord(training.steps, training.seconds, float("nan"))
-    backend = f"step {captured.backend}" if captured else "step uncaptured"
-    rows = list(_rows(config, fit, record, found, vacuous=measure.vacuous(found), note=backend))
+    backend = captured.backend if captured else "uncaptured"
+    rows = list(_rows(config, fit, record, found, vacuous=measure.vacuous(found)))
+    rows = [row._replace(note=backend) if row.metric == "capture_seconds" else row for row in rows]
     folder.save_tensors(fit.key, {k: _array(v) for k, v in training.state().items()}, {"fit": fit.key})
     folder.save_arrays(fit.key, **arrays)
     yield from rows
@@ -175,7 +176,7 @@ def _for_test(config: SweepConfig, fitting: Fitting, data: Tensor, visits: int) 
 
 
 def _rows(
-    config: SweepConfig, fit: Fit, record: StepRecord, found: Mapping[str, Measure], *, vacuous: bool, note: str = ""
+    config: SweepConfig, fit: Fit, record: StepRecord, found: Mapping[str, Measure], *, vacuous: bool
 ) -> Iterator[Row]:
     status = "vacuous" if vacuous else "ok"
     for metric, (value, error, over) in found.items():
@@ -183,7 +184,7 @@ def _rows(
             raise _not_finite(record.step, metric, value)
         yield Row(
             *("sweep", fit.dataset, model_name(config), fit.guide, fit.k, fit.seed, record.step, record.seconds),
-            *(metric, value, error, over, status, note),
+            *(metric, value, error, over, status),
         )
 
 

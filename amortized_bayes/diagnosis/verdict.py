@@ -13,7 +13,7 @@ from amortized_bayes.evaluation.gaps import Gap
 from amortized_bayes.evaluation.psis import khat_threshold
 
 if TYPE_CHECKING:
-    from amortized_bayes.diagnose.report import Diagnosis
+    from amortized_bayes.diagnosis.report import Diagnosis
 
 __all__ = ["Verdict", "give_verdict"]
 

@@ -1,4 +1,4 @@
-"""The library's calls: ask of anybody's Pyro model what it costs to share the inference."""
+"""Constant, amortized and factorized guides, built from anybody's Pyro model, fitted and compared."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import pyro
 import torch
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from amortized_bayes.diagnosis.comparison import Comparison, FittedGuide
 from amortized_bayes.evaluation.bounds import Elbo, elbo, mean_over_points
 from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
 from amortized_bayes.inference.svi import Divergence, FitOptions, StepRecord, Training, settling
@@ -23,127 +24,7 @@ from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.types import Model
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-__all__ = ["Comparison", "compare"]
-
-
-class _Fitted(NamedTuple):
-    """One guide's result; ``elbo`` is ``None`` for a fit that failed at ``step``."""
-
-    guide: str
-    k: int | None
-    step: int
-    seconds: float
-    elbo: Elbo | None
-    curve: list[tuple[int, float, float]]
-    unconverged_by: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` found: a row a guide, against the best F-VI found.
-
-    Args:
-        fits: results of all guides.
-        num_data: N.
-        seed: of the run.
-    """
-
-    fits: tuple[_Fitted, ...]
-    num_data: int
-    seed: int
-
-    @property
-    def reference(self) -> _Fitted | None:
-        """The better of F-VI from its own start and F-VI from the best A-VI."""
-        found = [f for f in self.fits if f.elbo is not None and f.guide.startswith("factorized")]
-        return max(found, key=lambda f: f.elbo.mean()[0], default=None)  # type: ignore[union-attr]
-
-    def to_frame(self) -> pd.DataFrame:
-        """A row a guide: ELBO, KL and family gap in nats a point, standard errors over points, and time."""
-        import pandas as pd
-
-        return pd.DataFrame([self._row(f) for f in self.fits]).astype({"k": "Int64"})
-
-    def summary(self) -> str:
-        """What was found, in words."""
-        import pandas as pd
-
-        if self.reference is None:
-            return "no F-VI fit succeeded: there is no reference to compare with"
-        lines = [f"ELBO of the best F-VI found: {self.reference.elbo.mean()[0]:.3f} nats a point"]  # type: ignore[union-attr]
-        for row in self.to_frame().to_dict("records"):
-            name = row["guide"] if pd.isna(row["k"]) else f"{row['guide']}, k = {row['k']}"
-            if row["status"] == "failed":
-                lines.append(f"{name}: failed at step {row['step']}")
-                continue
-            gap = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (points)"
-            dead = "; vacuous: KL below 1 nat" if row["status"] == "vacuous" else ""
-            tail = "" if math.isnan(row["unconverged_by"]) else f"; unconverged by {row['unconverged_by']:.3f}"
-            lines.append(f"{name}: family gap {gap}{tail}{dead}")
-        return "\n".join(lines)
-
-    def plot(self) -> Figure:
-        """Draw the family gap against k."""
-        from amortized_bayes.plotting import family_gap_figure
-
-        return family_gap_figure(self.to_rows())
-
-    def plot_curves(self) -> Figure:
-        """Draw the negative ELBO against iterations and seconds."""
-        from amortized_bayes.plotting import curve_figure
-
-        return curve_figure(self.to_rows(), "data", "elbo")
-
-    def to_rows(self) -> pd.DataFrame:
-        """The same as tidy rows, as experiments write them."""
-        import pandas as pd
-
-        from amortized_bayes.types import ROW_FIELDS, Row
-
-        rows: list[Row] = []
-        for fit, summary in zip(self.fits, (self._row(f) for f in self.fits), strict=True):
-            base = Row("compare", "data", "user", fit.guide, fit.k, self.seed, fit.step, fit.seconds, "failure", None)
-            base = base._replace(status=summary["status"])
-            if fit.elbo is None:
-                rows.append(base)
-                continue
-            rows += [base._replace(step=s, seconds=t, metric="elbo", value=v) for s, t, v in fit.curve]
-            for metric, error in (("final_elbo", "elbo_error"), ("family_gap", "family_gap_error")):
-                value = summary["elbo" if metric == "final_elbo" else metric]
-                rows.append(
-                    base._replace(metric=metric, value=value, standard_error=summary[error], error_over="points")
-                )
-        return pd.DataFrame(rows, columns=pd.Index(ROW_FIELDS)).astype({"k": "Int64"})
-
-    def _row(self, fit: _Fitted) -> dict[str, Any]:
-        row: dict[str, Any] = {"guide": fit.guide, "k": fit.k, "step": fit.step, "seconds": fit.seconds}
-        if fit.elbo is None:
-            return {**row, "status": "failed"}
-        value, error = fit.elbo.mean()
-        kl = fit.elbo.kl.double().mean().item()
-        gap, gap_error = math.nan, math.nan
-        if self.reference is not None and self.reference.elbo is not None:
-            gap, gap_error = mean_over_points(self.reference.elbo.value - fit.elbo.value)
-        return {
-            **row,
-            "elbo": value,
-            "elbo_error": error,
-            "kl": kl,
-            "family_gap": gap,
-            "family_gap_error": gap_error,
-            "unconverged_by": math.nan if fit.unconverged_by is None else fit.unconverged_by,
-            "seconds_per_step": fit.seconds / max(1, fit.step),
-            "status": "vacuous" if kl < 1.0 else "ok",
-        }
-
-    def __repr__(self) -> str:
-        best = self.reference
-        value = "no reference" if best is None or best.elbo is None else f"elbo_reference={best.elbo.mean()[0]:.3f}"
-        return f"Comparison({len(self.fits)} guides, {self.num_data} points, {value})"
+__all__ = ["compare"]
 
 
 def compare(
@@ -230,7 +111,7 @@ class _Runner:
         self.depth, self.epochs, self.num_draws, self.plate, self.seed = depth, epochs, num_draws, plate, seed
         self.put_back = _snapshot(model)
 
-    def run(self, widths: Sequence[int], progress: bool) -> Iterator[_Fitted]:
+    def run(self, widths: Sequence[int], progress: bool) -> Iterator[FittedGuide]:
         kinds: list[tuple[str, int | None]] = [("constant", None), *(("amortized", k) for k in widths)]
         kinds += [("factorized", None), ("factorized-from-amortized", None)]
         best: tuple[float, LocalGuide, Callable[[], None]] | None = None
@@ -239,7 +120,7 @@ class _Runner:
             for guide_name, k in kinds:
                 bar.update(task, description=guide_name if k is None else f"{guide_name} k = {k}")
                 if guide_name == "factorized-from-amortized" and best is None:
-                    yield _Fitted(guide_name, None, 0, 0.0, None, [])
+                    yield FittedGuide(guide_name, None, 0, 0.0, None, [])
                     continue
                 self.put_back()
                 if guide_name == "factorized-from-amortized" and best is not None:
@@ -271,7 +152,7 @@ class _Runner:
                 shared.load_state_dict(start.shared.state_dict())
         return Factorized(self.sites.local, count, start=rows, **common).to(self.x)
 
-    def _fit(self, name: str, k: int | None, guide: LocalGuide) -> _Fitted:
+    def _fit(self, name: str, k: int | None, guide: LocalGuide) -> FittedGuide:
         # F-VI from A-VI is a reference: let its step fall, so that its rows settle
         options = replace(self.options, schedule=settling) if name == "factorized-from-amortized" else self.options
         training = Training(self.model, guide, self.x, options, self.seed, plate=self.plate)
@@ -286,11 +167,11 @@ class _Runner:
             with training.averaged():
                 found = self._elbo(guide, self.num_draws)
         except Divergence as error:
-            return _Fitted(name, k, error.step, record.seconds, None, curve)
+            return FittedGuide(name, k, error.step, record.seconds, None, curve)
         if not math.isfinite(found.mean()[0]):
-            return _Fitted(name, k, record.step, record.seconds, None, curve)
+            return FittedGuide(name, k, record.step, record.seconds, None, curve)
         gained = self._gained(training, guide, num_steps, found) if name in ("amortized", "factorized") else None
-        return _Fitted(name, k, record.step, record.seconds, found, curve, gained)
+        return FittedGuide(name, k, record.step, record.seconds, found, curve, gained)
 
     def _gained(self, training: Training, guide: LocalGuide, num_steps: int, found: Elbo) -> float | None:
         """What as many steps again gain, or nothing if they diverge; the guide is left as it was before them."""

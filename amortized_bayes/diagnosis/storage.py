@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amortized_bayes.diagnose.report import Certificate, Diagnosis
+from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.results.durable import sha256, write_atomically
 
 __all__ = ["load", "save"]

@@ -1,4 +1,4 @@
-"""What :func:`~amortized_bayes.diagnose.run.diagnose` found: tables, words, a figure, and a file."""
+"""What :func:`~amortized_bayes.diagnosis.run.diagnose` found: tables, words, a figure, and a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amortized_bayes.diagnose.verdict import Verdict, give_verdict
+from amortized_bayes.diagnosis.verdict import Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 
@@ -177,7 +177,7 @@ class Diagnosis:
 
     def plot(self) -> Figure:
         """Draw the mean gaps, and the gaps of all points."""
-        from amortized_bayes.diagnose.figure import gap_figure
+        from amortized_bayes.diagnosis.figure import gap_figure
 
         return gap_figure(self.to_frame(), self.summary(), str(self.verdict))
 
@@ -187,7 +187,7 @@ class Diagnosis:
         Raises:
             ValueError: the file cannot be written.
         """
-        from amortized_bayes.diagnose.storage import save
+        from amortized_bayes.diagnosis.storage import save
 
         save(self, path)
 
@@ -198,7 +198,7 @@ class Diagnosis:
         Raises:
             ValueError: no such file, or one that is truncated, changed or no diagnosis.
         """
-        from amortized_bayes.diagnose.storage import load
+        from amortized_bayes.diagnosis.storage import load
 
         return load(path)
 

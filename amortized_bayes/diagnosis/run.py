@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from amortized_bayes.diagnose.estimates import Estimates, guide_estimates
-from amortized_bayes.diagnose.report import Certificate, Diagnosis
+from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
+from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.psis import MIN_DRAWS
