@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amortized_bayes.data import load_dataset
-    from amortized_bayes.diagnosis import Certificate, Comparison, Diagnosis, Verdict, compare, diagnose
+    from amortized_bayes.diagnosis import Comparison, Diagnosis, compare, diagnose
     from amortized_bayes.evaluation.ais import ais
     from amortized_bayes.evaluation.bdmc import bdmc
     from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amortized_bayes.evaluation.psis import psis_khat
     from amortized_bayes.evaluation.settings import AISSettings
     from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
-    from amortized_bayes.inference.optimize import LocalOptimum, LocalSettings, optimize_local
+    from amortized_bayes.inference.optimize import LocalSettings, optimize_local
     from amortized_bayes.inference.svi import Divergence, FitOptions, Training, fit
     from amortized_bayes.joint import draw_shared, log_joint
     from amortized_bayes.models import DeepGenerative, LinearGaussian
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "data": ("load_dataset",),
-    "diagnosis": ("Certificate", "Comparison", "Diagnosis", "Verdict", "compare", "diagnose"),
+    "diagnosis": ("Comparison", "Diagnosis", "compare", "diagnose"),
     "evaluation.ais": ("ais",),
     "evaluation.bdmc": ("bdmc",),
     "evaluation.bounds": ("elbo", "iwae", "log_predictive"),
@@ -37,7 +37,7 @@ _WHERE = {
     "evaluation.psis": ("psis_khat",),
     "evaluation.settings": ("AISSettings",),
     "guides": ("Amortized", "Constant", "Factorized", "LocalGuide", "MeanField"),
-    "inference.optimize": ("LocalOptimum", "LocalSettings", "optimize_local"),
+    "inference.optimize": ("LocalSettings", "optimize_local"),
     "inference.svi": ("Divergence", "FitOptions", "Training", "fit"),
     "joint": ("draw_shared", "log_joint"),
     "models": ("DeepGenerative", "LinearGaussian"),
@@ -49,7 +49,6 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "AISSettings",
     "Amortized",
-    "Certificate",
     "Comparison",
     "Constant",
     "DeepGenerative",
@@ -59,12 +58,10 @@ __all__ = [
     "FitOptions",
     "LinearGaussian",
     "LocalGuide",
-    "LocalOptimum",
     "LocalSettings",
     "LogWeights",
     "MeanField",
     "Training",
-    "Verdict",
     "active_units",
     "ais",
     "bdmc",

@@ -37,6 +37,14 @@ def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -
 
     Raises:
         ValueError: no such plate, a discrete latent site, or a local site inside a further plate.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> [(site.name, tuple(site.event_shape)) for site in ab.latent_sites(model, x).local]
+        [('z', (2,))]
     """
     with torch.no_grad():
         trace = poutine.trace(model).get_trace(*args, **kwargs)

@@ -49,6 +49,17 @@ class LogWeights(NamedTuple):
         shared_log_p: log p(theta) of the sites outside the plate, shape (T,), 0 where there are none.
         shared_log_q: log q(theta), shape (T,).
         num_data: N, the full size of the plate.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> weights = ab.log_weights(model, guide, x, num_particles=5)
+        >>> torch.equal(weights.local, weights.log_likelihood + weights.log_prior - weights.log_q)
+        True
     """
 
     log_likelihood: Tensor
@@ -146,6 +157,16 @@ def log_weights(
 
     Raises:
         ValueError: no such plate, a sequential plate, or a guide that misses a latent site or its plate.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> ab.log_weights(model, guide, x, num_particles=5, num_shared=2).local.shape
+        torch.Size([2, 5, 4])
     """
     if num_particles < 1 or num_shared < 1:
         raise ValueError(f"expected num_particles and num_shared of 1 or more, got {num_particles} and {num_shared}")

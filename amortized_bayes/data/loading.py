@@ -51,6 +51,11 @@ def load_dataset(
     Raises ``DataUnavailable``, a ``ValueError`` that says where to put which files, if a known data set is not to be
     had; ``ValueError`` for an unknown name, a file that is not what it should be, a folder that is none, or more rows
     asked for than there are.
+
+    Example:
+        >>> from amortized_bayes import load_dataset
+        >>> load_dataset("digits", num_train=100).train.pixels.shape
+        (100, 64)
     """
     folders = list_search_folders(data_dir)
     whole = _read_whole(str(name_or_path), folders, download)

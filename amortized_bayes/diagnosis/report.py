@@ -73,6 +73,17 @@ class Diagnosis:
         num_particles: S behind elbo, iwae, k̂ and ess.
         target_gap: largest mean gap of a certificate that holds, in nats.
         settings: how everything was run.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> report = ab.diagnose(model, guide, x, num_particles=100, num_simulated=4)
+        >>> isinstance(report, ab.Diagnosis)
+        True
     """
 
     values: Mapping[str, Tensor]

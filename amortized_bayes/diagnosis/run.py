@@ -108,6 +108,17 @@ def diagnose(
     Raises:
         ValueError: a model without the plate, a latent that is discrete, a guide that misses a site, data or
             parameters that are not finite, or data that the model or guide cannot take.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> report = ab.diagnose(model, guide, x, num_particles=100, num_simulated=4)
+        >>> len(report.to_frame()[lambda frame: frame["kind"] == "real"])
+        4
     """
     _check(model, guide, (x, *args), kwargs, num_shared, num_particles)
     local = local_settings or LocalSettings()

@@ -84,6 +84,17 @@ def ais(
 
     Raises:
         ValueError: as :func:`amortized_bayes.joint.log_joint`, or a guide that does not fit.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> settings = ab.AISSettings(num_chains=4, num_temperatures=10, num_pilot=4)
+        >>> ab.ais(model, guide, x, settings=settings).log_p.shape
+        torch.Size([4])
     """
     settings = settings or AISSettings()
     joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)

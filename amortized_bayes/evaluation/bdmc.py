@@ -133,6 +133,17 @@ def bdmc(
 
     Raises:
         ValueError: as ``ais`` and :func:`~amortized_bayes.evaluation.simulation.simulate`, or numbers out of range.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> settings = ab.AISSettings(num_chains=4, num_temperatures=10, num_pilot=4)
+        >>> ab.bdmc(model, guide, x, settings=settings, num_points=4).gap.shape
+        torch.Size([4])
     """
     if num_points < 2 or (target_gap is not None and target_gap <= 0):
         raise ValueError(f"expected num_points of 2 or more and target_gap above 0, got {num_points} and {target_gap}")

@@ -103,6 +103,17 @@ def elbo(
 
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> found = ab.elbo(model, guide, x, num_draws=200)
+        >>> bool((found.value < model.log_evidence(x)).all())
+        True
     """
     options = {"analytic_kl": analytic_kl, "local_reparametrization": local_reparametrization}
     parts: list[list[Tensor]] = []
@@ -139,6 +150,16 @@ def iwae(
 
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> ab.iwae(model, guide, x, num_particles=50).value.shape
+        torch.Size([4])
     """
     options = {"num_particles": num_particles, "num_shared": num_shared, "num_data": num_data}
     chunks = _chunks(args, kwargs, max_rows // num_particles, plate)
@@ -164,6 +185,16 @@ def log_predictive(
 
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> ab.log_predictive(model, guide, x, num_particles=50, num_shared=1).value.shape
+        torch.Size([4])
     """
     options = {"num_particles": num_particles, "num_shared": num_shared, "num_data": None}
     chunks = _chunks(args, kwargs, max_rows // num_particles, plate)

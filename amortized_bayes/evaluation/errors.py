@@ -35,6 +35,16 @@ def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data",
 
     Raises:
         ValueError: not exactly one observed site inside the plate, or a guide that does not fit the model.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> ab.mean_prediction(model, guide, x).observed.shape
+        torch.Size([4, 3])
     """
     with _Means():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -53,6 +63,12 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from amortized_bayes import mean_squared_error
+        >>> mean_squared_error(torch.zeros(2, 4), torch.ones(2, 4))
+        tensor([1., 1.])
     """
     if prediction.shape != target.shape:
         raise ValueError(f"expected target of shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
@@ -60,7 +76,14 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def active_units(latent_means: Tensor) -> int:
-    """Number of latents whose mean varies over points by more than 0.01, from means ``(N, D)``."""
+    """Number of latents whose mean varies over points by more than 0.01, from means ``(N, D)``.
+
+    Example:
+        >>> import torch
+        >>> from amortized_bayes import active_units
+        >>> active_units(torch.stack([torch.linspace(-1, 1, 10), torch.zeros(10)], 1))
+        1
+    """
     return int((latent_means.var(0) > ACTIVE_VARIANCE).sum())
 
 

@@ -111,6 +111,14 @@ def gaps(
 
     Raises:
         ValueError: neither ``ais`` nor ``iwae``, estimates of different points, or a confidence outside (0, 1).
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> from amortized_bayes.evaluation.gaps import Estimate
+        >>> elbo, best, log_p = (Estimate(torch.full((5,), v), torch.zeros(5)) for v in (-3.0, -2.0, -1.5))
+        >>> ab.gaps(elbo, best, ais=log_p).amortization.value
+        tensor([1., 1., 1., 1., 1.])
     """
     evidence = log_evidence(ais, iwae)
     return Gaps(

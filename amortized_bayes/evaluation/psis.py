@@ -33,6 +33,14 @@ def psis_khat(log_weights: Tensor) -> Tensor:
 
     Raises:
         ValueError: fewer than 25 draws.
+
+    Example:
+        >>> import torch
+        >>> from amortized_bayes import psis_khat
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> wide = 0.1 * torch.randn(2, 1000, generator=generator)
+        >>> bool((psis_khat(wide) < 0.7).all())
+        True
     """
     num_draws = log_weights.shape[-1] if log_weights.dim() else 0
     if num_draws < MIN_DRAWS:

@@ -31,6 +31,11 @@ class AISSettings:
 
     Raises:
         ValueError: a number out of its range or an unknown word.
+
+    Example:
+        >>> from amortized_bayes import AISSettings
+        >>> AISSettings(num_chains=8).num_chains
+        8
     """
 
     num_chains: int = 16

@@ -28,6 +28,16 @@ class Amortized(LocalGuide):
 
     Raises:
         ValueError: a width below 1 or a depth below 0.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> guide.locate(x, torch.arange(4)).shape
+        torch.Size([4, 4])
     """
 
     def __init__(

@@ -21,6 +21,15 @@ class Constant(LocalGuide):
         start: location and log scale at the start, ``(2 D,)``.
         shared: guide of the shared sites.
         plate: name of the plate over data points.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> ab.Constant(sites, num_data=4).locate(x, torch.arange(4)).shape
+        torch.Size([4, 4])
     """
 
     def __init__(

@@ -25,6 +25,15 @@ class Factorized(LocalGuide):
 
     Raises:
         ValueError: ``start`` of another shape.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> ab.Factorized(sites, num_data=4).locate(x, torch.tensor([3, 1])).shape
+        torch.Size([2, 4])
     """
 
     def __init__(

@@ -41,6 +41,18 @@ class LocalGuide(nn.Module, ABC):
 
     Raises:
         ValueError: no sites, or N below 1.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> class Standard(ab.LocalGuide):
+        ...     def locate(self, x, index):
+        ...         return torch.zeros(len(x), 2 * self.latent_dim)
+        >>> ab.elbo(model, Standard(sites, num_data=4), x).kl
+        tensor([0., 0., 0., 0.])
     """
 
     def __init__(

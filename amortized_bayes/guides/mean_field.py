@@ -21,6 +21,19 @@ class MeanField(nn.Module):
         sites: latent sites outside the plate.
         locs: start of the locations, on the unconstrained space, by site; sites that are left out start at 0.
         log_scale: start of all log scales. A small q(theta) lets the latents be learnt first.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> import amortized_bayes as ab
+        >>> def model(x):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(slope * z, 1.0), obs=x)
+        >>> sites = ab.latent_sites(model, torch.zeros(4))
+        >>> guide = ab.Constant(sites.local, num_data=4, shared=ab.MeanField(sites.shared))
+        >>> ab.log_weights(model, guide, torch.zeros(4), num_shared=5).shared.shape
+        torch.Size([5])
     """
 
     def __init__(

@@ -47,6 +47,11 @@ class LocalSettings:
 
     Raises:
         ValueError: a number out of its range.
+
+    Example:
+        >>> from amortized_bayes import LocalSettings
+        >>> LocalSettings(num_samples=20).num_samples
+        20
     """
 
     num_samples: int = 10
@@ -136,6 +141,17 @@ def optimize_local(
 
     Raises:
         ValueError: as :func:`amortized_bayes.joint.log_joint`, a guide that does not fit, or numbers out of range.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> found = ab.optimize_local(model, guide, x, settings=ab.LocalSettings(max_steps=50))
+        >>> found.elbo_star.shape
+        torch.Size([4])
     """
     settings = settings or LocalSettings()
     if num_restarts < 1 or not restart_spread >= 0:

@@ -55,7 +55,13 @@ def settling(done: float) -> float:
 
 
 class Divergence(ArithmeticError):
-    """The loss stopped being a number, or ran far above its start, at ``step``."""
+    """The loss stopped being a number, or ran far above its start, at ``step``.
+
+    Example:
+        >>> from amortized_bayes import Divergence
+        >>> Divergence(step=12, value=float("nan")).step
+        12
+    """
 
     def __init__(self, step: int, value: float) -> None:
         super().__init__(f"loss of {value:.6g} nats a point at step {step}")
@@ -85,6 +91,11 @@ class FitOptions:
         average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`.
         capture: ``auto`` (replay; compiled where that pays), ``replay``, ``inductor`` or ``off``.
         schedule: multiplies all rates, as a function of the part of the run that is done.
+
+    Example:
+        >>> from amortized_bayes import FitOptions
+        >>> FitOptions(batch_size=50).learning_rate
+        0.004
     """
 
     batch_size: int = 250
@@ -114,6 +125,19 @@ class Training:
 
     Raises:
         ValueError: no data, a batch larger than the data, or nothing to fit.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> training = ab.Training(model, guide, x, ab.FitOptions(batch_size=2))
+        >>> [record.step for record in training.run(6, report_at=[3])]
+        [3, 6]
+        >>> with training.averaged():
+        ...     value, error = ab.elbo(model, guide, x).mean()
     """
 
     def __init__(
@@ -395,6 +419,16 @@ def fit(
     Raises:
         Divergence: the loss is not finite.
         ValueError: bad options.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> sites = ab.latent_sites(model, x).local
+        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
+        >>> [record.step for record in ab.fit(model, guide, x, 6, ab.FitOptions(batch_size=2))]
+        [6]
     """
     training = Training(model, guide, data, options or FitOptions(), seed, plate=plate, pass_index=pass_index)
     yield from training.run(num_steps, report_at)

@@ -189,6 +189,15 @@ def log_joint(
     Raises:
         ValueError: no such plate; a latent that is discrete, masked, or outside the plate without a value; a density
             that is NaN, random, or different for a point when its neighbours change.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> density = ab.log_joint(model, x)
+        >>> density(torch.zeros(7, 4, 2)).shape
+        torch.Size([7, 4])
     """
     fixed = dict(fixed or {})
     conditioned = poutine.condition(model, data=fixed) if fixed else model

@@ -58,7 +58,18 @@ def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
 def draw_shared(
     guide: Guide, *args: Any, num_draws: int = 1, plate: str = "data", **kwargs: Any
 ) -> list[dict[str, Tensor]]:
-    """Draw the latents outside the plate from a guide: values for ``fixed``, one dict a draw."""
+    """Draw the latents outside the plate from a guide: values for ``fixed``, one dict a draw.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> import amortized_bayes as ab
+        >>> def guide(x):
+        ...     pyro.sample("slope", dist.Normal(1.0, 0.1))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> [sorted(draw) for draw in ab.draw_shared(guide, torch.zeros(4), num_draws=2)]
+        [['slope'], ['slope']]
+    """
     draws = []
     for _ in range(num_draws):
         with torch.no_grad():

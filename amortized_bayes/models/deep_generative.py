@@ -42,6 +42,13 @@ class DeepGenerative(nn.Module):
 
     Raises:
         ValueError: a size below 1, or an unknown likelihood or prior.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.DeepGenerative(observed=9, latent_dim=2, hidden=[5], num_data=4)
+        >>> [site.name for site in ab.latent_sites(model, torch.zeros(4, 9)).shared]
+        ['decoder.0.weight', 'decoder.0.bias', 'decoder.1.weight', 'decoder.1.bias']
     """
 
     zero: Tensor
