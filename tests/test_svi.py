@@ -547,3 +547,14 @@ def test_families_reach_their_optima_and_a_linear_encoder_closes_the_gap(linear_
     for value, optimum in ((found["constant"], constant), (found["factorized"], best), (found["amortized"], best)):
         assert -1e-9 < optimum - value < 1e-2
     assert best - constant > 0.5
+
+
+def test_validation_is_back_on_between_records():
+    from pyro.poutine.util import is_validation_enabled
+
+    model = LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+    x = torch.zeros(8, 3)
+    guide = Amortized(latent_sites(model, x).local, num_data=8, observed=3, width=2)
+    with pyro.validation_enabled(True):
+        training = Training(model, guide, x, FitOptions(batch_size=4, capture="off"))
+        assert all(is_validation_enabled() for _ in training.run(4, [1, 2]))

@@ -111,9 +111,9 @@ class Sweep:
             print(note)
 
     def _tune(self, folder: RunFolder, setting: SweepConfig, device: torch.device, note: str) -> SweepConfig:
-        from amortized_bayes.experiments.tune import GRID, tune, with_winners
+        from amortized_bayes.experiments.tune import GRID, num_trials, tune, with_winners
 
-        trials = sum(len(g) for g in GRID.values()) * len(setting.dataset) - len(folder.done())
+        trials = num_trials(setting) - len(folder.done())
         print(f"tuning: {trials} trials on {device}, into {folder.path}", flush=True)
         with folder:
             with SweepProgress(trials) as progress:

@@ -87,7 +87,7 @@ class SweepConfig:
     num_test: int = 2_000
     local_reparametrization: bool = True
     compile_step: Literal["auto", "replay", "inductor", "off"] = "replay"
-    rates_amortized: tuple[float, ...] = (4e-3, 1.6e-2)
+    rates_amortized: tuple[float, ...] = (8e-3, 4e-3)
     rates_factorized: tuple[float, ...] = (8e-3, 0.2)
     rates_constant: tuple[float, ...] = (1.6e-2, 1.6e-2)
     tune: bool = False

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from amortized_bayes.capture import Captured, CaptureError, capture, compiler_available
@@ -274,6 +275,7 @@ class Training:
         marks = {m for m in report_at if self.steps < m <= stop} | {stop}
         begin = self.steps
         losses: list[Tensor] = []
+        validate = is_validation_enabled()
         start = time.perf_counter()
         with pyro.validation_enabled(False), self.stream:
             while self.steps < stop:
@@ -284,7 +286,7 @@ class Training:
                     losses = []
                     if self.steps in marks:
                         self.seconds += time.perf_counter() - start
-                        with self.stream.paused():
+                        with self.stream.paused(), pyro.validation_enabled(validate):
                             yield StepRecord(self.steps, self.seconds, -last)
                         start = time.perf_counter()
 
