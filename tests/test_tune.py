@@ -9,7 +9,7 @@ import torch
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.experiments import tune as module
 from amortized_bayes.experiments.sweep import Rates, SweepConfig
-from amortized_bayes.experiments.tune import GRID, TUNING_SEED, tune, with_winners
+from amortized_bayes.experiments.tune import GRID, TUNING_SEED, num_trials, tune, with_winners
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import ROW_FIELDS, Row
 
@@ -69,9 +69,18 @@ def test_a_pair_that_failed_anywhere_is_out():
     assert chosen.rates_factorized == (0.004, 0.05)
 
 
+def test_a_local_rate_that_diverged_in_any_trial_is_out():
+    rows = [
+        trial("amortized", "0.004 0.008", None, status="failed"),
+        trial("amortized", "0.016 0.008", 50.0),
+        trial("amortized", "0.008 0.004", -10.0),
+    ]
+    assert with_winners(TINY, frame_of(*rows, *others("amortized"))).rates_amortized == (0.008, 0.004)
+
+
 def test_a_family_without_a_pair_that_works_is_an_error():
     rows = [trial("amortized", "0.004 0.002", None, status="failed")]
-    with pytest.raises(ValueError, match="works for amortized VI, got none"):
+    with pytest.raises(ValueError, match="work for amortized VI in every trial, got none"):
         with_winners(TINY, frame_of(*rows, *others("amortized")))
 
 
@@ -91,10 +100,10 @@ def test_trials_are_recorded_failures_too_and_go_on(tmp_path, monkeypatch):
         rest = list(tune(TINY, folder, device=CPU, note="a note"))
     assert len(first) == 2
     frame = folder.rows()
-    assert len(frame) == 6
-    assert len(rest) in (3, 4)
+    assert len(frame) == num_trials(TINY) == 8
+    assert len(rest) in (5, 6)
     assert set(frame["seed"]) == {TUNING_SEED}
-    assert frame[frame["guide"] == "amortized"]["k"].tolist() == [2, 2]
-    assert (frame["status"] == "failed").tolist() == [False, True] * 3
+    assert frame[frame["guide"] == "amortized"]["k"].tolist() == [2, 2, 3, 3]
+    assert (frame["status"] == "failed").tolist() == [False, True] * 4
     assert frame["note"].str.endswith("; a note").all()
     assert with_winners(TINY, frame).rates_factorized == (4e-3, 4e-3)
