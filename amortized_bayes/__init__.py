@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from amortized_bayes.evaluation.settings import AISSettings
     from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
     from amortized_bayes.inference.optimize import LocalSettings, optimize_local
-    from amortized_bayes.inference.svi import Divergence, FitOptions, Training, fit
+    from amortized_bayes.inference.options import Divergence, FitOptions
+    from amortized_bayes.inference.svi import Training, fit
     from amortized_bayes.joint import draw_shared, log_joint
     from amortized_bayes.models import DeepGenerative, LinearGaussian
     from amortized_bayes.sites import latent_sites
@@ -38,7 +39,8 @@ _WHERE = {
     "evaluation.settings": ("AISSettings",),
     "guides": ("Amortized", "Constant", "Factorized", "LocalGuide", "MeanField"),
     "inference.optimize": ("LocalSettings", "optimize_local"),
-    "inference.svi": ("Divergence", "FitOptions", "Training", "fit"),
+    "inference.options": ("Divergence", "FitOptions"),
+    "inference.svi": ("Training", "fit"),
     "joint": ("draw_shared", "log_joint"),
     "models": ("DeepGenerative", "LinearGaussian"),
     "sites": ("latent_sites",),

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 import amortized_bayes
 from amortized_bayes.diagnosis import comparing
-from amortized_bayes.inference.svi import Divergence, FitOptions
+from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.models import LinearGaussian
 
 PLAIN = FitOptions(capture="off", batch_size=20)

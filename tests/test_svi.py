@@ -15,8 +15,9 @@ from torch.distributions import constraints
 
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.guides import Amortized, Constant, Factorized, MeanField
+from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.inference.streams import Batches, Stream
-from amortized_bayes.inference.svi import Divergence, FitOptions, Training, fit
+from amortized_bayes.inference.svi import Training, fit
 from amortized_bayes.models import DeepGenerative, LinearGaussian
 from amortized_bayes.sites import latent_sites
 from amortized_bayes.weights import log_weights
@@ -123,7 +124,7 @@ def test_stopping_and_going_on_is_as_not_stopping(family, capture):
     saved = {name: tensor.clone() for name, tensor in first.state().items()}
     second = training(family, capture=capture)
     with torch.no_grad():
-        for parameter in second.parameters:
+        for parameter in second.variables.parameters:
             parameter.normal_()
     second.load_state(saved)
     assert (second.steps, second.seconds) == (5, first.seconds)
@@ -202,12 +203,14 @@ def test_schedule_multiplies_the_rates(family):
     still, moving = training(family, schedule=lambda done: 0.0), training(family)
     seen = []
     recorded = training(family, schedule=lambda done: seen.append(done) or 1.0)
-    start = [p.clone() for p in (*still.parameters, *(a.table.weight for a in still.row_adams))]
+    start = [p.clone() for p in (*still.variables.parameters, *(a.table.weight for a in still.variables.row_adams))]
     for run in (still, moving, recorded):
         steps(run, 4)
     assert all(
         torch.equal(p, q)
-        for p, q in zip(start, (*still.parameters, *(a.table.weight for a in still.row_adams)), strict=True)
+        for p, q in zip(
+            start, (*still.variables.parameters, *(a.table.weight for a in still.variables.row_adams)), strict=True
+        )
     )
     assert seen == [0.0, 0.25, 0.5, 0.75]
     assert same_bits(parts_of(recorded), parts_of(moving))
@@ -217,8 +220,8 @@ def test_schedule_multiplies_the_rates(family):
 def test_averages_are_put_in_and_taken_out(family):
     run = training(family)
     steps(run, 8)
-    tensors = [*run.parameters, *(a.table.weight for a in run.row_adams)]
-    averages = [*run.average.averaged, *(a.averaged for a in run.row_adams)]
+    tensors = [*run.variables.parameters, *(a.table.weight for a in run.variables.row_adams)]
+    averages = [*run.variables.average.averaged, *(a.averaged for a in run.variables.row_adams)]
     before = [t.detach().clone() for t in tensors]
     with run.averaged():
         assert all(torch.equal(t, a) for t, a in zip(tensors, averages, strict=True))
@@ -237,7 +240,7 @@ def test_fit_leaves_the_averages_in():
     steps(other, 8)
     other.settle()
     assert [r.step for r in records] == [4, 8]
-    for a, b in zip(run.parameters, other.parameters, strict=True):
+    for a, b in zip(run.variables.parameters, other.variables.parameters, strict=True):
         assert torch.equal(a, b)
 
 
@@ -353,7 +356,7 @@ def test_constrained_parameters_of_a_pyro_module_are_fitted_once(float64):
     model, x = ParamModule(), torch.randn(40, 2) * 4
     options = FitOptions(20, shared_learning_rate=0.05, capture="off")
     run = Training(model, param_guide, x, options, plate="points", pass_index=False)
-    assert len(run.parameters) == 2
+    assert len(run.variables.parameters) == 2
     steps(run, 200)
     assert model.scale.min() > 2
 

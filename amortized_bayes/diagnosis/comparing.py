@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from amortized_bayes.diagnosis.comparison import Comparison, FittedGuide
 from amortized_bayes.evaluation.bounds import Elbo, elbo, mean_over_points
 from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
-from amortized_bayes.inference.svi import Divergence, FitOptions, StepRecord, Training, settling
+from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord, settling
+from amortized_bayes.inference.svi import Training
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.types import Model

@@ -12,7 +12,7 @@ import torch
 from amortized_bayes.experiments.fitting import new_fit
 from amortized_bayes.experiments.problem import load_problem
 from amortized_bayes.experiments.sweep import Fit, SweepConfig
-from amortized_bayes.inference.svi import Divergence
+from amortized_bayes.inference.options import Divergence
 
 __all__ = ["estimate_seconds", "sizes"]
 

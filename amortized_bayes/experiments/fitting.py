@@ -18,7 +18,8 @@ from amortized_bayes.experiments.problem import Problem, build_guide, build_mode
 from amortized_bayes.experiments.sweep import Fit, SweepConfig, report_steps
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.local import fresh_factors
-from amortized_bayes.inference.svi import Divergence, StepRecord, Training
+from amortized_bayes.inference.options import Divergence, StepRecord
+from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amortized_bayes.data import binarize, load_dataset
 from amortized_bayes.experiments.sweep import Fit, Rates, SweepConfig
 from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
-from amortized_bayes.inference.svi import FitOptions, settling
+from amortized_bayes.inference.options import FitOptions, settling
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.networks import MLP
 from amortized_bayes.seeding import torch_seed

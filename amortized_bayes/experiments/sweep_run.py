@@ -16,7 +16,7 @@ from amortized_bayes.experiments.measure import Measure, paired_difference
 from amortized_bayes.experiments.problem import Problem, load_problem, model_name
 from amortized_bayes.experiments.sweep import Fit, SweepConfig, grid
 from amortized_bayes.guides import LocalGuide
-from amortized_bayes.inference.svi import Divergence
+from amortized_bayes.inference.options import Divergence
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
 

@@ -23,7 +23,8 @@ from amortized_bayes.experiments import measure
 from amortized_bayes.experiments.fitting import Progress
 from amortized_bayes.experiments.problem import Problem, build_guide, build_model, fit_options, load_problem
 from amortized_bayes.experiments.sweep import Fit, Rates, SweepConfig
-from amortized_bayes.inference.svi import Divergence, Training
+from amortized_bayes.inference.options import Divergence
+from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from amortized_bayes.guides.factorized import Factorized
-from amortized_bayes.inference.svi import FitOptions, Training, cosine
+from amortized_bayes.inference.options import FitOptions, cosine
+from amortized_bayes.inference.svi import Training
 from amortized_bayes.types import LatentSite
 
 __all__ = ["Fresh", "fresh_factors"]

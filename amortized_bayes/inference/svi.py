@@ -13,27 +13,23 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
 
 import pyro
-import pyro.poutine as poutine
 import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from amortized_bayes.capture import Captured, CaptureError, capture, compiler_available
 from amortized_bayes.expectations import expected_log_weights
-from amortized_bayes.inference.optim import IterateAverage, RowAdam
+from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
-from amortized_bayes.networks import row_tables
+from amortized_bayes.inference.variables import Variables
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["Divergence", "FitOptions", "StepRecord", "Training", "cosine", "fit", "settling"]
+__all__ = ["Training", "fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,71 +39,6 @@ COMPILE_SECONDS = 13.0
 """What compiling a step takes, on two cores; compiling pays when it saves more over the run."""
 COMPILE_SAVING = 0.2
 """Part of a replayed step that compiling saves on a CPU (`benchmarks/step.py`)."""
-
-
-def cosine(done: float) -> float:
-    """Step size that falls from 1 to 0 as half a cosine, as a function of the part of the run that is done."""
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def settling(done: float) -> float:
-    """Schedule for a fit that starts near its optimum: a fifth of the rate, falling to 0 as half a cosine."""
-    return 0.2 * cosine(done)
-
-
-class Divergence(ArithmeticError):
-    """The loss stopped being a number, or ran far above its start, at ``step``.
-
-    Example:
-        >>> from amortized_bayes import Divergence
-        >>> Divergence(step=12, value=float("nan")).step
-        12
-    """
-
-    def __init__(self, step: int, value: float) -> None:
-        super().__init__(f"loss of {value:.6g} nats a point at step {step}")
-        self.step = step
-        self.value = value
-
-
-class StepRecord(NamedTuple):
-    """A fit after ``step`` steps that took ``seconds``; ``elbo`` is the last batch's noisy value, nats a point."""
-
-    step: int
-    seconds: float
-    elbo: float
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to fit.
-
-    Args:
-        batch_size: B; the points left over at the end of an epoch are left out of it.
-        learning_rate: of the networks and shared vectors that give the local parameters.
-        shared_learning_rate: of everything else: q(theta), and parameters of the model.
-        row_learning_rate: of rows of tables (factorized VI), which are visited once an epoch.
-        analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`.
-        local_reparametrization: likewise.
-        average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`.
-        capture: ``auto`` (replay; compiled where that pays), ``replay``, ``inductor`` or ``off``.
-        schedule: multiplies all rates, as a function of the part of the run that is done.
-
-    Example:
-        >>> from amortized_bayes import FitOptions
-        >>> FitOptions(batch_size=50).learning_rate
-        0.004
-    """
-
-    batch_size: int = 250
-    learning_rate: float = 4e-3
-    shared_learning_rate: float = 4e-3
-    row_learning_rate: float = 0.1
-    analytic_kl: bool = True
-    local_reparametrization: bool = False
-    average: float = 8.0
-    capture: str = "auto"
-    schedule: Callable[[float], float] | None = None
 
 
 class Training:
@@ -162,30 +93,9 @@ class Training:
         self.first_loss: float | None = None
         self.captured: Captured | None = None
         self._uncapturable = False
-        self._collect_parameters()
+        self.variables = Variables(model, guide, options, self._call)
         self.batches = Batches(len(data), options.batch_size, seed, data.device)
         self.stream = Stream(seed, data)
-
-    def _collect_parameters(self) -> None:
-        tables = row_tables(self.guide) if isinstance(self.guide, nn.Module) else []
-        tables = [table for table in tables if table.weight.requires_grad]
-        rows = {id(t.weight) for t in tables}
-        local, shared = _parameters(self.model, self.guide, self._call, rows)
-        if not (local or shared or tables):
-            raise ValueError("expected a parameter to fit in model or guide, got none")
-        self.parameters = [*local, *shared]
-        self.num_local = len(local)
-        self.row_adams = [
-            RowAdam(table, self.options.row_learning_rate, average=self.options.average) for table in tables
-        ]
-        groups = [
-            {"params": group, "lr": rate}
-            for group, rate in ((local, self.options.learning_rate), (shared, self.options.shared_learning_rate))
-            if group
-        ]
-        self.rates = [g["lr"] for g in groups]
-        self.adam = torch.optim.Adam(groups, fused=True) if groups else None
-        self.average = IterateAverage([*self.parameters], self.options.average)
 
     def _call(self, program: Callable[..., object]) -> None:
         index = torch.arange(min(2, len(self.data)), device=self.data.device)
@@ -197,9 +107,7 @@ class Training:
     def loss_and_gradients(self, x: Tensor, index: Tensor, *rows: Tensor) -> list[Tensor]:
         """Negative ELBO a point of a batch, and its gradients: of parameters as they are, of rows times B."""
         rows = tuple(r.detach().requires_grad_() for r in rows)
-        with ExitStack() as stack:
-            for adam, bound in zip(self.row_adams, rows, strict=True):
-                stack.enter_context(adam.table.bind(bound))
+        with self.variables.bound(rows):
             weights = expected_log_weights(
                 self.model,
                 self.guide,
@@ -211,12 +119,11 @@ class Training:
                 local_reparametrization=self.options.local_reparametrization,
             )
         loss = -(weights.local.mean() + weights.shared.mean() / len(self.data))
-        gradients = torch.autograd.grad(loss, [*self.parameters, *rows], allow_unused=True)
-        full = [
-            g if g is not None else torch.zeros_like(p)
-            for g, p in zip(gradients, [*self.parameters, *rows], strict=True)
-        ]
-        return [loss.detach(), *full[: len(self.parameters)], *(g * len(x) for g in full[len(self.parameters) :])]
+        wanted = [*self.variables.parameters, *rows]
+        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted, strict=True)]
+        count = len(self.variables.parameters)
+        return [loss.detach(), *gradients[:count], *(g * len(x) for g in gradients[count:])]
 
     def prepare(self, num_steps: int) -> None:
         """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not."""
@@ -259,7 +166,7 @@ class Training:
         return pays
 
     def _inputs(self, index: Tensor) -> list[Tensor]:
-        return [self._batch(index), index, *(adam.table.weight.detach()[index] for adam in self.row_adams)]
+        return [self._batch(index), index, *self.variables.rows(index)]
 
     def run(self, num_steps: int, report_at: Iterable[int] = ()) -> Iterator[StepRecord]:
         """Take ``num_steps`` more steps and yield a record at the last and at each step in ``report_at``.
@@ -295,16 +202,7 @@ class Training:
         index = self.batches[self.steps]
         inputs = self._inputs(index)
         outputs = (self.captured or self.loss_and_gradients)(*inputs)
-        count = len(self.parameters)
-        if self.adam is not None:
-            for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
-                group["lr"] = rate * multiplier
-            for parameter, gradient in zip(self.parameters, outputs[1 : 1 + count], strict=True):
-                parameter.grad = gradient
-            self.adam.step()
-        for adam, rows, gradient in zip(self.row_adams, inputs[2:], outputs[1 + count :], strict=True):
-            adam.step(index, rows, gradient, multiplier)
-        self.average.update()
+        self.variables.step(index, inputs[2:], outputs[1:], multiplier)
         return outputs[0].clone()
 
     def _check(self, losses: list[Tensor]) -> float:
@@ -316,49 +214,29 @@ class Training:
                 raise Divergence(self.steps - len(values) + offset + 1, value)
         return values[-1]
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the averaged iterates in place of the last ones, for evaluation."""
-        pairs = self._averages()
-        last = [p.detach().clone() for p, _ in pairs]
-        self.settle()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for (parameter, _), value in zip(pairs, last, strict=True):
-                    parameter.copy_(value)
+    def averaged(self) -> AbstractContextManager[None]:
+        """Put the averaged iterates in place of the last ones, for evaluation, while inside the context."""
+        return self.variables.averaged()
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Put the averaged iterates in place of the last ones for good."""
-        for parameter, value in self._averages():
-            parameter.copy_(value)
+        self.variables.settle()
 
     def size(self) -> tuple[int, int]:
-        """Parameters that give local factors (encoder, rows or shared vector), and bytes that fitting them holds.
-
-        Bytes are those of parameters, Adam's moments, averages and row counts.
-        """
-        tables = [adam.table.weight for adam in self.row_adams]
-        counts = sum(adam.count.numel() * adam.count.element_size() for adam in self.row_adams)
-        own = [*self.parameters[: self.num_local], *tables]
-        return sum(p.numel() for p in own), sum(4 * p.numel() * p.element_size() for p in own) + counts
+        """Parameters that give local factors, and bytes that fitting them holds; see :meth:`Variables.size`."""
+        return self.variables.size()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a later run needs to go on from here as if it had not stopped."""
-        named = {"steps": torch.tensor(self.steps), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
-        named["average.count"] = torch.tensor(self.average.count)
+        """Everything that a later run needs to go on from here as if it had not stopped; clone it before going on."""
         first_loss = math.nan if self.first_loss is None else self.first_loss
-        named["first_loss"] = torch.tensor(first_loss, dtype=torch.float64)
-        named |= self.stream.state() | {f"buffer.{key}": buffer for key, buffer in self._buffers()}
-        for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
-            named |= {f"parameter.{i}": parameter.detach(), f"averaged.{i}": averaged}
-            moments = self.adam.state.get(parameter, {}) if self.adam is not None else {}
-            named |= {f"adam.{i}.{key}": value for key, value in moments.items()}
-        for i, adam in enumerate(self.row_adams):
-            named |= {f"rows.{i}.{key}": value for key, value in adam.state().items()}
-        return named
+        return {
+            "steps": torch.tensor(self.steps),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "first_loss": torch.tensor(first_loss, dtype=torch.float64),
+            **{f"buffer.{key}": buffer for key, buffer in self._buffers()},
+            **self.stream.state(),
+            **self.variables.state(),
+        }
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -367,30 +245,13 @@ class Training:
         Raises:
             ValueError: the state of another model or guide.
         """
-        expected = {f"parameter.{i}": tuple(p.shape) for i, p in enumerate(self.parameters)}
-        expected |= {f"rows.{i}.weight": tuple(a.table.weight.shape) for i, a in enumerate(self.row_adams)}
-        got = {k: tuple(v.shape) for k, v in state.items() if re.fullmatch(r"parameter\.\d+|rows\.\d+\.weight", k)}
-        if expected != got:
-            raise ValueError(f"expected a state with tensors {expected}, got {got}")
+        self.variables.load_state(state)
+        self.stream.load_state(state)
         self.steps, self.seconds = int(state["steps"]), float(state["seconds"])
         first_loss = float(state["first_loss"])
-        self.average.count = int(state["average.count"])
         self.first_loss = None if math.isnan(first_loss) else first_loss
-        self.stream.load_state(state)
         for key, buffer in self._buffers():
             buffer.copy_(state.get(f"buffer.{key}", buffer))
-        for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
-            parameter.copy_(state[f"parameter.{i}"])
-            averaged.copy_(state[f"averaged.{i}"])
-            moments = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
-            if self.adam is not None and moments:
-                self.adam.state[parameter] = {k: v.to(parameter.device).clone() for k, v in moments.items()}
-        for i, adam in enumerate(self.row_adams):
-            adam.load_state({k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"rows.{i}.")})
-
-    def _averages(self) -> list[tuple[Tensor, Tensor]]:
-        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.parameters, self.average.averaged, strict=True))
-        return pairs + [(a.table.weight, a.averaged) for a in self.row_adams if a.averaged is not None]
 
 
 def fit(
@@ -435,26 +296,3 @@ def fit(
     training = Training(model, guide, data, options or FitOptions(), seed, plate=plate, pass_index=pass_index)
     yield from training.run(num_steps, report_at)
     training.settle()
-
-
-def _parameters(
-    model: Model, guide: Guide, call: Callable[[Callable[..., object]], None], rows: set[int]
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that give local factors, and all others, of modules and of the param store, without tables."""
-    shared_guide = getattr(guide, "shared", None)
-    shared_ids = {id(p) for p in shared_guide.parameters()} if isinstance(shared_guide, nn.Module) else set()
-    of_guide, of_model = (_trainable(program, rows) for program in (guide, model))
-    local = [p for p in of_guide if id(p) not in shared_ids]
-    shared = [p for p in of_guide if id(p) in shared_ids] + of_model
-    known = {id(p) for p in (*local, *shared)} | rows
-    with torch.no_grad():
-        for program in (guide, model):
-            call(poutine.block(program))  # inside a handler Pyro does not warn of observed sites
-    store: list[Any] = [p for p in pyro.get_param_store()._params.values() if id(p) not in known and p.requires_grad]
-    return local, shared + store
-
-
-def _trainable(program: object, rows: set[int]) -> list[nn.Parameter]:
-    if not isinstance(program, nn.Module):
-        return []
-    return [p for p in program.parameters() if p.requires_grad and id(p) not in rows]

@@ -1,0 +1,75 @@
+"""How to fit, what a fit reports, and how it fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = ["Divergence", "FitOptions", "StepRecord", "cosine", "settling"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit.
+
+    Args:
+        batch_size: B; the points left over at the end of an epoch are left out of it.
+        learning_rate: of the networks and shared vectors that give the local parameters.
+        shared_learning_rate: of everything else: q(theta), and parameters of the model.
+        row_learning_rate: of rows of tables (factorized VI), which are visited once an epoch.
+        analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`.
+        local_reparametrization: likewise.
+        average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`.
+        capture: ``auto`` (replay; compiled where that pays), ``replay``, ``inductor`` or ``off``.
+        schedule: multiplies all rates, as a function of the part of the run that is done.
+
+    Example:
+        >>> from amortized_bayes import FitOptions
+        >>> FitOptions(batch_size=50).learning_rate
+        0.004
+    """
+
+    batch_size: int = 250
+    learning_rate: float = 4e-3
+    shared_learning_rate: float = 4e-3
+    row_learning_rate: float = 0.1
+    analytic_kl: bool = True
+    local_reparametrization: bool = False
+    average: float = 8.0
+    capture: str = "auto"
+    schedule: Callable[[float], float] | None = None
+
+
+class Divergence(ArithmeticError):
+    """The loss stopped being a number, or ran far above its start, at ``step``.
+
+    Example:
+        >>> from amortized_bayes import Divergence
+        >>> Divergence(step=12, value=float("nan")).step
+        12
+    """
+
+    def __init__(self, step: int, value: float) -> None:
+        super().__init__(f"loss of {value:.6g} nats a point at step {step}")
+        self.step = step
+        self.value = value
+
+
+class StepRecord(NamedTuple):
+    """A fit after ``step`` steps that took ``seconds``; ``elbo`` is the last batch's noisy value, nats a point."""
+
+    step: int
+    seconds: float
+    elbo: float
+
+
+def cosine(done: float) -> float:
+    """Step size that falls from 1 to 0 as half a cosine, as a function of the part of the run that is done."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def settling(done: float) -> float:
+    """Schedule for a fit that starts near its optimum: a fifth of the rate, falling to 0 as half a cosine."""
+    return 0.2 * cosine(done)

@@ -1,0 +1,168 @@
+"""Everything that a fit changes: parameters, rows of tables, their optimisers and averages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from amortized_bayes.inference.optim import IterateAverage, RowAdam
+from amortized_bayes.inference.options import FitOptions
+from amortized_bayes.networks import row_tables
+from amortized_bayes.types import Guide, Model
+
+__all__ = ["Variables"]
+
+
+class Variables:
+    """Parameters of a model and a guide with Adam, tables of rows with row-sparse Adam, and averages of both.
+
+    Args:
+        model: Pyro program; every parameter of it that requires a gradient is fitted.
+        guide: Pyro program, likewise; its ``shared`` module, if it has one, is fitted at the rate of shared latents.
+        options: rates, and how iterates are averaged.
+        call: runs a program once, so that parameters in Pyro's param store exist.
+
+    Raises:
+        ValueError: nothing to fit.
+    """
+
+    def __init__(
+        self, model: Model, guide: Guide, options: FitOptions, call: Callable[[Callable[..., object]], None]
+    ) -> None:
+        tables = row_tables(guide) if isinstance(guide, nn.Module) else []
+        tables = [table for table in tables if table.weight.requires_grad]
+        local, shared = _parameters(model, guide, call, {id(t.weight) for t in tables})
+        if not (local or shared or tables):
+            raise ValueError("expected a parameter to fit in model or guide, got none")
+        self.parameters = [*local, *shared]
+        self.num_local = len(local)
+        self.row_adams = [RowAdam(table, options.row_learning_rate, average=options.average) for table in tables]
+        groups = [
+            {"params": group, "lr": rate}
+            for group, rate in ((local, options.learning_rate), (shared, options.shared_learning_rate))
+            if group
+        ]
+        self.rates = [g["lr"] for g in groups]
+        self.adam = torch.optim.Adam(groups, fused=True) if groups else None
+        self.average = IterateAverage([*self.parameters], options.average)
+
+    def rows(self, index: Tensor) -> list[Tensor]:
+        """Rows of the points ``index`` (B,) in each table, detached."""
+        return [adam.table.weight.detach()[index] for adam in self.row_adams]
+
+    @contextmanager
+    def bound(self, rows: Sequence[Tensor]) -> Iterator[None]:
+        """Let ``rows`` stand for the tables' rows of the current batch."""
+        with ExitStack() as stack:
+            for adam, own in zip(self.row_adams, rows, strict=True):
+                stack.enter_context(adam.table.bind(own))
+            yield
+
+    def step(self, index: Tensor, rows: Sequence[Tensor], gradients: Sequence[Tensor], multiplier: float) -> None:
+        """Move parameters and the batch's rows against their gradients, and take both into the averages."""
+        count = len(self.parameters)
+        if self.adam is not None:
+            for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+                group["lr"] = rate * multiplier
+            for parameter, gradient in zip(self.parameters, gradients[:count], strict=True):
+                parameter.grad = gradient
+            self.adam.step()
+        for adam, own, gradient in zip(self.row_adams, rows, gradients[count:], strict=True):
+            adam.step(index, own, gradient, multiplier)
+        self.average.update()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged iterates in place of the last ones, for evaluation."""
+        pairs = self._averages()
+        last = [p.detach().clone() for p, _ in pairs]
+        self.settle()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (parameter, _), value in zip(pairs, last, strict=True):
+                    parameter.copy_(value)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Put the averaged iterates in place of the last ones for good."""
+        for parameter, value in self._averages():
+            parameter.copy_(value)
+
+    def size(self) -> tuple[int, int]:
+        """Parameters that give local factors (encoder, rows or shared vector), and bytes that fitting them holds.
+
+        Bytes are those of parameters, Adam's moments, averages and row counts.
+        """
+        tables = [adam.table.weight for adam in self.row_adams]
+        counts = sum(adam.count.numel() * adam.count.element_size() for adam in self.row_adams)
+        own = [*self.parameters[: self.num_local], *tables]
+        return sum(p.numel() for p in own), sum(4 * p.numel() * p.element_size() for p in own) + counts
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`load_state` goes on as if nothing had happened."""
+        named = {"average.count": torch.tensor(self.average.count)}
+        for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
+            named |= {f"parameter.{i}": parameter.detach(), f"averaged.{i}": averaged}
+            moments = self.adam.state.get(parameter, {}) if self.adam is not None else {}
+            named |= {f"adam.{i}.{key}": value for key, value in moments.items()}
+        for i, adam in enumerate(self.row_adams):
+            named |= {f"rows.{i}.{key}": value for key, value in adam.state().items()}
+        return named
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up a state from :meth:`state`.
+
+        Raises:
+            ValueError: the state of another model or guide.
+        """
+        expected = {f"parameter.{i}": tuple(p.shape) for i, p in enumerate(self.parameters)}
+        expected |= {f"rows.{i}.weight": tuple(a.table.weight.shape) for i, a in enumerate(self.row_adams)}
+        got = {k: tuple(v.shape) for k, v in state.items() if re.fullmatch(r"parameter\.\d+|rows\.\d+\.weight", k)}
+        if expected != got:
+            raise ValueError(f"expected a state with tensors {expected}, got {got}")
+        self.average.count = int(state["average.count"])
+        for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
+            parameter.copy_(state[f"parameter.{i}"])
+            averaged.copy_(state[f"averaged.{i}"])
+            moments = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
+            if self.adam is not None and moments:
+                self.adam.state[parameter] = {k: v.to(parameter.device).clone() for k, v in moments.items()}
+        for i, adam in enumerate(self.row_adams):
+            adam.load_state({k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"rows.{i}.")})
+
+    def _averages(self) -> list[tuple[Tensor, Tensor]]:
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.parameters, self.average.averaged, strict=True))
+        return pairs + [(a.table.weight, a.averaged) for a in self.row_adams if a.averaged is not None]
+
+
+def _parameters(
+    model: Model, guide: Guide, call: Callable[[Callable[..., object]], None], rows: set[int]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that give local factors, and all others, of modules and of the param store, without tables."""
+    shared_guide = getattr(guide, "shared", None)
+    shared_ids = {id(p) for p in shared_guide.parameters()} if isinstance(shared_guide, nn.Module) else set()
+    of_guide, of_model = (_trainable(program, rows) for program in (guide, model))
+    local = [p for p in of_guide if id(p) not in shared_ids]
+    shared = [p for p in of_guide if id(p) in shared_ids] + of_model
+    known = {id(p) for p in (*local, *shared)} | rows
+    with torch.no_grad():
+        for program in (guide, model):
+            call(poutine.block(program))  # inside a handler Pyro does not warn of observed sites
+    store: list[Any] = [p for p in pyro.get_param_store()._params.values() if id(p) not in known and p.requires_grad]
+    return local, shared + store
+
+
+def _trainable(program: object, rows: set[int]) -> list[nn.Parameter]:
+    if not isinstance(program, nn.Module):
+        return []
+    return [p for p in program.parameters() if p.requires_grad and id(p) not in rows]
