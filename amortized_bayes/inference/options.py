@@ -22,6 +22,7 @@ class FitOptions:
         analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`.
         local_reparametrization: likewise.
         average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`.
+        average_rows: average rows of tables as well, which holds another table.
         capture: ``auto`` (replay; compiled where that pays), ``replay``, ``inductor`` or ``off``.
         schedule: multiplies all rates, as a function of the part of the run that is done.
 
@@ -38,6 +39,7 @@ class FitOptions:
     analytic_kl: bool = True
     local_reparametrization: bool = False
     average: float = 8.0
+    average_rows: bool = True
     capture: str = "auto"
     schedule: Callable[[float], float] | None = None
 

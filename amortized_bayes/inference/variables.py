@@ -43,7 +43,8 @@ class Variables:
             raise ValueError("expected a parameter to fit in model or guide, got none")
         self.parameters = [*local, *shared]
         self.num_local = len(local)
-        self.row_adams = [RowAdam(table, options.row_learning_rate, average=options.average) for table in tables]
+        average = options.average if options.average_rows else None
+        self.row_adams = [RowAdam(table, options.row_learning_rate, average=average) for table in tables]
         groups = [
             {"params": group, "lr": rate}
             for group, rate in ((local, options.learning_rate), (shared, options.shared_learning_rate))
