@@ -1,11 +1,12 @@
 """Factorized VI at scale: what a step costs, and what fitting holds, when there are more and more data points.
 
-A step of a minibatch touches its own rows of the table, of Adam's moments and of its step counts, and nothing else: it
-should cost the same at a million points as at ten thousand. Beside it stands what one gets without that: the table as one
-parameter, looked up by autograd and moved by dense Adam.
+A step of a minibatch touches its own rows of the table, of Adam's moments and of its step counts, and nothing else:
+it should cost the same at a million points as at ten thousand. Beside it stands what one gets without that: the table
+as one parameter, looked up by autograd and moved by dense Adam.
 
 Data are synthetic bits, 64 a point; the model is a Bayesian decoder 16-128-64; the batch is 500. Sizes take turns in
-blocks of steps; times are medians over rounds, ratios medians over rounds of the ratio within a round. Averages of rows are off.
+blocks of steps; times are medians over rounds, ratios medians over rounds of the ratio within a round. Averages of
+rows are off.
 
     python benchmarks/scale.py --json scale.json
 """
@@ -89,9 +90,7 @@ def build(num_data: int, *, dense: bool) -> Training:
     model = DeepGenerative(OBSERVED, LATENT, (HIDDEN,), num_data)
     sites = latent_sites(model, data[:2].float())
     shared = MeanField(sites.shared, locs=sites.shared_draw)
-    guide = (
-        DenseFactorized(sites.local, num_data, shared) if dense else Factorized(sites.local, num_data, shared=shared)
-    )
+    guide = (DenseFactorized if dense else Factorized)(sites.local, num_data, shared=shared)
     options = FitOptions(
         batch_size=min(BATCH, num_data), local_reparametrization=True, average_rows=False, capture="replay"
     )
