@@ -5,7 +5,8 @@ leaves the tensor operations alone, forward and backward. Of that graph
 
 - tensors that the program closes over (parameters, buffers) become inputs by reference, so an optimiser that changes
   them in place is seen by the next replay;
-- operations that depend on nothing are computed once;
+- operations that depend on nothing are computed once, equal operations once a replay, and those that change nothing
+  not at all, which leaves every number as it was;
 - random draws that depend on nothing are made outside, in the order of the program and from torch's global generator,
   so that a replay gives the numbers of the plain program for the same seed.
 
@@ -20,7 +21,6 @@ only in long runs.
 from __future__ import annotations
 
 import logging
-import operator
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -28,16 +28,27 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+import torch._inductor
 from torch import Tensor, fx
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from amortized_bayes.graphs import (
+    classify,
+    compute_once,
+    draw_by_shape,
+    fill_by_shape,
+    lift_closed_tensors,
+    replace_by_inputs,
+    subgraph,
+)
+from amortized_bayes.kernels import mkl_lags, multiply_by_onednn
 
 __all__ = ["CaptureError", "Captured", "capture", "compiler_available"]
 
 logger = logging.getLogger(__name__)
 
 Program = Callable[..., Sequence[Tensor]]
-aten = torch.ops.aten
 
 
 class CaptureError(RuntimeError):
@@ -131,12 +142,18 @@ def capture(
 
 
 def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], backend: str) -> Captured:
-    closed = _lift_closed_tensors(module, len(inputs))
-    _draw_by_shape(module)
-    draws, constants = _classify(module)
-    draw = _subgraph(module, draws)
-    constant_values = _subgraph(module, constants)()
-    graph = _replace_by_inputs(module, len(closed), draws=draws, constants=constants)
+    closed = lift_closed_tensors(module, len(inputs))
+    draw_by_shape(module)
+    if backend == "replay":
+        fill_by_shape(module)  # Inductor would read from memory what it now writes into its kernels
+    draws, constants = classify(module)
+    draw = subgraph(module, draws)
+    constant_values = subgraph(module, constants)()
+    graph = replace_by_inputs(module, len(closed), draws=draws, constants=constants)
+    compute_once(graph.graph)
+    if mkl_lags():
+        multiply_by_onednn(graph.graph, compiled=backend == "inductor")
+    graph.recompile()
     closed = [*closed, *constant_values]
     replay: Callable[..., Any] = graph
     name = "replay"
@@ -148,120 +165,19 @@ def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], backend: str) ->
     return Captured(draw, replay, closed, 0.0, name, operations)
 
 
-def _is_random(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
-
-
-def _mutates(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Nodes that stay though nobody reads them: a draw left out would shift all later ones."""
-    return node.op in ("placeholder", "output") or _is_random(node) or _mutates(node)
-
-
-def _lift_closed_tensors(module: fx.GraphModule, num_inputs: int) -> list[Tensor]:
-    """Turn every ``get_attr`` into a leading placeholder and return the tensors in that order."""
-    tensors: list[Tensor] = []
-    placeholders: dict[int, fx.Node] = {}
-    first = next(iter(module.graph.nodes))
-    for node in [n for n in module.graph.nodes if n.op == "get_attr"]:
-        value = operator.attrgetter(str(node.target))(module)
-        if id(value) not in placeholders:
-            with module.graph.inserting_before(first):
-                placeholders[id(value)] = module.graph.placeholder(f"closed_{len(tensors)}")
-            tensors.append(value)
-        node.replace_all_uses_with(placeholders[id(value)])
-        module.graph.erase_node(node)
-    module.graph.eliminate_dead_code(is_impure_node=_has_effect)
-    if sum(n.op == "placeholder" for n in module.graph.nodes) != num_inputs + len(tensors):
-        raise CaptureError("the graph lost an input")
-    return tensors
-
-
-def _draw_by_shape(module: fx.GraphModule) -> None:
-    """Replace ``randn_like(x)`` by ``randn(shape)``: the draw needs the shape of x, not its values."""
-    by_shape = {aten.randn_like.default: aten.randn.default, aten.rand_like.default: aten.rand.default}
-    for node in [n for n in module.graph.nodes if n.target in by_shape]:
-        value = node.meta["val"]
-        options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
-        with module.graph.inserting_before(node):
-            new = module.graph.call_function(by_shape[node.target], (list(value.shape),), options)
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        module.graph.erase_node(node)
-
-
-def _classify(module: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Nodes to draw outside the graph, and nodes to compute once.
-
-    If some draw depends on an input, all draws stay inside, or their order would change. If anything but a draw
-    changes a tensor in place, nothing is computed once, since what it changes could be a view of it.
-    """
-    varying: set[fx.Node] = set()
-    draws: list[fx.Node] = []
-    constants: list[fx.Node] = []
-    in_order = True
-    foldable = True
-    for node in module.graph.nodes:
-        depends = any(a in varying for a in node.all_input_nodes)
-        if node.op != "call_function" or depends or _is_random(node) or _mutates(node):
-            varying.add(node)
-        else:
-            constants.append(node)
-        if _is_random(node):
-            draws.append(node)
-            in_order = in_order and not depends
-        elif _mutates(node):
-            foldable = False
-    if not in_order:
-        draws = []
-    changed = {a for n in draws if _mutates(n) for a in n.all_input_nodes}
-    kept = set(constants)
-    used = [n for n in constants if n not in changed and any(u not in kept and u not in draws for u in n.users)]
-    return draws, used if foldable and (in_order or not changed) else []
-
-
-def _subgraph(module: fx.GraphModule, outputs: list[fx.Node]) -> fx.GraphModule:
-    """A module without inputs that computes ``outputs``, in the order of the program."""
-    wanted: set[fx.Node] = set()
-    stack = list(outputs)
-    while stack:
-        node = stack.pop()
-        if node not in wanted:
-            wanted.add(node)
-            stack.extend(node.all_input_nodes)
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        if node in wanted:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(tuple(copies[n] for n in outputs))
-    return fx.GraphModule(torch.nn.Module(), graph)
-
-
-def _replace_by_inputs(
-    module: fx.GraphModule, num_closed: int, *, draws: list[fx.Node], constants: list[fx.Node]
-) -> fx.GraphModule:
-    """The graph with constants and draws as inputs, in the order closed, constants, draws, inputs."""
-    graph = module.graph
-    after_closed = list(graph.nodes)[num_closed]
-    for node in (*constants, *draws):
-        with graph.inserting_before(after_closed):
-            new = graph.placeholder(f"outside_{node.name}")
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_node=_has_effect)
-    graph.lint()
-    return fx.GraphModule(module, graph)
-
-
 def _compile(graph: fx.GraphModule) -> Callable[..., Any]:
     if not compiler_available():
         raise CaptureError("no C++ compiler found")
-    # Draws that stayed inside (see `_classify`) are made as the program makes them, not by Inductor's own generator.
-    return torch.compile(graph, dynamic=False, fullgraph=True, options={"fallback_random": True})
+    # Draws that stayed inside (see `classify`) are made as the program makes them, not by Inductor's own generator.
+    compiled: list[Callable[..., Any]] = []
+
+    def replay(*inputs: Tensor) -> Any:
+        if not compiled:  # without Dynamo, whose guards take 0.1 to 0.2 ms a call: all shapes are fixed
+            done: Any = torch._inductor.compile(graph, list(inputs), {"fallback_random": True})
+            compiled.append(done)
+        return compiled[0](*inputs)
+
+    return replay
 
 
 class _CudaGraph:

@@ -295,14 +295,14 @@ def test_error_on_the_second_batch_keeps_its_reason():
 
 def test_failing_compiler_is_a_capture_error(monkeypatch):
     def broken(*_, **__):
-        torch.distributions.Distribution.set_default_validate_args(False)  # as torch.compile does
+        torch.distributions.Distribution.set_default_validate_args(False)  # as compiling does
 
         def call(*_):
             raise OSError("g++ is broken")
 
         return call
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr("torch._inductor.compile", broken)
     monkeypatch.setattr("amortized_bayes.capture.compiler_available", lambda: True)
     with pytest.raises(CaptureError, match=r"OSError: g\+\+ is broken"):
         capture(lambda x: [x + 1], [torch.ones(3)], [torch.ones(3)], backend="inductor")

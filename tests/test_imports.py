@@ -14,14 +14,21 @@ LAYERS = (
     ("types", "seeding", "networks"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
-    ("weights", "expectations", "sites", "capture", "joint"),
+    ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("inference", "evaluation"),
     ("diagnosis", "experiments", "report"),
     ("commands",),
     ("cli",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
-NEIGHBOURS = {("expectations", "weights"), ("sites", "weights"), ("joint", "weights"), ("joint", "capture")}
+NEIGHBOURS = {
+    ("expectations", "weights"),
+    ("sites", "weights"),
+    ("joint", "weights"),
+    ("joint", "capture"),
+    ("capture", "graphs"),
+    ("capture", "kernels"),
+}
 """Files of one layer that may meet beside those of one folder."""
 NEVER_TORCH = ("plotting",)
 

@@ -135,6 +135,13 @@ def _convergence_sentences(rows: pd.DataFrame, label: str) -> Iterator[str]:
             parts.append(f"{guide_label(guide, k)} by {gain[0]:.1f}")
     if parts:
         yield f"{label}: unconverged (what as many epochs again still gain): {', '.join(parts)} nats a point."
+    for guide, k in fits_of(rows):
+        gap, gain = (value_of(rows, guide, k, metric) for metric in ("family_gap", "unconverged_by"))
+        if guide == "amortized" and gap and gain:  # F-VI from A-VI had A-VI's epochs and its own
+            yield (
+                f"{label}: the reference may rest on twice the epochs (F-VI started at A-VI); given as many, "
+                f"{guide_label(guide, k)} {_loses(gap[0] - gain[0], math.nan)}."
+            )
     for row in rows[(rows["metric"] == "doubled_elbo") & rows["value"].isna()].itertuples():
         yield f"{label}: {guide_label(str(row.guide), _width(row.k))}: {row.note} (step {row.step})."
 

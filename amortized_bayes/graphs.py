@@ -1,0 +1,202 @@
+"""Surgery on the graph of a captured program: what it closes over, draws, and computes twice.
+
+No number changes: float64 results stay equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = [
+    "GraphError",
+    "classify",
+    "compute_once",
+    "draw_by_shape",
+    "fill_by_shape",
+    "lift_closed_tensors",
+    "replace_by_inputs",
+    "subgraph",
+]
+
+aten = torch.ops.aten
+
+
+class GraphError(RuntimeError):
+    """The graph is not one of the program that was traced."""
+
+
+def is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Nodes that stay though nobody reads them: a draw left out would shift all later ones."""
+    return node.op in ("placeholder", "output") or is_random(node) or mutates(node)
+
+
+def lift_closed_tensors(module: fx.GraphModule, num_inputs: int) -> list[Tensor]:
+    """Turn every ``get_attr`` into a leading placeholder and return the tensors in that order."""
+    tensors: list[Tensor] = []
+    placeholders: dict[int, fx.Node] = {}
+    first = next(iter(module.graph.nodes))
+    for node in [n for n in module.graph.nodes if n.op == "get_attr"]:
+        value = operator.attrgetter(str(node.target))(module)
+        if id(value) not in placeholders:
+            with module.graph.inserting_before(first):
+                placeholders[id(value)] = module.graph.placeholder(f"closed_{len(tensors)}")
+            placeholders[id(value)].meta["val"] = value.detach()
+            tensors.append(value)
+        node.replace_all_uses_with(placeholders[id(value)])
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code(is_impure_node=has_effect)
+    if sum(n.op == "placeholder" for n in module.graph.nodes) != num_inputs + len(tensors):
+        raise GraphError("the graph lost an input")
+    return tensors
+
+
+def draw_by_shape(module: fx.GraphModule) -> None:
+    """Replace ``randn_like(x)`` by ``randn(shape)``: the draw needs the shape of x, not its values."""
+    by_shape = {aten.randn_like.default: aten.randn.default, aten.rand_like.default: aten.rand.default}
+    for node in [n for n in module.graph.nodes if n.target in by_shape]:
+        value = node.meta["val"]
+        options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(by_shape[node.target], (list(value.shape),), options)
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+
+
+def fill_by_shape(module: fx.GraphModule) -> None:
+    """Replace ``ones_like(x)`` and its like by ``full(shape)``, so that what depends on them alone is computed once."""
+    ones, zeros = (aten.ones_like.default, aten.new_ones.default), (aten.zeros_like.default, aten.new_zeros.default)
+    for node in [n for n in module.graph.nodes if n.target in (*ones, *zeros, aten.new_full.default)]:
+        value = node.meta["val"]
+        if not value.is_contiguous():
+            continue
+        fill = node.args[2] if node.target is aten.new_full.default else int(node.target in ones)
+        options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(aten.full.default, (list(value.shape), fill), options)
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+
+
+def classify(module: fx.GraphModule) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Nodes to draw outside the graph, and nodes to compute once.
+
+    If some draw depends on an input, all draws stay inside, or their order would change. If anything but a draw
+    changes a tensor in place, nothing is computed once, since what it changes could be a view of it.
+    """
+    varying: set[fx.Node] = set()
+    draws: list[fx.Node] = []
+    constants: list[fx.Node] = []
+    in_order = True
+    foldable = True
+    for node in module.graph.nodes:
+        depends = any(a in varying for a in node.all_input_nodes)
+        if node.op != "call_function" or depends or is_random(node) or mutates(node):
+            varying.add(node)
+        else:
+            constants.append(node)
+        if is_random(node):
+            draws.append(node)
+            in_order = in_order and not depends
+        elif mutates(node):
+            foldable = False
+    if not in_order:
+        draws = []
+    changed = {a for n in draws if mutates(n) for a in n.all_input_nodes}
+    kept = set(constants)
+    used = [n for n in constants if n not in changed and any(u not in kept and u not in draws for u in n.users)]
+    return draws, used if foldable and (in_order or not changed) else []
+
+
+def subgraph(module: fx.GraphModule, outputs: list[fx.Node]) -> fx.GraphModule:
+    """A module without inputs that computes ``outputs``, in the order of the program."""
+    wanted: set[fx.Node] = set()
+    stack = list(outputs)
+    while stack:
+        node = stack.pop()
+        if node not in wanted:
+            wanted.add(node)
+            stack.extend(node.all_input_nodes)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node in wanted:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[n] for n in outputs))
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def replace_by_inputs(
+    module: fx.GraphModule, num_closed: int, *, draws: list[fx.Node], constants: list[fx.Node]
+) -> fx.GraphModule:
+    """The graph with constants and draws as inputs, in the order closed, constants, draws, inputs."""
+    graph = module.graph
+    after_closed = list(graph.nodes)[num_closed]
+    for node in (*constants, *draws):
+        with graph.inserting_before(after_closed):
+            new = graph.placeholder(f"outside_{node.name}")
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    graph.eliminate_dead_code(is_impure_node=has_effect)
+    graph.lint()
+    return fx.GraphModule(module, graph)
+
+
+def compute_once(graph: fx.Graph) -> None:
+    """Share equal operations, and leave out those that repeat their input."""
+    if any(is_random(node) or mutates(node) for node in graph.nodes):
+        return  # equal operations may then give different values
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        twin = _repeated(node) or seen.setdefault(_as_key((node.target, node.args, node.kwargs)), node)
+        if twin is not node:
+            node.replace_all_uses_with(twin)
+            graph.erase_node(node)
+    graph.eliminate_dead_code(is_impure_node=has_effect)
+
+
+def _as_key(value: Any) -> Any:
+    """A node's target and arguments as something to look up, in which 2, 2.0 and True differ."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_as_key(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _as_key(v)) for k, v in value.items())
+    return type(value), value
+
+
+_VIEWS = (aten.view.default, aten.expand.default, aten.alias.default, aten.detach.default)
+_INVOLUTIONS = (aten.t.default, aten.neg.default)
+
+
+def _repeated(node: fx.Node) -> fx.Node | None:
+    """The earlier node whose numbers, shape and strides this one repeats."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
+        return None
+    if node.target in _INVOLUTIONS and source.target is node.target and isinstance(source.args[0], fx.Node):
+        return source.args[0]
+    first_power = node.target is aten.pow.Tensor_Scalar and node.args[1] == 1
+    if not first_power and node.target not in _VIEWS and not _permutes_nothing(node):
+        return None
+    old, new = source.meta["val"], node.meta["val"]
+    return source if (old.shape, old.stride(), old.dtype) == (new.shape, new.stride(), new.dtype) else None
+
+
+def _permutes_nothing(node: fx.Node) -> bool:
+    return node.target is aten.permute.default and node.args[1] == sorted(node.args[1])  # type: ignore[type-var]
