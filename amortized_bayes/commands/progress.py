@@ -54,6 +54,7 @@ class SweepProgress:
         self.finished = 0
         self.start = self.last_line = self.fit_start = time.monotonic()
         self.current: object = None
+        self.first_step = 0
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         if live:
@@ -83,7 +84,7 @@ class SweepProgress:
         label = _label(at)
         if label != self.current:
             self.finished += self.current is not None
-            self.current, self.fit_start = label, now
+            self.current, self.fit_start, self.first_step = label, now, at.step
         state = f"step {at.step:,}/{at.num_steps:,}  {self._rate(at, now)}  ELBO {at.elbo:.1f}  {self._left(at, now)}"
         heading = f"fit {min(self.finished + 1, self.num_fits)}/{self.num_fits}  {label}"
         if self.progress is not None and self.task is not None:
@@ -101,7 +102,7 @@ class SweepProgress:
 
     def _rate(self, at: FitProgress, now: float) -> str:
         seconds = now - self.fit_start
-        return f"{at.step / seconds:,.0f} steps/s" if seconds > 0.5 else ""
+        return f"{(at.step - self.first_step) / seconds:,.0f} steps/s" if seconds > 0.5 else ""
 
     def _left(self, at: FitProgress, now: float) -> str:
         done = self.finished + at.step / at.num_steps
