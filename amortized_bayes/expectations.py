@@ -13,6 +13,7 @@ r"""Estimators of the ELBO's parts whose gradients vary less, with the same expe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.poutine as poutine
@@ -119,7 +120,7 @@ def _latent_parts(
     traces: PairedTraces, site: Any, twin: Any, analytic: bool, *, undrawn: bool
 ) -> tuple[Tensor, Tensor]:
     """Log p and log q of a site, as a draw's or, in closed form, such that their difference is -KL."""
-    if (analytic or undrawn) and twin["mask"] is None and site["mask"] is None and _scale(site) == _scale(twin):
+    if (analytic or undrawn) and twin["mask"] is None and site["mask"] is None and _equal_scales(traces, site, twin):
         try:
             divergence = kl_divergence(twin["fn"], site["fn"])
             entropy = twin["fn"].entropy()
@@ -136,8 +137,10 @@ def _latent_parts(
     return traces.log_prob(site), traces.log_prob(twin)
 
 
-def _scale(site: Any) -> float:
-    return float(site["scale"]) if not isinstance(site["scale"], Tensor) else float("nan")
+def _equal_scales(traces: PairedTraces, site: Any, twin: Any) -> bool:
+    """Whether guide and model weigh a site alike, whatever sizes their plates have."""
+    scales = traces.own_scale(site), traces.own_scale(twin)
+    return not any(isinstance(s, Tensor) for s in scales) and math.isclose(*scales, rel_tol=1e-9)
 
 
 class _UndrawnWeights(Messenger):

@@ -108,7 +108,7 @@ class PairedTraces(NamedTuple):
         ``unscaled_log_prob`` cannot do: it drops masks too.
         """
         frame = plate_frame(site, self.plate)
-        scale = site["scale"] if frame is None else site["scale"] * (frame.size / frame.full_size)
+        scale = self.own_scale(site)
         if site["mask"] is not None:
             values = torch.where(torch.as_tensor(site["mask"]), values, values.new_zeros(()))
         if not (isinstance(scale, float) and math.isclose(scale, 1.0, rel_tol=1e-12)):
@@ -119,6 +119,11 @@ class PairedTraces(NamedTuple):
             batch = torch.broadcast_shapes(values.shape, (frame.size,) + (1,) * (-frame.dim - 1))
             values = values.expand(batch)
         return values.movedim(frame.dim, 0).reshape(frame.size, -1).sum(-1)
+
+    def own_scale(self, site: Any) -> Any:
+        """Scale of a site without that of our plate: 1, or what the user set."""
+        frame = plate_frame(site, self.plate)
+        return site["scale"] if frame is None else site["scale"] * (frame.size / frame.full_size)
 
     def plate_sizes(self) -> tuple[int, int]:
         """Size of the batch and full size N of the plate."""

@@ -58,6 +58,8 @@ def value_of(rows: pd.DataFrame, guide: str, k: int | None, metric: str) -> tupl
     """Mean over seeds of a final value, and its error: over seeds where there are several, else the row's own."""
     chosen = (rows["guide"] == guide) & (rows["metric"] == metric) & rows["value"].notna()
     chosen &= rows["k"].isna() if k is None else (rows["k"] == k).fillna(False)
+    if "_to_" in metric and _missed(rows, guide, k, metric):
+        return None  # a mean over the seeds that arrived would be too good
     found = rows[chosen.astype(bool)].sort_values("step").groupby("seed").last()
     if found.empty:
         return None
@@ -66,6 +68,12 @@ def value_of(rows: pd.DataFrame, guide: str, k: int | None, metric: str) -> tupl
         return float(values.mean()), float(values.std() / math.sqrt(len(values)))
     error = found["standard_error"].astype(float).iloc[0]
     return float(values.iloc[0]), float(error)
+
+
+def _missed(rows: pd.DataFrame, guide: str, k: int | None, metric: str) -> bool:
+    """Whether some seed never reached a target."""
+    own = rows[(rows["guide"] == guide) & (rows["metric"] == metric) & rows["value"].isna()]
+    return bool(own["k"].isna().any() if k is None else (own["k"] == k).fillna(False).any())
 
 
 def sentences(frame: pd.DataFrame) -> Iterator[str]:

@@ -52,7 +52,7 @@ def compare(
         x: data, (N, ...).
         widths: encoder widths k.
         depth: hidden layers of the encoder.
-        epochs: passes over the data for each fit; the best width and F-VI get as many again, to see what that gains.
+        epochs: passes over the data for each fit; A-VI and F-VI get as many again, to see what that gains.
         options: how to fit; the batch is made smaller where there are fewer points.
         plate: name of the plate over data points.
         num_draws: draws for the final ELBO.

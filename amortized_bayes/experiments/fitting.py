@@ -29,8 +29,6 @@ __all__ = ["Fitting", "Progress", "finish_fit", "go_on", "new_fit", "restore_fit
 
 EXAMPLES = 10
 """Test images kept for the figure of reconstructions."""
-FRESH_VISITS = 100
-"""Visits of each test point when factorized VI gets fresh factors."""
 FRESH_REPORTS = 6
 """Points on the test curve of factorized VI, where each costs a fit of fresh factors."""
 CURVE_POINTS = 1_000
@@ -115,7 +113,7 @@ def finish_fit(config: SweepConfig, problem: Problem, fitting: Fitting, folder: 
     training, fit = fitting.training, fitting.fit
     with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
         found, arrays = measure.final_measures(config, problem, fitting.model, fitting.guide)
-        model, guide = _for_test(config, fitting, problem.test, FRESH_VISITS)
+        model, guide = _for_test(config, fitting, problem.test)
         found |= measure.held_out_measures(config, model, guide, problem.test, problem.grey_test)
         few = torch.arange(min(EXAMPLES, len(problem.test)), device=problem.test.device)
         seen = mean_prediction(model, guide, problem.test[few].float(), few).observed
@@ -162,18 +160,16 @@ def go_on(
 
 def _test_error(config: SweepConfig, problem: Problem, fitting: Fitting) -> Measure:
     data, grey = problem.test[:CURVE_POINTS], problem.grey_test[:CURVE_POINTS]
-    return measure.mse_on(*_for_test(config, fitting, data, FRESH_VISITS), data, grey)
+    return measure.mse_on(*_for_test(config, fitting, data), data, grey)
 
 
-def _for_test(config: SweepConfig, fitting: Fitting, data: Tensor, visits: int) -> tuple[nn.Module, LocalGuide]:
+def _for_test(config: SweepConfig, fitting: Fitting, data: Tensor) -> tuple[nn.Module, LocalGuide]:
     """Model and guide for test points: factorized VI fits fresh factors with q(theta) frozen, others answer at once."""
     if not fitting.is_factorized:
         return fitting.model, fitting.guide
     options = fit_options(config, fitting.fit, len(data))
     sites = fitting.sites.local
-    return fresh_factors(
-        fitting.model, fitting.guide.shared, sites, data, options, visits=visits, seed=fitting.fit.seed
-    )
+    return fresh_factors(fitting.model, fitting.guide.shared, sites, data, options, seed=fitting.fit.seed)
 
 
 def _rows(

@@ -3,8 +3,8 @@
 For each data set and seed one model is fitted with constant VI, with A-VI of every width k, with F-VI, and with F-VI
 started at the best A-VI solution. This file says what is run; :mod:`~amortized_bayes.experiments.sweep_run` runs it.
 
-``python run_experiments.py`` runs preset *quick*: about 12 minutes for both data sets on two cores. On MNIST expect
-k = 64 and 256 within a nat or two of F-VI, k = 16 eight behind, k = 1 about sixty (README has the table).
+``python run_experiments.py`` runs preset *quick*: under 25 minutes for both data sets on two cores. On MNIST expect
+k = 256 two nats behind the best F-VI, k = 16 fourteen, k = 1 seventy-five (README has the table).
 ``python run_experiments.py sweep --preset paper`` runs the setting of Margossian & Blei (UAI 2024) with its mistakes
 mended: hours on a GPU, days on a CPU.
 """

@@ -31,7 +31,8 @@ def fresh_factors(
     data: Tensor,
     options: FitOptions,
     *,
-    visits: int = 200,
+    visits: int = 100,
+    rate: float = 0.1,
     seed: int = 0,
     plate: str = "data",
 ) -> Fresh:
@@ -45,8 +46,9 @@ def fresh_factors(
         shared: guide of the shared sites.
         sites: local latent sites.
         data: (B, ...), on the device.
-        options: how to fit; its row learning rate is the first step.
+        options: how to fit, but for the rate of the rows.
         visits: times that each point is visited.
+        rate: first step of the rows, enough to cross the prior within the visits; training may well use a smaller one.
         seed: of batches and draws.
         plate: name of the plate over data points.
 
@@ -60,7 +62,7 @@ def fresh_factors(
     guide = Factorized(sites, len(data), shared=frozen_shared, plate=plate).to(data.device)
     for parameter in guide.parameters():
         parameter.requires_grad_(parameter is guide.table.weight)
-    options = replace(options, batch_size=min(options.batch_size, len(data)), schedule=cosine)
+    options = replace(options, batch_size=min(options.batch_size, len(data)), row_learning_rate=rate, schedule=cosine)
     training = Training(frozen_model, guide, data, options, seed, plate=plate)
     for _ in training.run(visits * training.batches.per_epoch):
         pass

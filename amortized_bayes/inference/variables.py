@@ -105,8 +105,9 @@ class Variables:
         """
         tables = [adam.table.weight for adam in self.row_adams]
         counts = sum(adam.count.numel() * adam.count.element_size() for adam in self.row_adams)
+        copies = 4 if all(adam.averaged is not None for adam in self.row_adams) else 3
         own = [*self.parameters[: self.num_local], *tables]
-        return sum(p.numel() for p in own), sum(4 * p.numel() * p.element_size() for p in own) + counts
+        return sum(p.numel() for p in own), copies * sum(p.numel() * p.element_size() for p in own) + counts
 
     def state(self) -> dict[str, Tensor]:
         """Tensors from which :meth:`load_state` goes on as if nothing had happened."""
