@@ -29,6 +29,8 @@ __all__ = ["Fitting", "Progress", "finish_fit", "go_on", "new_fit", "restore_fit
 
 EXAMPLES = 10
 """Test images kept for the figure of reconstructions."""
+FRESH_VISITS = 100
+"""Visits of each test point when factorized VI gets fresh factors."""
 FRESH_REPORTS = 6
 """Points on the test curve of factorized VI, where each costs a fit of fresh factors."""
 CURVE_POINTS = 1_000
@@ -168,8 +170,8 @@ def _for_test(config: SweepConfig, fitting: Fitting, data: Tensor) -> tuple[nn.M
     if not fitting.is_factorized:
         return fitting.model, fitting.guide
     options = fit_options(config, fitting.fit, len(data))
-    sites = fitting.sites.local
-    return fresh_factors(fitting.model, fitting.guide.shared, sites, data, options, seed=fitting.fit.seed)
+    fixed = (fitting.model, fitting.guide.shared, fitting.sites.local)
+    return fresh_factors(*fixed, data, options, visits=FRESH_VISITS, seed=fitting.fit.seed)
 
 
 def _rows(
