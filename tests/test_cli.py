@@ -190,7 +190,7 @@ def test_arrays_that_do_not_fit_leave_no_run(refused, tmp_path, array, flags, me
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("content", [b"no image", gzip.compress(b"\x00\x00\x08\x03" + bytes(40)), b""])
+@pytest.mark.parametrize("content", [b"no image", gzip.compress(b"\x00\x00\x08\x03" + bytes(40), mtime=0), b""])
 def test_a_damaged_image_file_is_named(refused, tmp_path, content):
     folder = tmp_path / "data" / "MNIST" / "raw"
     folder.mkdir(parents=True)

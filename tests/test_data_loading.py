@@ -51,7 +51,9 @@ def put(root, *, gzipped=True):
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for name, content in CONTENTS.items():
-        (folder / (f"{name}.gz" if gzipped else name)).write_bytes(gzip.compress(content) if gzipped else content)
+        (folder / (f"{name}.gz" if gzipped else name)).write_bytes(
+            gzip.compress(content, mtime=0) if gzipped else content
+        )
     return folder
 
 
@@ -111,12 +113,16 @@ IMAGES = CONTENTS["train-images-idx3-ubyte"]
     [
         (".gz", b"This is text", "is no gzip file: expected the first bytes 1f 8b, got 54 68 69 73"),
         (".gz", b"", "is no gzip file.*got an empty file"),
-        (".gz", gzip.compress(IMAGES)[:-30], "is cut short: expected a whole gzip file, got"),
-        (".gz", gzip.compress(IMAGES)[:-12] + b"\0" * 12, "cannot be read"),
-        (".gz", gzip.compress(flip_bit(IMAGES)), f"changed content: expected sha256 {FILES[0].sha256}, got"),
-        (".gz", gzip.compress(IMAGES + b"\0"), "expected 160 bytes unpacked, got more"),
-        (".gz", gzip.compress(b"This is text"), "is no idx file: expected the first bytes 00 00 08 03, got 54 68"),
-        (".gz", gzip.compress(CONTENTS["train-labels-idx1-ubyte"]), "is no idx file: .* got 00 00 08 01"),
+        (".gz", gzip.compress(IMAGES, mtime=0)[:-30], "is cut short: expected a whole gzip file, got"),
+        (".gz", gzip.compress(IMAGES, mtime=0)[:-12] + b"\0" * 12, "cannot be read"),
+        (".gz", gzip.compress(flip_bit(IMAGES), mtime=0), f"changed content: expected sha256 {FILES[0].sha256}, got"),
+        (".gz", gzip.compress(IMAGES + b"\0", mtime=0), "expected 160 bytes unpacked, got more"),
+        (
+            ".gz",
+            gzip.compress(b"This is text", mtime=0),
+            "is no idx file: expected the first bytes 00 00 08 03, got 54 68",
+        ),
+        (".gz", gzip.compress(CONTENTS["train-labels-idx1-ubyte"], mtime=0), "is no idx file: .* got 00 00 08 01"),
         ("", b"This is text", "is no idx file"),
         ("", IMAGES[:-1], "expected 160 bytes unpacked, got 159"),
         ("", flip_bit(IMAGES), "has changed content"),
@@ -176,7 +182,7 @@ def test_what_is_not_to_be_had_says_what_to_do(tmp_path, monkeypatch, name):
 def test_a_download_of_wrong_content_leaves_nothing(tmp_path, monkeypatch):
     def fetch(torchvision_class, folder):
         raw = put(folder)
-        (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"captive portal"))
+        (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"captive portal", mtime=0))
 
     monkeypatch.setattr(download, "fetch_with_torchvision", fetch)
     with pytest.raises(DataUnavailable, match=r"download failed.*t10k-labels-idx1-ubyte.gz is no idx file"):
