@@ -2,41 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MLP", "RowTable", "row_tables"]
+__all__ = ["MLP", "Activation", "ConvolutionalDecoder", "ConvolutionalEncoder", "RowTable", "fan_in", "row_tables"]
 
 
-class MLP(nn.Sequential):
-    """Fully connected network ``(..., sizes[0]) -> (..., sizes[-1])`` with LeakyReLU(0.2) between its layers.
+Activation = Literal["leaky-relu", "elu"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "leaky-relu": partial(F.leaky_relu, negative_slope=0.2),
+    "elu": F.elu,
+}
+
+
+class MLP(nn.ModuleList):
+    """Fully connected network ``(..., sizes[0]) -> (..., sizes[-1])``; its layers are called ``0``, ``1``, ....
 
     Args:
         sizes: input size, widths of the hidden layers, output size.
         output_bias: where given, the last layer starts at zero weights and this bias, so that the network starts as
             a constant function.
+        activation: between the layers, LeakyReLU(0.2) or ELU.
 
     Raises:
-        ValueError: fewer than two sizes, or one below 1.
+        ValueError: fewer than two sizes, one below 1, or an unknown activation.
     """
 
-    def __init__(self, sizes: Sequence[int], output_bias: Tensor | None = None) -> None:
+    def __init__(
+        self, sizes: Sequence[int], output_bias: Tensor | None = None, activation: Activation = "leaky-relu"
+    ) -> None:
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"expected at least two sizes of 1 or more, got {list(sizes)}")
-        layers: list[nn.Module] = []
-        for size_in, size_out in pairwise(sizes):
-            layers += [nn.Linear(size_in, size_out), nn.LeakyReLU(0.2)]
-        super().__init__(*layers[:-1])
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"expected activation {' or '.join(ACTIVATIONS)}, got {activation!r}")
+        layers = [nn.Linear(size_in, size_out) for size_in, size_out in pairwise(sizes)]
+        super().__init__(layers)
+        self.activation = activation
         if output_bias is not None:
-            with torch.no_grad():
-                last = layers[-2]
-                assert isinstance(last, nn.Linear)
-                last.weight.zero_()
-                last.bias.copy_(output_bias)
+            start_at(layers[-1], output_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values of the last layer, without an activation."""
+        activation = ACTIVATIONS[self.activation]
+        last = len(self) - 1
+        for number, layer in enumerate(self):
+            x = layer(x) if number == last else activation(layer(x))
+        return x
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Images, flat, ``(B, H W) -> (B, outputs)``: two convolutions 4x4 of stride 2, and two dense layers, with ELU.
+
+    Args:
+        image_shape: (H, W), both multiples of 4.
+        channels: of the two convolutions.
+        hidden: width of the dense layer.
+        outputs: size of the answer.
+        output_bias: as in :class:`MLP`.
+
+    Raises:
+        ValueError: an image shape of other numbers.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int],
+        channels: tuple[int, int],
+        hidden: int,
+        outputs: int,
+        output_bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        height, width = _quarter(image_shape)
+        self.first = nn.Conv2d(1, channels[0], 4, 2, 1)
+        self.second = nn.Conv2d(channels[0], channels[1], 4, 2, 1)
+        self.dense = MLP([channels[1] * height * width, hidden, outputs], output_bias, "elu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answers for a batch of images."""
+        images = x.reshape(-1, 1, *self.image_shape)
+        features = F.elu(self.second(F.elu(self.first(images))))
+        return self.dense(features.flatten(1))
+
+
+class ConvolutionalDecoder(nn.Module):
+    """Latents to flat images, ``(..., D) -> (..., H W)``: two dense layers and two transposed convolutions, with ELU.
+
+    Args:
+        latent_dim: D.
+        hidden: width of the dense layer.
+        channels: of the images that the two transposed convolutions read.
+        image_shape: (H, W), both multiples of 4.
+
+    Raises:
+        ValueError: an image shape of other numbers.
+    """
+
+    def __init__(self, latent_dim: int, hidden: int, channels: tuple[int, int], image_shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.small = (channels[0], *_quarter(image_shape))
+        self.dense = MLP([latent_dim, hidden, math.prod(self.small)], None, "elu")
+        self.first = nn.ConvTranspose2d(channels[0], channels[1], 4, 2, 1)
+        self.second = nn.ConvTranspose2d(channels[1], 1, 4, 2, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits or means of the pixels."""
+        features = F.elu(self.dense(z)).reshape(-1, *self.small)
+        return self.second(F.elu(self.first(features))).reshape(*z.shape[:-1], -1)
+
+
+def fan_in(layer: nn.Module) -> float:
+    """Inputs that each output of a layer adds up, for the scale of its weights.
+
+    Raises:
+        TypeError: a layer that is neither dense nor convolutional.
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    if isinstance(layer, nn.ConvTranspose2d):  # each output pixel meets one in stride² of the kernel's places
+        return layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels * math.prod(layer.kernel_size)
+    raise TypeError(f"expected a dense or convolutional layer, got {type(layer).__name__}")
+
+
+@torch.no_grad()
+def start_at(layer: nn.Linear, output: Tensor) -> None:
+    """Make a layer answer ``output`` whatever its input is."""
+    layer.weight.zero_()
+    layer.bias.copy_(output)
+
+
+def _quarter(image_shape: tuple[int, int]) -> tuple[int, int]:
+    height, width = image_shape
+    if height % 4 or width % 4 or min(image_shape) < 4:
+        raise ValueError(f"expected images of height and width that 4 divides, got {height} by {width}")
+    return height // 4, width // 4
 
 
 class RowTable(nn.Module):

@@ -28,7 +28,7 @@ class PluggedIn(DeepGenerative):
     """A decoder that a naive estimator evaluates at the weights' locations: wrong, as the tests must see."""
 
     def decode(self, z, weights):
-        located = [(self.located[f"decoder__{l}__weight"], self.located[f"decoder__{l}__bias"]) for l in range(2)]
+        located = {name: self.located[f"decoder.{name}".replace(".", "__")] for name in weights}
         return super().decode(z, located)
 
 

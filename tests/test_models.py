@@ -6,9 +6,12 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal
+from torch.func import functional_call
 
 from amortized_bayes.models import DeepGenerative, LinearGaussian
+from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, fan_in
 
 
 def joint(model, x, z):
@@ -168,8 +171,54 @@ def test_grey_pixels_have_a_bernoulli_score():
 def test_no_hidden_layer_is_a_linear_decoder(float64):
     model = DeepGenerative(3, 2, [], 4, bayesian=False)
     z = torch.randn(4, 2)
-    (weight, bias) = model.weights()[0]
+    weight, bias = model.weights()["0.weight"], model.weights()["0.bias"]
     torch.testing.assert_close(model.decode(z, model.weights()), z @ weight.T + bias)
+
+
+@pytest.mark.parametrize("bayesian", [True, False])
+def test_convolutional_decoder_in_the_model(float64, bayesian):
+    network = ConvolutionalDecoder(2, 5, (3, 4), (8, 12))
+    model = DeepGenerative(96, 2, [], 20, bayesian=bayesian, network=network).double()
+    x = torch.bernoulli(torch.full((4, 96), 0.5))
+    trace = poutine.trace(model).get_trace(x)
+    trace.compute_log_prob()
+    sites = trace.nodes
+    weights = {name: sites[f"decoder.{name}"]["value"] for name, _ in network.named_parameters()} if bayesian else {}
+    logits = (
+        functional_call(network.double(), weights, (sites["z"]["value"],)) if bayesian else network(sites["z"]["value"])
+    )
+    expected = -torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    torch.testing.assert_close(sites["x"]["unscaled_log_prob"], expected)
+    assert len(list(model.parameters())) == (0 if bayesian else len(list(network.parameters())))
+
+
+def test_fan_in_counts_what_an_output_adds_up():
+    ones = torch.ones(1, 3, 8, 8)
+    for layer in (nn.Conv2d(3, 2, 4, 2, 1), nn.ConvTranspose2d(3, 2, 4, 2, 1)):
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        assert layer(ones)[0, 0, 1, 1].item() == fan_in(layer)  # an output away from the border
+    assert fan_in(nn.Linear(7, 2)) == 7
+    with pytest.raises(TypeError, match="got LSTM"):
+        fan_in(nn.LSTM(2, 2))
+
+
+def test_convolutional_networks_have_the_shapes_they_say():
+    images = torch.rand(6, 28 * 28)
+    encoder = ConvolutionalEncoder((28, 28), (4, 8), 16, 10, torch.arange(10.0))
+    torch.testing.assert_close(encoder(images), torch.arange(10.0).expand(6, 10))
+    decoder = ConvolutionalDecoder(5, 16, (8, 4), (28, 28))
+    assert decoder(torch.zeros(3, 6, 5)).shape == (3, 6, 784)
+    with pytest.raises(ValueError, match="got 28 by 30"):
+        ConvolutionalDecoder(5, 16, (8, 4), (28, 30))
+
+
+def test_mlp_with_elu(float64):
+    network = MLP([3, 4, 2], None, "elu")
+    x = torch.randn(5, 3)
+    hidden = x @ network[0].weight.T + network[0].bias
+    hidden = torch.where(hidden > 0, hidden, hidden.exp() - 1)
+    torch.testing.assert_close(network(x), hidden @ network[1].weight.T + network[1].bias)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +229,7 @@ def test_no_hidden_layer_is_a_linear_decoder(float64):
         ({"hidden": [4, 0]}, "sizes of 1 or more"),
         ({"likelihood": "poisson"}, "got 'poisson'"),
         ({"weight_prior": "wide"}, "got 'wide'"),
+        ({"activation": "step"}, "got 'step'"),
     ],
 )
 def test_deep_generative_refuses(options, message):

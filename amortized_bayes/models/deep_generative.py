@@ -10,14 +10,16 @@ on request, point estimates (the VAE of Kingma & Welling, 2014).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from amortized_bayes.networks import MLP, Activation, fan_in
 
 __all__ = ["DeepGenerative", "Likelihood"]
 
@@ -25,10 +27,10 @@ Likelihood = Literal["bernoulli", "gaussian", "gaussian-learned"]
 
 
 class DeepGenerative(nn.Module):
-    """Decoder D -> hidden -> P with LeakyReLU(0.2), as a Pyro program over the plate ``data``.
+    """Decoder D -> hidden -> P, or another network, as a Pyro program over the plate ``data``.
 
-    Sites: ``z`` (D,) and ``x`` (P,) inside the plate; ``decoder.<l>.weight`` and ``decoder.<l>.bias`` outside it if
-    ``bayesian``.
+    Sites: ``z`` (D,) and ``x`` (P,) inside the plate; ``decoder.<l>.weight`` and ``decoder.<l>.bias`` of each layer l
+    outside it if ``bayesian``.
 
     Args:
         observed: P.
@@ -39,9 +41,13 @@ class DeepGenerative(nn.Module):
             pixels, point-estimated.
         bayesian: decoder weights are latent, else point estimates.
         weight_prior: variance of the weights' priors: ``fan-in`` for 1 / inputs, or ``standard`` for 1.
+        activation: between the layers, LeakyReLU(0.2) or ELU.
+        network: a decoder ``(..., D) -> (..., P)`` of dense and convolutional layers to use instead; ``hidden`` and
+            ``activation`` are then ignored.
 
     Raises:
-        ValueError: a size below 1, or an unknown likelihood or prior.
+        ValueError: a size below 1, or an unknown likelihood, prior or activation.
+        TypeError: a Bayesian decoder with layers of other kinds.
 
     Example:
         >>> import torch
@@ -63,6 +69,8 @@ class DeepGenerative(nn.Module):
         likelihood: Likelihood = "bernoulli",
         bayesian: bool = True,
         weight_prior: Literal["fan-in", "standard"] = "fan-in",
+        activation: Activation = "leaky-relu",
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
         sizes = [latent_dim, *hidden, observed]
@@ -75,9 +83,11 @@ class DeepGenerative(nn.Module):
         self.latent_dim = latent_dim
         self.num_data = num_data
         self.likelihood = likelihood
-        self.shapes = list(zip(sizes[1:], sizes, strict=False))
-        self.weight_scales = [1 / math.sqrt(i) if weight_prior == "fan-in" else 1.0 for _, i in self.shapes]
-        self.layers = None if bayesian else nn.ModuleList(nn.Linear(i, o) for o, i in self.shapes)
+        decoder = network or MLP(sizes, None, activation)
+        self.priors = _priors(decoder, weight_prior) if bayesian else {}
+        # in a tuple, a module is not registered: the weights of a Bayesian decoder are sites and no parameters
+        self.network = None if bayesian else decoder
+        self._form = (decoder,)
         self.log_scale = nn.Parameter(torch.zeros(())) if likelihood == "gaussian-learned" else None
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
@@ -89,23 +99,18 @@ class DeepGenerative(nn.Module):
             z = pyro.sample("z", self._normal((self.latent_dim,), 1.0).to_event(1))
             return pyro.sample("x", self.observation(self.decode(z, weights)).to_event(1), obs=x)
 
-    def weights(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight (out, in) and bias (out,) of each layer: sampled if Bayesian, else the parameters."""
-        if self.layers is not None:
-            return [(layer.weight, layer.bias) for layer in self.layers]  # type: ignore[misc]
-        return [
-            (
-                pyro.sample(f"decoder.{l}.weight", self._normal((size_out, size_in), scale).to_event(2)),
-                pyro.sample(f"decoder.{l}.bias", self._normal((size_out,), 1.0).to_event(1)),
-            )
-            for l, ((size_out, size_in), scale) in enumerate(zip(self.shapes, self.weight_scales, strict=True))
-        ]
+    def weights(self) -> dict[str, Tensor]:
+        """Tensors of the decoder by name, such as ``0.weight``: sampled if Bayesian, else the parameters."""
+        if self.network is not None:
+            return dict(self.network.named_parameters())
+        return {
+            name: pyro.sample(f"decoder.{name}", self._normal(shape, scale).to_event(len(shape)))
+            for name, (shape, scale) in self.priors.items()
+        }
 
-    def decode(self, z: Tensor, weights: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def decode(self, z: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Logits or means of the pixels, (..., P), of latents (..., D)."""
-        for weight, bias in weights[:-1]:
-            z = F.leaky_relu(F.linear(z, weight, bias), 0.2)
-        return F.linear(z, *weights[-1])
+        return functional_call(self._form[0], dict(weights), (z,))
 
     def observation(self, output: Tensor) -> dist.TorchDistribution:
         """Distribution of the pixels given the decoder's output, batch shape (..., P)."""
@@ -116,3 +121,13 @@ class DeepGenerative(nn.Module):
 
     def _normal(self, shape: tuple[int, ...], scale: float) -> dist.Normal:
         return dist.Normal(self.zero.expand(shape), self.zero.new_full((), scale).expand(shape))
+
+
+def _priors(decoder: nn.Module, weight_prior: str) -> dict[str, tuple[tuple[int, ...], float]]:
+    """Shape of each tensor of a decoder, and the scale of its prior: biases have 1."""
+    found = {}
+    for path, layer in decoder.named_modules():
+        for name, tensor in layer.named_parameters(recurse=False):
+            scale = 1 / math.sqrt(fan_in(layer)) if name == "weight" and weight_prior == "fan-in" else 1.0
+            found[f"{path}.{name}" if path else name] = (tuple(tensor.shape), scale)
+    return found
