@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Divergence", "FitOptions", "StepRecord", "cosine", "settling"]
+__all__ = ["Divergence", "FitOptions", "Schedule", "StepRecord", "burda", "cosine", "settling"]
+
+Schedule = Callable[[float], float]
+"""A number as a function of the part of the run that is done, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,10 @@ class FitOptions:
         average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`.
         average_rows: average rows of tables as well, which holds another table.
         capture: ``auto`` (replay; compiled where that pays), ``replay``, ``inductor`` or ``off``.
-        schedule: multiplies all rates, as a function of the part of the run that is done.
+        schedule: multiplies all rates.
+        entropy_weight: multiplies the local log q alone (entropy annealing: E[log p(x, z) - λ log q(z | x)]).
+        kl_weight: multiplies log q and log prior, local ones (KL warm-up: E[log p(x | z)] - β KL).
+        adam_eps: added to Adam's denominators (not to those of rows).
 
     Example:
         >>> from amortized_bayes import FitOptions
@@ -41,7 +47,20 @@ class FitOptions:
     average: float = 8.0
     average_rows: bool = True
     capture: str = "auto"
-    schedule: Callable[[float], float] | None = None
+    schedule: Schedule | None = None
+    entropy_weight: Schedule | None = None
+    kl_weight: Schedule | None = None
+    adam_eps: float = 1e-8
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the objective changes in the course of a run."""
+        return self.entropy_weight is not None or self.kl_weight is not None
+
+    def weights_at(self, done: float) -> tuple[float, float]:
+        """Weights of the local log prior and of the local log q when the part ``done`` of the run is done."""
+        of_kl = self.kl_weight(done) if self.kl_weight else 1.0
+        return of_kl, of_kl * (self.entropy_weight(done) if self.entropy_weight else 1.0)
 
 
 class Divergence(ArithmeticError):
@@ -75,3 +94,12 @@ def cosine(done: float) -> float:
 def settling(done: float) -> float:
     """Schedule for a fit that starts near its optimum: a fifth of the rate, falling to 0 as half a cosine."""
     return 0.2 * cosine(done)
+
+
+def burda(done: float) -> float:
+    """Schedule 10^(-i/7) for 3^i parts of 3,280, i = 0 ... 7 (Burda, Grosse & Salakhutdinov, ICLR 2016)."""
+    stage, end = 0, 1
+    while stage < 7 and done * 3280 >= end:
+        stage += 1
+        end += 3**stage
+    return 10 ** (-stage / 7)

@@ -11,7 +11,6 @@ given; reports are made on averaged iterates, which need no schedule and no know
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +21,9 @@ import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from amortized_bayes.capture import Captured, CaptureError, capture, compiler_available
+from amortized_bayes.capture import Captured
 from amortized_bayes.expectations import expected_log_weights
+from amortized_bayes.inference.capturing import captured_step
 from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
@@ -31,14 +31,8 @@ from amortized_bayes.types import Guide, Model
 
 __all__ = ["Training", "fit"]
 
-logger = logging.getLogger(__name__)
-
 CHECK_EVERY = 100
 """Losses are looked at every so many steps, since each look makes a GPU wait."""
-COMPILE_SECONDS = 13.0
-"""What compiling a step takes, on two cores; compiling pays when it saves more over the run."""
-COMPILE_SAVING = 0.2
-"""Part of a replayed step that compiling saves on a CPU (`benchmarks/step.py`)."""
 
 
 class Training:
@@ -54,6 +48,7 @@ class Training:
         seed: of batches and draws.
         plate: name of the plate over data points.
         pass_index: whether the programs take the places of the points.
+        transform: applied to each batch, such as fresh binarization; draws by torch's global generator are the run's.
 
     Raises:
         ValueError: no data, a batch larger than the data, or nothing to fit.
@@ -82,11 +77,12 @@ class Training:
         *,
         plate: str = "data",
         pass_index: bool = True,
+        transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if not 1 <= options.batch_size <= len(data):
             raise ValueError(f"expected a batch size of 1 to {len(data)} (the data), got {options.batch_size}")
         self.model, self.guide, self.data, self.options, self.seed = model, guide, data, options, seed
-        self.plate, self.pass_index = plate, pass_index
+        self.plate, self.pass_index, self.transform = plate, pass_index, transform
         self.dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
         self.steps = 0
         self.seconds = 0.0
@@ -104,9 +100,13 @@ class Training:
     def _batch(self, index: Tensor) -> Tensor:
         return self.data[index].to(self.dtype)
 
-    def loss_and_gradients(self, x: Tensor, index: Tensor, *rows: Tensor) -> list[Tensor]:
-        """Negative ELBO a point of a batch, and its gradients: of parameters as they are, of rows times B."""
-        rows = tuple(r.detach().requires_grad_() for r in rows)
+    def loss_and_gradients(self, x: Tensor, index: Tensor, *more: Tensor) -> list[Tensor]:
+        """Negative ELBO a point of a batch, and its gradients: of parameters as they are, of rows times B.
+
+        ``more`` are the weights of log prior and log q, ``(2,)``, where the options anneal, and rows.
+        """
+        annealing, given = (more[0], more[1:]) if self.options.annealed else (None, more)
+        rows = tuple(r.detach().requires_grad_() for r in given)
         with self.variables.bound(rows):
             weights = expected_log_weights(
                 self.model,
@@ -118,7 +118,10 @@ class Training:
                 analytic_kl=self.options.analytic_kl,
                 local_reparametrization=self.options.local_reparametrization,
             )
-        loss = -(weights.local.mean() + weights.shared.mean() / len(self.data))
+        local = weights.local
+        if annealing is not None:
+            local = weights.log_likelihood + annealing[0] * weights.log_prior - annealing[1] * weights.log_q
+        loss = -(local.mean() + weights.shared.mean() / len(self.data))
         wanted = [*self.variables.parameters, *rows]
         found = torch.autograd.grad(loss, wanted, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted, strict=True)]
@@ -129,22 +132,13 @@ class Training:
         """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not."""
         if self.captured is not None or self._uncapturable or self.options.capture == "off":
             return
-        first, second = (self._inputs(self.batches[step]) for step in (0, 1))
-        backend = "inductor" if self.options.capture == "inductor" else "replay"
-        try:
-            with torch.random.fork_rng(devices=cuda_devices(self.data)):
-                torch.manual_seed(0)
-                self.captured = self._capture(first, second, backend)
-                if self.options.capture == "auto" and self._compiling_pays(num_steps, first):
-                    self.captured = self._capture(first, second, "inductor")
-        except CaptureError as error:
-            how = "uncaptured" if self.captured is None else "replayed, not compiled"
-            logger.warning("the step runs %s, which is slower and gives the same numbers: %s", how, error)
-            self._uncapturable = self.captured is None
-
-    def _capture(self, first: list[Tensor], second: list[Tensor], backend: str) -> Captured:
-        restore = [buffer for _, buffer in self._buffers()]
-        return capture(self.loss_and_gradients, first, second, backend=backend, restore=restore)
+        first, second = (self._inputs(self.batches[step], done) for step, done in ((0, 0.0), (1, 0.5)))
+        with torch.random.fork_rng(devices=cuda_devices(self.data)):
+            torch.manual_seed(0)
+            restore = [buffer for _, buffer in self._buffers()]
+            how = self.options.capture
+            self.captured = captured_step(self.loss_and_gradients, first, second, how, num_steps, restore)
+        self._uncapturable = self.captured is None
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """Tensors that running the programs may change, such as batch-norm statistics."""
@@ -152,27 +146,18 @@ class Training:
         modules = [(name, program) for name, program in programs if isinstance(program, nn.Module)]
         return [(f"{name}.{key}", buffer) for name, module in modules for key, buffer in module.named_buffers()]
 
-    def _compiling_pays(self, num_steps: int, inputs: list[Tensor]) -> bool:
-        if self.data.is_cuda or self.captured is None:
-            return False
-        start = time.perf_counter()
-        for _ in range(5):
-            self.captured(*inputs)
-        step = (time.perf_counter() - start) / 5
-        pays = num_steps * step * COMPILE_SAVING > COMPILE_SECONDS
-        if pays and not compiler_available():
-            logger.warning("no C++ compiler found: the step is replayed, not compiled")
-            return False
-        return pays
+    def _inputs(self, index: Tensor, done: float = 0.0) -> list[Tensor]:
+        x = self._batch(index)
+        x = self.transform(x) if self.transform else x
+        # as a tensor: a captured step would keep a Python number as it was when captured
+        weights = torch.tensor(self.options.weights_at(done), dtype=self.dtype).to(x.device, non_blocking=True)
+        return [x, index, *([weights] if self.options.annealed else []), *self.variables.rows(index)]
 
-    def _inputs(self, index: Tensor) -> list[Tensor]:
-        return [self._batch(index), index, *self.variables.rows(index)]
-
-    def run(self, num_steps: int, report_at: Iterable[int] = ()) -> Iterator[StepRecord]:
+    def run(self, num_steps: int, report_at: Iterable[int] = (), begin: int | None = None) -> Iterator[StepRecord]:
         """Take ``num_steps`` more steps and yield a record at the last and at each step in ``report_at``.
 
         Steps are counted from the start of the first run. Only steps are timed, not what the caller
-        does between records.
+        does between records. ``begin`` is the step at which the run began of which this is the rest, for schedules.
 
         Raises:
             Divergence: the loss is not finite, or a thousand times worse than at the start.
@@ -180,13 +165,13 @@ class Training:
         self.prepare(num_steps)
         stop = self.steps + num_steps
         marks = {m for m in report_at if self.steps < m <= stop} | {stop}
-        begin = self.steps
+        begin = self.steps if begin is None else begin
         losses: list[Tensor] = []
         validate = is_validation_enabled()
         start = time.perf_counter()
         with pyro.validation_enabled(False), self.stream:
             while self.steps < stop:
-                losses.append(self._step((self.steps - begin) / num_steps))
+                losses.append(self._step((self.steps - begin) / (stop - begin)))
                 self.steps += 1
                 if self.steps in marks or len(losses) == CHECK_EVERY:
                     last = self._check(losses)
@@ -200,9 +185,9 @@ class Training:
     def _step(self, done: float) -> Tensor:
         multiplier = self.options.schedule(done) if self.options.schedule else 1.0
         index = self.batches[self.steps]
-        inputs = self._inputs(index)
+        inputs = self._inputs(index, done)
         outputs = (self.captured or self.loss_and_gradients)(*inputs)
-        self.variables.step(index, inputs[2:], outputs[1:], multiplier)
+        self.variables.step(index, inputs[3 if self.options.annealed else 2 :], outputs[1:], multiplier)
         return outputs[0].clone()
 
     def _check(self, losses: list[Tensor]) -> float:

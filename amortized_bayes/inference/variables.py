@@ -51,7 +51,7 @@ class Variables:
             if group
         ]
         self.rates = [g["lr"] for g in groups]
-        self.adam = torch.optim.Adam(groups, fused=True) if groups else None
+        self.adam = torch.optim.Adam(groups, eps=options.adam_eps, fused=True) if groups else None
         self.average = IterateAverage([*self.parameters], options.average)
 
     def rows(self, index: Tensor) -> list[Tensor]:

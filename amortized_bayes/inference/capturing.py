@@ -1,0 +1,63 @@
+"""The step of a fit, captured: replayed, and compiled where that pays."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from amortized_bayes.capture import Captured, CaptureError, capture, compiler_available
+
+__all__ = ["captured_step"]
+
+logger = logging.getLogger("amortized_bayes.inference.svi")
+
+COMPILE_SECONDS = 13.0
+"""What compiling a step takes, on two cores; compiling pays when it saves more over the run."""
+COMPILE_SAVING = 0.2
+"""Part of a replayed step that compiling saves on a CPU (`benchmarks/step.py`)."""
+
+
+def captured_step(
+    step: Callable[..., list[Tensor]],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    how: str,
+    num_steps: int,
+    restore: Sequence[Tensor],
+) -> Captured | None:
+    """Capture a step on one batch and check it on another; ``None``, and one line said, where that cannot be done.
+
+    Args:
+        step: loss and gradients of a batch.
+        first: inputs of one batch.
+        second: inputs of another.
+        how: ``auto``, ``replay`` or ``inductor``.
+        num_steps: steps that it will be used for.
+        restore: tensors that tracing may change, to be put back.
+    """
+    captured = None
+    try:
+        captured = capture(step, first, second, backend="inductor" if how == "inductor" else "replay", restore=restore)
+        if how == "auto" and _compiling_pays(captured, first, num_steps):
+            captured = capture(step, first, second, backend="inductor", restore=restore)
+    except CaptureError as error:
+        way = "uncaptured" if captured is None else "replayed, not compiled"
+        logger.warning("the step runs %s, which is slower and gives the same numbers: %s", way, error)
+    return captured
+
+
+def _compiling_pays(captured: Captured, inputs: Sequence[Tensor], num_steps: int) -> bool:
+    if inputs[0].is_cuda:
+        return False
+    start = time.perf_counter()
+    for _ in range(5):
+        captured(*inputs)
+    step = (time.perf_counter() - start) / 5
+    pays = num_steps * step * COMPILE_SAVING > COMPILE_SECONDS
+    if pays and not compiler_available():
+        logger.warning("no C++ compiler found: the step is replayed, not compiled")
+        return False
+    return pays
