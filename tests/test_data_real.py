@@ -8,6 +8,7 @@ import pytest
 
 from amortized_bayes.data import load_dataset
 from amortized_bayes.data.binarized import read_binarized
+from amortized_bayes.data.labels import labels_of_binarized
 
 needs_files = pytest.mark.skipif(
     not os.environ.get("AMORTIZED_BAYES_DATA"), reason="AMORTIZED_BAYES_DATA does not say where the data lie"
@@ -99,3 +100,14 @@ def test_changed_digits_are_refused(monkeypatch):
     monkeypatch.setitem(digits.DIGITS_SHA256, "load_digits labels", "0" * 64)
     with pytest.raises(ValueError, match="load_digits labels differ from the known ones: expected 000"):
         load_dataset("digits")
+
+
+@needs_files
+def test_labels_of_the_binarized_test_images_come_out_sorted():
+    """The files keep those images sorted by digit, which the matching does not know."""
+    packed = Path(os.environ["AMORTIZED_BAYES_DATA"]) / "BinarizedMNIST" / "binarized_mnist.npz"
+    if not packed.is_file():
+        pytest.skip(f"no {packed.name}")
+    grey = load_dataset("mnist", download=False).test
+    bits = read_binarized([packed, packed]).test.pixels[::50]
+    assert (np.diff(labels_of_binarized(bits, grey.pixels, grey.labels).astype(int)) >= 0).all()
