@@ -10,20 +10,38 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Annotated, Any
 
 import tyro
 
 from amortized_bayes.commands.download import Download
+from amortized_bayes.commands.gaps import GapsCommand, QStarCommand, gaps_defaults, qstar_defaults
 from amortized_bayes.commands.runs import List, Plot, Table
 from amortized_bayes.commands.sweep import Sweep, sweep_defaults
+from amortized_bayes.commands.train import Train, train_defaults
 from amortized_bayes.experiments.sweep import SettingError
 
 __all__ = ["main"]
 
-COMMANDS: dict[str, type] = {"sweep": Sweep, "list": List, "plot": Plot, "table": Table, "download": Download}
+COMMANDS: dict[str, type] = {
+    "sweep": Sweep,
+    "train": Train,
+    "gaps": GapsCommand,
+    "qstar": QStarCommand,
+    "list": List,
+    "plot": Plot,
+    "table": Table,
+    "download": Download,
+}
+DEFAULTS: dict[str, Callable[[list[str]], Any]] = {
+    "sweep": sweep_defaults,
+    "train": train_defaults,
+    "gaps": gaps_defaults,
+    "qstar": qstar_defaults,
+}
+"""Of commands with presets, what their flags start from."""
 DESCRIPTION = (
     "Amortized against factorized and constant variational inference: what does it cost to share the inference? "
     "Without a command, `sweep` is run. `COMMAND --help` explains each."
@@ -60,7 +78,7 @@ def _parse(given: list[str]) -> Any:
     asks_for_help = bool(given) and given[0] in ("-h", "--help")
     if not asks_for_help and (not given or given[0].startswith("-")):
         given = ["sweep", *given]
-    defaults = {"sweep": sweep_defaults(given)} if given[0] == "sweep" else {}
+    defaults = {given[0]: DEFAULTS[given[0]](given)} if given[0] in DEFAULTS else {}
     union: Any = None
     for name, cls in COMMANDS.items():
         default = {"default": defaults[name]} if name in defaults else {}

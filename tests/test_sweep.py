@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from amortized_bayes.commands import figures
-from amortized_bayes.commands.figures import draw_all
+from amortized_bayes.commands.drawing import draw_all
 from amortized_bayes.commands.findings import claims, print_table, sentences
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.experiments import fitting, problem, sweep_run

@@ -52,7 +52,7 @@ class Plot:
     def run(self, given: list[str]) -> None:
         """Draw everything."""
         del given
-        from amortized_bayes.commands.figures import draw_all
+        from amortized_bayes.commands.drawing import draw_all
 
         folder = RunFolder.open(find_run(self.out, self.name))
         for path in draw_all(folder, folder.rows(), self.into):
@@ -76,14 +76,9 @@ class Table:
     def run(self, given: list[str]) -> None:
         """Print tables and sentences."""
         del given
-        from amortized_bayes.commands.findings import print_claims, print_table, sentences
+        from amortized_bayes.commands.tables import print_run
 
         folder = RunFolder.open(find_run(self.out, self.name))
-        frame = folder.rows()
-        print_table(frame)
-        for sentence in sentences(frame):
-            print(sentence)
-        if self.claims and folder.experiment == "sweep":
-            print_claims(frame)
+        print_run(folder, claims=self.claims)
         for problem in folder.verify() if folder.finished else []:
             print(f"warning: {problem}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from amortized_bayes.commands.progress import SweepProgress, duration
-from amortized_bayes.configuration import load_config, replace_from_mapping, to_mapping
+from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, value_of
+from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import DataUnavailable, load_dataset
 from amortized_bayes.experiments.sweep import PRESETS, SweepConfig, grid
 from amortized_bayes.results import RunFolder, environment, find_run
@@ -49,23 +48,23 @@ class Sweep:
     def run(self, given: list[str]) -> None:
         """Run, or go on with, a sweep."""
         print(f"amortized_bayes: {'resuming' if self.resume else 'starting'} a sweep; torch is loading", flush=True)
-        device, machine = _machine(self.device)
+        device, about = machine(self.device)
         if self.resume is not None:
             folder = RunFolder.open(find_run(self.out, self.resume))
             setting, data, note = self._taken_up(folder)
         else:
             folder = None
             setting, data, note = _with_data_at_hand(self.setting, self.data_dir, given)
-        described = environment(machine["threads"]) | machine | {"data": data, "note": note, "command": " ".join(given)}
+        described = environment(about["threads"]) | about | {"data": data, "note": note, "command": " ".join(given)}
         if setting.tune:
             if folder is None:
                 folder = RunFolder.create(self.out, "tune", to_mapping(setting), described)
-            with _saying_how_to_go_on(folder):
+            with saying_how_to_go_on(folder, "sweep"):
                 setting = self._tune(folder, setting, device, note)
             folder = None
         if folder is None:
             folder = RunFolder.create(self.out, "sweep", to_mapping(setting), described)
-        with _saying_how_to_go_on(folder):
+        with saying_how_to_go_on(folder, "sweep"):
             self._sweep(folder, setting, device, note)
 
     def _taken_up(self, folder: RunFolder) -> tuple[SweepConfig, dict[str, Any], str]:
@@ -85,8 +84,8 @@ class Sweep:
         return setting, data, str(before.get("note", ""))
 
     def _sweep(self, folder: RunFolder, setting: SweepConfig, device: torch.device, note: str) -> None:
-        from amortized_bayes.commands.figures import draw_all
-        from amortized_bayes.commands.findings import print_table, sentences
+        from amortized_bayes.commands.drawing import draw_all
+        from amortized_bayes.commands.tables import print_run
         from amortized_bayes.experiments.estimate import estimate_seconds
         from amortized_bayes.experiments.sweep_run import run
 
@@ -103,9 +102,7 @@ class Sweep:
             folder.finish()
         frame = folder.rows()
         figures = draw_all(folder, frame)
-        print_table(frame)
-        for sentence in sentences(frame):
-            print(sentence)
+        print_run(folder)
         print(f"figures: {', '.join(sorted({p.name for p in figures if p.suffix == '.png'}))} in {folder.path}")
         if note:
             print(note)
@@ -129,33 +126,8 @@ class Sweep:
 
 
 def sweep_defaults(given: list[str]) -> Sweep:
-    """The command's defaults, from ``--preset`` and ``--config`` where they are given.
-
-    Raises:
-        ValueError: an unknown preset, or a file that is no configuration.
-    """
-    preset = _value_of(given, "--preset")
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"expected --preset {' or '.join(PRESETS)}, got {preset!r}")
-    path = _value_of(given, "--config")
-    if path is None:
-        return Sweep(setting=PRESETS[preset or "quick"])
-    loaded = load_config(SweepConfig, Path(path))  # checks the file
-    import yaml
-
-    mapping = yaml.safe_load(Path(path).read_bytes().decode("utf-8-sig"))
-    if preset not in (None, mapping.get("preset", preset)):
-        raise ValueError(f"expected --preset {loaded.preset}, as {path} says, got {preset}")
-    return Sweep(setting=replace_from_mapping(PRESETS[preset or loaded.preset], mapping, path))
-
-
-def _value_of(given: list[str], flag: str) -> str | None:
-    for i, argument in enumerate(given):
-        if argument == flag and i + 1 < len(given):
-            return given[i + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-    return None
+    """The command's defaults, from ``--preset`` and ``--config``; errors as in ``preset_setting``."""
+    return Sweep(setting=preset_setting(given, PRESETS))
 
 
 def _load_data(setting: SweepConfig, data_dir: Path | None) -> dict[str, Any]:
@@ -177,35 +149,15 @@ def _with_data_at_hand(
     try:
         return setting, _load_data(setting, data_dir), ""
     except DataUnavailable as error:
-        if any(_value_of(given, flag) is not None for flag in ("--dataset", "--config")):
+        if any(value_of(given, flag) is not None for flag in ("--dataset", "--config")):
             raise
         print(f"no images: {error}", file=sys.stderr)
         note = "embedded digits (scikit-learn, 8x8) stand in for MNIST and FashionMNIST, which could not be had"
         print(note, flush=True)
         # fewer images: more passes over them, unless they were asked for
-        epochs = setting.epochs if _value_of(given, "--epochs") is not None else 4 * setting.epochs
+        epochs = setting.epochs if value_of(given, "--epochs") is not None else 4 * setting.epochs
         setting = replace(setting, dataset=("digits",), epochs=epochs)
         return setting, _load_data(setting, data_dir), note
-
-
-def _machine(device: str) -> tuple[torch.device, dict[str, Any]]:
-    """The device to run on, and what environment.json says of it."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("expected a CUDA device for --device cuda, got none")
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
-    return chosen, {"device": name, "threads": torch.get_num_threads()}
-
-
-@contextmanager
-def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"finished fits are kept: `sweep --resume {folder.path}` goes on", file=sys.stderr)
-        raise
 
 
 def _worth_saying(row: Row) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,7 +20,6 @@ from amortized_bayes.plotting import (
     guide_label,
     memory_figure,
     reconstruction_figure,
-    save_figure,
     time_to_target_figure,
 )
 from amortized_bayes.results import RunFolder
@@ -28,47 +27,30 @@ from amortized_bayes.results import RunFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_all"]
+__all__ = ["draw_sweep"]
 
 SHORT = {"mnist": "mnist", "fashion-mnist": "fmnist"}
 """Names of data sets in names of figures; others keep their own."""
 
 
-def draw_all(folder: RunFolder, frame: pd.DataFrame, into: Path | None = None) -> list[Path]:
-    """Draw every figure that the rows allow, as PNG and PDF, into the run's folder or ``into``.
-
-    Args:
-        folder: a run.
-        frame: its rows.
-        into: another folder.
-
-    Raises:
-        ValueError: the figures cannot be written.
-    """
+def draw_sweep(folder: RunFolder, frame: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Every figure that the rows of a sweep allow, with its name."""
     config = load_config(SweepConfig, folder.path / "config.yaml")
-    target = into or folder.path
     finished = cast(pd.DataFrame, frame[frame["metric"] == "final_elbo"])
-    datasets = list(finished["dataset"].unique())
-    saved: list[Path] = []
-
-    def save(name: str, draw: Callable[[], Figure]) -> None:
-        saved.extend(save_figure(draw(), target, name))
-
-    for place, dataset in enumerate(datasets):
+    for place, dataset in enumerate(finished["dataset"].unique()):
         rows = cast(pd.DataFrame, frame[frame["dataset"] == dataset])
         short = SHORT.get(dataset, Path(dataset).stem)
-        save(f"{short}_elbo", lambda r=rows, d=dataset: curve_figure(r, d, "elbo"))
-        save(f"{short}_mse", lambda r=rows, d=dataset: curve_figure(r, d, "mse_train"))
-        save(f"{short}_mse_test", lambda r=rows, d=dataset: curve_figure(r, d, "mse_test"))
+        yield f"{short}_elbo", curve_figure(rows, dataset, "elbo")
+        yield f"{short}_mse", curve_figure(rows, dataset, "mse_train")
+        yield f"{short}_mse_test", curve_figure(rows, dataset, "mse_test")
         if (rows["metric"] == "seconds_to_1_nat").any():
-            save(f"{short}_comp", lambda r=rows, d=dataset: time_to_target_figure(r, d))
+            yield f"{short}_comp", time_to_target_figure(rows, dataset)
         if (arrays := _reconstructions(folder, config, rows, dataset)) is not None:
-            save(f"re{place + 1}", lambda a=arrays: reconstruction_figure(*a))
+            yield f"re{place + 1}", reconstruction_figure(*arrays)
     if (frame["metric"] == "family_gap").any():
-        save("family_gap", lambda: family_gap_figure(frame))
+        yield "family_gap", family_gap_figure(frame)
     if (observed := _observed(folder, config)) is not None:
-        save("memory", lambda: memory_figure(_memory(config, frame, observed)))
-    return saved
+        yield "memory", memory_figure(_memory(config, frame, observed))
 
 
 def _reconstructions(

@@ -3,7 +3,9 @@
 Nothing here imports torch, and no function changes matplotlib's global state.
 """
 
+from amortized_bayes.plotting.convergence import Curve, convergence_figure
 from amortized_bayes.plotting.curves import curve_figure
+from amortized_bayes.plotting.decomposition import Decomposed, class_gap_figure, decomposition_figure
 from amortized_bayes.plotting.gaps import family_gap_figure
 from amortized_bayes.plotting.images import reconstruction_figure
 from amortized_bayes.plotting.memory import memory_figure
@@ -16,11 +18,17 @@ from amortized_bayes.plotting.style import (
     style,
 )
 from amortized_bayes.plotting.timing import time_to_target_figure
+from amortized_bayes.plotting.training import training_figure
 
 __all__ = [
+    "Curve",
+    "Decomposed",
     "GuideStyle",
+    "class_gap_figure",
+    "convergence_figure",
     "curve_figure",
     "dataset_label",
+    "decomposition_figure",
     "family_gap_figure",
     "guide_label",
     "guide_style",
@@ -29,4 +37,5 @@ __all__ = [
     "save_figure",
     "style",
     "time_to_target_figure",
+    "training_figure",
 ]

@@ -67,6 +67,7 @@ GUIDE_LABELS = {
 }
 DATASET_LABELS = {
     "mnist": "MNIST",
+    "binarized-mnist": "binarized MNIST",
     "fashion-mnist": "FashionMNIST",
     "fashionmnist": "FashionMNIST",
     "digits": "digits",

@@ -1,0 +1,77 @@
+"""What commands that run an experiment have in common before and around it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from amortized_bayes.configuration import load_config, replace_from_mapping
+from amortized_bayes.results import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["machine", "preset_setting", "saying_how_to_go_on", "value_of"]
+
+Setting = TypeVar("Setting")
+
+
+def preset_setting(given: list[str], presets: Mapping[str, Setting]) -> Setting:
+    """The setting that flags start from: that of ``--preset`` and ``--config`` where they are given, else *quick*.
+
+    Raises:
+        ValueError: an unknown preset, or a file that is no configuration.
+    """
+    preset = value_of(given, "--preset")
+    if preset is not None and preset not in presets:
+        raise ValueError(f"expected --preset {' or '.join(presets)}, got {preset!r}")
+    path = value_of(given, "--config")
+    if path is None:
+        return presets[preset or "quick"]
+    cls: Any = type(presets["quick"])
+    loaded = load_config(cls, Path(path))  # checks the file
+    import yaml
+
+    mapping = yaml.safe_load(Path(path).read_bytes().decode("utf-8-sig"))
+    if preset not in (None, mapping.get("preset", preset)):
+        raise ValueError(f"expected --preset {loaded.preset}, as {path} says, got {preset}")
+    base: Any = presets[preset or loaded.preset]
+    return replace_from_mapping(base, mapping, path)
+
+
+def value_of(given: list[str], flag: str) -> str | None:
+    """What a flag was given on the command line; ``None`` without it."""
+    for i, argument in enumerate(given):
+        if argument == flag and i + 1 < len(given):
+            return given[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def machine(device: str) -> tuple[torch.device, dict[str, Any]]:
+    """The device to run on, and what environment.json says of it.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("expected a CUDA device for --device cuda, got none")
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
+    return chosen, {"device": name, "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def saying_how_to_go_on(folder: RunFolder, command: str) -> Iterator[None]:
+    """Say, when interrupted, how to take the run up again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"what is finished is kept: `{command} --resume {folder.path}` goes on", file=sys.stderr)
+        raise

@@ -1,0 +1,151 @@
+"""``train``: train the model that ``gaps`` and ``qstar`` then look at."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from amortized_bayes.commands.progress import duration
+from amortized_bayes.commands.stages import StageProgress
+from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, value_of
+from amortized_bayes.configuration import load_config, to_mapping
+from amortized_bayes.data import DataUnavailable, load_dataset
+from amortized_bayes.experiments.vae import VAE_PRESETS, VAEConfig
+from amortized_bayes.results import RunFolder, environment, find_run
+
+__all__ = ["Train", "train_defaults"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a VAE (or a Bayesian decoder) whose gaps are to be measured; fixed binarized MNIST unless told otherwise.
+
+    Args:
+        setting: What to train.
+        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
+        resume: Run to go on with: its path, its name, or latest. Its own configuration is used.
+        device: Where to run; auto takes a GPU if there is one.
+        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
+        tensorboard: Write the curves for TensorBoard as well, into the run's folder.
+        out: Folder for results.
+    """
+
+    setting: VAEConfig = field(default_factory=VAEConfig)
+    config: Path | None = None
+    resume: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    tensorboard: bool = False
+    out: Path = Path("results")
+
+    def run(self, given: list[str]) -> None:
+        """Train, or go on with training."""
+        print(f"amortized_bayes: {'resuming' if self.resume else 'starting'} training; torch is loading", flush=True)
+        device, about = machine(self.device)
+        if self.resume is not None:
+            folder = RunFolder.open(find_run(self.out, self.resume))
+            setting = _taken_up(folder, self.data_dir)
+        else:
+            setting, note = _with_data_at_hand(self.setting, self.data_dir, given)
+            described = environment(about["threads"]) | about
+            described |= {"data": _checksums(setting, self.data_dir), "note": note, "command": " ".join(given)}
+            folder = RunFolder.create(self.out, "train", to_mapping(setting), described)
+        with saying_how_to_go_on(folder, "train"):
+            self._train(folder, setting, device)
+
+    def _train(self, folder: RunFolder, setting: VAEConfig, device: Any) -> None:
+        from amortized_bayes.commands.drawing import draw_all
+        from amortized_bayes.commands.tables import print_run
+        from amortized_bayes.experiments.trained import estimate_training, train
+
+        print(f"{setting.name} on {setting.dataset}, {device}, into {folder.path}", flush=True)
+        seconds = estimate_training(setting, device, self.data_dir)
+        print(f"time: about {duration(seconds)} for {setting.epochs} epochs, from a few steps", flush=True)
+        with folder, StageProgress() as progress, self._scalars(folder) as write:
+            rows = list(
+                train(
+                    setting,
+                    folder,
+                    device=device,
+                    data_dir=self.data_dir,
+                    watch=lambda done, total, state: progress("training", done, total, state),
+                    on_look=write,
+                )
+            )
+            folder.finish()
+        failed = next((row for row in rows if row.status == "failed"), None)
+        if failed is not None:
+            raise ValueError(f"training failed at step {failed.step}, as {folder.path} records: {failed.note}")
+        print_run(folder)
+        for path in draw_all(folder, folder.rows()):
+            print(path)
+        print(f"next: gaps {folder.path}")
+
+    @contextmanager
+    def _scalars(self, folder: RunFolder) -> Iterator[Callable[[int, dict[str, float]], None]]:
+        """Where looks go for TensorBoard: nowhere unless it is asked for."""
+        if not self.tensorboard:
+            yield lambda *_: None
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "expected the package tensorboard for --tensorboard: pip install 'amortized_bayes[tensorboard]'"
+            ) from error
+        writer = SummaryWriter(str(folder.path / "tensorboard"))
+
+        def write(step: int, found: dict[str, float]) -> None:
+            for name, value in found.items():
+                writer.add_scalar(name, value, step)
+
+        try:
+            yield write
+        finally:
+            writer.close()
+
+
+def train_defaults(given: list[str]) -> Train:
+    """The command's defaults, from ``--preset`` and ``--config``; errors as in ``preset_setting``."""
+    return Train(setting=preset_setting(given, VAE_PRESETS))
+
+
+def _taken_up(folder: RunFolder, data_dir: Path | None) -> VAEConfig:
+    if folder.experiment != "train":
+        raise ValueError(f"expected a run of `train` to resume, got {folder.path}")
+    if folder.finished:
+        raise ValueError(f"expected an unfinished run to resume, got {folder.path}, which is finished")
+    setting = load_config(VAEConfig, folder.path / "config.yaml")
+    before = json.loads((folder.path / "environment.json").read_text()).get("data")
+    if before != _checksums(setting, data_dir):
+        raise ValueError(f"expected the data that {folder.path} was started on, got other files")
+    return setting
+
+
+def _checksums(setting: VAEConfig, data_dir: Path | None) -> dict[str, str]:
+    return dict(load_dataset(setting.dataset, data_dir=data_dir).sha256)
+
+
+def _with_data_at_hand(setting: VAEConfig, data_dir: Path | None, given: list[str]) -> tuple[VAEConfig, str]:
+    """An unnamed default falls back: from binarized MNIST to MNIST, drawn once, and from that to the digits."""
+    named = value_of(given, "--dataset") is not None or value_of(given, "--config") is not None
+    note = ""
+    for dataset, words in (("mnist", "MNIST, drawn once by seed,"), ("digits", "embedded digits (scikit-learn, 8x8)")):
+        try:
+            load_dataset(setting.dataset, data_dir=data_dir)
+            break
+        except DataUnavailable as error:
+            if named:
+                raise
+            print(f"no images: {error}", file=sys.stderr)
+            note = f"{words} stand in for {VAEConfig().dataset}, which could not be had"
+            print(note, flush=True)
+            setting = replace(setting, dataset=dataset)
+    return setting, note
