@@ -9,21 +9,21 @@ r"""What draws from the guide say of each point: ELBO, IWAE, k̂ and effective s
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
 from amortized_bayes.evaluation.psis import ess, psis_khat
+from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.joint import LogJoint, global_seed
 from amortized_bayes.types import Guide
-from amortized_bayes.weights import log_weights
 
 __all__ = ["Estimates", "guide_estimates", "guide_weights"]
 
 MAX_ROWS = 20_000
 """Particles times points that are evaluated at once."""
+POINTS = 200
+"""Points whose particles are drawn together."""
 
 Estimates = dict[str, tuple[Tensor, Tensor]]
 """By name, values and standard errors of B points, ``(B,)`` each, float64 on the CPU; NaN where there is no error."""
@@ -48,21 +48,12 @@ def guide_estimates(joint: LogJoint, guide: Guide, num_particles: int, seed: int
     }
 
 
-@torch.no_grad()
 def guide_weights(joint: LogJoint, guide: Guide, num_particles: int, seed: int) -> Tensor:
     """Log weights of draws from the guide, ``(S, B)`` in nats, float64. The same seed gives the same draws."""
     columns = []
-    for number, points in enumerate(torch.arange(joint.num_points).split(1000)):
-        part = joint.select(points)
-        most = max(1, MAX_ROWS // len(points))
-        with global_seed(seed, "weights", number), part.indexed():
-            blocks = [_block(part, guide, len(block)) for block in torch.arange(num_particles).split(most)]
-        columns.append(torch.cat(blocks).double())
+    for number, points in enumerate(torch.arange(joint.num_points).split(POINTS)):
+        with global_seed(seed, "weights", number):
+            columns.append(
+                torch.cat(list(weight_blocks(joint.select(points), guide, num_particles, MAX_ROWS))).double()
+            )
     return torch.cat(columns, -1)
-
-
-def _block(joint: LogJoint, guide: Guide, num: int) -> Tensor:
-    args, kwargs = joint.arguments
-    model: Any = poutine.condition(joint.model, data=joint.fixed) if joint.fixed else joint.model
-    q: Any = poutine.condition(guide, data=joint.fixed) if joint.fixed else guide
-    return log_weights(model, q, *args, num_particles=num, plate=joint.plate, **kwargs).local[0]

@@ -16,23 +16,27 @@ points; it is no ELBO and is not comparable with one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import pyro.poutine as poutine
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from amortized_bayes.evaluation.chunking import PointChunk, point_chunks
+from amortized_bayes.evaluation.streaming import LogMeanExp, weight_blocks
 from amortized_bayes.expectations import expected_log_weights
+from amortized_bayes.joint import log_joint
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import LogWeights, log_weights
+from amortized_bayes.weights import LogWeights, log_weights, plate_frame, sample_sites
 
 __all__ = ["Elbo", "Estimate", "elbo", "iwae", "log_predictive"]
 
 MAX_ROWS = 20_000
 """Particles times points that are evaluated at once: memory stays near 1 GB for 784 pixels in float32."""
+STREAM_ABOVE = 1_000
+"""Particles above which IWAE takes them in blocks."""
+POINTS_STREAMED = 200
+"""Points at once then."""
 
 
 class Estimate(NamedTuple):
@@ -117,7 +121,7 @@ def elbo(
     """
     options = {"analytic_kl": analytic_kl, "local_reparametrization": local_reparametrization}
     parts: list[list[Tensor]] = []
-    for chunk in _chunks(args, kwargs, chunk_size, plate):
+    for chunk in point_chunks(args, kwargs, chunk_size, plate):
         draws = [
             chunk.weights(expected_log_weights, model, guide, num_data=num_data, **options) for _ in range(num_draws)
         ]
@@ -126,7 +130,8 @@ def elbo(
         shared = torch.stack([w.shared[0] / w.num_data for w in draws])
         values = likelihood - divergence + shared[:, None]
         error = values.std(0) / math.sqrt(num_draws) if num_draws > 1 else torch.full_like(values[0], math.nan)
-        parts.append([values.mean(0), error, likelihood.mean(0), divergence.mean(0), shared.mean()[None]])
+        means = [values.mean(0), error, likelihood.mean(0), divergence.mean(0)]
+        parts.append([*means, shared.mean().expand_as(error)])  # a value a point: chunks differ in size
     value, error, likelihood, divergence, shared = (torch.cat(p) for p in zip(*parts, strict=True))
     return Elbo(value, error, likelihood, divergence, shared.mean())
 
@@ -146,10 +151,12 @@ def iwae(
     """Importance-weighted bound of each point from S = ``num_particles``, averaged over T = ``num_shared`` draws.
 
     Arguments as :func:`elbo`; ``max_rows`` bounds particles times points at once. The error comes from the
-    spread over T where T is above 1, else from the spread of the weights (delta method).
+    spread over T where T is above 1, else from the spread of the weights (delta method). More particles than 1,000 are
+    taken in blocks whose sums are kept as logarithms, so that any number needs no more memory.
 
     Raises:
-        ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+        ValueError: as :func:`~amortized_bayes.weights.log_weights`; above 1,000 particles also as
+            :func:`~amortized_bayes.joint.log_joint`.
 
     Example:
         >>> import torch
@@ -161,9 +168,14 @@ def iwae(
         >>> ab.iwae(model, guide, x, num_particles=50).value.shape
         torch.Size([4])
     """
-    options = {"num_particles": num_particles, "num_shared": num_shared, "num_data": num_data}
-    chunks = _chunks(args, kwargs, max_rows // num_particles, plate)
-    found = [_iwae_of(chunk.weights(log_weights, model, guide, **options)) for chunk in chunks]
+    if num_particles > STREAM_ABOVE:
+        chunks = point_chunks(args, kwargs, POINTS_STREAMED, plate)
+        sizes = (num_particles, num_shared, num_data, max_rows)
+        found = [_iwae_streamed(chunk, model, guide, *sizes) for chunk in chunks]
+    else:
+        options = {"num_particles": num_particles, "num_shared": num_shared, "num_data": num_data}
+        chunks = point_chunks(args, kwargs, max_rows // num_particles, plate)
+        found = [_iwae_of(chunk.weights(log_weights, model, guide, **options)) for chunk in chunks]
     return Estimate(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
@@ -197,9 +209,40 @@ def log_predictive(
         torch.Size([4])
     """
     options = {"num_particles": num_particles, "num_shared": num_shared, "num_data": None}
-    chunks = _chunks(args, kwargs, max_rows // num_particles, plate)
+    chunks = point_chunks(args, kwargs, max_rows // num_particles, plate)
     found = [_predictive_of(chunk.weights(log_weights, model, guide, **options)) for chunk in chunks]
     return Estimate(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def _iwae_streamed(
+    chunk: PointChunk,
+    model: Model,
+    guide: Guide,
+    num_particles: int,
+    num_shared: int,
+    num_data: int | None,
+    max_rows: int,
+) -> tuple[Tensor, Tensor]:
+    """IWAE of some points, and its error, with particles in blocks for each draw of the shared latents."""
+    bounds, error = [], torch.empty(0)
+    for _ in range(num_shared):
+        with chunk:
+            sites = sample_sites(poutine.trace(guide).get_trace(*chunk.args, **chunk.kwargs))
+        shared = [s for s in sites if plate_frame(s, chunk.plate) is None and not s["is_observed"]]
+        theta = poutine.Trace()
+        for site in shared:
+            theta.add_node(site["name"], **site)
+        one = chunk.weights(log_weights, model, poutine.replay(guide, trace=theta), num_data=num_data)
+        fixed = {s["name"]: s["value"] for s in shared if not s["infer"].get("is_auxiliary")}
+        with chunk:
+            joint = log_joint(model, *chunk.args, plate=chunk.plate, fixed=fixed, **chunk.kwargs)
+        mean = LogMeanExp()
+        for block in weight_blocks(joint, guide, num_particles, max_rows):
+            mean.add(block)
+        bounds.append(mean.value + one.shared[0] / one.num_data)
+        error = mean.standard_error
+    total = torch.stack(bounds)
+    return total.mean(0), total.std(0) / math.sqrt(num_shared) if num_shared > 1 else error
 
 
 def _iwae_of(weights: LogWeights) -> tuple[Tensor, Tensor]:
@@ -225,46 +268,3 @@ def _delta_error(log_terms: Tensor) -> Tensor:
         return torch.full_like(log_terms[0], math.nan)
     relative = (log_terms - (log_terms.logsumexp(0) - math.log(count))).exp()
     return relative.std(0) / math.sqrt(count)
-
-
-class _Chunk(Messenger):
-    """Arguments for some of the points, which keep their places among all where the plate is sized by the data."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], places: range, count: int, plate: str) -> None:
-        super().__init__()
-        self.args, self.kwargs, self.places, self.count, self.plate = args, kwargs, places, count, plate
-
-    def weights(
-        self,
-        evaluate: Callable[..., LogWeights],
-        model: Model,
-        guide: Guide,
-        *,
-        num_data: int | None = None,
-        **options: Any,
-    ) -> LogWeights:
-        """Log weights of these points, with N counted over all chunks."""
-        with self:
-            found = evaluate(model, guide, *self.args, plate=self.plate, num_data=num_data, **options, **self.kwargs)
-        if num_data is None and found.num_data == len(self.places):
-            return found._replace(num_data=self.count)
-        return found
-
-    def _pyro_sample(self, msg: Any) -> None:
-        is_plate = msg["name"] == self.plate and isinstance(msg["fn"], _Subsample) and msg["value"] is None
-        if is_plate and msg["fn"].size == len(self.places) < self.count:
-            device = next(a.device for a in self.args if isinstance(a, Tensor))
-            msg["value"] = torch.arange(self.places.start, self.places.stop, device=device)
-
-
-def _chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate: str) -> Iterator[_Chunk]:
-    """Slices of the tensors that hold as many rows as the first argument."""
-    count = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 0
-    for start in range(0, max(count, 1), max(size, 1)):
-        places = range(start, min(start + max(size, 1), count))
-
-        def part(leaf: Any, places: range = places) -> Any:
-            is_data = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
-            return leaf[places.start : places.stop] if is_data else leaf
-
-        yield _Chunk(pytree.tree_map(part, args), pytree.tree_map(part, kwargs), places, count, plate)

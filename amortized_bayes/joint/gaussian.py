@@ -16,7 +16,7 @@ from amortized_bayes.seeding import torch_seed
 from amortized_bayes.types import Guide
 from amortized_bayes.weights import PairedTraces, plate_frame, sample_sites, trace_pair
 
-__all__ = ["Gaussian", "draw", "draw_shared", "gaussian_start", "global_seed"]
+__all__ = ["Gaussian", "draw", "draw_shared", "gaussian_start", "global_seed", "read_gaussian"]
 
 
 class Gaussian(NamedTuple):
@@ -35,24 +35,24 @@ def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
     Raises:
         ValueError: the guide misses a site, or its draws are not finite.
     """
-    args, kwargs = joint.arguments
-    model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
-
-    def run() -> PairedTraces:
-        with torch.no_grad(), joint.indexed():
-            return trace_pair(model, guide, args, kwargs, joint.plate)
-
-    first, second = run(), run()
-    read = [_read(joint, traces) for traces in (first, second)]
-    if read[0] is not None and read[1] is not None and all(map(torch.equal, read[0], read[1])):
-        q = read[0]
-    else:
-        draws = torch.stack([joint.pack(t.model) for t in (first, second, *(run() for _ in range(num_fit - 2)))])
+    q, traces = _read_twice(joint, guide)
+    if q is None:
+        more = (_run(joint, guide) for _ in range(num_fit - 2))
+        draws = torch.stack([joint.pack(t.model) for t in (*traces, *more)])
         q = Gaussian(draws.mean(0), draws.std(0))
     bad = (~(q.loc.isfinite() & q.scale.isfinite() & (q.scale > 0)).all(-1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"the guide's draws have no finite mean and positive scale at point {bad[0]} of this chunk")
     return q
+
+
+def read_gaussian(joint: LogJoint, guide: Guide) -> Gaussian | None:
+    """The guide's q where it is a factorized Gaussian on the unconstrained space, the same at each run; else ``None``.
+
+    Raises:
+        ValueError: the guide misses a site.
+    """
+    return _read_twice(joint, guide)[0]
 
 
 def draw_shared(
@@ -91,6 +91,21 @@ def global_seed(seed: int, *names: str | int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(seed, *names))
         yield
+
+
+def _read_twice(joint: LogJoint, guide: Guide) -> tuple[Gaussian | None, tuple[PairedTraces, PairedTraces]]:
+    """Gaussian on which two runs of the guide agree, and those runs."""
+    traces = (_run(joint, guide), _run(joint, guide))
+    first, second = (_read(joint, t) for t in traces)
+    same = first is not None and second is not None and all(map(torch.equal, first, second))
+    return first if same else None, traces
+
+
+def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
+    args, kwargs = joint.arguments
+    model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
+    with torch.no_grad(), joint.indexed():
+        return trace_pair(model, guide, args, kwargs, joint.plate)
 
 
 def _read(joint: LogJoint, traces: PairedTraces) -> Gaussian | None:

@@ -1,0 +1,92 @@
+r"""Importance weights in blocks: any number of particles in bounded memory.
+
+Sums are kept as logarithms,
+
+.. math:: \ell_1 = \log \sum_s w_s, \qquad \ell_2 = \log \sum_s w_s^2,
+
+from which the log mean and its standard error by the delta method follow. Where the guide's q is a factorized
+Gaussian, it is read off once and particles are drawn from it directly: the encoder is not run again for each, and
+log p(x, z) is replayed from a captured graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from amortized_bayes.joint import LogJoint, captured_or_plain, read_gaussian
+from amortized_bayes.types import Guide
+from amortized_bayes.weights import log_weights
+
+__all__ = ["LogMeanExp", "weight_blocks"]
+
+CACHED_ROWS = 2_000
+"""Particles times points at once in a replayed graph: what a cache holds goes fastest."""
+
+
+class LogMeanExp:
+    """Running log of a mean of weights, from blocks of log weights ``(s, B)`` in nats."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = self.second = torch.tensor(-math.inf, dtype=torch.float64)
+
+    def add(self, block: Tensor) -> None:
+        """Take in more particles."""
+        values = block.double()
+        self.count += len(values)
+        self.first = torch.logaddexp(self.first.to(values.device), values.logsumexp(0))
+        self.second = torch.logaddexp(self.second.to(values.device), (2 * values).logsumexp(0))
+
+    @property
+    def value(self) -> Tensor:
+        """Log of the mean weight, ``(B,)``."""
+        return self.first - math.log(self.count)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of :attr:`value`, by the delta method, ``(B,)``; NaN for a single particle."""
+        if self.count < 2:
+            return torch.full_like(self.first, math.nan)
+        relative = (self.second - 2 * self.first).exp() * self.count - 1  # variance over squared mean
+        return (relative.clamp(min=0) / (self.count - 1)).sqrt()
+
+
+@torch.no_grad()
+def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: int) -> Iterator[Tensor]:
+    """Log weights of draws from the guide, ``(s, B)`` in nats each, S in all, by torch's global generator."""
+    q = read_gaussian(joint, guide)
+    if q is None:
+        args, kwargs = joint.arguments
+        model, program = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
+        for block in _blocks(num_particles, max_rows // joint.num_points):
+            with joint.indexed():
+                yield log_weights(model, program, *args, num_particles=block, plate=joint.plate, **kwargs).local[0]
+        return
+    size = min(num_particles, max(1, min(max_rows, CACHED_ROWS) // joint.num_points))
+    inputs = joint.inputs(size)
+
+    def density(rows: Tensor, index: Tensor, *data: Tensor) -> tuple[Tensor]:
+        prior, likelihood = joint.terms(rows, index, *data)
+        return (prior + likelihood,)
+
+    program = None
+    for block in _blocks(num_particles, size):
+        noise = torch.randn(size, *q.loc.shape, dtype=q.loc.dtype, device=q.loc.device)
+        z = q.loc + q.scale * noise
+        tensors = (z.flatten(0, 1), *inputs)
+        if program is None:
+            program = captured_or_plain(density, tensors, [t.flip(0) for t in tensors])
+        log_q = -(0.5 * noise.square() + q.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        yield (program(*tensors)[0].reshape(size, -1) - log_q)[:block]
+
+
+def _blocks(count: int, size: int) -> Iterator[int]:
+    """``count`` cut into blocks of ``size`` and a rest."""
+    size = max(1, size)
+    for start in range(0, count, size):
+        yield min(size, count - start)
