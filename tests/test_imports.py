@@ -28,6 +28,7 @@ NEIGHBOURS = {
     ("joint", "capture"),
     ("capture", "graphs"),
     ("capture", "kernels"),
+    ("experiments", "diagnosis"),
 }
 """Files of one layer that may meet beside those of one folder."""
 NEVER_TORCH = ("plotting",)

@@ -60,10 +60,13 @@ def draw_qstar(folder: RunFolder, frame: pd.DataFrame) -> Iterator[tuple[str, Fi
     curves: list[Curve] = []
     for start in config.starts:
         for spread in config.spreads:
-            found = [folder.load_arrays(s.key) for s in known if (s.start, s.spread) == (start, spread)]
+            here = [s for s in known if (s.start, s.spread) == (start, spread)]
+            found = [folder.load_arrays(s.key) for s in here]
             evaluations = [float(np.mean(a["evaluations"])) for a in found]
             behind = [reference - a["elbo_star"] for a in found]
-            curves.append(Curve(start, spread, evaluations, behind, [a["residual"] for a in found]))
+            curves.append(
+                Curve(start, spread, [s.steps for s in here], evaluations, behind, [a["residual"] for a in found])
+            )
     yield "qstar", convergence_figure(curves, f"How far q* can be trusted: {_title(frame)}")
 
 

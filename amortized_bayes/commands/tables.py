@@ -60,7 +60,7 @@ def _print_training(frame: pd.DataFrame) -> None:
         ("final_kl", "KL of z, training points"),
     ):
         table.add_row(words, _cell(frame, metric))
-    Console().print(table)
+    _console().print(table)
     units = frame[frame["metric"] == "active_units"]["value"]
     if len(units):
         print(f"active units: {units.iloc[0]:.0f}")
@@ -75,7 +75,7 @@ def _print_gaps(frame: pd.DataFrame) -> None:
     for name in (*BOUNDS, *GAPS, "certificate_gap"):
         if (frame["metric"] == f"{splits[0]}_{name}").any():
             table.add_row(WORDS[name], *(_cell(frame, f"{s}_{name}") for s in splits), end_section=name == BOUNDS[-1])
-    Console().print(table)
+    _console().print(table)
     for split in splits:
         classes = _classes(frame, split)
         if classes:
@@ -92,12 +92,12 @@ def _print_classes(frame: pd.DataFrame, split: str, classes: list[int]) -> None:
         table.add_column(heading, justify="right")
     for label in classes:
         table.add_row(str(label), *(_cell(frame, f"{split}_class{label}_{name}") for name in GAPS[:3]))
-    Console().print(table)
+    _console().print(table)
 
 
 def _print_qstar(frame: pd.DataFrame) -> None:
     table = Table(title=_title(frame), title_justify="left", caption="nats a point, ± one standard error over points")
-    headings = ("start", "spread", "steps", "evaluations", "behind the reference", "residual", "spread over restarts")
+    headings = ("start", "spread", "steps", "evaluations", "behind reference", "residual", "s.d. over restarts")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "start" else "right")
     ends = frame["metric"].str.extract(r"^spread([\d.e+-]+)_elbo_star$")[0]
@@ -111,7 +111,11 @@ def _print_qstar(frame: pd.DataFrame) -> None:
         behind = _cell(same, f"{name}_behind_reference", 3)
         residual = _cell(same, f"{name}_residual", 3)
         table.add_row(str(row["guide"]), spread, f"{row['step']:,}", f"{evaluations:,.0f}", behind, residual, over)
-    Console().print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 120)
 
 
 def _classes(frame: pd.DataFrame, split: str) -> list[int]:
