@@ -1,0 +1,198 @@
+"""How fast is annealed importance sampling with its certificate, and what do start and mass buy?
+
+Four measurements on the VAE of `train` (784-200-200-50, fixed binarized MNIST):
+
+- `ais` on 1,000 training points with 16 chains each and `bdmc` on 200 simulated points, with default settings. Aim on
+  two cores: 120 seconds together, bidirectional gap of at most 0.1 nat on average;
+- the gap against gradients a chain, for starts at the prior and at the guide's q and both choices of mass, on a few
+  simulated points;
+- a gradient of 10,000 chains over the decoder's matrix products alone, forwards and backwards. Aim: at most 2;
+- the peak memory of a process with 10 and with 1,000 temperatures.
+
+    python benchmarks/ais.py --json ais.json
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from _measure import find_device, show_table, surroundings, use_threads, wait_for, wide_console, write_json
+from _vae import Subject, subject
+
+from amortized_bayes.evaluation.ais import ais
+from amortized_bayes.evaluation.annealing import Ticker, chunks
+from amortized_bayes.evaluation.bdmc import bdmc
+from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.joint import log_joint
+
+WAYS = (("guide", "guide"), ("guide", "unit"), ("prior", "guide"), ("prior", "unit"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time AIS.
+
+    Args:
+        points: Training points.
+        simulated: Points of the certificate.
+        curve_points: Simulated points of the curves.
+        temperatures: Numbers of temperatures on the curves.
+        rows: Chains times points of the gradient that is timed.
+        threads: Threads of torch; 0 for all cores.
+        device: Where to run.
+        out: Folder with results, where the trained model is looked for or put.
+        json: File for the figures.
+        quick: A small model and few temperatures, to see that everything runs.
+        memory_of: Internal: print the peak memory of AIS with so many temperatures and stop.
+    """
+
+    points: int = 1_000
+    simulated: int = 200
+    curve_points: int = 20
+    temperatures: tuple[int, ...] = (30, 100, 300, 1_000)
+    rows: int = 10_000
+    threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path = Path("results")
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    quick: bool = False
+    memory_of: Annotated[int, tyro.conf.arg(metavar="T")] = 0
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    if options.quick:
+        options = replace(options, points=6, simulated=4, curve_points=4, temperatures=(5, 10), rows=64)
+    threads, device = use_threads(options.threads), find_device(options.device)
+    about = subject(options.points, device, options.out, quick=options.quick)
+    if options.memory_of:
+        _run_for_memory(about, options.memory_of)
+        return
+    figures: dict[str, Any] = {"certified": _certified(about, options, device)}
+    figures["curves"] = _curves(about, options)
+    figures["gradient_over_products"] = _gradient(about, options, device)
+    figures["peak_memory_mb"] = {t: _memory(options, t) for t in (10, 1_000)}
+    _show(figures, about, threads, device)
+    write_json(options.json, {**figures, "model": about.described, "environment": surroundings(threads, device)})
+
+
+def _certified(about: Subject, options: Options, device: torch.device) -> dict[str, Any]:
+    """Both calls with default settings, timed."""
+    model, guide, x = about.trained.model, about.trained.guide, about.x
+    settings = AISSettings(num_temperatures=10) if options.quick else AISSettings()
+    start = time.perf_counter()
+    bound = ais(model, guide, x, settings=settings)
+    wait_for(device)
+    ais_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    both = bdmc(model, guide, x, settings=settings, num_points=options.simulated)
+    wait_for(device)
+    return {
+        "points": len(x),
+        "chains": settings.num_chains,
+        "gradients": settings.num_gradients,
+        "ais_seconds": ais_seconds,
+        "bdmc_seconds": time.perf_counter() - start,
+        "log_p_mean": bound.log_p.mean().item(),
+        "acceptance": bound.acceptance.mean().item(),
+        "gap": both.mean_gap,
+        "gap_error": both.gap_error,
+        "settings": asdict(settings),
+    }
+
+
+def _curves(about: Subject, options: Options) -> list[dict[str, Any]]:
+    """Bidirectional gap for each way to start and each number of temperatures."""
+    found = []
+    for start, mass in WAYS:
+        for temperatures in options.temperatures:
+            settings = AISSettings(num_temperatures=temperatures, start=start, mass=mass)
+            begin = time.perf_counter()
+            both = bdmc(
+                about.trained.model, about.trained.guide, about.x, settings=settings, num_points=options.curve_points
+            )
+            found.append(
+                {
+                    "start": start,
+                    "mass": mass,
+                    "gradients": settings.num_gradients,
+                    "gap": both.mean_gap if math.isfinite(both.mean_gap) else None,
+                    "gap_error": both.gap_error if math.isfinite(both.gap_error) else None,
+                    "seconds": time.perf_counter() - begin,
+                }
+            )
+            line = found[-1]
+            print(f"start {start}, mass {mass}, {line['gradients']} gradients: gap {both.mean_gap:.3f}", flush=True)
+    return found
+
+
+def _gradient(about: Subject, options: Options, device: torch.device, repeats: int = 20) -> float:
+    """Time of the density of a chunk and its gradient over that of its products, medians of paired rounds."""
+    settings = AISSettings()
+    points = max(1, min(len(about.x), options.rows // settings.num_chains))
+    joint = log_joint(about.trained.model, about.x[:points])
+    chunk = next(chunks(joint, about.trained.guide, settings, 0, 1e12, Ticker(None, settings, 1)))
+    z = chunk.draw_start(settings.num_chains).z
+    weights = [p.detach() for p in about.trained.model.parameters() if p.dim() == 2]
+    inputs = [torch.randn(z.shape[0] * z.shape[1], w.shape[1], device=device) for w in weights]
+    outputs = [torch.randn(len(row), len(w), device=device) for row, w in zip(inputs, weights, strict=True)]
+    ratios = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        chunk.density(z)
+        wait_for(device)
+        middle = time.perf_counter()
+        for row, weight, output in zip(inputs, weights, outputs, strict=True):
+            row @ weight.T
+            output @ weight
+        wait_for(device)
+        ratios.append((middle - start) / (time.perf_counter() - middle))
+    return sorted(ratios)[len(ratios) // 2]
+
+
+def _memory(options: Options, temperatures: int) -> float:
+    """Peak memory in MB of a process of its own that walks so many temperatures."""
+    command = [sys.executable, __file__, "--memory-of", str(temperatures), "--out", str(options.out)]
+    command += ["--points", "50", "--threads", "1", "--device", "cpu", *(["--quick"] if options.quick else [])]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _run_for_memory(about: Subject, temperatures: int) -> None:
+    ais(about.trained.model, about.trained.guide, about.x, settings=AISSettings(num_temperatures=temperatures))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))
+
+
+def _show(figures: dict[str, Any], about: Subject, threads: int, device: torch.device) -> None:
+    done, memory = figures["certified"], figures["peak_memory_mb"]
+    rows = [
+        (
+            f"ais, {done['points']:,} points, {done['chains']} chains, {done['gradients']} gradients",
+            f"{done['ais_seconds']:.1f} s",
+        ),
+        ("bdmc", f"{done['bdmc_seconds']:.1f} s"),
+        ("bidirectional gap", f"{done['gap']:.3f}±{done['gap_error']:.3f} nats"),
+        ("acceptance", f"{done['acceptance']:.2f}"),
+        ("a gradient over its matrix products", f"{figures['gradient_over_products']:.2f}"),
+        ("peak memory at 10 and 1,000 temperatures", f"{memory[10]:.0f} and {memory[1_000]:.0f} MB"),
+    ]
+    title = f"AIS on {about.described['dataset']}, {threads} threads, {device}"
+    show_table(title, ("", "figure"), rows, wide_console())
+    curves = [
+        (f"start {c['start']}, mass {c['mass']}", f"{c['gradients']:,}", f"{c['gap']:.3f}±{c['gap_error']:.3f}")
+        for c in figures["curves"]
+        if c["gap"] is not None
+    ]
+    show_table("Gap against gradients a chain", ("way", "gradients", "gap (nats)"), curves, wide_console())
+
+
+if __name__ == "__main__":
+    main()

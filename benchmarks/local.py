@@ -1,0 +1,95 @@
+"""How fast is q*, and how far from a search that is given twenty times the steps?
+
+`optimize_local` with its default settings on 1,000 training points of the VAE of `train` (784-200-200-50, fixed
+binarized MNIST), started from the encoder. Aim on two cores: 60 seconds, at most 5,000 decoder evaluations a point, mean L[q*]
+within 0.05 nat of the long search, which runs on some of the points and is compared point by point.
+
+    python benchmarks/local.py --json local.json
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from _measure import find_device, show_table, surroundings, use_threads, wait_for, wide_console, write_json
+from _vae import subject
+
+from amortized_bayes.inference.optimize import LocalSettings, optimize_local
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time q* and measure what it leaves.
+
+    Args:
+        points: Points to search for.
+        long_points: The first so many of them are searched for again, with twenty times the steps.
+        threads: Threads of torch; 0 for all cores.
+        device: Where to run.
+        out: Folder with results, where the trained model is looked for or put.
+        json: File for the figures.
+        quick: A small model and a step, to see that everything runs.
+    """
+
+    points: int = 1_000
+    long_points: int = 100
+    threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path = Path("results")
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    quick: bool = False
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    if options.quick:
+        options = replace(options, points=6, long_points=2)
+    threads, device = use_threads(options.threads), find_device(options.device)
+    about = subject(options.points, device, options.out, quick=options.quick)
+    trained, x = about.trained, about.x
+    settings = LocalSettings(max_steps=20) if options.quick else LocalSettings()
+    start = time.perf_counter()
+    found = optimize_local(trained.model, trained.guide, x, settings=settings)
+    wait_for(device)
+    seconds = time.perf_counter() - start
+    long = replace(settings, max_steps=20 * settings.max_steps, tolerance=0.0, num_score=5_000)
+    start = time.perf_counter()
+    few = x[: options.long_points]
+    best = optimize_local(trained.model, trained.guide, few, settings=long, seed=1)
+    long_seconds = time.perf_counter() - start
+    behind = (best.elbo_star - found.elbo_star[: len(few)]).double()
+    figures = {
+        "points": len(x),
+        "seconds": seconds,
+        "evaluations_mean": found.evaluations.double().mean().item(),
+        "evaluations_most": int(found.evaluations.max()),
+        "elbo_star_mean": found.elbo_star.mean().item(),
+        "residual_mean": found.residual.mean().item(),
+        "long_points": len(few),
+        "long_seconds": long_seconds,
+        "behind_mean": behind.mean().item(),
+        "behind_error": (behind.std() / math.sqrt(len(behind))).item(),
+    }
+    rows = [
+        (f"seconds for {len(x):,} points", f"{seconds:.1f}"),
+        (
+            "decoder evaluations a point, mean and most",
+            f"{figures['evaluations_mean']:,.0f}, {figures['evaluations_most']:,}",
+        ),
+        ("mean residual (nats)", f"{figures['residual_mean']:.4f}"),
+        (
+            f"behind a search twenty times as long, {len(few)} points (nats)",
+            f"{figures['behind_mean']:.4f}±{figures['behind_error']:.4f}",
+        ),
+    ]
+    show_table(f"q* on {about.described['dataset']}, {threads} threads, {device}", ("", "figure"), rows, wide_console())
+    write_json(options.json, {**figures, "model": about.described, "environment": surroundings(threads, device)})
+
+
+if __name__ == "__main__":
+    main()
