@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from amortized_bayes.evaluation.gaps import gaps
     from amortized_bayes.evaluation.psis import psis_khat
     from amortized_bayes.evaluation.settings import AISSettings
-    from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
+    from amortized_bayes.guides import (
+        Amortized,
+        AuxiliaryFlow,
+        Constant,
+        Factorized,
+        FlowGuide,
+        FlowSettings,
+        LocalGuide,
+        MeanField,
+    )
+    from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
     from amortized_bayes.inference.optimize import LocalSettings, optimize_local
     from amortized_bayes.inference.options import Divergence, FitOptions
     from amortized_bayes.inference.svi import Training, fit
@@ -37,7 +47,17 @@ _WHERE = {
     "evaluation.gaps": ("gaps",),
     "evaluation.psis": ("psis_khat",),
     "evaluation.settings": ("AISSettings",),
-    "guides": ("Amortized", "Constant", "Factorized", "LocalGuide", "MeanField"),
+    "guides": (
+        "Amortized",
+        "AuxiliaryFlow",
+        "Constant",
+        "Factorized",
+        "FlowGuide",
+        "FlowSettings",
+        "LocalGuide",
+        "MeanField",
+    ),
+    "inference.flow_search": ("FlowSearchSettings", "optimize_flow"),
     "inference.optimize": ("LocalSettings", "optimize_local"),
     "inference.options": ("Divergence", "FitOptions"),
     "inference.svi": ("Training", "fit"),
@@ -51,6 +71,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "AISSettings",
     "Amortized",
+    "AuxiliaryFlow",
     "Comparison",
     "Constant",
     "DeepGenerative",
@@ -58,6 +79,9 @@ __all__ = [
     "Divergence",
     "Factorized",
     "FitOptions",
+    "FlowGuide",
+    "FlowSearchSettings",
+    "FlowSettings",
     "LinearGaussian",
     "LocalGuide",
     "LocalSettings",
@@ -81,6 +105,7 @@ __all__ = [
     "log_weights",
     "mean_prediction",
     "mean_squared_error",
+    "optimize_flow",
     "optimize_local",
     "psis_khat",
 ]

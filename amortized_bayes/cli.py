@@ -19,6 +19,14 @@ import tyro
 from amortized_bayes.commands.download import Download
 from amortized_bayes.commands.gaps import GapsCommand, QStarCommand, gaps_defaults, qstar_defaults
 from amortized_bayes.commands.runs import List, Plot, Table
+from amortized_bayes.commands.suboptimality import (
+    FrozenDecoder,
+    TestSetGaps,
+    ToyPosteriors,
+    frozen_defaults,
+    set_defaults,
+    toy_defaults,
+)
 from amortized_bayes.commands.sweep import Sweep, sweep_defaults
 from amortized_bayes.commands.train import Train, train_defaults
 from amortized_bayes.experiments.sweep import SettingError
@@ -30,6 +38,9 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "gaps": GapsCommand,
     "qstar": QStarCommand,
+    "test-set-gaps": TestSetGaps,
+    "frozen-decoder": FrozenDecoder,
+    "toy-posteriors": ToyPosteriors,
     "list": List,
     "plot": Plot,
     "table": Table,
@@ -40,6 +51,9 @@ DEFAULTS: dict[str, Callable[[list[str]], Any]] = {
     "train": train_defaults,
     "gaps": gaps_defaults,
     "qstar": qstar_defaults,
+    "test-set-gaps": set_defaults,
+    "frozen-decoder": frozen_defaults,
+    "toy-posteriors": toy_defaults,
 }
 """Of commands with presets, what their flags start from."""
 DESCRIPTION = (

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.configuration import to_mapping
-from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, train
+from amortized_bayes.experiments.trained import Trained, find_trained, load_trained
+from amortized_bayes.experiments.training import train
 from amortized_bayes.experiments.vae import VAEConfig
 from amortized_bayes.results import RunFolder, environment
 

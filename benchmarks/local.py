@@ -1,8 +1,8 @@
 """How fast is q*, and how far from a search that is given twenty times the steps?
 
 `optimize_local` with its default settings on 1,000 training points of the VAE of `train` (784-200-200-50, fixed
-binarized MNIST), started from the encoder. Aim on two cores: 60 seconds, at most 5,000 decoder evaluations a point, mean L[q*]
-within 0.05 nat of the long search, which runs on some of the points and is compared point by point.
+binarized MNIST), started from the encoder. Aim on two cores: 60 seconds, at most 5,000 decoder evaluations a point,
+mean L[q*] within 0.05 nat of the long search, which runs on some of the points and is compared point by point.
 
     python benchmarks/local.py --json local.json
 """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from amortized_bayes.commands.gap_figures import draw_gaps, draw_qstar, draw_training
+from amortized_bayes.commands.suboptimality_figures import draw_frozen_decoder, draw_set_gaps, draw_toy
 from amortized_bayes.commands.sweep_figures import draw_sweep
 from amortized_bayes.plotting import save_figure
 from amortized_bayes.results import RunFolder
@@ -44,4 +45,7 @@ DRAWERS: dict[str, Callable[[RunFolder, pd.DataFrame], Iterator[tuple[str, Figur
     "train": draw_training,
     "gaps": draw_gaps,
     "qstar": draw_qstar,
+    "test-set-gaps": draw_set_gaps,
+    "frozen-decoder": draw_frozen_decoder,
+    "toy-posteriors": draw_toy,
 }

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from amortized_bayes.commands.findings import print_claims, print_table, sentences
+from amortized_bayes.commands.suboptimality_tables import print_frozen_decoder, print_set_gaps, print_toy
 from amortized_bayes.results import RunFolder
 
 __all__ = ["print_run"]
@@ -142,4 +143,7 @@ PRINTERS: dict[str, Callable[[pd.DataFrame], None]] = {
     "train": _print_training,
     "gaps": _print_gaps,
     "qstar": _print_qstar,
+    "test-set-gaps": print_set_gaps,
+    "frozen-decoder": print_frozen_decoder,
+    "toy-posteriors": print_toy,
 }

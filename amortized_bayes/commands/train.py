@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,10 @@ class Train:
     def run(self, given: list[str]) -> None:
         """Train, or go on with training."""
         print(f"amortized_bayes: {'resuming' if self.resume else 'starting'} training; torch is loading", flush=True)
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError(
+                "expected the package tensorboard for --tensorboard: pip install 'amortized_bayes[tensorboard]'"
+            )
         device, about = machine(self.device)
         if self.resume is not None:
             folder = RunFolder.open(find_run(self.out, self.resume))
@@ -63,7 +68,8 @@ class Train:
     def _train(self, folder: RunFolder, setting: VAEConfig, device: Any) -> None:
         from amortized_bayes.commands.drawing import draw_all
         from amortized_bayes.commands.tables import print_run
-        from amortized_bayes.experiments.trained import estimate_training, train
+        from amortized_bayes.experiments.trained import estimate_training
+        from amortized_bayes.experiments.training import train
 
         print(f"{setting.name} on {setting.dataset}, {device}, into {folder.path}", flush=True)
         seconds = estimate_training(setting, device, self.data_dir)
@@ -94,12 +100,8 @@ class Train:
         if not self.tensorboard:
             yield lambda *_: None
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "expected the package tensorboard for --tensorboard: pip install 'amortized_bayes[tensorboard]'"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         writer = SummaryWriter(str(folder.path / "tensorboard"))
 
         def write(step: int, found: dict[str, float]) -> None:

@@ -57,7 +57,7 @@ class GapsConfig:
         seed: Of all draws.
     """
 
-    checkpoint: Annotated[str, tyro.conf.Positional] = "latest"
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "latest"
     preset: Literal["quick", "paper"] = "quick"
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     points: int = 300

@@ -51,7 +51,7 @@ class QStarConfig:
         seed: Of all draws.
     """
 
-    checkpoint: Annotated[str, tyro.conf.Positional] = "latest"
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "latest"
     preset: Literal["quick", "paper"] = "quick"
     split: Literal["train", "test"] = "train"
     points: int = 50

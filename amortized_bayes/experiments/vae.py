@@ -14,7 +14,23 @@ from typing import Literal
 
 from amortized_bayes.experiments.sweep import SettingError
 
-__all__ = ["ENCODERS", "VAE_PRESETS", "VAEConfig"]
+__all__ = ["CHANNELS", "ENCODERS", "VAE_PRESETS", "Family", "VAEConfig", "family_name"]
+
+Family = Literal[
+    "gaussian",
+    "planar",
+    "realnvp",
+    "auxiliary",
+    "sylvester",
+    "spline",
+    "planar-contextual",
+    "realnvp-contextual",
+    "auxiliary-contextual",
+    "sylvester-contextual",
+    "spline-contextual",
+]
+FAMILY_NAMES = {"gaussian": "FFG", "auxiliary": "AF", "realnvp": "R-NVP"}
+"""Short names of the papers'; others are called as they are."""
 
 ENCODERS: dict[str, tuple[int, ...]] = {"linear": (), "small": (100,), "standard": (200, 200), "wide": (500, 500)}
 """Hidden layers of the dense encoders."""
@@ -33,6 +49,8 @@ class VAEConfig:
             half (threshold); auto cuts fashion-mnist, as the paper does, and draws others once.
         network: Fully connected or convolutional.
         encoder: Its capacity; hidden layers of 100, of 200 and 200, of 500 and 500, or none (linear).
+        family: Of q(z|x), a Gaussian or a flow after one; contextual flows get parameters from the encoder.
+        num_flows: Layers of the flow; pairs of couplings of an auxiliary one.
         decoder: Point-estimated (a VAE) or Bayesian (a mean-field Gaussian over its weights).
         latent_dim: D, latents of one image.
         hidden: Widths of the dense decoder's hidden layers.
@@ -55,6 +73,8 @@ class VAEConfig:
     binarization: Literal["auto", "fixed", "dynamic", "threshold"] = "auto"
     network: Literal["dense", "convolutional"] = "dense"
     encoder: Literal["linear", "small", "standard", "wide"] = "standard"
+    family: Family = "gaussian"
+    num_flows: int = 2
     decoder: Literal["point", "bayesian"] = "point"
     latent_dim: int = 50
     hidden: tuple[int, ...] = (200, 200)
@@ -73,7 +93,7 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         least = {"latent_dim": 1, "epochs": 1, "batch_size": 1, "num_validation": 1, "patience": 1, "num_train": 2}
-        least |= {"num_test": 2, "seed": 0, "entropy_annealing": 0, "kl_warm_up": 0}
+        least |= {"num_flows": 1, "num_test": 2, "seed": 0, "entropy_annealing": 0, "kl_warm_up": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise SettingError(f"expected {_flag(name)} of {bound} or more, got {getattr(self, name)}")
@@ -102,11 +122,19 @@ class VAEConfig:
     @property
     def name(self) -> str:
         """The model in a few words, for rows and titles."""
-        parts = ["VAE" if self.decoder == "point" else "Bayesian decoder", f"{self.encoder} encoder"]
+        kind = "VAE" if self.decoder == "point" else "Bayesian decoder"
+        parts = [kind, *([] if self.family == "gaussian" else [family_name(self.family)]), f"{self.encoder} encoder"]
         parts += ["convolutional"] if self.network == "convolutional" else []
         parts += ["entropy annealing"] if self.entropy_annealing else []
         parts += ["KL warm-up"] if self.kl_warm_up else []
         return ", ".join(parts)
+
+
+def family_name(family: str) -> str:
+    """Name of a family in tables: ``FFG``, ``AF``, ``R-NVP``, ``contextual R-NVP``, ``planar``."""
+    base = family.removesuffix("-contextual")
+    name = FAMILY_NAMES.get(base, base)
+    return name if base == family else f"contextual {name}"
 
 
 def _flag(name: str) -> str:

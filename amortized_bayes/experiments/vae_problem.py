@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from amortized_bayes.data import DataUnavailable, binarize, load_dataset
 from amortized_bayes.data.labels import labels_of_binarized
 from amortized_bayes.experiments.vae import CHANNELS, ENCODERS, VAEConfig
-from amortized_bayes.guides import Amortized, LocalGuide, MeanField
+from amortized_bayes.guides import Amortized, AuxiliaryFlow, FlowGuide, FlowSettings, LocalGuide, MeanField
+from amortized_bayes.guides.flow_family import start_at
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
-from amortized_bayes.types import Dataset
+from amortized_bayes.types import Dataset, LatentSite
 
-__all__ = ["VAEData", "build_vae", "find_labels", "load_vae_data", "vae_options"]
+__all__ = ["VAEData", "build_encoder", "build_vae", "find_labels", "load_vae_data", "vae_options"]
 
 DENSE_WIDTH = 256
 """Of the dense layers beside the convolutions."""
@@ -122,17 +123,37 @@ def build_vae(config: VAEConfig, data: VAEData) -> tuple[DeepGenerative, LocalGu
     )
     model = model.to(device)
     sites = latent_sites(model, data.train[:2].float())
-    torch.manual_seed(torch_seed(config.seed, "encoder", config.encoder))
     shared = MeanField(sites.shared, locs=sites.shared_draw) if sites.shared else None
-    guide = Amortized(sites.local, len(data.train), observed, encoder=_encoder(config, data, 2 * dim), shared=shared)
-    return model, guide.to(device)
+    return model, build_encoder(config, data, sites.local, shared).to(device)
 
 
-def _encoder(config: VAEConfig, data: VAEData, outputs: int) -> nn.Module:
-    start = initial_parameters(config.latent_dim)
+def build_encoder(
+    config: VAEConfig, data: VAEData, sites: Sequence[LatentSite], shared: nn.Module | None = None
+) -> LocalGuide:
+    """The guide alone, at its start: encoder and, for the richer families, flow."""
+    torch.manual_seed(torch_seed(config.seed, "encoder", config.encoder, config.family))
+    observed, num_data = data.train.shape[1], len(data.train)
+    if config.family == "gaussian":
+        return Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared)
+    settings = FlowSettings(config.family, num_flows=config.num_flows)
+    encoder = _encoder(config, data, settings.context_dim)
+    cls = AuxiliaryFlow if settings.layer == "auxiliary" else FlowGuide
+    return cls(sites, num_data, observed, settings, encoder=encoder, shared=shared)
+
+
+def _encoder(config: VAEConfig, data: VAEData, context_dim: int) -> nn.Module:
+    """Network to locations and log scales, which starts as a constant, and to a context, which does not."""
+    outputs = 2 * config.latent_dim + context_dim
     if config.network == "convolutional":
-        return ConvolutionalEncoder(_image_shape(config, data), CHANNELS[config.encoder], DENSE_WIDTH, outputs, start)
-    return MLP([data.train.shape[1], *ENCODERS[config.encoder], outputs], start, "elu")
+        shape = _image_shape(config, data)
+        network = ConvolutionalEncoder(shape, CHANNELS[config.encoder], DENSE_WIDTH, outputs)
+        last = network.dense[-1]
+    else:
+        network = MLP([data.train.shape[1], *ENCODERS[config.encoder], outputs], None, "elu")
+        last = network[-1]
+    assert isinstance(last, nn.Linear)
+    start_at(last, initial_parameters(config.latent_dim))
+    return network
 
 
 def _image_shape(config: VAEConfig, data: VAEData) -> tuple[int, int]:

@@ -17,10 +17,12 @@ from amortized_bayes.plotting.style import (
     save_figure,
     style,
 )
+from amortized_bayes.plotting.suboptimality import Cloud, encoder_gap_figure, model_gap_figure, toy_figure
 from amortized_bayes.plotting.timing import time_to_target_figure
 from amortized_bayes.plotting.training import training_figure
 
 __all__ = [
+    "Cloud",
     "Curve",
     "Decomposed",
     "GuideStyle",
@@ -29,13 +31,16 @@ __all__ = [
     "curve_figure",
     "dataset_label",
     "decomposition_figure",
+    "encoder_gap_figure",
     "family_gap_figure",
     "guide_label",
     "guide_style",
     "memory_figure",
+    "model_gap_figure",
     "reconstruction_figure",
     "save_figure",
     "style",
     "time_to_target_figure",
+    "toy_figure",
     "training_figure",
 ]

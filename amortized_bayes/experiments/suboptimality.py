@@ -1,0 +1,262 @@
+"""The central experiments of *Inference Suboptimality in Variational Autoencoders* (Cremer, Li & Duvenaud, ICML 2018).
+
+- ``test-set-gaps`` (their 5.2, Tables 2 and 3): models trained with different families, encoders, and with and without
+  entropy annealing; three gaps each.
+- ``frozen-decoder`` (their 5.3, Table 4): one decoder, held fixed, and encoders of all families and sizes for it.
+- ``toy-posteriors`` (their 5.1): posteriors of a model with two latents beside what each family makes of them.
+
+This file says what is run; files of the same names run it. *quick* takes minutes and falls short of the paper's
+training; *paper* has its settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from amortized_bayes.experiments.sweep import SettingError
+from amortized_bayes.experiments.vae import Family, VAEConfig
+
+__all__ = [
+    "FROZEN_PRESETS",
+    "SET_PRESETS",
+    "TOY_PRESETS",
+    "BoundsConfig",
+    "FrozenDecoderConfig",
+    "TestSetGapsConfig",
+    "ToyConfig",
+    "frozen_base",
+    "frozen_encoders",
+    "set_models",
+    "toy_base",
+]
+
+QFamily = Literal["gaussian", "planar", "realnvp", "auxiliary"]
+"""Families of which the best q of each point is looked for."""
+ANNEALED_PART = 400 / 3280
+"""Part of the run over which the paper anneals the entropy."""
+
+
+def _check(config: Any, least: dict[str, int]) -> None:
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise SettingError(f"expected --{_flag(config, name)} of {bound} or more, got {getattr(config, name)}")
+
+
+def _different(config: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        values = getattr(config, name)
+        if not values or len(set(values)) != len(values):
+            raise SettingError(f"expected --{name} with one or more different values, got {list(values)}")
+
+
+def _flag(config: Any, name: str) -> str:
+    prefix = "bounds." if isinstance(config, BoundsConfig) else ""
+    return prefix + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class BoundsConfig:
+    """How the bounds at each point are estimated.
+
+    Args:
+        families: Of which the best q of each point is looked for; gaussian comes first, and the others start there.
+        particles: Of IWAE.
+        local_steps: Steps of the search for the best Gaussian.
+        flow_steps: Steps of the search for the best flow, from there.
+        num_flows: Layers of those flows.
+        flow_hidden: Width of the networks in them.
+        chains: AIS chains a point.
+        temperatures: AIS temperatures.
+        simulated: Points drawn from each model for the certificate of AIS.
+    """
+
+    families: tuple[QFamily, ...] = ("gaussian", "auxiliary", "realnvp")
+    particles: int = 5_000
+    local_steps: int = 300
+    flow_steps: int = 600
+    num_flows: int = 2
+    flow_hidden: int = 32
+    chains: int = 16
+    temperatures: int = 200
+    simulated: int = 50
+
+    def __post_init__(self) -> None:
+        _check(self, {"particles": 2, "local_steps": 10, "flow_steps": 1, "num_flows": 1, "flow_hidden": 1})
+        _check(self, {"chains": 2, "temperatures": 1, "simulated": 2})
+        if not self.families or self.families[0] != "gaussian" or len(set(self.families)) != len(self.families):
+            raise SettingError(f"expected --families that start with gaussian, each once, got {list(self.families)}")
+
+
+@dataclass(frozen=True)
+class TestSetGapsConfig:
+    """Train models of several families, with and without entropy annealing, and measure three gaps of each.
+
+    Args:
+        preset: The setting that all other flags start from.
+        dataset: binarized-mnist, mnist, fashion-mnist or digits; one or more.
+        families: Of q(z|x).
+        encoders: Capacities of the encoder.
+        annealing: With and without entropy annealing, over the paper's part of the run.
+        epochs: Of training each model.
+        batch_size: Images a step.
+        learning_rate: Of Adam, at the start.
+        schedule: How it falls.
+        points: Training points at which gaps are measured.
+        bounds: How.
+        seed: Of everything.
+    """
+
+    __test__ = False  # a name that pytest would take for a test
+
+    preset: Literal["quick", "paper"] = "quick"
+    dataset: tuple[str, ...] = ("binarized-mnist",)
+    families: tuple[Family, ...] = ("gaussian", "auxiliary")
+    encoders: tuple[Literal["small", "standard", "wide"], ...] = ("standard",)
+    annealing: tuple[bool, ...] = (True, False)
+    epochs: int = 60
+    batch_size: int = 250
+    learning_rate: float = 2e-3
+    schedule: Literal["burda", "cosine", "constant"] = "cosine"
+    points: int = 100
+    bounds: BoundsConfig = field(default_factory=BoundsConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, {"epochs": 1, "batch_size": 1, "points": 2, "seed": 0})
+        _different(self, ("dataset", "families", "encoders", "annealing"))
+
+
+@dataclass(frozen=True)
+class FrozenDecoderConfig:
+    """Train a Gaussian VAE, hold its decoder fixed, and train encoders of every family and size for it.
+
+    Args:
+        preset: The setting that all other flags start from.
+        dataset: binarized-mnist, mnist, fashion-mnist or digits.
+        epochs: Of training the VAE.
+        encoders: Capacities.
+        families: Of q(z|x).
+        encoder_epochs: Of training each encoder, at most: it stops early on validation images.
+        learning_rate: Of the encoders, at the start; it falls as a cosine.
+        points: Training points at which gaps are measured.
+        bounds: How.
+        seed: Of everything.
+    """
+
+    preset: Literal["quick", "paper"] = "quick"
+    dataset: str = "binarized-mnist"
+    epochs: int = 60
+    encoders: tuple[Literal["linear", "small", "standard", "wide"], ...] = ("linear", "small", "standard", "wide")
+    families: tuple[Family, ...] = ("gaussian", "auxiliary", "realnvp")
+    encoder_epochs: int = 10
+    learning_rate: float = 2e-3
+    points: int = 100
+    bounds: BoundsConfig = field(default_factory=BoundsConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, {"epochs": 1, "encoder_epochs": 1, "points": 2, "seed": 0})
+        _different(self, ("encoders", "families"))
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Draw true posteriors of a model with two latents beside what each family makes of them.
+
+    Args:
+        preset: The setting that all other flags start from.
+        dataset: binarized-mnist, mnist, fashion-mnist or digits.
+        epochs: Of training the VAE, whose decoder is then held fixed.
+        families: Of q; each amortized, and the best for each point.
+        encoder_epochs: Of training the encoder of each family.
+        points: Points that are measured; the first four are drawn.
+        grid: Cells of the grid along each side.
+        steps: Of the search for the best q.
+        seed: Of everything.
+    """
+
+    preset: Literal["quick", "paper"] = "quick"
+    dataset: str = "binarized-mnist"
+    epochs: int = 20
+    families: tuple[QFamily, ...] = ("gaussian", "auxiliary", "realnvp")
+    encoder_epochs: int = 10
+    points: int = 50
+    grid: int = 200
+    steps: int = 1_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, {"epochs": 1, "encoder_epochs": 1, "points": 4, "grid": 20, "steps": 10, "seed": 0})
+        if not self.families or self.families[0] != "gaussian" or len(set(self.families)) != len(self.families):
+            raise SettingError(f"expected --families that start with gaussian, each once, got {list(self.families)}")
+
+
+PAPER_BOUNDS = BoundsConfig(local_steps=3_000, flow_steps=10_000, flow_hidden=100, chains=100, temperatures=1_000)
+SET_PRESETS: dict[str, TestSetGapsConfig] = {
+    "quick": TestSetGapsConfig(),
+    "paper": TestSetGapsConfig(
+        preset="paper",
+        dataset=("binarized-mnist", "fashion-mnist"),
+        families=("gaussian", "auxiliary", "realnvp", "realnvp-contextual"),
+        encoders=("standard", "wide"),
+        epochs=3_280,
+        batch_size=100,
+        learning_rate=1e-3,
+        schedule="burda",
+        points=1_000,
+        bounds=PAPER_BOUNDS,
+    ),
+}
+FROZEN_PRESETS: dict[str, FrozenDecoderConfig] = {
+    "quick": FrozenDecoderConfig(),
+    "paper": FrozenDecoderConfig(
+        preset="paper",
+        epochs=3_280,
+        families=("gaussian", "planar", "realnvp", "auxiliary", "realnvp-contextual"),
+        encoder_epochs=400,
+        learning_rate=1e-3,
+        points=1_000,
+        bounds=PAPER_BOUNDS,
+    ),
+}
+TOY_PRESETS: dict[str, ToyConfig] = {
+    "quick": ToyConfig(),
+    "paper": ToyConfig(preset="paper", epochs=200, encoder_epochs=100, points=1_000, steps=5_000),
+}
+
+
+def set_models(config: TestSetGapsConfig) -> list[VAEConfig]:
+    """The models of ``test-set-gaps``."""
+    return [
+        VAEConfig(
+            dataset=dataset,
+            family=family,
+            encoder=encoder,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            schedule=config.schedule,
+            entropy_annealing=max(1, round(ANNEALED_PART * config.epochs)) if annealed else 0,
+            seed=config.seed,
+        )
+        for dataset in config.dataset
+        for encoder in config.encoders
+        for family in config.families
+        for annealed in config.annealing
+    ]
+
+
+def frozen_base(config: FrozenDecoderConfig) -> VAEConfig:
+    """The VAE whose decoder is held fixed; its validation images are held out from all encoders too."""
+    return VAEConfig(dataset=config.dataset, epochs=config.epochs, early_stopping=True, seed=config.seed)
+
+
+def frozen_encoders(config: FrozenDecoderConfig) -> list[tuple[str, str]]:
+    """Encoder and family of each fit of ``frozen-decoder``."""
+    return [(encoder, family) for family in config.families for encoder in config.encoders]
+
+
+def toy_base(config: ToyConfig) -> VAEConfig:
+    """The VAE with two latents."""
+    return VAEConfig(dataset=config.dataset, latent_dim=2, epochs=config.epochs, seed=config.seed)
