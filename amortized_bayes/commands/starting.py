@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from amortized_bayes.configuration import load_config, replace_from_mapping
+from amortized_bayes.data import DataUnavailable, load_dataset
 from amortized_bayes.results import RunFolder
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["machine", "preset_setting", "saying_how_to_go_on", "value_of"]
+__all__ = ["machine", "preset_setting", "saying_how_to_go_on", "value_of", "with_binarized_images"]
 
 Setting = TypeVar("Setting")
 
@@ -75,3 +77,33 @@ def saying_how_to_go_on(folder: RunFolder, command: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"what is finished is kept: `{command} --resume {folder.path}` goes on", file=sys.stderr)
         raise
+
+
+def with_binarized_images(setting: Setting, data_dir: Path | None, given: list[str]) -> tuple[Setting, str]:
+    """The setting with data that can be had, and a note where others stand in for them.
+
+    An unnamed default falls back from fixed binarized MNIST to MNIST, drawn once by seed, and from that to the digits.
+
+    Raises:
+        DataUnavailable: data that were named cannot be had.
+    """
+    config: Any = setting
+    wanted = config.dataset if isinstance(config.dataset, tuple) else (config.dataset,)
+    named = any(value_of(given, flag) is not None for flag in ("--dataset", "--config", "--preset"))
+    note, found = "", wanted
+    for others, words in (
+        (("mnist",), "MNIST, drawn once by seed,"),
+        (("digits",), "embedded digits (scikit-learn, 8x8)"),
+    ):
+        try:
+            for dataset in found:
+                load_dataset(dataset, data_dir=data_dir)
+            break
+        except DataUnavailable as error:
+            if named:
+                raise
+            print(f"no images: {error}", file=sys.stderr)
+            note, found = f"{words} stand in for {' and '.join(wanted)}, which could not be had", others
+            print(note, flush=True)
+    dataset = found if isinstance(config.dataset, tuple) else found[0]
+    return replace(config, dataset=dataset), note

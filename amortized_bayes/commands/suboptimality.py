@@ -11,7 +11,7 @@ import tyro
 
 from amortized_bayes.commands.progress import duration
 from amortized_bayes.commands.stages import StageProgress
-from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on
+from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, with_binarized_images
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.experiments.suboptimality import (
     FROZEN_PRESETS,
@@ -134,15 +134,16 @@ def _run(command: TestSetGaps | FrozenDecoder | ToyPosteriors, name: str, cls: t
 
     device, about = machine(command.device)
     if command.resume is None:
-        setting, folder = command.setting, None
+        setting, note = with_binarized_images(command.setting, command.data_dir, given)
+        folder = None
     else:
         folder = RunFolder.open(find_run(command.out, command.resume))
         if folder.experiment != name or folder.finished:
             raise ValueError(f"expected an unfinished run of {name} to resume, got {folder.path}")
-        setting = load_config(cls, folder.path / "config.yaml")
+        setting, note = load_config(cls, folder.path / "config.yaml"), ""
     here, there = forecast(setting, command.out, device, command.data_dir)
     if folder is None:
-        described = environment(about["threads"]) | about | {"command": " ".join(given)}
+        described = environment(about["threads"]) | about | {"note": note, "command": " ".join(given)}
         folder = RunFolder.create(command.out, name, to_mapping(setting), described)
     print(f"{name} on {device}, into {folder.path}", flush=True)
     print(

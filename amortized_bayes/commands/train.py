@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +14,9 @@ import tyro
 
 from amortized_bayes.commands.progress import duration
 from amortized_bayes.commands.stages import StageProgress
-from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, value_of
+from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, with_binarized_images
 from amortized_bayes.configuration import load_config, to_mapping
-from amortized_bayes.data import DataUnavailable, load_dataset
+from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.vae import VAE_PRESETS, VAEConfig
 from amortized_bayes.results import RunFolder, environment, find_run
 
@@ -58,7 +57,7 @@ class Train:
             folder = RunFolder.open(find_run(self.out, self.resume))
             setting = _taken_up(folder, self.data_dir)
         else:
-            setting, note = _with_data_at_hand(self.setting, self.data_dir, given)
+            setting, note = with_binarized_images(self.setting, self.data_dir, given)
             described = environment(about["threads"]) | about
             described |= {"data": _checksums(setting, self.data_dir), "note": note, "command": " ".join(given)}
             folder = RunFolder.create(self.out, "train", to_mapping(setting), described)
@@ -133,21 +132,3 @@ def _taken_up(folder: RunFolder, data_dir: Path | None) -> VAEConfig:
 
 def _checksums(setting: VAEConfig, data_dir: Path | None) -> dict[str, str]:
     return dict(load_dataset(setting.dataset, data_dir=data_dir).sha256)
-
-
-def _with_data_at_hand(setting: VAEConfig, data_dir: Path | None, given: list[str]) -> tuple[VAEConfig, str]:
-    """An unnamed default falls back: from binarized MNIST to MNIST, drawn once, and from that to the digits."""
-    named = value_of(given, "--dataset") is not None or value_of(given, "--config") is not None
-    note = ""
-    for dataset, words in (("mnist", "MNIST, drawn once by seed,"), ("digits", "embedded digits (scikit-learn, 8x8)")):
-        try:
-            load_dataset(setting.dataset, data_dir=data_dir)
-            break
-        except DataUnavailable as error:
-            if named:
-                raise
-            print(f"no images: {error}", file=sys.stderr)
-            note = f"{words} stand in for {VAEConfig().dataset}, which could not be had"
-            print(note, flush=True)
-            setting = replace(setting, dataset=dataset)
-    return setting, note

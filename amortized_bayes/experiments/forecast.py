@@ -55,7 +55,7 @@ def forecast(
         base = toy_base(config)
         models, measured = [base], 1
         fits = [replace(base, family=family, epochs=config.encoder_epochs) for family in config.families]
-        bounds = BoundsConfig(families=config.families, local_steps=config.steps, flow_steps=config.steps)
+        bounds = BoundsConfig(best_families=config.families, local_steps=config.steps, flow_steps=config.steps)
     missing = [model for model in models if find_trained(out, model) is None]
     training = sum(_training_seconds([*missing, *fits], device, data_dir))
     evaluations = measured * config.points * _evaluations(bounds)
@@ -80,7 +80,7 @@ def _training_seconds(models: list[VAEConfig], device: torch.device, data_dir: P
 
 def _evaluations(bounds: BoundsConfig) -> float:
     """Decoder evaluations a point, in units of one with its gradient."""
-    flows = FLOW_COST * 10 * bounds.flow_steps * (len(bounds.families) - 1)
+    flows = FLOW_COST * 10 * bounds.flow_steps * (len(bounds.best_families) - 1)
     chains = bounds.chains * 2 * (bounds.temperatures + 24)
     return 10 * bounds.local_steps + flows + 2.5 * chains + bounds.particles / 2
 

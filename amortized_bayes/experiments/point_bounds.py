@@ -56,7 +56,7 @@ def best_bounds(model: Model, guide: Guide, x: Tensor, config: BoundsConfig, see
         model, guide, x, settings=settings, seed=seed, progress=lambda done, total: watch("best gaussian", done, total)
     )
     found = _named("best_gaussian", begin.elbo_star, begin.standard_error)
-    for family in config.families[1:]:
+    for family in config.best_families[1:]:
         best = optimize_flow(
             model,
             begin,

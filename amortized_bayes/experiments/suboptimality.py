@@ -40,7 +40,8 @@ ANNEALED_PART = 400 / 3280
 def _check(config: Any, least: dict[str, int]) -> None:
     for name, bound in least.items():
         if getattr(config, name) < bound:
-            raise SettingError(f"expected --{_flag(config, name)} of {bound} or more, got {getattr(config, name)}")
+            flag = name.replace("_", "-")
+            raise SettingError(f"expected --{flag} of {bound} or more, got {getattr(config, name)}")
 
 
 def _different(config: Any, names: tuple[str, ...]) -> None:
@@ -50,9 +51,10 @@ def _different(config: Any, names: tuple[str, ...]) -> None:
             raise SettingError(f"expected --{name} with one or more different values, got {list(values)}")
 
 
-def _flag(config: Any, name: str) -> str:
-    prefix = "bounds." if isinstance(config, BoundsConfig) else ""
-    return prefix + name.replace("_", "-")
+def _gaussian_first(name: str, families: tuple[str, ...]) -> None:
+    if not families or families[0] != "gaussian" or len(set(families)) != len(families):
+        flag = name.replace("_", "-")
+        raise SettingError(f"expected --{flag} that start with gaussian, each once, got {list(families)}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class BoundsConfig:
     """How the bounds at each point are estimated.
 
     Args:
-        families: Of which the best q of each point is looked for; gaussian comes first, and the others start there.
+        best_families: Of which the best q of each point is looked for; gaussian comes first, the others start there.
         particles: Of IWAE.
         local_steps: Steps of the search for the best Gaussian.
         flow_steps: Steps of the search for the best flow, from there.
@@ -71,7 +73,7 @@ class BoundsConfig:
         simulated: Points drawn from each model for the certificate of AIS.
     """
 
-    families: tuple[QFamily, ...] = ("gaussian", "auxiliary", "realnvp")
+    best_families: tuple[QFamily, ...] = ("gaussian", "auxiliary", "realnvp")
     particles: int = 5_000
     local_steps: int = 300
     flow_steps: int = 600
@@ -84,8 +86,7 @@ class BoundsConfig:
     def __post_init__(self) -> None:
         _check(self, {"particles": 2, "local_steps": 10, "flow_steps": 1, "num_flows": 1, "flow_hidden": 1})
         _check(self, {"chains": 2, "temperatures": 1, "simulated": 2})
-        if not self.families or self.families[0] != "gaussian" or len(set(self.families)) != len(self.families):
-            raise SettingError(f"expected --families that start with gaussian, each once, got {list(self.families)}")
+        _gaussian_first("best_families", self.best_families)
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,7 @@ class ToyConfig:
 
     def __post_init__(self) -> None:
         _check(self, {"epochs": 1, "encoder_epochs": 1, "points": 4, "grid": 20, "steps": 10, "seed": 0})
-        if not self.families or self.families[0] != "gaussian" or len(set(self.families)) != len(self.families):
-            raise SettingError(f"expected --families that start with gaussian, each once, got {list(self.families)}")
+        _gaussian_first("families", self.families)
 
 
 PAPER_BOUNDS = BoundsConfig(local_steps=3_000, flow_steps=10_000, flow_hidden=100, chains=100, temperatures=1_000)
