@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from run_folders import ROOT, fill_disk
 
 from amortized_bayes import cli
-from amortized_bayes.commands import figures
+from amortized_bayes.commands import drawing
 from amortized_bayes.commands import sweep as command
 from amortized_bayes.commands.progress import SweepProgress
 from amortized_bayes.data import loading
@@ -47,7 +47,7 @@ def _place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def _undrawn(monkeypatch):
-    monkeypatch.setattr(figures, "draw_all", lambda *_: [])
+    monkeypatch.setattr(drawing, "draw_all", lambda *_: [])
 
 
 def refuse(*_):
@@ -395,7 +395,7 @@ def test_plot_and_table_of_a_run_that_holds_nothing_yet(tmp_path, capsys):
 
 def test_figures_that_cannot_be_written(refused, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(figures, "draw_all", lambda *_: [])
+        patch.setattr(drawing, "draw_all", lambda *_: [])
         call(*DIGITS)
     (info,) = list_runs(tmp_path / "results")
     refused("plot", info.name, "--into", write(tmp_path / "file", ""))

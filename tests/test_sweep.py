@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from amortized_bayes.commands import figures
+from amortized_bayes.commands import drawing
 from amortized_bayes.commands.drawing import draw_all
 from amortized_bayes.commands.findings import claims, print_table, sentences
 from amortized_bayes.configuration import to_mapping
@@ -41,7 +41,7 @@ TIMES = ("seconds", "capture_seconds")
 @pytest.fixture
 def _unsaved(monkeypatch):
     """Make figures and do not write them: what takes the time."""
-    monkeypatch.setattr(figures, "save_figure", lambda figure, folder, name: [Path(f"{name}.png")])
+    monkeypatch.setattr(drawing, "save_figure", lambda figure, folder, name: [Path(f"{name}.png")])
 
 
 @pytest.fixture(autouse=True)

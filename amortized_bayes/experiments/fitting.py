@@ -99,7 +99,7 @@ def run_fit(
     for record in training.run(num_steps, {*reports, *_ticks(num_steps)}):
         watch(Progress(fit, record.step, num_steps, record.elbo, doubled=False))
         if record.step in reports:
-            with training.averaged():
+            with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
                 found = measure.train_measures(config, problem, fitting.model, fitting.guide)
                 if record.step in with_test:
                     found["mse_test"] = _test_error(config, problem, fitting)

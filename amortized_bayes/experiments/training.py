@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
@@ -71,8 +72,9 @@ def train(
         rows, best = _take_up(folder, training)
     try:
         for record in _remaining(config, training, watch):
-            with training.averaged():
+            with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
                 found = _look(config, data, model, guide)
+                _refuse_infinite(record.step, found)
                 score = found.get("validation_elbo", Measure(None)).value
                 if score is not None and score > best[0]:
                     best = (score, record.step)
@@ -154,6 +156,20 @@ def _finish(
         for prefix, module in (("model", model), ("guide", guide)):
             own = {k.split(".", 1)[1]: torch.from_numpy(v) for k, v in best.items() if k.startswith(f"{prefix}.")}
             module.load_state_dict(own)
+    with pyro.validation_enabled(False):
+        found = _final(config, data, model, guide)
+    record = StepRecord(training.steps, training.seconds, math.nan)
+    _refuse_infinite(record.step, found)
+    found["seconds_per_step"] = Measure(training.seconds / max(1, training.steps))
+    rows = [*rows, *_rows(config, data, record, found)]
+    folder.save_tensors(KEY, state_of(model, guide), {"model": config.name})
+    for row in rows:
+        folder.append(row, KEY)
+        yield row
+
+
+def _final(config: VAEConfig, data: VAEData, model: DeepGenerative, guide: LocalGuide) -> dict[str, Measure]:
+    """Numbers for the table, of all points but for IWAE and active units."""
     found: dict[str, Measure] = {}
     for name, images in (("", data.train), ("test_", data.test)):
         value = _elbo(config, model, guide, images, len(data.train), 1)
@@ -164,16 +180,14 @@ def _finish(
     found["final_iwae"] = over_points(bound.value)
     latents = mean_prediction(model, guide, data.train[some].float(), some).latents
     found["active_units"] = Measure(active_units(latents))
-    record = StepRecord(training.steps, training.seconds, math.nan)
-    found["seconds_per_step"] = Measure(training.seconds / max(1, training.steps))
-    rows = [*rows, *_rows(config, data, record, found)]
-    bad = [row for row in rows if row.value is not None and not math.isfinite(row.value)]
-    if bad:
-        raise Divergence(bad[0].step, bad[0].value or math.nan)
-    folder.save_tensors(KEY, state_of(model, guide), {"model": config.name})
-    for row in rows:
-        folder.append(row, KEY)
-        yield row
+    return found
+
+
+def _refuse_infinite(step: int, found: dict[str, Measure]) -> None:
+    """Steps may stay finite while what they lead to is not."""
+    for measure in found.values():
+        if measure.value is not None and not math.isfinite(measure.value):
+            raise Divergence(step, measure.value)
 
 
 def _rows(config: VAEConfig, data: VAEData, record: StepRecord, found: dict[str, Measure]) -> list[Row]:

@@ -83,7 +83,9 @@ class DeepGenerative(nn.Module):
         self.latent_dim = latent_dim
         self.num_data = num_data
         self.likelihood = likelihood
-        decoder = network or MLP(sizes, None, activation)
+        # of a Bayesian decoder only the form is needed: its tensors are drawn
+        with torch.device("meta" if bayesian else torch.get_default_device()):
+            decoder = network or MLP(sizes, None, activation)
         self.priors = _priors(decoder, weight_prior) if bayesian else {}
         # in a tuple, a module is not registered: the weights of a Bayesian decoder are sites and no parameters
         self.network = None if bayesian else decoder
