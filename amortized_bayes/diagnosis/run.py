@@ -24,6 +24,8 @@ from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.psis import MIN_DRAWS
 from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.inference.flow_families import FamilyName
+from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import draw_shared, global_seed, log_joint
 from amortized_bayes.types import Guide, Model
@@ -50,6 +52,7 @@ class _Job:
     max_temperatures: int
     local: LocalSettings
     num_restarts: int
+    family: FamilyName
     memory_budget: float | None
     progress: Progress | None
 
@@ -78,6 +81,7 @@ def diagnose(
     ais_settings: AISSettings | None = None,
     local_settings: LocalSettings | None = None,
     num_restarts: int = 1,
+    family: FamilyName = "gaussian",
     memory_budget: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -100,6 +104,7 @@ def diagnose(
         ais_settings: of the chains, to begin with.
         local_settings: of the search for q*.
         num_restarts: runs of it a point; from two on, the gap of the best to the first is reported too.
+        family: of q*; a flow is looked for from the best Gaussian, so that it belongs to a guide with such a flow.
         memory_budget: as in :func:`amortized_bayes.evaluation.ais.ais`.
         seed: of all draws; torch's global generator is left as it was.
         progress: called with the stage's name, what is done of it and all of it.
@@ -135,6 +140,7 @@ def diagnose(
         max_temperatures=max_temperatures,
         local=local,
         num_restarts=num_restarts,
+        family=family,
         memory_budget=memory_budget,
         progress=progress,
     )
@@ -149,7 +155,7 @@ def diagnose(
         found.append(_estimate(job, values, settings))
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates) if len(certificates) == len(fixed) else None
-    how = {"ais": asdict(settings), "local": asdict(local), "plate": plate, "seed": seed}
+    how = {"ais": asdict(settings), "local": asdict(local), "family": family, "plate": plate, "seed": seed}
     return Diagnosis(values, errors, certificate, why, num_particles, target_gap, how)
 
 
@@ -169,15 +175,19 @@ def _estimate(job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings) -> 
     options = {"num_restarts": job.num_restarts, "fixed": fixed, **job.common}
     best = optimize_local(job.model, job.guide, *job.args, settings=job.local, progress=job.watch("q*"), **options)
     options.pop("num_restarts")
+    star = (best.elbo_star, best.standard_error)
+    if job.family != "gaussian":
+        flow = optimize_flow(job.model, best, *job.args, family=job.family, progress=job.watch("q* flow"), **options)
+        star = (flow.elbo_star, flow.standard_error)
     bound = ais(job.model, job.guide, *job.args, settings=settings, progress=job.watch("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
     found |= {
-        "elbo_star": (best.elbo_star, best.standard_error),
+        "elbo_star": star,
         "residual": (best.residual, best.residual_error),
         "log_p_lower": (bound.log_p, bound.standard_error),
         "acceptance": (bound.acceptance, nothing),
     }
-    if best.elbo_best is not None and best.best_error is not None:
+    if job.family == "gaussian" and best.elbo_best is not None and best.best_error is not None:
         found["elbo_best"] = (best.elbo_best, best.best_error)
     return {name: (value.double().cpu(), error.double().cpu()) for name, (value, error) in found.items()}
 

@@ -183,7 +183,7 @@ class ToyConfig:
     families: tuple[QFamily, ...] = ("gaussian", "auxiliary", "realnvp")
     encoder_epochs: int = 10
     points: int = 50
-    grid: int = 200
+    grid: int = 300
     steps: int = 1_000
     seed: int = 0
 

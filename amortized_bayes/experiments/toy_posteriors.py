@@ -36,8 +36,8 @@ DRAWN = 4
 """Points of the picture."""
 DRAWS = 20_000
 """Draws of each q in it."""
-REACH = 8.0
-"""Half the side of the grid, in scales of the best Gaussian."""
+REACH = 12.0
+"""Half the side of the grid, in scales of the best Gaussian; what mass a posterior has beyond is not seen."""
 
 
 def run_toy(

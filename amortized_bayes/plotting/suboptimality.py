@@ -184,5 +184,6 @@ def _window(axis: np.ndarray, density: np.ndarray) -> list[list[float]]:
         share = share / share[-1]
         low, high = axis[place][np.searchsorted(share, 0.0005)], axis[place][np.searchsorted(share, 0.9995)]
         margin = 0.25 * (high - low)
-        window.append([float(low - margin), float(high + margin)])
+        ends = axis[place][0], axis[place][-1]
+        window.append([float(max(low - margin, ends[0])), float(min(high + margin, ends[1]))])
     return window
