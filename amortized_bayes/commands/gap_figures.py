@@ -41,7 +41,7 @@ def draw_gaps(folder: RunFolder, frame: pd.DataFrame) -> Iterator[tuple[str, Fig
         if (folder.path / "arrays" / f"{split}.npz").exists():
             arrays = folder.load_arrays(split)
             splits[split] = Decomposed(arrays, arrays.get("labels"))
-    if not splits:
+    if not splits or not len(frame):
         return
     heading = f"Where the nats go: {_title(frame)}"
     yield "gaps", decomposition_figure(splits, heading)
@@ -54,7 +54,7 @@ def draw_qstar(folder: RunFolder, frame: pd.DataFrame) -> Iterator[tuple[str, Fi
     config = load_config(QStarConfig, folder.path / "config.yaml")
     done = folder.done()
     known = [search for search in searches(config) if search.key in done]
-    if not known:
+    if not known or not len(frame):
         return
     reference = folder.load_arrays(f"reference_spread0_steps{config.reference_steps}")["elbo_star"]
     curves: list[Curve] = []

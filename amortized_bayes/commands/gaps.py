@@ -133,7 +133,8 @@ def _study(
 def _checkpoint(out: Path, text: str) -> Path:
     """The training run that is meant, as a full path; ``latest`` is the last one that finished."""
     if text == "latest":
-        found = [info.path for info in list_runs(out) if info.experiment == "train" and info.status == "finished"]
+        finished = [info.path for info in list_runs(out) if info.experiment == "train" and info.status == "finished"]
+        found = [path for path in finished if (path / "checkpoints" / "model.safetensors").exists()]
         if not found:
             raise ValueError(f"expected a finished run of `train` under {out}, got none; train one first")
         return found[-1].resolve()

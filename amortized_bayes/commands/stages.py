@@ -25,7 +25,7 @@ class StageProgress:
     def __init__(self, file_is_terminal: bool | None = None) -> None:
         live = sys.stdout.isatty() if file_is_terminal is None else file_is_terminal
         self.start = self.last_line = time.monotonic()
-        self.began: dict[str, tuple[float, int]] = {}
+        self.began: dict[str, tuple[float, int, int]] = {}
         self.tasks: dict[str, TaskID] = {}
         self.progress: Progress | None = None
         if live:
@@ -57,9 +57,10 @@ class StageProgress:
             self.progress.update(self.tasks[stage], completed=done, total=total, state=state)
             return
         now = time.monotonic()
-        began, first = self.began.get(stage, (now, done))
-        if stage not in self.began or done < first:
-            self.began[stage] = began, first = now, done
+        began, first, last = self.began.get(stage, (now, done, done))
+        if done < last:  # it starts again
+            began, first = now, done
+        self.began[stage] = (began, first, done)
         if now - self.last_line >= PLAIN_EVERY:
             self.last_line = now
             left = (now - began) / max(1, done - first) * (total - done)

@@ -39,6 +39,9 @@ def print_run(folder: RunFolder, *, claims: bool = False) -> None:
     if folder.experiment not in PRINTERS:
         raise ValueError(f"expected a run with a table ({', '.join(PRINTERS)}), got {folder.path}")
     frame = folder.rows()
+    if not len(frame):
+        print(f"{folder.path} has no rows yet")
+        return
     PRINTERS[folder.experiment](frame)
     if claims and folder.experiment == "sweep":
         print_claims(frame)

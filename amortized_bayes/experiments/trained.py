@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +13,12 @@ import numpy as np
 import torch
 
 from amortized_bayes.configuration import load_config, to_mapping
+from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.training import KEY, state_of, train
 from amortized_bayes.experiments.vae import VAEConfig
 from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae_data, vae_options
 from amortized_bayes.guides import LocalGuide
+from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.results import RunFolder, environment, list_runs
@@ -43,6 +47,9 @@ def load_trained(folder: RunFolder, *, device: torch.device, data_dir: Path | No
     tensors = folder.load_tensors(KEY)
     config = load_config(VAEConfig, folder.path / "config.yaml")
     data = load_vae_data(config, data_dir, device)
+    before = json.loads((folder.path / "environment.json").read_bytes()).get("data")
+    if before is not None and before != dict(data.source.sha256):
+        raise ValueError(f"expected the data that {folder.path} was trained on, got other files of {data.name}")
     model, guide = build_vae(config, data)
     expected = {name: tuple(value.shape) for name, value in state_of(model, guide).items()}
     got = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -101,7 +108,9 @@ def obtain(
     """
     folder = find_trained(out, config)
     if folder is None:
-        folder = RunFolder.create(out, "train", to_mapping(config), environment(torch.get_num_threads()))
+        sums = dict(load_dataset(config.dataset, data_dir=data_dir).sha256)
+        described = environment(torch.get_num_threads()) | {"device": str(device), "data": sums}
+        folder = RunFolder.create(out, "train", to_mapping(config), described)
         with folder:
             options: Any = {"watch": lambda done, total, _: watch("training", done, total)}
             rows = list(train(config, folder, device=device, data_dir=data_dir, **options))
@@ -120,7 +129,9 @@ def estimate_training(config: VAEConfig, device: torch.device, data_dir: Path | 
     """
     data = load_vae_data(config, data_dir, device)
     training = Training(*build_vae(config, data), data.train, vae_options(config), config.seed)
-    list(training.run(num_steps))  # captures
     start = time.perf_counter()
-    list(training.run(num_steps))
+    with suppress(Divergence):  # training itself will record it
+        list(training.run(num_steps))  # captures
+        start = time.perf_counter()
+        list(training.run(num_steps))
     return (time.perf_counter() - start) / num_steps * config.epochs * training.batches.per_epoch

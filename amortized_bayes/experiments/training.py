@@ -20,9 +20,9 @@ from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, StepRecord
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.joint import global_seed
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.results import RunFolder
-from amortized_bayes.seeding import torch_seed
 from amortized_bayes.types import Row
 
 __all__ = ["KEY", "state_of", "train"]
@@ -71,9 +71,10 @@ def train(
     if (folder.path / "checkpoints" / "training.safetensors").exists():
         rows, best = _take_up(folder, training)
     try:
-        for record in _remaining(config, training, watch):
+        patient = not config.early_stopping or _looks_since(config, training, best[1]) < config.patience
+        for record in _remaining(config, training, watch) if patient else ():
             with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
-                found = _look(config, data, model, guide)
+                found = _look(config, data, model, guide, record.step)
                 _refuse_infinite(record.step, found)
                 score = found.get("validation_elbo", Measure(None)).value
                 if score is not None and score > best[0]:
@@ -105,7 +106,6 @@ def _remaining(config: VAEConfig, training: Training, watch: Watch) -> Iterator[
     ticks = {round(total * i / 500) for i in range(1, 500)}
     if training.steps >= total:
         return
-    torch.manual_seed(torch_seed(config.seed, "looks"))
     for record in training.run(total - training.steps, looks | ticks, begin=0):
         watch(record.step, total, f"ELBO {record.elbo:.1f}")
         if record.step in looks:
@@ -116,13 +116,16 @@ def _looks_since(config: VAEConfig, training: Training, step: int) -> float:
     return (training.steps - step) / max(1, config.epochs * training.batches.per_epoch / NUM_LOOKS)
 
 
-def _look(config: VAEConfig, data: VAEData, model: DeepGenerative, guide: LocalGuide) -> dict[str, Measure]:
+def _look(config: VAEConfig, data: VAEData, model: DeepGenerative, guide: LocalGuide, step: int) -> dict[str, Measure]:
+    """ELBO of each split, with draws of its own: no look depends on other splits, nor on where a run was taken up."""
     found = {}
     for name, images in (("", data.train), ("validation_", data.validation), ("test_", data.test)):
-        if images is not None:
+        if images is None:
+            continue
+        with global_seed(config.seed, "look", step, name):
             value = _elbo(config, model, guide, images[:CURVE_POINTS], len(data.train), 1)
-            found[f"{name}elbo"] = over_points(_of_split(value, name))
-            found |= {"kl": over_points(value.kl)} if not name else {}
+        found[f"{name}elbo"] = over_points(_of_split(value, name))
+        found |= {"kl": over_points(value.kl)} if not name else {}
     return found
 
 
@@ -156,7 +159,7 @@ def _finish(
         for prefix, module in (("model", model), ("guide", guide)):
             own = {k.split(".", 1)[1]: torch.from_numpy(v) for k, v in best.items() if k.startswith(f"{prefix}.")}
             module.load_state_dict(own)
-    with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False), global_seed(config.seed, "final"):
         found = _final(config, data, model, guide)
     record = StepRecord(training.steps, training.seconds, math.nan)
     _refuse_infinite(record.step, found)
