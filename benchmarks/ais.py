@@ -27,12 +27,16 @@ import torch
 import tyro
 from _measure import find_device, show_table, surroundings, use_threads, wait_for, wide_console, write_json
 from _vae import Subject, subject
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.joint import log_joint
+from amortized_bayes.plotting import save_figure, style
+from amortized_bayes.plotting.furniture import format_tick
 
 WAYS = (("guide", "guide"), ("guide", "unit"), ("prior", "guide"), ("prior", "unit"))
 
@@ -51,6 +55,7 @@ class Options:
         device: Where to run.
         out: Folder with results, where the trained model is looked for or put.
         json: File for the figures.
+        figure: PNG of the gap against gradients.
         quick: A small model and few temperatures, to see that everything runs.
         memory_of: Internal: print the peak memory of AIS with so many temperatures and stop.
     """
@@ -64,6 +69,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: Path = Path("results")
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     quick: bool = False
     memory_of: Annotated[int, tyro.conf.arg(metavar="T")] = 0
 
@@ -82,6 +88,8 @@ def main() -> None:
     figures["gradient_over_products"] = _gradient(about, options, device)
     figures["peak_memory_mb"] = {t: _memory(options, t) for t in (10, 1_000)}
     _show(figures, about, threads, device)
+    if options.figure is not None:
+        draw_curves(figures["curves"], options.curve_points, options.figure)
     write_json(options.json, {**figures, "model": about.described, "environment": surroundings(threads, device)})
 
 
@@ -192,6 +200,35 @@ def _show(figures: dict[str, Any], about: Subject, threads: int, device: torch.d
         if c["gap"] is not None
     ]
     show_table("Gap against gradients a chain", ("way", "gradients", "gap (nats)"), curves, wide_console())
+
+
+def draw_curves(curves: list[dict[str, Any]], num_points: int, path: Path) -> None:
+    """Gap against gradients a chain for each start and mass, bars one standard error over points."""
+    looks = {"guide": ("#0072B2", "o"), "prior": ("#D55E00", "s")}
+    with style():
+        figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for start, mass in WAYS:
+            rows = [c for c in curves if (c["start"], c["mass"]) == (start, mass) and c["gap"] is not None]
+            color, marker = looks[start]
+            line = "-" if mass == "guide" else "--"
+            label = (
+                f"start at {'q' if start == 'guide' else 'the prior'}, {'mass from q' if mass == 'guide' else 'mass 1'}"
+            )
+            gaps, errors = [c["gap"] for c in rows], [c["gap_error"] for c in rows]
+            where = [c["gradients"] for c in rows]
+            axes.errorbar(where, gaps, yerr=errors, color=color, marker=marker, linestyle=line, capsize=2, label=label)
+        axes.axhline(0.1, color="0.4", linewidth=0.8, linestyle=":")
+        axes.annotate("0.1 nat", (1, 0.1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=0.1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(format_tick))
+        axes.set_xlabel("gradients a chain")
+        axes.set_ylabel(f"bidirectional gap (nats), {num_points} simulated points")
+        axes.legend()
+    save_figure(figure, path.parent, path.stem)
 
 
 if __name__ == "__main__":
