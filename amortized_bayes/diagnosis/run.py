@@ -7,6 +7,7 @@ settle how many temperatures AIS needs and certify them; AIS then bounds log p(x
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
-from amortized_bayes.evaluation.psis import MIN_DRAWS
+from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.inference.flow_families import FamilyName
 from amortized_bayes.inference.flow_search import optimize_flow
@@ -32,6 +33,8 @@ from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import trace_pair
 
 __all__ = ["diagnose"]
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -156,7 +159,11 @@ def diagnose(
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates) if len(certificates) == len(fixed) else None
     how = {"ais": asdict(settings), "local": asdict(local), "family": family, "plate": plate, "seed": seed}
-    return Diagnosis(values, errors, certificate, why, num_particles, target_gap, how)
+    report = Diagnosis(values, errors, certificate, why, num_particles, target_gap, how)
+    if report.doubtful > 0:
+        words = "k̂ is above %.2f at %.0f%% of the points: IWAE rests on a few draws there"
+        logger.warning(words, khat_threshold(num_particles), 100 * report.doubtful)
+    return report
 
 
 def _shared_draws(job: _Job, num_shared: int) -> list[dict[str, Tensor]]:

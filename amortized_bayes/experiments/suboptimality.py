@@ -150,7 +150,7 @@ class FrozenDecoderConfig:
     epochs: int = 60
     encoders: tuple[Literal["linear", "small", "standard", "wide"], ...] = ("linear", "small", "standard", "wide")
     families: tuple[Family, ...] = ("gaussian", "auxiliary", "realnvp")
-    encoder_epochs: int = 10
+    encoder_epochs: int = 30
     learning_rate: float = 2e-3
     points: int = 100
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
