@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Activation", "ConvolutionalDecoder", "ConvolutionalEncoder", "RowTable", "fan_in", "row_tables"]
+__all__ = [
+    "MLP",
+    "Activation",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
+    "RowTable",
+    "fan_in",
+    "row_tables",
+    "start_at",
+]
 
 
 Activation = Literal["leaky-relu", "elu"]
@@ -136,10 +145,10 @@ def fan_in(layer: nn.Module) -> float:
 
 
 @torch.no_grad()
-def start_at(layer: nn.Linear, output: Tensor) -> None:
-    """Make a layer answer ``output`` whatever its input is."""
-    layer.weight.zero_()
-    layer.bias.copy_(output)
+def start_at(layer: nn.Linear, start: Tensor, spread: float = 0.0) -> None:
+    """Let the first outputs of a layer start at ``start``, ``(M,)``, with shrunk weights; the others stay the same."""
+    layer.weight[: len(start)] *= spread
+    layer.bias[: len(start)] = start
 
 
 def _quarter(image_shape: tuple[int, int]) -> tuple[int, int]:

@@ -14,11 +14,10 @@ from amortized_bayes.data import DataUnavailable, binarize, load_dataset
 from amortized_bayes.data.labels import labels_of_binarized
 from amortized_bayes.experiments.vae import CHANNELS, ENCODERS, VAEConfig
 from amortized_bayes.guides import Amortized, AuxiliaryFlow, FlowGuide, FlowSettings, LocalGuide, MeanField
-from amortized_bayes.guides.flow_family import start_at
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
 from amortized_bayes.models import DeepGenerative
-from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
+from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, start_at
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
 from amortized_bayes.types import Dataset, LatentSite

@@ -22,7 +22,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import ReshapeTransform, biject_to
 
-from amortized_bayes.guides.flow_family import Flow, FlowSettings, start_at
+from amortized_bayes.guides.flow_family import Flow, FlowSettings
 from amortized_bayes.guides.local import (
     INITIAL_LOG_SCALE,
     LocalGuide,
@@ -32,7 +32,7 @@ from amortized_bayes.guides.local import (
     unconstrained_shape,
 )
 from amortized_bayes.guides.transforms import softclip
-from amortized_bayes.networks import MLP
+from amortized_bayes.networks import MLP, start_at
 from amortized_bayes.types import LatentSite
 
 __all__ = ["AUXILIARY", "Encoded", "EncodedGuide", "FlowGuide", "pass_on"]

@@ -27,8 +27,9 @@ from amortized_bayes.guides.transforms import (
     softclip,
     spline_size,
 )
+from amortized_bayes.networks import start_at
 
-__all__ = ["FAMILIES", "Conditioner", "Flow", "FlowSettings", "start_at"]
+__all__ = ["FAMILIES", "Conditioner", "Flow", "FlowSettings"]
 
 MAX_REFLECTIONS = 8
 """Reflections that make the orthogonal matrix of a Sylvester layer, as van den Berg et al. (2018) chose."""
@@ -129,20 +130,6 @@ class Conditioner(nn.Module):
         read = [part for part in parts if part is not None]
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in read))
         return self.network(torch.cat([part.expand(*shape, part.shape[-1]) for part in read], -1))
-
-
-def start_at(layer: nn.Linear, start: Tensor, spread: float = 0.0) -> None:
-    """Let the first outputs of a layer start at ``start``, ``(M,)``, with shrunk weights; the others stay the same.
-
-    Example:
-        >>> layer = nn.Linear(2, 3)
-        >>> start_at(layer, torch.tensor([5.0]))
-        >>> layer(torch.randn(2))[0].item()
-        5.0
-    """
-    with torch.no_grad():
-        layer.weight[: len(start)] *= spread
-        layer.bias[: len(start)] = start
 
 
 class Flow(nn.Module):
