@@ -30,7 +30,7 @@ def test_shared_latents_are_set_to_their_means_too(float64):
     sites = latent_sites(model, x)
     shared = MeanField(sites.shared, locs=sites.shared_draw, log_scale=1.0)
     guide = Factorized(sites.local, N, start=torch.randn(N, 4), shared=shared)
-    weights = [(shared.locs[f"decoder__{l}__weight"], shared.locs[f"decoder__{l}__bias"]) for l in range(2)]
+    weights = {name: shared.locs[f"decoder.{name}".replace(".", "__")] for name in model.priors}
     expected = model.decode(guide.table.weight[:, :2], weights).sigmoid()
     found = mean_prediction(model, guide, x, torch.arange(N))
     torch.testing.assert_close(found.observed, expected)
