@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from amortized_bayes.commands.published import TABLE_4, published_row
-from amortized_bayes.experiments.vae import family_name
+from amortized_bayes.experiments.vae import ENCODERS, family_name
 
 __all__ = ["print_frozen_decoder", "print_set_gaps", "print_toy"]
 
@@ -56,9 +56,10 @@ def print_frozen_decoder(frame: pd.DataFrame) -> None:
     table = _table(f"{frame.iloc[0]['dataset']}: one decoder", tuple(COLUMNS[m] for m in shown), CAPTION)
     table.add_row(*(_cell(decoder, metric) for metric in shown))
     _console().print(table)
+    encoders = frame[frame["model"].isin([f"{encoder} encoder" for encoder in ENCODERS])]
     headings = ("encoder", "family", "L(q)", "approx.", "amort.", "total")
     table = _table("encoders trained for it", headings)
-    for (model, family), here in frame[frame["model"].str.endswith(" encoder")].groupby(["model", "guide"], sort=False):
+    for (model, family), here in encoders.groupby(["model", "guide"], sort=False):
         if (here["metric"] == "failure").any():
             table.add_row(str(model), family_name(str(family)), f"failed: {here['note'].iloc[0]}")
             continue

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amortized_bayes.plotting.decomposition import PARTS
-from amortized_bayes.plotting.furniture import footnote, settle, title
+from amortized_bayes.plotting.furniture import footnote, log_scale, settle, title
 from amortized_bayes.plotting.style import dataset_label, style
 
 __all__ = ["Cloud", "encoder_gap_figure", "model_gap_figure", "toy_figure"]
@@ -83,7 +83,7 @@ def encoder_gap_figure(frame: pd.DataFrame, names: Mapping[str, str], encoders: 
         left.set_xticks(range(len(encoders)), encoders)
         left.set_xlabel("encoder")
         left.set_ylabel("amortization gap (nats a point), bar: 1 s.e.")
-        left.set_yscale("log")
+        log_scale(left, "y")
         left.legend(title="family")
         for place, encoder in enumerate(encoders):
             rows = frame[(frame["model"] == f"{encoder} encoder") & (frame["guide"] == "gaussian")]
@@ -101,7 +101,7 @@ def encoder_gap_figure(frame: pd.DataFrame, names: Mapping[str, str], encoders: 
             )
         right.set_xticks(classes)
         right.set_xlabel("class, Gaussian family")
-        right.set_yscale("log")
+        log_scale(right, "y")
         if classes:
             right.legend(title="encoder", ncols=2)
         title(figure, heading)
