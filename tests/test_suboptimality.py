@@ -5,6 +5,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -27,11 +29,11 @@ from amortized_bayes.experiments.suboptimality import (
     ToyConfig,
     frozen_base,
     set_models,
+    toy_base,
 )
 from amortized_bayes.experiments.sweep import SettingError
 from amortized_bayes.experiments.toy_posteriors import log_evidence_on_grid, run_toy
 from amortized_bayes.experiments.trained import obtain
-from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.models import LinearGaussian
 from amortized_bayes.results import RunFolder, list_runs
@@ -91,7 +93,8 @@ def test_a_model_that_diverges_is_recorded_and_the_rest_go_on(tmp_path, monkeypa
         return real(model, guide, *rest)
 
     monkeypatch.setattr(set_gaps, "best_bounds", poisoned)
-    config = replace(SETS, families=("auxiliary", "gaussian"), bounds=replace(BOUNDS, best_families=("gaussian",)))
+    bounds = replace(BOUNDS, best_families=("gaussian", "auxiliary"))
+    config = replace(SETS, families=("auxiliary", "gaussian"), bounds=bounds)
     folder, rows = run(set_gaps.run_set_gaps, config, tmp_path, "test-set-gaps")
     failed = [row for row in rows if row.status == "failed"]
     assert [(row.guide, row.step, row.value) for row in failed] == [("auxiliary", 7, None)]
@@ -176,13 +179,34 @@ def test_evidence_on_the_grid_is_exact(float64):
     generator = torch.Generator().manual_seed(0)
     model = LinearGaussian(torch.randn(4, 2, generator=generator), torch.randn(4, generator=generator), 0.6)
     x = torch.randn(5, 4, generator=generator)
-    best = optimize_local(model, None, x)
-    log_p, axes, density = log_evidence_on_grid(SimpleNamespace(model=model), x, best, 200)
-    np.testing.assert_allclose(log_p, model.log_evidence(x), atol=1e-3)
-    areas = (axes[:, 0, 1] - axes[:, 0, 0]) * (axes[:, 1, 1] - axes[:, 1, 0])
-    np.testing.assert_allclose(density.sum((1, 2)) * areas, 1)
-    means = (axes[:, 0, :, None] * density).sum((1, 2)) * areas
-    np.testing.assert_allclose(means, model.posterior(x).mean[:, 0], atol=1e-3)
+    grid = log_evidence_on_grid(SimpleNamespace(model=model), x, 200)
+    np.testing.assert_allclose(grid.log_p, model.log_evidence(x), atol=1e-3)
+    np.testing.assert_allclose(grid.mean, model.posterior(x).mean, atol=1e-3)
+    variance = model.posterior(x).covariance_matrix.diagonal(dim1=-2, dim2=-1)
+    np.testing.assert_allclose(grid.scale, variance.sqrt().expand(5, 2), rtol=1e-2)
+    areas = (grid.axes[:, 0, 1] - grid.axes[:, 0, 0]) * (grid.axes[:, 1, 1] - grid.axes[:, 1, 0])
+    np.testing.assert_allclose(grid.density.sum((1, 2)) * areas, 1)
+
+
+class TwoFarModes(torch.nn.Module):
+    """The first latent enters by its square: the posterior has two modes, far apart."""
+
+    def forward(self, x, index=None):
+        with pyro.plate("data", len(x), subsample=index):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.square(), 0.05).to_event(1), obs=x)
+
+
+def test_evidence_counts_modes_far_from_each_other(float64):
+    """At x = (4, 0) the two modes are z = ±2 and each has half of the mass: p(x) is a product of two integrals."""
+    x = torch.tensor([[4.0, 0.0]])
+    grid = log_evidence_on_grid(SimpleNamespace(model=TwoFarModes()), x, 800)
+    z = torch.linspace(-5, 5, 200_001)
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z)
+    parts = [prior + torch.distributions.Normal(z.square(), 0.05).log_prob(value) for value in x[0]]
+    exact = sum(part.logsumexp(0).item() + math.log(1e-4 / 2) for part in parts)
+    np.testing.assert_allclose(grid.log_p, exact, atol=0.02)
+    np.testing.assert_allclose(grid.mean, 0, atol=1e-6)
 
 
 def test_toy_posteriors_leave_draws_and_gaps(tmp_path, capsys):
@@ -232,6 +256,13 @@ def test_published_rows_are_consistent():
     assert set(TABLE_4) == {"gaussian", "auxiliary", "realnvp"}
 
 
+def test_bases_of_presets():
+    for preset, batch in (("quick", 250), ("paper", 100)):
+        for base in (frozen_base(FROZEN_PRESETS[preset]), toy_base(TOY_PRESETS[preset])):
+            assert (base.batch_size, base.entropy_annealing) == (batch, 0)
+        assert {m.batch_size for m in set_models(SET_PRESETS[preset])} == {batch}
+
+
 @pytest.mark.parametrize("presets", [SET_PRESETS, FROZEN_PRESETS, TOY_PRESETS])
 def test_presets_come_back_from_yaml(tmp_path, presets):
     import yaml
@@ -254,6 +285,8 @@ def test_forecast_grows_with_the_work(tmp_path):
         ({"families": ()}, "--families"),
         ({"points": 1}, "--points of 2 or more, got 1"),
         ({"annealing": (True, True)}, "--annealing"),
+        ({"learning_rate": -1.0}, "--learning-rate above 0"),
+        ({"families": ("spline",)}, "--families among those of --best-families .*, got 'spline'"),
     ],
 )
 def test_settings_out_of_range(change, message):

@@ -657,7 +657,7 @@ def test_bad_input_is_one_line(place, refused, arguments, message):
 
 def test_a_preset_starts_the_flags_and_a_file_wins_over_it(place):
     assert cli._parse(["train", "--preset", "paper"]).setting.epochs == 3_280
-    assert cli._parse(["train", "--preset", "paper", "--epochs", "7"]).setting.schedule == "burda"
+    assert cli._parse(["train", "--preset", "paper", "--epochs", "400"]).setting.schedule == "burda"
     (place / "c.yaml").write_text("preset: paper\nlatent_dim: 7\n")
     setting = cli._parse(["train", "--config", "c.yaml", "--hidden", "5"]).setting
     assert (setting.epochs, setting.latent_dim, setting.hidden) == (3_280, 7, (5,))

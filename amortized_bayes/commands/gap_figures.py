@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from amortized_bayes.configuration import load_config
-from amortized_bayes.experiments.qstar_study import QStarConfig, searches
+from amortized_bayes.experiments.qstar_study import QStarConfig, Search, searches
 from amortized_bayes.plotting import (
     Curve,
     Decomposed,
@@ -56,7 +56,7 @@ def draw_qstar(folder: RunFolder, frame: pd.DataFrame) -> Iterator[tuple[str, Fi
     known = [search for search in searches(config) if search.key in done]
     if not known or not len(frame):
         return
-    reference = folder.load_arrays(f"reference_spread0_steps{config.reference_steps}")["elbo_star"]
+    reference = folder.load_arrays(Search("reference", 0.0, config.reference_steps).key)["elbo_star"]
     curves: list[Curve] = []
     for start in config.starts:
         for spread in config.spreads:

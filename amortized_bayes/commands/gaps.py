@@ -111,7 +111,7 @@ def _study(
     if command.resume is None:
         setting = replace(command.setting, checkpoint=str(_checkpoint(command.out, command.setting.checkpoint)))
     else:
-        folder = RunFolder.open(find_run(command.out, command.resume))
+        folder = RunFolder.open(find_run(command.out, command.resume, name))
         if folder.experiment != name or folder.finished:
             raise ValueError(f"expected an unfinished run of {name} to resume, got {folder.path}")
         setting = load_config(cls, folder.path / "config.yaml")

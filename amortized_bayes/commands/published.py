@@ -39,7 +39,9 @@ _ROWS: dict[tuple[str, str, str, bool], Published] = {
     (MNIST, "gaussian", "standard", False): Published(-89.82, -90.96, -90.84, -92.33, 1.02, 1.49, 2.51),
     (MNIST, "auxiliary", "standard", False): Published(-89.52, -90.45, -92.25, -91.75, 0.93, 1.30, 2.23),
     (FASHION, "gaussian", "standard", False): Published(-102.56, -103.73, -103.85, -106.90, 1.29, 3.05, 4.34),
-    (FASHION, "auxiliary", "standard", False): Published(-102.88, -104.02, -105.80, -107.01, 1.14, 2.29, 4.13),
+    (FASHION, "auxiliary", "standard", False): Published(
+        -102.88, -104.02, -105.80, -107.01, 1.14, 2.29, 4.13
+    ),  # so printed; its rows give 2.99
 }
 TABLE_4 = {
     "gaussian": (-84.70, -86.61, -129.83),

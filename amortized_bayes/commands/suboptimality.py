@@ -34,7 +34,7 @@ DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 
 @dataclass(frozen=True)
 class TestSetGaps:
-    """Train models with and without flows and entropy annealing, and say where each loses nats (Tables 2 and 3).
+    """Train models with and without flows and annealing; say where each loses nats on training points (Tables 2 and 3).
 
     Args:
         setting: What to run.
@@ -137,7 +137,7 @@ def _run(command: TestSetGaps | FrozenDecoder | ToyPosteriors, name: str, cls: t
         setting, note = with_binarized_images(command.setting, command.data_dir, given)
         folder = None
     else:
-        folder = RunFolder.open(find_run(command.out, command.resume))
+        folder = RunFolder.open(find_run(command.out, command.resume, name))
         if folder.experiment != name or folder.finished:
             raise ValueError(f"expected an unfinished run of {name} to resume, got {folder.path}")
         setting, note = load_config(cls, folder.path / "config.yaml"), ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+from amortized_bayes.commands.cells import cell, wide_console
 from amortized_bayes.commands.published import TABLE_4, published_row
 from amortized_bayes.experiments.vae import ENCODERS, family_name
 
@@ -37,7 +37,7 @@ def print_set_gaps(frame: pd.DataFrame) -> None:
             if (here["metric"] == "failure").any():
                 table.add_row(model, f"failed: {here['note'].iloc[0]}")
                 continue
-            table.add_row(model, *(_cell(here, metric) for metric in COLUMNS))
+            table.add_row(model, *(cell(here, metric) for metric in COLUMNS))
             family = str(here["guide"].iloc[0])
             encoder = next((e for e in ("small", "wide") if f"{e} encoder" in model), "standard")
             printed = published_row(str(dataset), family, encoder, annealed="entropy annealing" in model)
@@ -45,7 +45,7 @@ def print_set_gaps(frame: pd.DataFrame) -> None:
                 ours = {"ais": "log_p", **{c: c for c in COLUMNS if c in printed._fields}}
                 cells = (_compared(here, m, getattr(printed, ours[m])) if m in ours else "" for m in COLUMNS)
                 table.add_row("  published", *cells, end_section=True)
-        _console().print(table)
+        wide_console(170).print(table)
     print("published: Cremer, Li & Duvenaud (ICML 2018), Tables 2 and 3, 3,280 epochs, other images; log p̂ under AIS.")
 
 
@@ -54,8 +54,8 @@ def print_frozen_decoder(frame: pd.DataFrame) -> None:
     decoder = frame[frame["metric"].isin(["ais", "iwae", "certificate_gap"]) | frame["metric"].str.startswith("best_")]
     shown = [metric for metric in COLUMNS if (decoder["metric"] == metric).any()]
     table = _table(f"{frame.iloc[0]['dataset']}: one decoder", tuple(COLUMNS[m] for m in shown), CAPTION)
-    table.add_row(*(_cell(decoder, metric) for metric in shown))
-    _console().print(table)
+    table.add_row(*(cell(decoder, metric) for metric in shown))
+    wide_console(170).print(table)
     encoders = frame[frame["model"].isin([f"{encoder} encoder" for encoder in ENCODERS])]
     headings = ("encoder", "family", "L(q)", "approx.", "amort.", "total")
     table = _table("encoders trained for it", headings)
@@ -64,13 +64,13 @@ def print_frozen_decoder(frame: pd.DataFrame) -> None:
             table.add_row(str(model), family_name(str(family)), f"failed: {here['note'].iloc[0]}")
             continue
         metrics = ("elbo", "approximation_gap", "amortization_gap", "inference_gap")
-        table.add_row(str(model), family_name(str(family)), *(_cell(here, metric) for metric in metrics))
+        table.add_row(str(model), family_name(str(family)), *(cell(here, metric) for metric in metrics))
         if model == "linear encoder" and family in TABLE_4:
             log_p, best, own = TABLE_4[str(family)]
             gaps = (log_p - best, best - own, log_p - own)
             printed = [_compared(here, m, value) for m, value in zip(metrics, (own, *gaps), strict=True)]
             table.add_row("  published", "", *printed, end_section=True)
-    _console().print(table)
+    wide_console(170).print(table)
     print("published: Table 4, another decoder (tanh, batch 20, warm-up): orders of magnitude compare, not numbers.")
 
 
@@ -81,8 +81,8 @@ def print_toy(frame: pd.DataFrame) -> None:
     )
     for family in dict.fromkeys(frame["guide"]):
         here = frame[frame["guide"] == family]
-        table.add_row(family_name(str(family)), _cell(here, "amortized_gap", 3), _cell(here, "best_gap", 3))
-    _console().print(table)
+        table.add_row(family_name(str(family)), cell(here, "amortized_gap", 3), cell(here, "best_gap", 3))
+    wide_console(170).print(table)
 
 
 def _compared(frame: pd.DataFrame, metric: str, printed: float) -> str:
@@ -93,20 +93,8 @@ def _compared(frame: pd.DataFrame, metric: str, printed: float) -> str:
     return f"{printed:.2f} [{(value - printed) / error:+.0f} s.e.]"
 
 
-def _cell(frame: pd.DataFrame, metric: str, decimals: int = 2) -> str:
-    rows = frame[frame["metric"] == metric]
-    if not len(rows) or pd.isna(rows["value"].iloc[0]):
-        return ""
-    value, error = float(rows["value"].iloc[0]), float(rows["standard_error"].iloc[0])
-    return f"{value:.{decimals}f}" + ("" if pd.isna(error) else f"±{error:.{decimals}f}")
-
-
 def _table(heading: str, columns: tuple[str, ...], caption: str = COMPARED) -> Table:
     table = Table(title=heading, title_justify="left", caption=caption)
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place == 0 else "right")
     return table
-
-
-def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 170, markup=False)

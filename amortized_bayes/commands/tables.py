@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import cast
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+from amortized_bayes.commands.cells import cell, wide_console
 from amortized_bayes.commands.findings import print_claims, print_table, sentences
 from amortized_bayes.commands.suboptimality_tables import print_frozen_decoder, print_set_gaps, print_toy
 from amortized_bayes.results import RunFolder
@@ -63,8 +63,8 @@ def _print_training(frame: pd.DataFrame) -> None:
         ("final_test_elbo", "ELBO, test points"),
         ("final_kl", "KL of z, training points"),
     ):
-        table.add_row(words, _cell(frame, metric))
-    _console().print(table)
+        table.add_row(words, cell(frame, metric))
+    wide_console(120).print(table)
     units = frame[frame["metric"] == "active_units"]["value"]
     if len(units):
         print(f"active units: {units.iloc[0]:.0f}")
@@ -78,8 +78,8 @@ def _print_gaps(frame: pd.DataFrame) -> None:
         table.add_column(split, justify="right")
     for name in (*BOUNDS, *GAPS, "certificate_gap"):
         if (frame["metric"] == f"{splits[0]}_{name}").any():
-            table.add_row(WORDS[name], *(_cell(frame, f"{s}_{name}") for s in splits), end_section=name == BOUNDS[-1])
-    _console().print(table)
+            table.add_row(WORDS[name], *(cell(frame, f"{s}_{name}") for s in splits), end_section=name == BOUNDS[-1])
+    wide_console(120).print(table)
     for split in splits:
         classes = _classes(frame, split)
         if classes:
@@ -95,8 +95,8 @@ def _print_classes(frame: pd.DataFrame, split: str, classes: list[int]) -> None:
     for heading in ("class", "approximation gap", "amortization gap", "inference gap"):
         table.add_column(heading, justify="right")
     for label in classes:
-        table.add_row(str(label), *(_cell(frame, f"{split}_class{label}_{name}") for name in GAPS[:3]))
-    _console().print(table)
+        table.add_row(str(label), *(cell(frame, f"{split}_class{label}_{name}") for name in GAPS[:3]))
+    wide_console(120).print(table)
 
 
 def _print_qstar(frame: pd.DataFrame) -> None:
@@ -111,28 +111,16 @@ def _print_qstar(frame: pd.DataFrame) -> None:
         name = f"spread{spread}"
         evaluations = same[same["metric"] == f"{name}_evaluations"]["value"].iloc[0]
         variance = same[same["metric"] == f"{name}_restart_variance"]["value"]
-        over = f"{max(0.0, float(variance.iloc[0])) ** 0.5:.3f}" if len(variance) else ""
-        behind = _cell(same, f"{name}_behind_reference", 3)
-        residual = _cell(same, f"{name}_residual", 3)
+        over = "" if not len(variance) else "< 0" if variance.iloc[0] < 0 else f"{float(variance.iloc[0]) ** 0.5:.3f}"
+        behind = cell(same, f"{name}_behind_reference", 3)
+        residual = cell(same, f"{name}_residual", 3)
         table.add_row(str(row["guide"]), spread, f"{row['step']:,}", f"{evaluations:,.0f}", behind, residual, over)
-    _console().print(table)
-
-
-def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 120)
+    wide_console(120).print(table)
 
 
 def _classes(frame: pd.DataFrame, split: str) -> list[int]:
     found = frame["metric"].str.extract(rf"^{split}_class(\d+)_inference_gap$")[0].dropna()
     return sorted(int(label) for label in found)
-
-
-def _cell(frame: pd.DataFrame, metric: str, decimals: int = 2) -> str:
-    rows = frame[frame["metric"] == metric]
-    if not len(rows) or pd.isna(rows["value"].iloc[0]):
-        return ""
-    value, error = float(rows["value"].iloc[0]), float(rows["standard_error"].iloc[0])
-    return f"{value:.{decimals}f}" + ("" if pd.isna(error) else f"±{error:.{decimals}f}")
 
 
 def _title(frame: pd.DataFrame) -> str:

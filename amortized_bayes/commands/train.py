@@ -54,7 +54,7 @@ class Train:
             )
         device, about = machine(self.device)
         if self.resume is not None:
-            folder = RunFolder.open(find_run(self.out, self.resume))
+            folder = RunFolder.open(find_run(self.out, self.resume, "train"))
             setting = _taken_up(folder, self.data_dir)
         else:
             setting, note = with_binarized_images(self.setting, self.data_dir, given)

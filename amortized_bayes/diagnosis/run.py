@@ -56,6 +56,7 @@ class _Job:
     local: LocalSettings
     num_restarts: int
     family: FamilyName
+    num_flows: int
     memory_budget: float | None
     progress: Progress | None
 
@@ -85,6 +86,7 @@ def diagnose(
     local_settings: LocalSettings | None = None,
     num_restarts: int = 1,
     family: FamilyName = "gaussian",
+    num_flows: int = 2,
     memory_budget: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -107,7 +109,9 @@ def diagnose(
         ais_settings: of the chains, to begin with.
         local_settings: of the search for q*.
         num_restarts: runs of it a point; from two on, the gap of the best to the first is reported too.
-        family: of q*; a flow is looked for from the best Gaussian, so that it belongs to a guide with such a flow.
+        family: of q*; a flow is looked for from the best Gaussian, for a guide with such a flow. It has neither
+            residual nor restarts.
+        num_flows: layers of that flow.
         memory_budget: as in :func:`amortized_bayes.evaluation.ais.ais`.
         seed: of all draws; torch's global generator is left as it was.
         progress: called with the stage's name, what is done of it and all of it.
@@ -144,6 +148,7 @@ def diagnose(
         local=local,
         num_restarts=num_restarts,
         family=family,
+        num_flows=num_flows,
         memory_budget=memory_budget,
         progress=progress,
     )
@@ -184,13 +189,21 @@ def _estimate(job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings) -> 
     options.pop("num_restarts")
     star = (best.elbo_star, best.standard_error)
     if job.family != "gaussian":
-        flow = optimize_flow(job.model, best, *job.args, family=job.family, progress=job.watch("q* flow"), **options)
+        flow = optimize_flow(
+            job.model,
+            best,
+            *job.args,
+            family=job.family,
+            num_flows=job.num_flows,
+            progress=job.watch("q* flow"),
+            **options,
+        )
         star = (flow.elbo_star, flow.standard_error)
     bound = ais(job.model, job.guide, *job.args, settings=settings, progress=job.watch("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
     found |= {
         "elbo_star": star,
-        "residual": (best.residual, best.residual_error),
+        "residual": (best.residual, best.residual_error) if job.family == "gaussian" else (nothing, nothing),
         "log_p_lower": (bound.log_p, bound.standard_error),
         "acceptance": (bound.acceptance, nothing),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.experiments.vae import VAEConfig
 from amortized_bayes.experiments.vae_problem import build_encoder
 from amortized_bayes.guides import LocalGuide
-from amortized_bayes.inference.options import FitOptions, cosine
+from amortized_bayes.inference.options import Divergence, FitOptions, cosine
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
@@ -53,7 +54,7 @@ def fit_encoder(
     training = Training(model, guide, data.train, options, wanted.seed)
     total = epochs * training.batches.per_epoch
     looks = {round(total * (i + 1) / NUM_LOOKS) for i in range(NUM_LOOKS)}
-    best, state, since = -float("inf"), copy.deepcopy(guide.state_dict()), 0
+    best, state, since = -math.inf, copy.deepcopy(guide.state_dict()), 0
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(wanted.seed, "encoder looks"))
         for record in training.run(total, looks | {round(total * i / 200) for i in range(1, 200)}):
@@ -62,6 +63,8 @@ def fit_encoder(
                 continue
             with training.averaged():
                 value = elbo(model, guide, data.validation.float(), num_draws=VALIDATION_DRAWS).value.mean().item()
+                if not math.isfinite(value):
+                    raise Divergence(record.step, value)
                 since += 1
                 if value > best:
                     best, state, since = value, copy.deepcopy(guide.state_dict()), 0

@@ -25,6 +25,7 @@ from amortized_bayes.experiments.point_bounds import (
     gap_of,
     guide_elbo,
     measure_rows,
+    refuse_infinite,
 )
 from amortized_bayes.experiments.suboptimality import FrozenDecoderConfig, frozen_base, frozen_encoders
 from amortized_bayes.experiments.trained import Trained, obtain
@@ -106,15 +107,16 @@ def _encoder_rows(
         guide = fit_encoder(
             trained, wanted, config.encoder_epochs, config.learning_rate, lambda done, total: watch(label, done, total)
         )
+        found = guide_elbo(trained.model, guide, at(trained.data.train, shared["places"]), config.seed)
+        refuse_infinite(found)
     except ArithmeticError as error:
         step = getattr(error, "step", 0)
         yield start._replace(metric="failure", status="failed", step=step, note=str(error))
         return
-    found = guide_elbo(trained.model, guide, at(trained.data.train, shared["places"]), config.seed)
     state = {name: value.detach().cpu().numpy() for name, value in guide.state_dict().items()}
     folder.save_tensors(f"{family}_{encoder}", state, {"encoder": encoder, "family": family})
     middle = family.removesuffix("-contextual")
-    gaps = gap_of({**shared, **found}, middle if f"best_{middle}" in shared else "gaussian")
+    gaps = gap_of({**shared, **found}, middle)
     arrays = {**found, **{name: gap.value.numpy() for name, gap in gaps.items()}}
     folder.save_arrays(f"{family}_{encoder}", **arrays)
     yield from measure_rows(start, found, gaps)

@@ -83,6 +83,8 @@ class GapsConfig:
             if getattr(self, name) < bound:
                 flag = name.replace("_", "-")
                 raise SettingError(f"expected --{flag} of {bound} or more, got {getattr(self, name)}")
+        if self.temperatures > self.max_temperatures:
+            raise SettingError(f"expected --temperatures of at most {self.max_temperatures}, got {self.temperatures}")
         if not self.target_gap > 0:
             raise SettingError(f"expected --target-gap above 0, got {self.target_gap}")
         if not self.splits or len(set(self.splits)) != len(self.splits):
@@ -182,6 +184,7 @@ def _diagnose(config: GapsConfig, trained: Trained, split: str, watch: Watch) ->
         local_settings=LocalSettings(max_steps=config.local_steps),
         num_restarts=config.restarts,
         family=_family(trained),
+        num_flows=trained.config.num_flows,
         seed=config.seed,
         progress=lambda stage, done, total: watch(f"{split} {stage}", done, total),
     )
@@ -210,7 +213,10 @@ def _rows(
     start = ("gaps", trained.data.name, trained.config.name, "amortized", None, trained.config.seed, 0, 0.0)
     summary: pd.DataFrame = report.summary()
     for name, row in summary.iterrows():
-        note = report.verdict.words if name == "inference_gap" else ""
+        below = (
+            f"negative, z = {row['mean'] / row['standard_error']:.1f}" if str(name) in GAPS and row["mean"] < 0 else ""
+        )
+        note = report.verdict.words if name == "inference_gap" else below
         yield Row(*start, f"{split}_{name}", float(row["mean"]), float(row["standard_error"]), "points", note=note)
     certificate = report.certificate
     if certificate is not None:
@@ -218,7 +224,9 @@ def _rows(
         yield Row(*start, f"{split}_certificate_gap", *gap, note=report.evidence())
     yield Row(*start, f"{split}_doubtful", report.doubtful)
     yield Row(*start, f"{split}_acceptance", float(report.mean("acceptance")))
-    yield Row(*start, f"{split}_residual", float(report.mean("residual")))
+    if _family(trained) == "gaussian":
+        note = "" if trained.config.family == "gaussian" else f"q* is a Gaussian: no search for {trained.config.family}"
+        yield Row(*start, f"{split}_residual", float(report.mean("residual")), note=note)
     for label, gaps in classes.items():
         for name, (mean, error) in gaps.items():
             yield Row(*start, f"{split}_class{label}_{name}", mean, error, "points")

@@ -22,7 +22,17 @@ from amortized_bayes.joint import global_seed, log_joint
 from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Guide, Model, Row
 
-__all__ = ["PointBounds", "at", "best_bounds", "choose", "evidence_bounds", "gap_of", "guide_elbo", "measure_rows"]
+__all__ = [
+    "PointBounds",
+    "at",
+    "best_bounds",
+    "choose",
+    "evidence_bounds",
+    "gap_of",
+    "guide_elbo",
+    "measure_rows",
+    "refuse_infinite",
+]
 
 PointBounds = dict[str, np.ndarray]
 """By name, values ``(B,)`` in nats, and under ``<name>_error`` their Monte Carlo standard errors."""
@@ -76,7 +86,13 @@ def evidence_bounds(
     model: Model, guide: Guide, x: Tensor, config: BoundsConfig, seed: int, watch: Watch
 ) -> tuple[PointBounds, tuple[float, float]]:
     """Lower bounds on log p(x) by AIS and IWAE, and the mean gap of AIS on simulated points with its error."""
-    settings = AISSettings(num_chains=config.chains, num_temperatures=config.temperatures)
+    settings = AISSettings(
+        num_chains=config.chains,
+        num_temperatures=config.temperatures,
+        num_leapfrog=config.leapfrog,
+        start=config.start,
+        mass=config.mass,
+    )
     options = {"settings": settings, "seed": seed}
     lower = ais(model, guide, x, progress=lambda done, total: watch("ais", done, total), **options)
     both = bdmc(
@@ -115,6 +131,14 @@ def measure_rows(start: Row, found: PointBounds, gaps: dict[str, Gap]) -> list[R
         note = f"negative, z = {gap.mean_z:.1f}" if gap.mean < 0 else ""
         rows.append(start._replace(metric=name, value=gap.mean, standard_error=gap.mean_error, note=note))
     return [row._replace(error_over="points") for row in rows]
+
+
+def refuse_infinite(found: PointBounds) -> None:
+    """Raise ``ArithmeticError`` where an estimate is NaN or infinite: flows may blow up at single points."""
+    for name, values in found.items():
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ArithmeticError(f"{name} is {values[bad[0]]} at point {bad[0]}, and at {len(bad)} in all")
 
 
 def _named(name: str, value: Tensor, error: Tensor) -> PointBounds:

@@ -8,6 +8,7 @@ of many more steps.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class QStarConfig:
         checkpoint: Run of `train` to look at: its path, its name, or latest.
         split: Points to look at.
         points: After a seeded shuffle; all if there are fewer.
-        restarts: Searches a point from each start, all but the first from moved means.
+        restarts: Searches a point from each start, all from moved means.
         spreads: By how many scales of q those means are moved.
         starts: The encoder's answer, and the prior.
         budgets: Steps of a search.
@@ -79,9 +80,11 @@ class QStarConfig:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise SettingError(f"expected --{name} with one or more different values, got {list(values)}")
+        if len({f"{spread:g}" for spread in self.spreads}) < len(self.spreads):  # files are named so
+            raise SettingError(f"expected --spreads that differ in six digits, got {list(self.spreads)}")
         if min(self.budgets) < 10:
             raise SettingError(f"expected --budgets of 10 or more, got {list(self.budgets)}")
-        if min(self.spreads) < 0:
+        if not all(0 <= spread < math.inf for spread in self.spreads):
             raise SettingError(f"expected --spreads of 0 or more, got {list(self.spreads)}")
 
 

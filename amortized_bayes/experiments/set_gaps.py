@@ -7,6 +7,7 @@ middle of its gaps; the best q of the other families are reported beside it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from amortized_bayes.experiments.point_bounds import (
     gap_of,
     guide_elbo,
     measure_rows,
+    refuse_infinite,
 )
 from amortized_bayes.experiments.suboptimality import TestSetGapsConfig, set_models
 from amortized_bayes.experiments.trained import TrainingFailed, obtain
@@ -62,7 +64,9 @@ def run_set_gaps(
 def model_key(model: VAEConfig) -> str:
     """Name of a model, for files and for resuming."""
     annealed = "annealed" if model.entropy_annealing else "plain"
-    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(model.dataset).stem)
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(model.dataset).stem)[:60]
+    if model.dataset.endswith((".npz", ".npy")):  # files in different folders may have one name
+        name = f"{name}-{sha256(model.dataset.encode()).hexdigest()[:8]}"
     return f"{name}_{model.family}_{model.encoder}_{annealed}_seed{model.seed}"
 
 
@@ -84,14 +88,15 @@ def _model_rows(
         found = guide_elbo(trained.model, trained.guide, x, config.seed)
         found |= best_bounds(trained.model, trained.guide, x, config.bounds, config.seed, watch)
         evidence, certificate = evidence_bounds(trained.model, trained.guide, x, config.bounds, config.seed, watch)
+        found |= evidence
+        refuse_infinite(found)
     except (TrainingFailed, ArithmeticError) as error:
         step = getattr(error, "step", 0)
         yield start._replace(metric="failure", status="failed", step=step, note=str(error))
         return
-    found |= evidence
     folder.save_arrays(key, places=places, **found)
     family = wanted.family.removesuffix("-contextual")
-    gaps = gap_of(found, family if f"best_{family}" in found else "gaussian")
+    gaps = gap_of(found, family)
     yield from measure_rows(start, found, gaps)
     gap, error = certificate
     yield start._replace(metric="certificate_gap", value=gap, standard_error=error, error_over="points")

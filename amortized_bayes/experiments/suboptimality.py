@@ -6,16 +6,17 @@
 - ``toy-posteriors`` (their 5.1): posteriors of a model with two latents beside what each family makes of them.
 
 This file says what is run; files of the same names run it. *quick* takes minutes and falls short of the paper's
-training; *paper* has its settings.
+training; *paper* has its settings, but for the searches for q*, which start at the encoder's answer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from amortized_bayes.experiments.sweep import SettingError
-from amortized_bayes.experiments.vae import Family, VAEConfig
+from amortized_bayes.experiments.vae import VAE_PRESETS, Family, VAEConfig
 
 __all__ = [
     "FROZEN_PRESETS",
@@ -51,6 +52,19 @@ def _different(config: Any, names: tuple[str, ...]) -> None:
             raise SettingError(f"expected --{name} with one or more different values, got {list(values)}")
 
 
+def _check_rate(rate: float) -> None:
+    if not 0 < rate < math.inf:
+        raise SettingError(f"expected --learning-rate above 0, got {rate}")
+
+
+def _searched(families: tuple[str, ...], bounds: BoundsConfig) -> None:
+    """Gaps of a family need the best q of that family: held against another they would mean something else."""
+    missing = [f for f in families if f.removesuffix("-contextual") not in bounds.best_families]
+    if missing:
+        among = ", ".join(bounds.best_families)
+        raise SettingError(f"expected --families among those of --best-families ({among}), got {missing[0]!r}")
+
+
 def _gaussian_first(name: str, families: tuple[str, ...]) -> None:
     if not families or families[0] != "gaussian" or len(set(families)) != len(families):
         flag = name.replace("_", "-")
@@ -70,6 +84,9 @@ class BoundsConfig:
         flow_hidden: Width of the networks in them.
         chains: AIS chains a point.
         temperatures: AIS temperatures.
+        leapfrog: Gradients a temperature.
+        start: Where AIS chains start, the guide's q widened or the prior.
+        mass: Of the chains, from the scales of the guide's q or 1.
         simulated: Points drawn from each model for the certificate of AIS.
     """
 
@@ -81,11 +98,14 @@ class BoundsConfig:
     flow_hidden: int = 32
     chains: int = 16
     temperatures: int = 200
+    leapfrog: int = 2
+    start: Literal["guide", "prior"] = "guide"
+    mass: Literal["guide", "unit"] = "guide"
     simulated: int = 50
 
     def __post_init__(self) -> None:
         _check(self, {"particles": 2, "local_steps": 10, "flow_steps": 1, "num_flows": 1, "flow_hidden": 1})
-        _check(self, {"chains": 2, "temperatures": 1, "simulated": 2})
+        _check(self, {"chains": 2, "temperatures": 1, "leapfrog": 1, "simulated": 2})
         _gaussian_first("best_families", self.best_families)
 
 
@@ -126,6 +146,8 @@ class TestSetGapsConfig:
     def __post_init__(self) -> None:
         _check(self, {"epochs": 1, "batch_size": 1, "points": 2, "seed": 0})
         _different(self, ("dataset", "families", "encoders", "annealing"))
+        _check_rate(self.learning_rate)
+        _searched(self.families, self.bounds)
 
 
 @dataclass(frozen=True)
@@ -159,6 +181,8 @@ class FrozenDecoderConfig:
     def __post_init__(self) -> None:
         _check(self, {"epochs": 1, "encoder_epochs": 1, "points": 2, "seed": 0})
         _different(self, ("encoders", "families"))
+        _check_rate(self.learning_rate)
+        _searched(self.families, self.bounds)
 
 
 @dataclass(frozen=True)
@@ -192,7 +216,16 @@ class ToyConfig:
         _gaussian_first("families", self.families)
 
 
-PAPER_BOUNDS = BoundsConfig(local_steps=3_000, flow_steps=10_000, flow_hidden=100, chains=100, temperatures=1_000)
+PAPER_BOUNDS = BoundsConfig(
+    local_steps=3_000,
+    flow_steps=10_000,
+    flow_hidden=100,
+    chains=100,
+    temperatures=10_000,
+    leapfrog=10,
+    start="prior",
+    mass="unit",
+)
 SET_PRESETS: dict[str, TestSetGapsConfig] = {
     "quick": TestSetGapsConfig(),
     "paper": TestSetGapsConfig(
@@ -217,7 +250,7 @@ FROZEN_PRESETS: dict[str, FrozenDecoderConfig] = {
         encoder_epochs=400,
         learning_rate=1e-3,
         points=1_000,
-        bounds=PAPER_BOUNDS,
+        bounds=replace(PAPER_BOUNDS, best_families=("gaussian", "planar", "auxiliary", "realnvp")),
     ),
 }
 TOY_PRESETS: dict[str, ToyConfig] = {
@@ -249,7 +282,8 @@ def set_models(config: TestSetGapsConfig) -> list[VAEConfig]:
 
 def frozen_base(config: FrozenDecoderConfig) -> VAEConfig:
     """The VAE whose decoder is held fixed; its validation images are held out from all encoders too."""
-    return VAEConfig(dataset=config.dataset, epochs=config.epochs, early_stopping=True, seed=config.seed)
+    base = replace(VAE_PRESETS[config.preset], entropy_annealing=0)
+    return replace(base, dataset=config.dataset, epochs=config.epochs, early_stopping=True, seed=config.seed)
 
 
 def frozen_encoders(config: FrozenDecoderConfig) -> list[tuple[str, str]]:
@@ -259,4 +293,5 @@ def frozen_encoders(config: FrozenDecoderConfig) -> list[tuple[str, str]]:
 
 def toy_base(config: ToyConfig) -> VAEConfig:
     """The VAE with two latents."""
-    return VAEConfig(dataset=config.dataset, latent_dim=2, epochs=config.epochs, seed=config.seed)
+    base = replace(VAE_PRESETS[config.preset], entropy_annealing=0)
+    return replace(base, dataset=config.dataset, latent_dim=2, epochs=config.epochs, seed=config.seed)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,12 +76,27 @@ def find_trained(out: Path, config: VAEConfig) -> RunFolder | None:
         if info.experiment != "train" or info.status != "finished":
             continue
         folder = RunFolder.open(info.path)
-        try:
-            same = to_mapping(load_config(VAEConfig, info.path / "config.yaml")) == to_mapping(config)
-        except ValueError:  # of a configuration that this version cannot read
-            continue
-        if same and (folder.path / "checkpoints" / f"{KEY}.safetensors").exists():
+        if _is_of(info.path, config) and (folder.path / "checkpoints" / f"{KEY}.safetensors").exists():
             return folder
+    return None
+
+
+def _is_of(run: Path, config: VAEConfig) -> bool:
+    """Whether a run trains this configuration, by whatever preset it was named."""
+    try:
+        found = load_config(VAEConfig, run / "config.yaml")
+    except ValueError:  # of a configuration that this version cannot read
+        return False
+    return replace(found, preset="quick") == replace(config, preset="quick")
+
+
+def _unfinished(out: Path, config: VAEConfig, sums: dict[str, str]) -> RunFolder | None:
+    """A run of this configuration and data that was interrupted, to be taken up."""
+    for info in reversed(list_runs(out)):
+        if info.experiment == "train" and info.status == "unfinished" and _is_of(info.path, config):
+            before = json.loads((info.path / "environment.json").read_bytes()).get("data")
+            if before == sums:
+                return RunFolder.open(info.path)
     return None
 
 
@@ -110,7 +126,7 @@ def obtain(
     if folder is None:
         sums = dict(load_dataset(config.dataset, data_dir=data_dir).sha256)
         described = environment(torch.get_num_threads()) | {"device": str(device), "data": sums}
-        folder = RunFolder.create(out, "train", to_mapping(config), described)
+        folder = _unfinished(out, config, sums) or RunFolder.create(out, "train", to_mapping(config), described)
         with folder:
             options: Any = {"watch": lambda done, total, _: watch("training", done, total)}
             rows = list(train(config, folder, device=device, data_dir=data_dir, **options))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amortized_bayes.evaluation.bounds import Elbo, elbo, iwae
 from amortized_bayes.evaluation.errors import active_units, mean_prediction
-from amortized_bayes.experiments.measure import Measure, over_points
+from amortized_bayes.experiments.measure import Measure, over_points, vacuous
 from amortized_bayes.experiments.vae import VAEConfig
 from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae_data, vae_options
 from amortized_bayes.guides import LocalGuide
@@ -164,7 +164,8 @@ def _finish(
     record = StepRecord(training.steps, training.seconds, math.nan)
     _refuse_infinite(record.step, found)
     found["seconds_per_step"] = Measure(training.seconds / max(1, training.steps))
-    rows = [*rows, *_rows(config, data, record, found)]
+    status = "vacuous" if vacuous(found) else "ok"
+    rows = [*rows, *(row._replace(status=status) for row in _rows(config, data, record, found))]
     folder.save_tensors(KEY, state_of(model, guide), {"model": config.name})
     for row in rows:
         folder.append(row, KEY)

@@ -83,7 +83,7 @@ def encoder_gap_figure(frame: pd.DataFrame, names: Mapping[str, str], encoders: 
         left.set_xticks(range(len(encoders)), encoders)
         left.set_xlabel("encoder")
         left.set_ylabel("amortization gap (nats a point), bar: 1 s.e.")
-        log_scale(left, "y")
+        _gap_scale(left)
         left.legend(title="family")
         for place, encoder in enumerate(encoders):
             rows = frame[(frame["model"] == f"{encoder} encoder") & (frame["guide"] == "gaussian")]
@@ -101,7 +101,7 @@ def encoder_gap_figure(frame: pd.DataFrame, names: Mapping[str, str], encoders: 
             )
         right.set_xticks(classes)
         right.set_xlabel("class, Gaussian family")
-        log_scale(right, "y")
+        _gap_scale(right)
         if classes:
             right.legend(title="encoder", ncols=2)
         title(figure, heading)
@@ -166,6 +166,16 @@ def _stack(axes: Axes, place: int, rows: pd.DataFrame, *, label: bool) -> None:
             place, row["value"], 0.65, bottom=bottom, yerr=error, capsize=2, label=words if label else None, **look
         )
         base[up] = bottom + row["value"]
+
+
+def _gap_scale(axes: Axes) -> None:
+    """Logarithmic, but for gaps of zero or less, which a logarithm would hide."""
+    low, _ = axes.get_ylim()
+    if low > 0:
+        log_scale(axes, "y")
+    else:
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.axhline(0, color="black", linewidth=0.8)
 
 
 def _levels(density: np.ndarray, axis: np.ndarray) -> list[float]:

@@ -39,16 +39,20 @@ def list_runs(out: Path) -> list[RunInfo]:
     return sorted(infos, key=lambda info: (info.started, info.experiment, info.name))
 
 
-def find_run(out: Path, text: str) -> Path:
+def find_run(out: Path, text: str, experiment: str | None = None) -> Path:
     """Return the run that ``text`` means: a path, ``experiment/run``, the name of a run, or ``latest``.
+
+    ``experiment`` narrows ``latest`` to runs of one kind.
 
     Raises ``ValueError`` where there is none, or more than one.
     """
     if (Path(text) / "config.yaml").is_file():
         return Path(text)
     infos = list_runs(out)
-    if text == "latest" and infos:
-        return infos[-1].path
+    of_kind = [info for info in infos if experiment in (None, info.experiment)]
+    if text == "latest" and of_kind:
+        # the last that was written to: an experiment may start runs of its own, which end before it does
+        return max(of_kind, key=lambda info: ((info.path / "rows.jsonl").stat().st_mtime_ns, info.started)).path
     found = [info.path for info in infos if text in (info.name, f"{info.experiment}/{info.name}")]
     if len(found) == 1:
         return found[0]
