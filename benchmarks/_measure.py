@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from amortized_bayes.results import environment
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks run from a clone, installed or not
+
+from amortized_bayes.results import environment  # noqa: E402
 
 UNTIMED = 2
 """Steps at the start of each block that are not timed: caches are cold after another side's block."""
