@@ -18,7 +18,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks run from a clone, installed or not
 
-from amortized_bayes.results import environment  # noqa: E402
+from amortized_bayes.results import environment
 
 UNTIMED = 2
 """Steps at the start of each block that are not timed: caches are cold after another side's block."""
