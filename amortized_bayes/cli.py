@@ -29,7 +29,7 @@ from amortized_bayes.commands.suboptimality import (
 )
 from amortized_bayes.commands.sweep import Sweep, sweep_defaults
 from amortized_bayes.commands.train import Train, train_defaults
-from amortized_bayes.experiments.sweep import SettingError
+from amortized_bayes.experiments.checking import SettingError
 
 __all__ = ["main"]
 

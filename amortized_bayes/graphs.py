@@ -199,4 +199,7 @@ def _repeated(node: fx.Node) -> fx.Node | None:
 
 
 def _permutes_nothing(node: fx.Node) -> bool:
-    return node.target is aten.permute.default and node.args[1] == sorted(node.args[1])  # type: ignore[type-var]
+    if node.target is not aten.permute.default:
+        return False
+    order: Any = node.args[1]
+    return list(order) == sorted(order)

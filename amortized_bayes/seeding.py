@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,11 +51,11 @@ def _hash_address(seed: int, names: tuple[str | int, ...]) -> bytes:
     return hashlib.sha256(json.dumps(address).encode()).digest()
 
 
-def _checked_integer(what: str, value: object) -> int:
+def _checked_integer(what: str, value: Any) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return operator.index(value)  # numpy's integers too  # type: ignore[arg-type]
+        return operator.index(value)  # numpy's integers too
     except TypeError:
         wanted = "an integer" if what == "seed" else "text or an integer"
         raise ValueError(f"expected {wanted} as {what} of a random stream, got {value!r}") from None

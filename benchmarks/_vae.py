@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amortized_bayes.configuration import to_mapping
-from amortized_bayes.experiments.trained import Trained, find_trained, load_trained
-from amortized_bayes.experiments.training import train
+from amortized_bayes.experiments.trained import Trained, find_trained, obtain
 from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.results import RunFolder, environment
 
 SMALL = VAEConfig(dataset="digits", epochs=2, latent_dim=5, hidden=(16,), encoder="small", num_test=50)
 """Only to see that everything runs."""
@@ -31,18 +28,15 @@ class Subject(NamedTuple):
 def subject(num_points: int, device: torch.device, out: Path, *, quick: bool) -> Subject:
     """Load the model of `train` (preset quick) from ``out``, or train it first, which takes about four minutes."""
     config = SMALL if quick else VAEConfig()
-    folder = find_trained(out, config)
-    if folder is None:
-        where = Path(tempfile.mkdtemp()) if quick else out
-        folder = RunFolder.create(where, "train", to_mapping(config), environment(torch.get_num_threads()))
-        print(f"training {config.name} on {config.dataset} into {folder.path}", flush=True)
-        with folder:
-            for _ in train(config, folder, device=device):
-                pass
-            folder.finish()
-    trained = load_trained(folder, device=device)
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(scratch) if quick else out
+        if find_trained(where, config) is None:
+            print(f"training {config.name} on {config.dataset}", flush=True)
+        trained = obtain(config, where, device=device)
+        folder = find_trained(where, config)
+        assert folder is not None
+        rows = folder.rows()
     places = np.sort(np.random.default_rng(0).permutation(len(trained.data.train))[:num_points])
-    rows = folder.rows()
     final = rows[rows["metric"] == "final_elbo"]["value"].iloc[0]
     described = {"dataset": config.dataset, "epochs": config.epochs, "final_elbo": float(final)}
     return Subject(trained, trained.data.train[torch.from_numpy(places).to(device)].float(), described)

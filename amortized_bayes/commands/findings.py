@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pandas as pd
 from rich.console import Console
@@ -182,8 +182,8 @@ def _name(rows: pd.DataFrame, guide: str, k: int | None) -> str:
     return f"{label} (vacuous)" if dead else label
 
 
-def _width(k: object) -> int | None:
-    return None if pd.isna(k) else int(k)  # type: ignore[arg-type]
+def _width(k: Any) -> int | None:
+    return None if pd.isna(k) else int(k)
 
 
 PUBLISHED = [

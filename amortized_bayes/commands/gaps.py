@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from amortized_bayes.commands.stages import StageProgress
-from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on
+from amortized_bayes.commands.starting import Experiment, machine, preset_setting, saying_how_to_go_on
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.experiments.gap_study import GAPS_PRESETS, GapsConfig
 from amortized_bayes.experiments.qstar_study import QSTAR_PRESETS, QStarConfig
@@ -24,24 +22,14 @@ __all__ = ["GapsCommand", "QStarCommand", "gaps_defaults", "qstar_defaults"]
 
 
 @dataclass(frozen=True)
-class GapsCommand:
+class GapsCommand(Experiment):
     """Say where a trained model loses nats: family or amortization, on training and test points, overall and by class.
 
     Args:
         setting: What to measure.
-        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
-        resume: Run of gaps to go on with; its own configuration is used.
-        device: Where to run; auto takes a GPU if there is one.
-        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
-        out: Folder for results.
     """
 
     setting: GapsConfig = field(default_factory=GapsConfig)
-    config: Path | None = None
-    resume: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
         """Measure, or go on with measuring."""
@@ -54,24 +42,14 @@ class GapsCommand:
 
 
 @dataclass(frozen=True)
-class QStarCommand:
+class QStarCommand(Experiment):
     """Say how far q*, the best q of a point, can be trusted: restarts, initial spreads, starts and budgets.
 
     Args:
         setting: What to measure.
-        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
-        resume: Run of qstar to go on with; its own configuration is used.
-        device: Where to run; auto takes a GPU if there is one.
-        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
-        out: Folder for results.
     """
 
     setting: QStarConfig = field(default_factory=QStarConfig)
-    config: Path | None = None
-    resume: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
         """Measure, or go on with measuring."""

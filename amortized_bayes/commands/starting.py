@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from amortized_bayes.configuration import load_config, replace_from_mapping
 from amortized_bayes.data import DataUnavailable, load_dataset
@@ -16,9 +18,28 @@ from amortized_bayes.results import RunFolder
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["machine", "preset_setting", "saying_how_to_go_on", "value_of", "with_binarized_images"]
+__all__ = ["Experiment", "machine", "preset_setting", "saying_how_to_go_on", "value_of", "with_binarized_images"]
 
 Setting = TypeVar("Setting")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What every command that runs an experiment can be told.
+
+    Args:
+        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
+        resume: Run to go on with: its path, its name, or latest. What is finished is kept, its own configuration used.
+        device: Where to run; auto takes a GPU if there is one.
+        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
+        out: Folder for results.
+    """
+
+    config: Path | None = None
+    resume: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    out: Path = Path("results")
 
 
 def preset_setting(given: list[str], presets: Mapping[str, Setting]) -> Setting:

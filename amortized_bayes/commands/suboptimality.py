@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from amortized_bayes.commands.progress import duration
 from amortized_bayes.commands.stages import StageProgress
-from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, with_binarized_images
+from amortized_bayes.commands.starting import (
+    Experiment,
+    machine,
+    preset_setting,
+    saying_how_to_go_on,
+    with_binarized_images,
+)
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.experiments.suboptimality import (
     FROZEN_PRESETS,
@@ -28,31 +32,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FrozenDecoder", "TestSetGaps", "ToyPosteriors", "frozen_defaults", "set_defaults", "toy_defaults"]
 
-Device = Literal["auto", "cpu", "cuda"]
-DataDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
-
 
 @dataclass(frozen=True)
-class TestSetGaps:
+class TestSetGaps(Experiment):
     """Train models with and without flows and annealing; say where each loses nats on training points (Tables 2 and 3).
 
     Args:
         setting: What to run.
-        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
-        resume: Run to go on with; finished models are kept, its own configuration is used.
-        device: Where to run; auto takes a GPU if there is one.
-        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
-        out: Folder for results; models trained there before are taken up.
     """
 
     __test__ = False  # a name that pytest would take for a test
 
     setting: TestSetGapsConfig = field(default_factory=TestSetGapsConfig)
-    config: Path | None = None
-    resume: str | None = None
-    device: Device = "auto"
-    data_dir: DataDir = None
-    out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
         """Run, or go on."""
@@ -60,24 +51,14 @@ class TestSetGaps:
 
 
 @dataclass(frozen=True)
-class FrozenDecoder:
+class FrozenDecoder(Experiment):
     """Hold one decoder fixed, train encoders of every family and size for it, and measure their gaps (Table 4).
 
     Args:
         setting: What to run.
-        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
-        resume: Run to go on with; finished encoders are kept, its own configuration is used.
-        device: Where to run; auto takes a GPU if there is one.
-        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
-        out: Folder for results; a VAE trained there before is taken up.
     """
 
     setting: FrozenDecoderConfig = field(default_factory=FrozenDecoderConfig)
-    config: Path | None = None
-    resume: str | None = None
-    device: Device = "auto"
-    data_dir: DataDir = None
-    out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
         """Run, or go on."""
@@ -85,24 +66,14 @@ class FrozenDecoder:
 
 
 @dataclass(frozen=True)
-class ToyPosteriors:
+class ToyPosteriors(Experiment):
     """Draw posteriors over two latents beside what each family makes of them, amortized and at its best.
 
     Args:
         setting: What to run.
-        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
-        resume: Run to go on with; its own configuration is used.
-        device: Where to run; auto takes a GPU if there is one.
-        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
-        out: Folder for results; a VAE trained there before is taken up.
     """
 
     setting: ToyConfig = field(default_factory=ToyConfig)
-    config: Path | None = None
-    resume: str | None = None
-    device: Device = "auto"
-    data_dir: DataDir = None
-    out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
         """Run, or go on."""

@@ -6,12 +6,10 @@ import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from amortized_bayes.commands.progress import SweepProgress, duration
-from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, value_of
+from amortized_bayes.commands.starting import Experiment, machine, preset_setting, saying_how_to_go_on, value_of
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import DataUnavailable, load_dataset
 from amortized_bayes.experiments.sweep import PRESETS, SweepConfig, grid
@@ -26,24 +24,14 @@ __all__ = ["Sweep", "sweep_defaults"]
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Experiment):
     """Sweep encoder widths against F-VI and constant VI; quick on MNIST and FashionMNIST unless told otherwise.
 
     Args:
         setting: What to run.
-        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
-        resume: Run to go on with: its path, its name, or latest. Finished fits are kept, its own configuration is used.
-        device: Where to run; auto takes a GPU if there is one.
-        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
-        out: Folder for results.
     """
 
     setting: SweepConfig = field(default_factory=SweepConfig)
-    config: Path | None = None
-    resume: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
         """Run, or go on with, a sweep."""

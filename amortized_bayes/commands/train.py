@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from amortized_bayes.commands.progress import duration
 from amortized_bayes.commands.stages import StageProgress
-from amortized_bayes.commands.starting import machine, preset_setting, saying_how_to_go_on, with_binarized_images
+from amortized_bayes.commands.starting import (
+    Experiment,
+    machine,
+    preset_setting,
+    saying_how_to_go_on,
+    with_binarized_images,
+)
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.vae import VAE_PRESETS, VAEConfig
@@ -24,26 +28,16 @@ __all__ = ["Train", "train_defaults"]
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Experiment):
     """Train a VAE (or a Bayesian decoder) whose gaps are to be measured; fixed binarized MNIST unless told otherwise.
 
     Args:
         setting: What to train.
-        config: YAML file to start from, such as a run's config.yaml; flags given beside it win.
-        resume: Run to go on with: its path, its name, or latest. Its own configuration is used.
-        device: Where to run; auto takes a GPU if there is one.
-        data_dir: Folder with data sets; else AMORTIZED_BAYES_DATA, the cache, a download.
         tensorboard: Write the curves for TensorBoard as well, into the run's folder.
-        out: Folder for results.
     """
 
     setting: VAEConfig = field(default_factory=VAEConfig)
-    config: Path | None = None
-    resume: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     tensorboard: bool = False
-    out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
         """Train, or go on with training."""

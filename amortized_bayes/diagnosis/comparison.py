@@ -53,8 +53,8 @@ class Comparison:
     @property
     def reference(self) -> FittedGuide | None:
         """The better of F-VI from its own start and F-VI from the best A-VI."""
-        found = [f for f in self.fits if f.elbo is not None and f.guide.startswith("factorized")]
-        return max(found, key=lambda f: f.elbo.mean()[0], default=None)  # type: ignore[union-attr]
+        found = [(f.elbo.mean()[0], f) for f in self.fits if f.elbo is not None and f.guide.startswith("factorized")]
+        return max(found, key=lambda pair: pair[0])[1] if found else None
 
     def to_frame(self) -> pd.DataFrame:
         """A row a guide: ELBO, KL and family gap in nats a point, standard errors over points, and time."""
@@ -66,9 +66,10 @@ class Comparison:
         """What was found, in words."""
         import pandas as pd
 
-        if self.reference is None:
+        best = self.reference.elbo if self.reference is not None else None
+        if best is None:
             return "no F-VI fit succeeded: there is no reference to compare with"
-        lines = [f"ELBO of the best F-VI found: {self.reference.elbo.mean()[0]:.3f} nats a point"]  # type: ignore[union-attr]
+        lines = [f"ELBO of the best F-VI found: {best.mean()[0]:.3f} nats a point"]
         for row in self.to_frame().to_dict("records"):
             name = row["guide"] if pd.isna(row["k"]) else f"{row['guide']}, k = {row['k']}"
             if row["status"] == "failed":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from amortized_bayes.experiments.sweep import SettingError
+from amortized_bayes.experiments.checking import SettingError, at_least, different
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
@@ -79,16 +79,12 @@ class GapsConfig:
     def __post_init__(self) -> None:
         least = {"points": 2, "particles": 25, "restarts": 1, "local_steps": 10, "chains": 2, "temperatures": 1}
         least |= {"leapfrog": 1, "max_temperatures": 1, "simulated": 2, "shared_draws": 1, "seed": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                flag = name.replace("_", "-")
-                raise SettingError(f"expected --{flag} of {bound} or more, got {getattr(self, name)}")
+        at_least(self, least)
         if self.temperatures > self.max_temperatures:
             raise SettingError(f"expected --temperatures of at most {self.max_temperatures}, got {self.temperatures}")
         if not self.target_gap > 0:
             raise SettingError(f"expected --target-gap above 0, got {self.target_gap}")
-        if not self.splits or len(set(self.splits)) != len(self.splits):
-            raise SettingError(f"expected --splits with different values, got {list(self.splits)}")
+        different(self, ("splits",))
 
 
 GAPS_PRESETS: dict[str, GapsConfig] = {
@@ -154,17 +150,14 @@ def class_rows(arrays: dict[str, np.ndarray], labels: np.ndarray | None) -> dict
 
 
 def _diagnose(config: GapsConfig, trained: Trained, split: str, watch: Watch) -> tuple[Diagnosis, np.ndarray]:
-    import torch
-
     from amortized_bayes.diagnosis.run import diagnose
     from amortized_bayes.evaluation.settings import AISSettings
+    from amortized_bayes.experiments.point_bounds import at, choose
     from amortized_bayes.inference.optimize import LocalSettings
-    from amortized_bayes.seeding import numpy_generator
 
     images = trained.data.train if split == "train" else trained.data.test
-    order = numpy_generator(config.seed, "gaps", split).permutation(len(images))
-    places = np.sort(order[: config.points])
-    x = images[torch.from_numpy(places).to(images.device)].float()
+    places = choose(images, config.points, config.seed, "gaps", split)
+    x = at(images, places)
     report = diagnose(
         trained.model,
         trained.guide,

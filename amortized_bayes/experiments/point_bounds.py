@@ -42,9 +42,9 @@ MAX_ROWS = 20_000
 Watch = Callable[[str, int, int], None]
 
 
-def choose(images: Tensor, count: int, seed: int) -> np.ndarray:
-    """Places of ``count`` images, after a seeded shuffle, in order."""
-    return np.sort(numpy_generator(seed, "points").permutation(len(images))[:count])
+def choose(images: Tensor, count: int, seed: int, *names: str) -> np.ndarray:
+    """Places of ``count`` images, after a shuffle by the stream ``names`` of ``seed``, in order."""
+    return np.sort(numpy_generator(seed, *(names or ("points",))).permutation(len(images))[:count])
 
 
 def at(images: Tensor, places: np.ndarray) -> Tensor:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from amortized_bayes.experiments.sweep import SettingError
+from amortized_bayes.experiments.checking import SettingError, at_least, different, flag
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
@@ -68,18 +68,13 @@ class QStarConfig:
 
     def __post_init__(self) -> None:
         least = {"points": 2, "restarts": 2, "samples": 4, "reference_steps": 10, "reference_samples": 4}
-        for name, bound in (least | {"score": 2, "seed": 0}).items():
-            if getattr(self, name) < bound:
-                flag = name.replace("_", "-")
-                raise SettingError(f"expected --{flag} of {bound} or more, got {getattr(self, name)}")
+        at_least(self, least | {"score": 2, "seed": 0})
         for name in ("samples", "reference_samples"):
             if getattr(self, name) % 2:
-                flag = name.replace("_", "-")
-                raise SettingError(f"expected an even --{flag}, since draws come in pairs, got {getattr(self, name)}")
-        for name in ("spreads", "starts", "budgets"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise SettingError(f"expected --{name} with one or more different values, got {list(values)}")
+                raise SettingError(
+                    f"expected an even {flag(name)}, since draws come in pairs, got {getattr(self, name)}"
+                )
+        different(self, ("spreads", "starts", "budgets"))
         if len({f"{spread:g}" for spread in self.spreads}) < len(self.spreads):  # files are named so
             raise SettingError(f"expected --spreads that differ in six digits, got {list(self.spreads)}")
         if min(self.budgets) < 10:
@@ -132,15 +127,13 @@ def run_qstar(
     Raises:
         ValueError: as :func:`~amortized_bayes.inference.optimize.optimize_local`.
     """
-    import torch
-
+    from amortized_bayes.experiments.point_bounds import at, choose
     from amortized_bayes.joint import draw_shared, global_seed
-    from amortized_bayes.seeding import numpy_generator
 
     folder.drop_unfinished_rows()
     images = trained.data.train if config.split == "train" else trained.data.test
-    places = np.sort(numpy_generator(config.seed, "qstar").permutation(len(images))[: config.points])
-    x = images[torch.from_numpy(places).to(images.device)].float()
+    places = choose(images, config.points, config.seed, "qstar")
+    x = at(images, places)
     with global_seed(config.seed, "shared"):
         fixed = draw_shared(trained.guide, x)[0]
     todo = [Search("reference", 0.0, config.reference_steps), *searches(config)]

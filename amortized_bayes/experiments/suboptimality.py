@@ -11,11 +11,10 @@ training; *paper* has its settings, but for the searches for q*, which start at 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-from amortized_bayes.experiments.sweep import SettingError
+from amortized_bayes.experiments.checking import SettingError, at_least, different, flag, rate_above_zero
 from amortized_bayes.experiments.vae import VAE_PRESETS, Family, VAEConfig
 
 __all__ = [
@@ -38,25 +37,6 @@ ANNEALED_PART = 400 / 3280
 """Part of the run over which the paper anneals the entropy."""
 
 
-def _check(config: Any, least: dict[str, int]) -> None:
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            flag = name.replace("_", "-")
-            raise SettingError(f"expected --{flag} of {bound} or more, got {getattr(config, name)}")
-
-
-def _different(config: Any, names: tuple[str, ...]) -> None:
-    for name in names:
-        values = getattr(config, name)
-        if not values or len(set(values)) != len(values):
-            raise SettingError(f"expected --{name} with one or more different values, got {list(values)}")
-
-
-def _check_rate(rate: float) -> None:
-    if not 0 < rate < math.inf:
-        raise SettingError(f"expected --learning-rate above 0, got {rate}")
-
-
 def _searched(families: tuple[str, ...], bounds: BoundsConfig) -> None:
     """Gaps of a family need the best q of that family: held against another they would mean something else."""
     missing = [f for f in families if f.removesuffix("-contextual") not in bounds.best_families]
@@ -67,8 +47,7 @@ def _searched(families: tuple[str, ...], bounds: BoundsConfig) -> None:
 
 def _gaussian_first(name: str, families: tuple[str, ...]) -> None:
     if not families or families[0] != "gaussian" or len(set(families)) != len(families):
-        flag = name.replace("_", "-")
-        raise SettingError(f"expected --{flag} that start with gaussian, each once, got {list(families)}")
+        raise SettingError(f"expected {flag(name)} that start with gaussian, each once, got {list(families)}")
 
 
 @dataclass(frozen=True)
@@ -104,8 +83,8 @@ class BoundsConfig:
     simulated: int = 50
 
     def __post_init__(self) -> None:
-        _check(self, {"particles": 2, "local_steps": 10, "flow_steps": 1, "num_flows": 1, "flow_hidden": 1})
-        _check(self, {"chains": 2, "temperatures": 1, "leapfrog": 1, "simulated": 2})
+        at_least(self, {"particles": 2, "local_steps": 10, "flow_steps": 1, "num_flows": 1, "flow_hidden": 1})
+        at_least(self, {"chains": 2, "temperatures": 1, "leapfrog": 1, "simulated": 2})
         _gaussian_first("best_families", self.best_families)
 
 
@@ -144,9 +123,9 @@ class TestSetGapsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, {"epochs": 1, "batch_size": 1, "points": 2, "seed": 0})
-        _different(self, ("dataset", "families", "encoders", "annealing"))
-        _check_rate(self.learning_rate)
+        at_least(self, {"epochs": 1, "batch_size": 1, "points": 2, "seed": 0})
+        different(self, ("dataset", "families", "encoders", "annealing"))
+        rate_above_zero(self.learning_rate)
         _searched(self.families, self.bounds)
 
 
@@ -179,9 +158,9 @@ class FrozenDecoderConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, {"epochs": 1, "encoder_epochs": 1, "points": 2, "seed": 0})
-        _different(self, ("encoders", "families"))
-        _check_rate(self.learning_rate)
+        at_least(self, {"epochs": 1, "encoder_epochs": 1, "points": 2, "seed": 0})
+        different(self, ("encoders", "families"))
+        rate_above_zero(self.learning_rate)
         _searched(self.families, self.bounds)
 
 
@@ -212,7 +191,7 @@ class ToyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, {"epochs": 1, "encoder_epochs": 1, "points": 4, "grid": 20, "steps": 10, "seed": 0})
+        at_least(self, {"epochs": 1, "encoder_epochs": 1, "points": 4, "grid": 20, "steps": 10, "seed": 0})
         _gaussian_first("families", self.families)
 
 

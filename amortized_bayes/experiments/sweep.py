@@ -18,11 +18,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-__all__ = ["PRESETS", "Fit", "Rates", "SettingError", "SweepConfig", "grid", "report_steps"]
+from amortized_bayes.experiments.checking import SettingError, different, flag
 
-
-class SettingError(ValueError):
-    """A configuration that cannot be run."""
+__all__ = ["PRESETS", "Fit", "Rates", "SweepConfig", "grid", "report_steps"]
 
 
 class Rates(NamedTuple):
@@ -96,30 +94,23 @@ class SweepConfig:
     iwae_points: int = 1_000
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "widths", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise SettingError(f"expected {_flag(name)} with one or more different values, got {list(values)}")
+        different(self, ("dataset", "widths", "seeds"))
         stems = [Path(dataset).stem for dataset in self.dataset]
         if len(set(stems)) != len(stems):  # rows and figures are named by it
             raise SettingError(f"expected --dataset with files of different names, got {list(self.dataset)}")
         lowest = {"widths": 1, "hidden": 1, "seeds": 0}
         for name, least in lowest.items():
             if any(value < least for value in getattr(self, name)):
-                raise SettingError(f"expected {_flag(name)} of {least} or more, got {list(getattr(self, name))}")
+                raise SettingError(f"expected {flag(name)} of {least} or more, got {list(getattr(self, name))}")
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "depth" else 1
             if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise SettingError(f"expected {_flag(field.name)} of {least} or more, got {value}")
+                raise SettingError(f"expected {flag(field.name)} of {least} or more, got {value}")
         for name in ("rates_amortized", "rates_factorized", "rates_constant"):
             rates = getattr(self, name)
             if len(rates) != 2 or not all(0 < rate < math.inf for rate in rates):
-                raise SettingError(f"expected {_flag(name)} with two learning rates above 0, got {list(rates)}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+                raise SettingError(f"expected {flag(name)} with two learning rates above 0, got {list(rates)}")
 
 
 PRESETS: dict[str, SweepConfig] = {

@@ -9,11 +9,10 @@ This file says what is trained; :mod:`~amortized_bayes.experiments.trained` trai
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from amortized_bayes.experiments.sweep import SettingError
+from amortized_bayes.experiments.checking import SettingError, at_least, flag, rate_above_zero
 
 __all__ = ["CHANNELS", "ENCODERS", "VAE_PRESETS", "Family", "VAEConfig", "family_name"]
 
@@ -95,16 +94,13 @@ class VAEConfig:
     def __post_init__(self) -> None:
         least = {"latent_dim": 1, "epochs": 1, "batch_size": 1, "num_validation": 1, "patience": 1, "num_train": 2}
         least |= {"num_flows": 1, "num_test": 2, "seed": 0, "entropy_annealing": 0, "kl_warm_up": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise SettingError(f"expected {_flag(name)} of {bound} or more, got {getattr(self, name)}")
+        at_least(self, least)
         if any(width < 1 for width in self.hidden):
             raise SettingError(f"expected --hidden of 1 or more, got {list(self.hidden)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise SettingError(f"expected --learning-rate above 0, got {self.learning_rate}")
+        rate_above_zero(self.learning_rate)
         for name in ("entropy_annealing", "kl_warm_up"):
             if getattr(self, name) > self.epochs:
-                raise SettingError(f"expected {_flag(name)} of at most {self.epochs} epochs, got {getattr(self, name)}")
+                raise SettingError(f"expected {flag(name)} of at most {self.epochs} epochs, got {getattr(self, name)}")
         if self.network == "convolutional" and self.encoder not in CHANNELS:
             raise SettingError(f"expected a convolutional --encoder {' or '.join(CHANNELS)}, got {self.encoder!r}")
         if self.dataset == "binarized-mnist" and self.binarization in ("dynamic", "threshold"):
@@ -136,10 +132,6 @@ def family_name(family: str) -> str:
     base = family.removesuffix("-contextual")
     name = FAMILY_NAMES.get(base, base)
     return name if base == family else f"contextual {name}"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 VAE_PRESETS: dict[str, VAEConfig] = {

@@ -13,6 +13,7 @@ batch and keeps one pair (z, y), so that a draw is scored without being inverted
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,7 @@ class TamePlanar(ConditionedPlanar):
         return u + (wanted - along) * w / square
 
 
-class _ScoredTransform(Transform):
+class _ScoredTransform(Transform, ABC):
     """A transform of vectors that computes value and log determinant in one pass, and keeps both for its last input."""
 
     domain = constraints.real_vector
@@ -89,9 +90,9 @@ class _ScoredTransform(Transform):
         super().__init__(cache_size=1)
         self._log_det: Tensor | None = None
 
+    @abstractmethod
     def move(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value (..., D) and log determinant (...,)."""
-        raise NotImplementedError
 
     def back(self, y: Tensor) -> Tensor:
         """The z of a value (..., D)."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from amortized_bayes.plotting.furniture import settle, title
 from amortized_bayes.plotting.style import style
 
-__all__ = ["PARTS", "Decomposed", "class_gap_figure", "decomposition_figure"]
+__all__ = ["PARTS", "Decomposed", "class_gap_figure", "decomposition_figure", "stack"]
 
 PARTS = {
     "approximation_gap": ("approximation (family)", "#D55E00", ""),
@@ -34,7 +34,7 @@ def decomposition_figure(splits: Mapping[str, Decomposed], heading: str) -> Figu
         figure = Figure(figsize=(8.4, 3.5), layout="constrained")
         bars, points = figure.subplots(1, 2, width_ratios=[1, 1.5])
         for place, split in enumerate(splits.values()):
-            _stack(bars, place, {name: split.gaps[name] for name in PARTS}, 0.6, label=not place)
+            stack(bars, place, _means(split.gaps), 0.6, label=not place)
         bars.set_xticks(range(len(splits)), [f"{name} points" for name in splits])
         bars.set_xlim(-0.6, len(splits) - 0.4)
         bars.set_ylabel("mean gap (nats a point), bar: 1 s.e.")
@@ -64,8 +64,7 @@ def class_gap_figure(splits: Mapping[str, Decomposed], heading: str) -> Figure:
             assert split.labels is not None
             classes = np.unique(split.labels)
             for place, label in enumerate(classes):
-                here = split.labels == label
-                _stack(axes, place, {part: split.gaps[part][here] for part in PARTS}, 0.75, label=not place)
+                stack(axes, place, _means(split.gaps, split.labels == label), 0.75, label=not place)
             axes.set_xticks(range(len(classes)), [str(c) for c in classes])
             axes.set_xlabel("class")
             axes.set_title(f"{name} points")
@@ -78,14 +77,22 @@ def class_gap_figure(splits: Mapping[str, Decomposed], heading: str) -> Figure:
     return figure
 
 
-def _stack(axes: Axes, place: int, gaps: Mapping[str, np.ndarray], width: float, *, label: bool) -> None:
-    """Mean gaps on top of each other, from zero; a negative one hangs below."""
+def stack(axes: Axes, place: int, gaps: Mapping[str, tuple[float, float]], width: float, *, label: bool) -> None:
+    """Mean gaps with their errors on top of each other, from zero; a negative one hangs below."""
     top = {True: 0.0, False: 0.0}
-    for name, values in gaps.items():
+    for name, (mean, error) in gaps.items():
         words, color, hatch = PARTS[name]
-        mean = float(values.mean())
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
         base = top[mean >= 0]
         look = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
         axes.bar(place, mean, width, bottom=base, yerr=error, capsize=2, label=words if label else None, **look)
         top[mean >= 0] = base + mean
+
+
+def _means(gaps: Mapping[str, np.ndarray], here: np.ndarray | slice = slice(None)) -> dict[str, tuple[float, float]]:
+    """Mean of each part, and its standard error over points."""
+    found = {}
+    for name in PARTS:
+        values = gaps[name][here]
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+        found[name] = (float(values.mean()), error)
+    return found

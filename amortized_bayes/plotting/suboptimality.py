@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from amortized_bayes.plotting.decomposition import PARTS
+from amortized_bayes.plotting.decomposition import PARTS, stack
 from amortized_bayes.plotting.furniture import footnote, log_scale, settle, title
 from amortized_bayes.plotting.style import dataset_label, style
 
@@ -42,7 +42,11 @@ def model_gap_figure(frame: pd.DataFrame, names: Mapping[str, str]) -> Figure:
             labels = []
             for place, model in enumerate(rows["model"]):
                 here = frame[(frame["dataset"] == dataset) & (frame["model"] == model)]
-                _stack(axes, place, here, label=not place)
+                values = here.set_index("metric")[["value", "standard_error"]]
+                gaps = {
+                    name: (float(values.at[name, "value"]), float(values.at[name, "standard_error"])) for name in PARTS
+                }
+                stack(axes, place, gaps, 0.65, label=not place)
                 family = names[str(here["guide"].iloc[0])]
                 extra = [p for p in str(model).split(", ")[1:] if p not in ("standard encoder", family)]
                 labels.append("\n".join([family, *extra]))
@@ -153,19 +157,6 @@ def toy_figure(
         footnote(figure, ["orange: true posterior, contours around 50% and 90% of its mass; losses in nats"])
         settle(figure)
     return figure
-
-
-def _stack(axes: Axes, place: int, rows: pd.DataFrame, *, label: bool) -> None:
-    base = {True: 0.0, False: 0.0}
-    for name, (words, color, hatch) in PARTS.items():
-        row = rows[rows["metric"] == name].iloc[0]
-        look = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
-        bottom, up = base[row["value"] >= 0], row["value"] >= 0
-        error = row["standard_error"]
-        axes.bar(
-            place, row["value"], 0.65, bottom=bottom, yerr=error, capsize=2, label=words if label else None, **look
-        )
-        base[up] = bottom + row["value"]
 
 
 def _gap_scale(axes: Axes) -> None:
