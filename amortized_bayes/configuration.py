@@ -5,29 +5,136 @@
     bool  int  float  str  Path  Literal[...]  tuple[int, ...]  tuple[int, float]  X | None  a dataclass of its own
 
 and nothing in the file names a class, so nothing in it can choose what is imported or called. Integers are taken for
-floats, but not booleans for integers. Ranges are checked by the class itself, in ``__post_init__``.
+floats, but not booleans for integers. Ranges are annotations, ``Annotated[int, AtLeast(1)]``, checked in one place by
+every class derived from ``Settings``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["dump_config", "load_config", "replace_from_mapping", "to_mapping"]
+__all__ = [
+    "Above",
+    "AtLeast",
+    "Different",
+    "Even",
+    "SettingError",
+    "Settings",
+    "dump_config",
+    "flag",
+    "load_config",
+    "replace_from_mapping",
+    "to_mapping",
+]
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", re.ASCII)
 """Floats that YAML 1.1 takes for texts: ``1e-3`` has no dot there."""
+
+
+class SettingError(ValueError):
+    """A configuration that cannot be run."""
+
+
+class AtLeast(NamedTuple):
+    """A number, or each number of a list, that is finite and not below ``least``."""
+
+    least: float
+
+    def refuses(self, value: Any) -> str:
+        """What was expected where ``value`` is out of range, else nothing."""
+        bad = any(not self.least <= item < math.inf for item in _items(value))
+        return f"of {self.least:g} or more" if bad else ""
+
+
+class Above(NamedTuple):
+    """A number, or each number of a list, that is finite and above ``bound``."""
+
+    bound: float
+
+    def refuses(self, value: Any) -> str:
+        """What was expected where ``value`` is out of range, else nothing."""
+        return f"above {self.bound:g}" if any(not self.bound < item < math.inf for item in _items(value)) else ""
+
+
+class Even(NamedTuple):
+    """An even number; ``reason`` says why."""
+
+    reason: str
+
+    def refuses(self, value: Any) -> str:
+        """What was expected where ``value`` is odd, else nothing."""
+        return f"with an even number, {self.reason}" if value % 2 else ""
+
+
+class Different(NamedTuple):
+    """A list of one or more values, each once; ``first`` of them in front where it is given."""
+
+    first: Any = None
+
+    def refuses(self, value: Any) -> str:
+        """What was expected where ``value`` is empty or repeats itself, else nothing."""
+        if self.first is not None and (not value or value[0] != self.first or len(set(value)) != len(value)):
+            return f"that start with {self.first}, each once"
+        return "" if value and len(set(value)) == len(value) else "with one or more different values"
+
+
+class Settings:
+    """What frozen dataclasses of settings share: each field's annotation says which values it may have.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Config(Settings):
+        ...     epochs: Annotated[int, AtLeast(1)] = 10
+        >>> Config(epochs=0)
+        Traceback (most recent call last):
+        amortized_bayes.configuration.SettingError: expected --epochs of 1 or more, got 0
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field's range, then what depends on several fields."""
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for rule in hint.__metadata__ if get_origin(hint) is Annotated else ():
+                if hasattr(rule, "refuses") and (expected := rule.refuses(value)):
+                    shown = list(value) if isinstance(value, tuple) else value
+                    raise SettingError(f"expected {flag(name)} {expected}, got {shown}")
+        self.check()
+
+    def check(self) -> None:
+        """Raise ``SettingError`` where fields contradict each other."""
+
+
+def flag(name: str) -> str:
+    """Flag of a field on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def load_config(cls: type[Config], path: Path | str) -> Config:

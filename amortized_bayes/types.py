@@ -14,6 +14,7 @@ point have shape ``(B,)``; totals say ``total_``. A spread is a ``scale`` (a sta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -21,15 +22,14 @@ if TYPE_CHECKING:
     from torch import Size
     from torch.distributions.constraints import Constraint
 
-__all__ = ["ROW_FIELDS", "Dataset", "Guide", "Images", "LatentSite", "Model", "Row"]
+__all__ = ["ROW_FIELDS", "Dataset", "Factor", "Guide", "Images", "LatentSite", "Model", "Row"]
+
+Factor = str | int | float | bool
+"""What a number may depend on: a data set, a seed, an encoder's width, a budget."""
 
 ROW_FIELDS = (
     "experiment",
-    "dataset",
-    "model",
-    "guide",
-    "k",
-    "seed",
+    "factors",
     "step",
     "seconds",
     "metric",
@@ -39,25 +39,22 @@ ROW_FIELDS = (
     "status",
     "note",
 )
-"""Columns of ``rows.jsonl`` and ``summary.csv``, in this order."""
+"""What a line of ``rows.jsonl`` holds; in a data frame and in ``summary.csv`` each factor is a column of its own."""
 
 
 class Row(NamedTuple):
-    """One measured number of one fit: the unit of every result on disk.
+    """One measured number: the unit of every result on disk.
 
-    ``k`` is the encoder width of an amortized guide, ``None`` for every other guide. ``standard_error`` is
-    ``None`` where there is none; ``error_over`` says what the error is taken over: ``"points"`` (the data points
-    are the sample), ``"monte carlo"`` (draws from the guide) or ``"seeds"``. ``status`` is ``"ok"``, ``"vacuous"`` (the
-    latents carry less than 1 nat) or ``"failed"`` (``metric`` is then ``"failure"`` and ``step`` says where).
-    ``note`` carries what a reader must know about the number, such as a data set that stands in for another.
+    ``factors`` are all that tells it from other numbers of its metric (``dataset``, ``seed``, ``guide``, ``k``, ...);
+    a factor that does not apply is left out. ``standard_error`` is ``None`` where there is none; ``error_over`` says
+    what the error is taken over: ``"points"`` (the data points are the sample), ``"monte carlo"`` (draws from the
+    guide) or ``"seeds"``. ``status`` is ``"ok"``, ``"vacuous"`` (the latents carry less than 1 nat) or ``"failed"``
+    (``metric`` is then ``"failure"`` and ``step`` says where). ``note`` carries what a reader must know about the
+    number, such as a data set used instead of another.
     """
 
     experiment: str
-    dataset: str
-    model: str
-    guide: str
-    k: int | None
-    seed: int
+    factors: Mapping[str, Factor]
     step: int
     seconds: float
     metric: str

@@ -1,10 +1,10 @@
-"""One run on disk: rows, marks of finished fits, checkpoints and arrays go in, under a lock, and come out again."""
+"""One run on disk: rows, marks of finished jobs, checkpoints and arrays go in, under a lock, and come out again."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,8 +15,8 @@ from amortized_bayes.results.checkpoints import load_metadata, load_tensors, sav
 from amortized_bayes.results.creation import create_run
 from amortized_bayes.results.durable import write_atomically, writing
 from amortized_bayes.results.encoding import json_bytes
-from amortized_bayes.results.places import REQUIRED
-from amortized_bayes.results.rows import check_fit, check_row, good_lines, to_frame
+from amortized_bayes.results.places import REQUIRED, check_name
+from amortized_bayes.results.rows import check_mark, check_row, good_lines, to_frame
 from amortized_bayes.results.summary import summarise
 from amortized_bayes.results.verification import checksums, problems
 from amortized_bayes.types import Row
@@ -41,7 +41,7 @@ class RunFolder:
         self.recovered: list[str] = []
         self._lock: int | None = None
         self._files: dict[str, int] = {}
-        self._done: set[str] = set()
+        self._done: dict[str, str] = {}
 
     @classmethod
     def create(
@@ -96,52 +96,47 @@ class RunFolder:
         """Whether ``finish`` was called: nothing is written to this run any more."""
         return (self.path / "FINISHED").exists()
 
-    def append(self, row: Row, fit: str = "") -> None:
+    def append(self, row: Row, job: str = "") -> None:
         """Append one row, as one line by one write.
 
-        ``fit`` is the key of the fit that the row belongs to: the row counts once ``mark_done(fit)`` was called. A row
+        ``job`` is the key of the job that the row belongs to: the row counts once ``mark_done(job)`` was called. A row
         without one counts at once and stays on resume. Raises ``ValueError`` for a number that is not finite (the
-        caller records a row of status ``"failed"``), and for a fit that is done already.
+        caller records a row of status ``"failed"``), and for a job that is done already.
         """
-        line = json.dumps(check_row({**row._asdict(), "fit": fit}), allow_nan=False)
+        line = json.dumps(check_row({**row._asdict(), "factors": dict(row.factors), "job": job}), allow_nan=False)
         files = self._writable()
-        if fit in self._done:
-            raise ValueError(f"fit {fit!r} of {self.path} is done already: expected rows of another fit")
+        if job in self._done:
+            raise ValueError(f"job {job!r} of {self.path} is done already: expected rows of another job")
         with writing(self.path / "rows.jsonl"):
             durable.append_line(files["rows.jsonl"], line)
 
-    def append_all(self, rows: Iterable[Row], fit: str = "") -> None:
-        """Append rows one by one; see ``append``."""
-        for row in rows:
-            self.append(row, fit)
-
-    def mark_done(self, key: str) -> None:
-        """Sync the rows to disk, then record that the fit ``key`` is finished."""
+    def mark_done(self, key: str, status: str = "ok") -> None:
+        """Sync the rows to disk, then record that the job ``key`` has ended, ``"ok"`` or ``"failed"``."""
         files = self._writable()
-        line = json.dumps(check_fit({"fit": key}))
+        line = json.dumps(check_mark({"job": key, "status": status}))
         if key in self._done:
             return
         with writing(self.path / "done.jsonl"):
             os.fsync(files["rows.jsonl"])
             durable.append_line(files["done.jsonl"], line)
             os.fsync(files["done.jsonl"])
-        self._done.add(key)
+        self._done[key] = status
 
-    def done(self) -> set[str]:
-        """Return the keys of the finished fits."""
+    def done(self) -> dict[str, str]:
+        """Return the keys of the jobs that have ended, and how each did: ``"ok"`` or ``"failed"``."""
         if self._files:  # locked: nobody else adds any
-            return set(self._done)
-        return {line["fit"] for line in good_lines(self.path / "done.jsonl", check_fit)}
+            return dict(self._done)
+        return {line["job"]: line["status"] for line in good_lines(self.path / "done.jsonl", check_mark)}
 
-    def drop_unfinished_rows(self, finished: Collection[str] = ()) -> int:
-        """Rewrite the rows without those of fits that are not done, nor in ``finished``: the first step of a resume.
+    def drop_unfinished_rows(self) -> int:
+        """Rewrite the rows without those of jobs that are not done: the first step of a resume.
 
-        Returns how many rows went; they come back when their fit is run again.
+        Returns how many rows went; they come back when their job is run again.
         """
         self._writable()
-        keep = {"", *self.done(), *finished}
+        keep = {"", *self.done()}
         lines = good_lines(self.path / "rows.jsonl", check_row)
-        kept = [line for line in lines if line["fit"] in keep]
+        kept = [line for line in lines if line["job"] in keep]
         if len(kept) < len(lines):
             data = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in kept).encode()
             write_atomically(self.path / "rows.jsonl", data)
@@ -149,15 +144,26 @@ class RunFolder:
             self._files["rows.jsonl"] = durable.open_for_append(self.path / "rows.jsonl")
         return len(lines) - len(kept)
 
-    def rows(self, unfinished: bool = False) -> pd.DataFrame:
-        """Return the rows as a frame with the columns ``ROW_FIELDS``, in the order of writing.
+    def rows(self, job: str | None = None) -> pd.DataFrame:
+        """Return the rows of jobs that are done, or of one ``job``, as a frame, in the order of writing.
 
-        Rows of fits that are not done are left out, unless ``unfinished``. ``k`` is ``Int64`` with ``NA``, ``seed`` and
-        ``step`` are ``int64``, numbers ``float64`` with ``nan``. Raises ``ValueError`` naming a line that is no row.
+        Each factor is a column; see :func:`amortized_bayes.results.rows.to_frame`. Raises ``ValueError`` naming a line
+        that is no row.
         """
         lines = good_lines(self.path / "rows.jsonl", check_row)
-        keep = {"", *self.done()}
-        return to_frame(line for line in lines if unfinished or line["fit"] in keep)
+        keep = {"", *self.done()} if job is None else {job}
+        return to_frame(line for line in lines if line["job"] in keep)
+
+    def environment(self) -> dict[str, Any]:
+        """Return what ``environment.json`` says. Raises ``ValueError`` where it cannot be read."""
+        path = self.path / "environment.json"
+        try:
+            content = json.loads(path.read_bytes())
+            if not isinstance(content, dict):
+                raise ValueError(f"expected a mapping, got {type(content).__name__}")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return content
 
     def write_summary(self, frame: pd.DataFrame) -> None:
         """Write ``summary.csv``."""
@@ -195,17 +201,22 @@ class RunFolder:
         """Return the arrays saved under ``name``. Nothing is unpickled. Raises ``ValueError`` for a damaged file."""
         return load_arrays(self.path, name)
 
+    def save_file(self, name: str, data: bytes) -> None:
+        """Write a file of the run's own, such as ``diagnosis_train.safetensors``, whole or not at all."""
+        self._writable()
+        write_atomically(self.path / check_name("file", name), data)
+
     def finish(self) -> None:
         """Close the run for good: write the checksums of all its files to ``FINISHED``.
 
-        A summary that nobody wrote is made by ``summarise``. Raises ``ValueError`` where rows of a fit are there that
+        A summary that nobody wrote is made by ``summarise``. Raises ``ValueError`` where rows of a job are there that
         was not marked done.
         """
         files = self._writable()
         lines = good_lines(self.path / "rows.jsonl", check_row)
-        open_fits = sorted({line["fit"] for line in lines} - self._done - {""})
-        if open_fits:
-            raise ValueError(f"{self.path} cannot be finished: fit {open_fits[0]!r} has rows and is not marked done")
+        unfinished = sorted({line["job"] for line in lines} - self._done.keys() - {""})
+        if unfinished:
+            raise ValueError(f"{self.path} cannot be finished: job {unfinished[0]!r} has rows and is not marked done")
         if not (self.path / "summary.csv").exists():
             self.write_summary(summarise(self.rows()))
         with writing(self.path / "rows.jsonl"):

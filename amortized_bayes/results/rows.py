@@ -1,36 +1,43 @@
-"""The lines of ``rows.jsonl`` and ``done.jsonl``: what is a row, what marks a fit, which lines are neither."""
+"""The lines of ``rows.jsonl`` and ``done.jsonl``: what is a row, what marks a job, which lines are neither."""
 
 from __future__ import annotations
 
 import json
 import math
 import operator
+import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amortized_bayes.types import ROW_FIELDS
+from amortized_bayes.types import ROW_FIELDS, Factor
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["bad_lines", "check_fit", "check_row", "good_lines", "read_lines", "to_frame"]
+__all__ = ["JOB_STATUSES", "bad_lines", "check_mark", "check_row", "good_lines", "read_lines", "to_frame"]
 
 _STATUSES = ("ok", "vacuous", "failed")
-_LINE = (*ROW_FIELDS, "fit")
-"""What a line of ``rows.jsonl`` holds: a row, and the key of the fit that it belongs to."""
+JOB_STATUSES = ("ok", "failed")
+"""How a job ends; a failed one counts as done, and what it would have left is not looked for."""
+_LINE = (*ROW_FIELDS, "job")
+"""What a line of ``rows.jsonl`` holds: a row, and the key of the job that it belongs to."""
+_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
 def check_row(line: dict[str, Any]) -> dict[str, Any]:
     """Check a line of ``rows.jsonl``. Scalars of numpy and torch become numbers. Raises ``ValueError``."""
     if line.keys() != set(_LINE):
-        raise ValueError(f"row: expected {', '.join(_LINE)}, got {', '.join(map(str, line))}")
+        older = "; it was written by an older version" if "fit" in line else ""
+        raise ValueError(f"row: expected {', '.join(_LINE)}, got {', '.join(map(str, line))}{older}")
     checked = dict(line)
     for field, value in line.items():
-        if value is None and field in ("k", "value", "standard_error", "error_over"):
+        if value is None and field in ("value", "standard_error", "error_over"):
             continue
-        if field in ("k", "seed", "step", "seconds", "value", "standard_error"):
+        if field == "factors":
+            checked[field] = _checked_factors(value)
+        elif field in ("step", "seconds", "value", "standard_error"):
             checked[field] = _number(field, value)
         elif not isinstance(value, str):
             raise ValueError(f"row: expected a text as {field}, got {value!r}")
@@ -39,8 +46,32 @@ def check_row(line: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _number(field: str, value: Any) -> int | float:
-    whole = field in ("k", "seed", "step")
+def _checked_factors(factors: Any) -> dict[str, Factor]:
+    """Factors with names that can be columns, and with texts, booleans and finite numbers as values."""
+    if not isinstance(factors, Mapping):
+        raise ValueError(f"row: expected factors as a mapping, got {reprlib.repr(factors)}")
+    checked: dict[str, Factor] = {}
+    for name, value in factors.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in ROW_FIELDS:
+            raise ValueError(f"row: expected factors named like columns that are free, got {name!r}")
+        if isinstance(value, str | bool):
+            checked[name] = value
+        else:
+            whole = _is_whole(value)
+            checked[name] = _number(name, value, whole=whole)
+    return checked
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _number(field: str, value: Any, whole: bool | None = None) -> int | float:
+    whole = field == "step" if whole is None else whole
     try:
         if isinstance(value, str | bytes):
             raise TypeError
@@ -53,21 +84,47 @@ def _number(field: str, value: Any) -> int | float:
     raise ValueError(f"row: expected {expected} as {field}, got {reprlib.repr(value)}")
 
 
-def check_fit(line: dict[str, Any]) -> dict[str, Any]:
+def check_mark(line: dict[str, Any]) -> dict[str, Any]:
     """Check a line of ``done.jsonl``. Raises ``ValueError``."""
-    if line.keys() != {"fit"} or not isinstance(line["fit"], str) or not line["fit"]:
-        raise ValueError(f"expected the key of a fit, a text that is not empty, got {reprlib.repr(line.get('fit'))}")
+    good = line.keys() == {"job", "status"} and isinstance(line["job"], str) and line["job"]
+    if not good or line["status"] not in JOB_STATUSES:
+        raise ValueError(f"expected the key of a job, and {' or '.join(JOB_STATUSES)}, got {reprlib.repr(line)}")
     return line
 
 
 def to_frame(lines: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Return checked lines of ``rows.jsonl`` as a frame with the columns ``ROW_FIELDS`` and the types of each."""
+    """Return checked lines of ``rows.jsonl`` as a frame: the columns of a row, with a column for each factor.
+
+    Factors of whole numbers are ``Int64``, of truth values ``boolean``, of other numbers ``float64``, of texts
+    ``object``; a factor that a row does not have is missing there.
+    """
     import pandas as pd
 
     lines = list(lines)
-    frame = pd.DataFrame({field: [line[field] for line in lines] for field in ROW_FIELDS})
-    numbers = dict.fromkeys(("seconds", "value", "standard_error"), "float64")
-    return frame.astype({"k": "Int64", "seed": "int64", "step": "int64", **numbers})
+    names = list(dict.fromkeys(name for line in lines for name in line["factors"]))
+    columns: dict[str, Any] = {"experiment": pd.Series([line["experiment"] for line in lines], dtype=object)}
+    for name in names:
+        columns[name] = _column([line["factors"].get(name) for line in lines])
+    for field in ROW_FIELDS[2:]:
+        columns[field] = pd.Series([line[field] for line in lines], dtype=_DTYPES.get(field, "object"))
+    return pd.DataFrame(columns)
+
+
+_DTYPES: dict[str, Any] = {"step": "int64", "seconds": "float64", "value": "float64", "standard_error": "float64"}
+
+
+def _column(values: list[Any]) -> pd.Series:
+    """A column of one factor, of the narrowest type that holds all its values."""
+    import pandas as pd
+
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {bool}:
+        return pd.Series(values, dtype="boolean")
+    if kinds == {int}:
+        return pd.Series(values, dtype="Int64")
+    if kinds <= {int, float}:
+        return pd.Series(values, dtype="float64")
+    return pd.Series([None if v is None else str(v) if kinds != {str} else v for v in values], dtype=object)
 
 
 def read_lines(path: Path, check: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any] | ValueError]:

@@ -3,59 +3,72 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from amortized_bayes.results.folder import RunFolder
-from amortized_bayes.results.rows import check_fit, read_lines
+from amortized_bayes.results.rows import check_mark, read_lines
 
 __all__ = ["RunInfo", "find_run", "list_runs"]
 
 
 class RunInfo(NamedTuple):
-    """One line of ``list_runs``. ``status`` is ``"finished"`` or ``"unfinished"``, ``started`` is UTC in ISO form."""
+    """One line of ``list_runs``.
+
+    ``status`` is ``"finished"``, ``"failed"`` (finished, and every job of it failed) or ``"unfinished"``, ``started``
+    is UTC in ISO form, ``part_of`` names the run that this one was started for, if any.
+    """
 
     path: Path
     experiment: str
     name: str
     status: str
-    num_fits: int
+    num_jobs: int
     started: str
+    part_of: str
 
 
 def list_runs(out: Path) -> list[RunInfo]:
-    """Return every run under ``out``, the oldest first; nothing where there is no such folder."""
+    """Return every run under ``out`` that can be read, the oldest first; nothing where there is no such folder."""
     infos = []
     for config in Path(out).glob("[!.]*/[!.]*/config.yaml"):
         try:
             run = RunFolder.open(config.parent)
-            started = str(json.loads((run.path / "environment.json").read_bytes())["started"])
-        except (OSError, ValueError, LookupError, TypeError):
+            about = run.environment()
+            started = str(about["started"])
+        except (OSError, ValueError, LookupError):
             continue
-        marks = [line for line in read_lines(run.path / "done.jsonl", check_fit) if not isinstance(line, ValueError)]
-        status = "finished" if run.finished else "unfinished"
-        infos.append(RunInfo(run.path, run.experiment, run.name, status, len({m["fit"] for m in marks}), started))
+        lines = [line for line in read_lines(run.path / "done.jsonl", check_mark) if not isinstance(line, ValueError)]
+        marks = {line["job"]: line["status"] for line in lines}
+        failed = bool(marks) and set(marks.values()) == {"failed"}
+        status = ("failed" if failed else "finished") if run.finished else "unfinished"
+        part_of = str(about.get("part_of", ""))
+        infos.append(RunInfo(run.path, run.experiment, run.name, status, len(marks), started, part_of))
     return sorted(infos, key=lambda info: (info.started, info.experiment, info.name))
 
 
-def find_run(out: Path, text: str, experiment: str | None = None) -> Path:
+def find_run(out: Path, text: str, experiment: str | None = None, statuses: tuple[str, ...] = ()) -> Path:
     """Return the run that ``text`` means: a path, ``experiment/run``, the name of a run, or ``latest``.
 
-    ``experiment`` narrows ``latest`` to runs of one kind.
+    ``latest`` is the run that was started last, of those of ``experiment`` and with one of ``statuses`` where these are
+    given; runs that another run started for itself count only where their kind is asked for.
 
-    Raises ``ValueError`` where there is none, or more than one.
+    Raises ``ValueError`` where there is none, more than one, or where a run of another kind is meant.
     """
-    if (Path(text) / "config.yaml").is_file():
-        return Path(text)
+    if text != "latest" and (Path(text) / "config.yaml").is_file():
+        return _of_kind(RunFolder.open(Path(text)).path, experiment)
     infos = list_runs(out)
-    of_kind = [info for info in infos if experiment in (None, info.experiment)]
-    if text == "latest" and of_kind:
-        # the last that was written to: an experiment may start runs of its own, which end before it does
-        return max(of_kind, key=lambda info: ((info.path / "rows.jsonl").stat().st_mtime_ns, info.started)).path
+    if text == "latest":
+        meant = [i for i in infos if i.experiment == experiment or (experiment is None and not i.part_of)]
+        meant = [i for i in meant if not statuses or i.status in statuses]
+        if not meant:
+            kind = " ".join([" or ".join(statuses), "run"]).strip()
+            of = f" of {experiment}" if experiment else ""
+            raise ValueError(f"expected a {kind}{of} under {out}, got none")
+        return meant[-1].path
     found = [info.path for info in infos if text in (info.name, f"{info.experiment}/{info.name}")]
     if len(found) == 1:
-        return found[0]
+        return _of_kind(found[0], experiment)
     names = [f"{info.experiment}/{info.name}" for info in infos]
     if found:
         those = ", ".join(name for name, info in zip(names, infos, strict=True) if info.path in found)
@@ -63,3 +76,10 @@ def find_run(out: Path, text: str, experiment: str | None = None) -> Path:
     near = difflib.get_close_matches(text, [*names, *(info.name for info in infos)], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; there are {len(names)} runs"
     raise ValueError(f"expected a run under {out}, got {text!r}: no such run{hint}")
+
+
+def _of_kind(path: Path, experiment: str | None) -> Path:
+    kind = RunFolder.open(path).experiment
+    if experiment not in (None, kind):
+        raise ValueError(f"expected a run of {experiment}, got {path}, a run of {kind}")
+    return path

@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
 __all__ = ["summarise"]
 
+_NUMBERS = ("step", "seconds", "value", "standard_error", "error_over", "status", "note")
+
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the final values: of every metric of every fit the row with the largest step, the last written of equals.
+    """Return the final values: for every metric and distinct factors the row with the largest step.
 
-    ``rows`` and the result have the columns ``ROW_FIELDS``; the order of writing is kept.
+    Of rows with equal steps the last that was written is kept. Columns and order of writing stay as they are.
     """
-    fit = ["experiment", "dataset", "model", "guide", "k", "seed", "metric"]
-    last = rows.reset_index(drop=True).sort_values("step", kind="stable").drop_duplicates(fit, keep="last")
+    identity = [name for name in rows.columns if name not in _NUMBERS]
+    last = rows.reset_index(drop=True).sort_values("step", kind="stable").drop_duplicates(identity, keep="last")
     return last.sort_index().reset_index(drop=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from amortized_bayes.results.checkpoints import checkpoint_names
 from amortized_bayes.results.durable import check_generations, sha256
 from amortized_bayes.results.places import REQUIRED
-from amortized_bayes.results.rows import bad_lines, check_fit, check_row
+from amortized_bayes.results.rows import bad_lines, check_mark, check_row
 
 __all__ = ["checksums", "problems"]
 
@@ -22,7 +22,7 @@ def checksums(run: Path) -> dict[str, str]:
 def problems(run: Path) -> list[str]:
     """Return a line for each thing that is wrong with the run folder; see ``RunFolder.verify``."""
     found = [f"{file}: missing" for file in REQUIRED if not (run / file).is_file()]
-    for file, check in (("rows.jsonl", check_row), ("done.jsonl", check_fit)):
+    for file, check in (("rows.jsonl", check_row), ("done.jsonl", check_mark)):
         found += bad_lines(run / file, check)
     for name in checkpoint_names(run):
         found += check_generations(run / "checkpoints" / f"{name}.safetensors")
@@ -43,5 +43,7 @@ def problems(run: Path) -> list[str]:
 
 def _results(run: Path) -> Iterator[str]:
     yield from (*REQUIRED, "summary.csv")
-    for path in sorted([*run.glob("checkpoints/[!.]*.safetensors"), *run.glob("arrays/[!.]*.npz")]):
+    for path in sorted(
+        [*run.glob("checkpoints/[!.]*.safetensors"), *run.glob("arrays/[!.]*.npz"), *run.glob("[!.]*.safetensors")]
+    ):
         yield path.relative_to(run).as_posix()

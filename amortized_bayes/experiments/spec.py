@@ -1,0 +1,261 @@
+"""What an experiment is: jobs that measure, and tables and figures of what they measured. No torch.
+
+An experiment is one file of this folder and one line of ``EXPERIMENTS``. The file holds::
+
+    a docstring     the command that runs it, the expected time and the expected numbers
+    Config          a frozen dataclass derived from ``Settings``: the flags, and the run's ``config.yaml``
+    PRESETS         settings by name, "quick" among them
+    jobs            (config, lab) -> the jobs, cheap to list: work and torch come when a job runs
+    TABLES          tables, the headline first          FIGURES     by file name, what each shows
+
+and, where they are needed, ``findings(rows)``, sentences about a data frame of rows; ``prepare(config, lab)``, which
+completes a new run's configuration; and ``substitutes(config, given)``, settings to use where the default data are
+unavailable. :mod:`~amortized_bayes.experiments.running` runs any of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amortized_bayes.types import Factor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from amortized_bayes.experiments.vae import VAEConfig
+
+__all__ = [
+    "Arrays",
+    "Bars",
+    "Checkpoint",
+    "Column",
+    "Drawn",
+    "File",
+    "Gaps",
+    "Job",
+    "Lines",
+    "Measured",
+    "Panel",
+    "Points",
+    "Table",
+    "Work",
+    "job_key",
+    "measured",
+]
+
+
+class Measured(NamedTuple):
+    """A number that a job found; it becomes a row with the factors of the run, of the job, and its own.
+
+    Args:
+        metric: what was measured.
+        value: in nats unless the metric says otherwise.
+        error: standard error, ``None`` where there is none.
+        error_over: what the error is taken over: points, monte carlo or seeds.
+        factors: what tells it from other numbers of its job (``split``, ``budget``, ...).
+        step: of a curve.
+        seconds: since the start of what is measured.
+        status: ok, or vacuous.
+        note: what a reader must know about it.
+    """
+
+    metric: str
+    value: float | None
+    error: float | None = None
+    error_over: str | None = None
+    factors: Mapping[str, Factor] = {}
+    step: int = 0
+    seconds: float = 0.0
+    status: str = "ok"
+    note: str = ""
+
+
+def measured(metric: str, found: tuple[float, float], **factors: Factor) -> Measured:
+    """A mean over points with its standard error, nan where one point alone gives none."""
+    value, error = found
+    known = (error, "points") if math.isfinite(error) else (None, None)
+    return Measured(metric, value, *known, factors=factors)
+
+
+class Arrays(NamedTuple):
+    """Arrays for figures and for other jobs, kept as ``arrays/<key>.npz``; with a ``name``, ``<key>.<name>.npz``."""
+
+    arrays: Mapping[str, np.ndarray]
+    name: str = ""
+
+
+class Checkpoint(NamedTuple):
+    """Tensors from which a job, or another one, goes on: ``checkpoints/<key>.safetensors``, and texts beside them."""
+
+    tensors: Mapping[str, np.ndarray]
+    texts: Mapping[str, str] = {}
+    name: str = ""
+
+
+class File(NamedTuple):
+    """A file of the run's own."""
+
+    name: str
+    data: bytes
+
+
+class Work(NamedTuple):
+    """A part of a job, for the forecast and the progress.
+
+    Args:
+        stage: the name under which the job reports its progress.
+        amount: how much of it there is, in any unit.
+        unit_seconds: how long a unit takes, measured when it is first asked for.
+        basis: where that comes from, in words.
+    """
+
+    stage: str
+    amount: float
+    unit_seconds: Callable[[], float]
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is kept, failed or run again as a whole, and may run in any process.
+
+    Args:
+        factors: what tells it from the other jobs: its key, and columns of its rows.
+        name: tells it from a job of the same factors that does something else (``doubled``); it is in the key alone.
+        run: does the work; yields numbers, and what is to be kept beside them. An ``ArithmeticError`` is recorded as a
+            failure, with its ``step`` if it has one, and the other jobs go on.
+        work: its parts, with their costs.
+        needs: models that must be trained before it runs; trained once and shared by all runs.
+        after: keys of the jobs whose results it reads.
+        disk: bytes that it leaves.
+    """
+
+    factors: Mapping[str, Factor]
+    run: Callable[[], Iterable[Measured | Arrays | Checkpoint | File]]
+    name: str = ""
+    work: Sequence[Work] = ()
+    needs: Sequence[VAEConfig] = ()
+    after: Sequence[str] = ()
+    disk: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Its name: for files, and for resuming."""
+        return job_key(self.factors, self.name)
+
+
+def job_key(factors: Mapping[str, Factor], name: str = "") -> str:
+    """Name of a job, ``doubled+dataset=digits+seed=0+k=4``, such that it can be that of a file."""
+    plain = "+".join([*([name] if name else []), *(f"{factor}={value}" for factor, value in factors.items())]) or "all"
+    safe = re.sub(r"[^A-Za-z0-9_.=+-]", "-", plain)
+    if safe == plain and len(safe) <= 100:
+        return safe
+    return f"{safe[:90]}-{sha256(plain.encode()).hexdigest()[:8]}"
+
+
+Where = Mapping[str, Factor | tuple[Factor, ...] | None]
+"""Which rows: by factor, the value or values that it may have; ``None`` for rows that do not have it."""
+
+
+class Column(NamedTuple):
+    """A column of a table that shows a metric for certain factors only, ``Column("elbo_star", {"searched": "planar"})``.
+
+    Args:
+        metric: its metric.
+        where: which of its rows.
+        heading: above it; made from both where it is empty.
+    """
+
+    metric: str
+    where: Where = {}
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values of metrics, a line per distinct combination of factors.
+
+    Several seeds are averaged, unless ``rows`` name the seed; the error is then over seeds.
+
+    Args:
+        rows: factors that name a line.
+        columns: metrics, each with all rows of a line or with some of them.
+        title: what it shows; braces name factors that all rows share, ``"{dataset}: gaps"``.
+        across: a factor whose values become columns, with one line per metric instead (train beside test).
+        apart: factors for each of whose values there is a table.
+        where: which rows.
+        published: name of a file of ``presenting/published``, joined on the factors that it has.
+        wide: printed only where it is asked for (``--wide``).
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str | Column, ...]
+    title: str = ""
+    across: str = ""
+    apart: tuple[str, ...] = ("dataset",)
+    where: Where = field(default_factory=dict)
+    published: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Points:
+    """Means with error bars against a factor, one series per value of ``hue``."""
+
+    x: str
+    y: str
+    hue: str = ""
+    apart: str = ""
+    log: str = ""
+    where: Where = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves against step or seconds, one per value of ``hue``, or one per metric; bands over seeds."""
+
+    x: str
+    y: tuple[str, ...]
+    hue: str = ""
+    apart: str = ""
+    log: str = ""
+    where: Where = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Parts of a whole on top of each other, with error bars, at each combination of the factors ``x``."""
+
+    x: tuple[str, ...]
+    parts: tuple[str, ...]
+    apart: str = ""
+    where: Where = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """One dot per data point, from the arrays of jobs: the metrics ``y`` for each value of the factor ``x``."""
+
+    x: str
+    y: tuple[str, ...]
+    where: Where = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure that seaborn cannot draw: a function of ``presenting.drawn``, given the run and its rows."""
+
+    function: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Panel = Points | Lines | Bars | Gaps | Drawn
