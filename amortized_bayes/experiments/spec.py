@@ -163,7 +163,7 @@ Where = Mapping[str, Factor | tuple[Factor, ...] | None]
 
 
 class Column(NamedTuple):
-    """A column of a table that shows a metric for certain factors only, ``Column("elbo_star", {"searched": "planar"})``.
+    """A column of a table that shows a metric for certain factors only, of ``searched="planar"`` say.
 
     Args:
         metric: its metric.
@@ -172,7 +172,7 @@ class Column(NamedTuple):
     """
 
     metric: str
-    where: Where = {}
+    where: Mapping[str, Factor | tuple[Factor, ...] | None] = {}
     heading: str = ""
 
 
