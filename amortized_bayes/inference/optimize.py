@@ -63,8 +63,6 @@ def optimize_local(
     guide: Guide | Gaussian | None,
     *args: Any,
     settings: LocalSettings | None = None,
-    num_restarts: int = 1,
-    restart_spread: float = 1.0,
     plate: str = "data",
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -79,9 +77,7 @@ def optimize_local(
         guide: where to start: a Pyro program (its q, or a Gaussian fitted to its draws), Gaussians of one's own on the
             unconstrained space, or ``None`` for the prior's moments.
         args: arguments of model and guide, data of B points.
-        settings: how q* is looked for.
-        num_restarts: runs per point; all but the first start from means moved at random.
-        restart_spread: by how many scales of q those means are moved.
+        settings: how to find q*.
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
         seed: of all draws; torch's global generator is left as it was.
@@ -90,7 +86,7 @@ def optimize_local(
         kwargs: keyword arguments of model and guide.
 
     Raises:
-        ValueError: as :func:`amortized_bayes.joint.log_joint`, a guide that does not fit, or numbers out of range.
+        ValueError: as :func:`amortized_bayes.joint.log_joint`, or a guide that does not fit.
 
     Example:
         >>> import torch
@@ -104,20 +100,16 @@ def optimize_local(
         torch.Size([4])
     """
     settings = settings or LocalSettings()
-    if num_restarts < 1 or not restart_spread >= 0:
-        raise ValueError(
-            f"expected num_restarts of 1 or more and restart_spread of 0 or more, got {num_restarts}, {restart_spread}"
-        )
     joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     size = points_per_chunk(joint, settings.num_samples, memory_budget)
     with global_seed(seed, "start"):
         start = _start(joint, guide, settings.num_fit, size)
     generator = torch_generator(seed, "q*", device=joint.device)
-    runs = _restarts(start, num_restarts, restart_spread, generator)
-    points = torch.arange(joint.num_points, device=joint.device).repeat(num_restarts)
+    runs = _restarts(start, settings, generator)
+    points = torch.arange(joint.num_points, device=joint.device).repeat(settings.num_restarts)
     slots = Slots(joint, points, runs, _unit(start), settings, generator, size)
     slots.run(progress)
-    return _report(joint, points, slots, settings, num_restarts, size, generator)
+    return _report(joint, points, slots, size, generator)
 
 
 def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: int) -> Gaussian:
@@ -141,12 +133,12 @@ def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: 
     return Gaussian(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _restarts(start: Gaussian, num: int, spread: float, generator: torch.Generator) -> Gaussian:
-    """The start itself, and ``num - 1`` with moved means, ``(R·B, D)``."""
-    noise = torch.empty(num, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
+def _restarts(start: Gaussian, settings: LocalSettings, generator: torch.Generator) -> Gaussian:
+    """The start itself, and R − 1 with moved means, ``(R·B, D)``."""
+    noise = torch.empty(settings.num_restarts, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
     noise.normal_(generator=generator)[0] = 0.0
-    loc = start.loc + spread * start.scale * noise
-    return Gaussian(loc.flatten(0, 1), start.scale.repeat(num, 1))
+    loc = start.loc + settings.restart_spread * start.scale * noise
+    return Gaussian(loc.flatten(0, 1), start.scale.repeat(settings.num_restarts, 1))
 
 
 def _unit(start: Gaussian) -> Tensor:
@@ -156,27 +148,20 @@ def _unit(start: Gaussian) -> Tensor:
 
 
 @torch.no_grad()
-def _report(
-    joint: LogJoint,
-    points: Tensor,
-    slots: Slots,
-    settings: LocalSettings,
-    num_restarts: int,
-    size: int,
-    generator: torch.Generator,
-) -> LocalOptimum:
-    count = joint.num_points
+def _report(joint: LogJoint, points: Tensor, slots: Slots, size: int, generator: torch.Generator) -> LocalOptimum:
+    settings, count = slots.settings, joint.num_points
     value, error = _score(joint, points, slots.best, settings.num_score, size * settings.num_samples, generator)
     residual, residual_error = slots.residuals(settings.num_residual, count)
     per_run = slots.evaluations + settings.num_score
-    evaluations = per_run.reshape(num_restarts, -1).sum(0) + slots.residual_evaluations
+    evaluations = per_run.reshape(settings.num_restarts, -1).sum(0) + slots.residual_evaluations
     q = Gaussian(slots.best.loc[:count], slots.best.scale[:count])
     early = slots.stopped_early[:count]
     found = LocalOptimum(value[:count], error[:count], residual, residual_error, q, evaluations, early)
-    if num_restarts == 1:
+    if settings.num_restarts == 1:
         return found
-    chosen = slots.best_score.reshape(num_restarts, -1).argmax(0) * count + torch.arange(count, device=points.device)
-    spread = value.reshape(num_restarts, -1).std(0)
+    chosen = slots.best_score.reshape(settings.num_restarts, -1).argmax(0)
+    chosen = chosen * count + torch.arange(count, device=points.device)
+    spread = value.reshape(settings.num_restarts, -1).std(0)
     return found._replace(elbo_best=value[chosen], best_error=error[chosen], spread=spread)
 
 

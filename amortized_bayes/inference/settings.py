@@ -23,6 +23,8 @@ class LocalSettings:
         num_score: fresh samples for the final ELBO.
         num_residual: samples for the gradient at the end.
         num_fit: draws of the guide that a Gaussian is fitted to, where its q is none.
+        num_restarts: runs per point; all but the first start from means moved at random.
+        restart_spread: by how many scales of q those means are moved.
 
     Raises:
         ValueError: a number out of its range.
@@ -42,10 +44,12 @@ class LocalSettings:
     num_score: int = 500
     num_residual: int = 100
     num_fit: int = 100
+    num_restarts: int = 1
+    restart_spread: float = 1.0
 
     def __post_init__(self) -> None:
         least = {"num_samples": 4, "num_windows": 1, "num_kept": 1, "num_score": 2, "num_residual": 2, "num_fit": 10}
-        least["max_steps"] = self.num_windows
+        least |= {"max_steps": self.num_windows, "num_restarts": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"expected {name} of {bound} or more, got {getattr(self, name)}")
@@ -56,6 +60,8 @@ class LocalSettings:
                 f"expected learning_rate above 0 and tolerance of 0 or more, got {self.learning_rate} and "
                 f"{self.tolerance}"
             )
+        if not self.restart_spread >= 0:
+            raise ValueError(f"expected restart_spread of 0 or more, got {self.restart_spread}")
 
 
 @dataclass(frozen=True)
