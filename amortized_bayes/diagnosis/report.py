@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from amortized_bayes.diagnosis import storage
 from amortized_bayes.diagnosis.verdict import Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
+from amortized_bayes.results.durable import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,6 +188,10 @@ class Diagnosis:
         Raises:
             ValueError: the file cannot be written.
         """
+        write_atomically(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What ``save`` writes."""
         found = {} if self.certificate is None else self.certificate._asdict()
         bounds = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         header = {
@@ -195,7 +201,7 @@ class Diagnosis:
             "target_gap": self.target_gap,
             "settings": dict(self.settings),
         }
-        storage.save(path, {"values": self.values, "errors": self.errors, "certificate": bounds}, header)
+        return storage.dump({"values": self.values, "errors": self.errors, "certificate": bounds}, header)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Diagnosis:

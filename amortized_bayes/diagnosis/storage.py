@@ -13,29 +13,25 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amortized_bayes.results.durable import sha256, write_atomically
+from amortized_bayes.results.durable import sha256
 
-__all__ = ["load", "save"]
+__all__ = ["dump", "load"]
 
 FORMAT = "amortized_bayes diagnosis 1"
 
 
-def save(path: str | os.PathLike[str], groups: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> None:
-    """Write groups of tensors, and a header of what JSON can hold.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
+def dump(groups: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> bytes:
+    """The file of groups of tensors, and of a header of what JSON can hold."""
     tensors = {
         f"{group}/{name}": t.contiguous().clone() for group, found in groups.items() for name, t in found.items()
     }
     text = json.dumps(header)
     metadata = {"format": FORMAT, "diagnosis": text, "sha256": _checksum(tensors, text)}
-    write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
+    return safetensors.torch.save(tensors, metadata)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read what ``save`` wrote: groups of tensors, without those that were empty, and the header.
+    """Read what ``dump`` made: groups of tensors, without those that were empty, and the header.
 
     Raises:
         ValueError: no such file, or one that is truncated, changed or no diagnosis.

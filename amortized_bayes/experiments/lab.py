@@ -15,7 +15,7 @@ import torch
 
 from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.settings import VAEConfig
-from amortized_bayes.experiments.setup import ImageData, build_vae, load_images, vae_options
+from amortized_bayes.experiments.setup import ImageData, build_vae, find_labels, load_images, vae_options
 from amortized_bayes.experiments.trained import Trained, TrainingFailed, find_trained, load_trained
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
@@ -142,7 +142,15 @@ class Lab:
         """The model of a run of ``train``."""
         return self.cached(("trained", path), lambda: load_trained(RunFolder.open(path), self))
 
+    def labels(self, trained: Trained, split: str, places: np.ndarray) -> np.ndarray | None:
+        """Labels of points of a split, ``(n,)``; ``None`` where none are known."""
+        return find_labels(trained.data, split, places, self)
+
     # costs, for the forecast
+
+    def epoch_seconds(self, config: VAEConfig) -> float:
+        """Seconds that an epoch of training takes, from a few steps."""
+        return self.step_seconds(config) * max(1, len(self.images(config).train) // config.batch_size)
 
     def step_seconds(self, config: VAEConfig) -> float:
         """Seconds that a training step of a model takes, from a few of them."""

@@ -98,6 +98,11 @@ class Plan:
         done = {} if self.folder is None else self.folder.done()
         return [job for job in self.jobs if job.key not in done]
 
+    @staticmethod
+    def training_key(config: VAEConfig) -> str:
+        """Key of a model's training in the forecast."""
+        return f"train {model_key(config)}"
+
     @cached_property
     def missing(self) -> list[VAEConfig]:
         """Models that must be trained first."""
@@ -107,7 +112,7 @@ class Plan:
     @cached_property
     def forecast(self) -> Forecast:
         """How long it will take, measured on a few steps of each kind."""
-        trainings = {_training(config): train_job(config, self.lab) for config in self.missing}
+        trainings = {self.training_key(config): train_job(config, self.lab) for config in self.missing}
         return Forecast({**trainings, **{job.key: job for job in self.left}})
 
 
@@ -280,10 +285,6 @@ class NotFinite(ArithmeticError):
     def __init__(self, step: int, words: str) -> None:
         super().__init__(words)
         self.step = step
-
-
-def _training(config: VAEConfig) -> str:
-    return f"train {model_key(config)}"
 
 
 def _train(config: VAEConfig, plan: Plan, forecast: Forecast, reporter: Reporter) -> None:

@@ -22,6 +22,8 @@ __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes", "tra
 Config = VAEConfig
 PRESETS = VAE_PRESETS
 substitutes = image_substitutes
+CHECKPOINTS = 14
+"""Copies of a model that its run keeps: the model, the best one, and two generations of the training's state."""
 
 
 def jobs(config: VAEConfig, lab: Lab) -> list[Job]:
@@ -37,6 +39,5 @@ def train_job(config: VAEConfig, lab: Lab) -> Job:
 
         return train(config, lab)
 
-    steps = config.epochs * max(1, config.num_train // config.batch_size)
-    work = Work("training", steps, lambda: lab.step_seconds(config), "a few steps of training")
-    return Job(model_factors(config), run, work=[work], disk=DISK)
+    work = Work("training", config.epochs, lambda: lab.epoch_seconds(config), "a few steps of training")
+    return Job(model_factors(config), run, work=[work], disk=CHECKPOINTS * 8.0 * 784 * max(200, *config.hidden, 0))
