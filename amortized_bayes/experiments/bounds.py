@@ -24,7 +24,7 @@ from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_f
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
 from amortized_bayes.seeding import numpy_generator
-from amortized_bayes.statistics import mean_over_points
+from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["GAPS", "PointBounds", "at", "bound_rows", "bounds_work", "choose", "class_rows", "elbo_of", "gap_rows", "gaps_of", "shared_bounds"]

@@ -117,7 +117,7 @@ def _search(config: Config, search: Search, reference: str, lab: Lab) -> Iterato
 
     from amortized_bayes.experiments.searching import search_points
     from amortized_bayes.experiments.spec import measured
-    from amortized_bayes.statistics import mean_over_points
+    from amortized_bayes.per_point import mean_over_points
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
     found = search_points(config, trained, search, lab)

@@ -23,6 +23,7 @@ from amortized_bayes.inference.options import Divergence, StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
 from amortized_bayes.models import DeepGenerative
+from amortized_bayes.per_point import is_vacuous, mean_over_points
 
 __all__ = ["train"]
 
@@ -109,8 +110,8 @@ def _on_the_way(
         stream = "" if split == "train" else f"{split}_"
         with global_seed(config.seed, "look", record.step, stream):
             value = _elbo(config, model, guide, images[:CURVE_POINTS], len(data.train))
-        found.append(measured("elbo", over_points(_of_split(value, split)), split=split))
-        found += [measured("kl", over_points(value.kl), split=split)] if split == "train" else []
+        found.append(measured("elbo", mean_over_points(_of_split(value, split)), split=split))
+        found += [measured("kl", mean_over_points(value.kl), split=split)] if split == "train" else []
     return [row._replace(step=record.step, seconds=record.seconds) for row in found]
 
 
@@ -133,12 +134,12 @@ def _final(
     with pyro.validation_enabled(False), global_seed(config.seed, "final"):
         for split, images in (("train", data.train), ("test", data.test)):
             value = _elbo(config, model, guide, images, len(data.train))
-            found.append(measured("final_elbo", over_points(_of_split(value, split)), split=split))
-            found.append(measured("final_kl", over_points(value.kl), split=split))
+            found.append(measured("final_elbo", mean_over_points(_of_split(value, split)), split=split))
+            found.append(measured("final_kl", mean_over_points(value.kl), split=split))
         some = torch.arange(min(IWAE_POINTS, len(data.train)), device=data.train.device)
         few = data.train[some].float()
         bound = iwae(model, guide, few, some, num_particles=IWAE_PARTICLES, num_data=len(data.train))
-        found.append(measured("final_iwae", over_points(bound.value), split="train"))
+        found.append(measured("final_iwae", mean_over_points(bound.value), split="train"))
         latents = mean_prediction(model, guide, few, some).latents
     found.append(Measured("active_units", float(active_units(latents))))
     found.append(Measured("seconds_per_step", training.seconds / max(1, training.steps)))
