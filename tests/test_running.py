@@ -5,8 +5,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import toy_experiment
 import yaml
+from toy import coins
 
 from amortized_bayes import cli, experiments
 from amortized_bayes.experiments import running, spec
@@ -14,9 +14,8 @@ from amortized_bayes.results import RunFolder, list_runs
 
 
 @pytest.fixture(autouse=True)
-def _coins(monkeypatch):
-    monkeypatch.setitem(experiments.EXPERIMENTS, "coins", "toy_experiment.")
-    monkeypatch.setitem(sys.modules, "toy_experiment.", toy_experiment)
+def _one_line_more(monkeypatch):
+    monkeypatch.setitem(experiments.EXPERIMENTS, "coins", "toy.coins")
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_a_run_of_failures_alone_exits_with_2(command, tmp_path):
 
 def test_a_number_that_is_not_finite_fails_its_job(command, tmp_path, monkeypatch):
     job = spec.Job({"coin": 0.5}, lambda: iter([spec.Measured("heads", float("nan"), step=3)]))
-    monkeypatch.setattr(toy_experiment, "jobs", lambda config, lab: [job])
+    monkeypatch.setattr(coins, "jobs", lambda config, lab: [job])
     command("coins")
     (failure,) = only_run(tmp_path).rows().to_dict("records")
     assert (failure["metric"], failure["step"], failure["note"]) == ("failure", 3, "heads is nan")
@@ -126,7 +125,7 @@ def test_a_number_that_is_not_finite_fails_its_job(command, tmp_path, monkeypatc
 
 def interrupted(command, monkeypatch, after):
     """Interrupt a run of three coins before the coin number ``after``."""
-    throw, thrown = toy_experiment.throw, []
+    throw, thrown = coins.throw, []
 
     def tire(config, coin, lab):
         if len(thrown) == after:
@@ -134,9 +133,9 @@ def interrupted(command, monkeypatch, after):
         thrown.append(coin)
         return throw(config, coin, lab)
 
-    monkeypatch.setattr(toy_experiment, "throw", tire)
+    monkeypatch.setattr(coins, "throw", tire)
     stopped = command("coins", "--coins", 0.1, 0.2, 0.3)
-    monkeypatch.setattr(toy_experiment, "throw", throw)
+    monkeypatch.setattr(coins, "throw", throw)
     assert stopped.code == 130
     assert "--resume latest" in stopped.err
 
@@ -188,8 +187,8 @@ def test_results_of_a_job_that_ended_well_must_be_there(command, tmp_path, monke
         reads = spec.Job({"coin": 0.0}, lambda: iter([spec.Measured("heads", lab.arrays(first.key)["heads"].mean())]))
         return [first, reads]
 
-    original = toy_experiment.jobs
-    monkeypatch.setattr(toy_experiment, "jobs", both)
+    original = coins.jobs
+    monkeypatch.setattr(coins, "jobs", both)
     keep = RunFolder.save_arrays
     monkeypatch.setattr(RunFolder, "save_arrays", lambda self, name, /, **arrays: None)
     refused = command("coins", "--coins", 0.5)
@@ -201,29 +200,29 @@ def test_results_of_a_job_that_ended_well_must_be_there(command, tmp_path, monke
 
 def test_keys_used_twice_are_refused_with_the_file(command, tmp_path, monkeypatch):
     job = spec.Job({"coin": 0.5}, lambda: iter(()))
-    monkeypatch.setattr(toy_experiment, "jobs", lambda config, lab: [job, job])
+    monkeypatch.setattr(coins, "jobs", lambda config, lab: [job, job])
     refused = command("coins")
     assert refused.code == 2
-    assert "toy_experiment.py: expected jobs of different keys, got 'coin=0.5' twice" in refused.err
+    assert "coins.py: expected jobs of different keys, got 'coin=0.5' twice" in refused.err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_job_before_one_that_it_reads_is_refused(command, monkeypatch):
     job = spec.Job({"coin": 0.5}, lambda: iter(()), after=["coin=1"])
-    monkeypatch.setattr(toy_experiment, "jobs", lambda config, lab: [job])
+    monkeypatch.setattr(coins, "jobs", lambda config, lab: [job])
     assert "expected 'coin=0.5' after the jobs it reads" in command("coins").err
 
 
 @pytest.mark.parametrize("lacking", ["jobs", "PRESETS", "TABLES", "__doc__"])
 def test_a_file_that_lacks_something_is_refused_by_name(monkeypatch, lacking):
-    broken = SimpleNamespace(**{name: getattr(toy_experiment, name) for name in dir(toy_experiment)})
-    broken.__doc__ = toy_experiment.__doc__
+    broken = SimpleNamespace(**{name: getattr(coins, name) for name in dir(coins)})
+    broken.__doc__ = coins.__doc__
     if lacking == "__doc__":
         broken.__doc__ = "No command."
     else:
         delattr(broken, lacking)
-    monkeypatch.setitem(sys.modules, "toy_experiment.", broken)
-    with pytest.raises(ValueError, match=r"toy_experiment\.py"):
+    monkeypatch.setitem(sys.modules, "toy.coins", broken)
+    with pytest.raises(ValueError, match=r"coins\.py"):
         experiments.experiment("coins")
 
 
@@ -273,8 +272,8 @@ def test_rows_say_what_is_used_instead(command, tmp_path, monkeypatch):
             lab.dataset("nowhere.npz")
         return ()
 
-    monkeypatch.setattr(toy_experiment, "substitutes", substitutes, raising=False)
-    monkeypatch.setattr(toy_experiment, "datasets", datasets)
+    monkeypatch.setattr(coins, "substitutes", substitutes, raising=False)
+    monkeypatch.setattr(coins, "datasets", datasets)
     monkeypatch.setattr("amortized_bayes.data.load_dataset", unavailable)
     monkeypatch.setattr("amortized_bayes.experiments.lab.load_dataset", unavailable)
     assert command("coins").code == 0
@@ -284,8 +283,8 @@ def test_rows_say_what_is_used_instead(command, tmp_path, monkeypatch):
 
 
 def test_naming_a_preset_asks_for_its_data(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(toy_experiment, "substitutes", lambda config, given: [(config, "pennies")], raising=False)
-    monkeypatch.setattr(toy_experiment, "datasets", lambda config, lab: ("mnist",))
+    monkeypatch.setattr(coins, "substitutes", lambda config, given: [(config, "pennies")], raising=False)
+    monkeypatch.setattr(coins, "datasets", lambda config, lab: ("mnist",))
     monkeypatch.setattr("amortized_bayes.experiments.lab.load_dataset", unavailable)
     refused = command("coins", "--preset", "paper")
     assert refused.code == 2
