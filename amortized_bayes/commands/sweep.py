@@ -120,12 +120,12 @@ def sweep_defaults(given: list[str]) -> Sweep:
 
 def _load_data(setting: SweepConfig, data_dir: Path | None) -> dict[str, Any]:
     """Check that all data can be had and fit the likelihood, and return the sha256 of their files."""
-    from amortized_bayes.experiments.problem import check_pixels
+    from amortized_bayes.experiments.setup import check_pixels
 
     sums: dict[str, Any] = {}
     for dataset in setting.dataset:
         found = load_dataset(dataset, data_dir=data_dir)
-        check_pixels(setting, found)
+        check_pixels(found, setting.likelihood)
         sums[found.name] = dict(found.sha256)
     return sums
 

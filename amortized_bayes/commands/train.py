@@ -21,7 +21,7 @@ from amortized_bayes.commands.starting import (
 )
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import load_dataset
-from amortized_bayes.experiments.vae import VAE_PRESETS, VAEConfig
+from amortized_bayes.experiments.settings import VAE_PRESETS, VAEConfig
 from amortized_bayes.results import RunFolder, environment, find_run
 
 __all__ = ["Train", "train_defaults"]

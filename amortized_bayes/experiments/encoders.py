@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 from amortized_bayes.evaluation.bounds import elbo
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.setup import build_encoder
 from amortized_bayes.experiments.trained import Trained
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.experiments.vae_problem import build_encoder
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, FitOptions, cosine
 from amortized_bayes.inference.svi import Training
@@ -49,7 +49,7 @@ def fit_encoder(
     """
     data, model = trained.data, trained.model
     model.requires_grad_(False)
-    guide = build_encoder(wanted, data, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
+    guide = build_encoder(wanted, data, latent_sites(model, data.train[:2].float()).local)
     options = FitOptions(batch_size=wanted.batch_size, learning_rate=learning_rate, schedule=cosine, adam_eps=1e-4)
     training = Training(model, guide, data.train, options, wanted.seed)
     total = epochs * training.batches.per_epoch

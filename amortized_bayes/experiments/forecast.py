@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.suboptimality import (
     BoundsConfig,
     FrozenDecoderConfig,
@@ -18,7 +19,6 @@ from amortized_bayes.experiments.suboptimality import (
     toy_base,
 )
 from amortized_bayes.experiments.trained import estimate_training, find_trained
-from amortized_bayes.experiments.vae import VAEConfig
 from amortized_bayes.models import DeepGenerative
 
 __all__ = ["forecast"]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.encoders import fit_encoder
 from amortized_bayes.experiments.gap_study import GAPS, class_rows
 from amortized_bayes.experiments.point_bounds import (
@@ -27,9 +29,9 @@ from amortized_bayes.experiments.point_bounds import (
     measure_rows,
     refuse_infinite,
 )
+from amortized_bayes.experiments.setup import find_labels
 from amortized_bayes.experiments.suboptimality import FrozenDecoderConfig, frozen_base, frozen_encoders
 from amortized_bayes.experiments.trained import Trained, obtain
-from amortized_bayes.experiments.vae_problem import find_labels
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
 
@@ -83,7 +85,7 @@ def _shared_rows(
     found = best_bounds(trained.model, trained.guide, x, config.bounds, config.seed, watch)
     evidence, (gap, error) = evidence_bounds(trained.model, trained.guide, x, config.bounds, config.seed, watch)
     found |= evidence
-    labels = find_labels(trained.data, "train", places, data_dir)
+    labels = find_labels(trained.data, "train", places, partial(load_dataset, data_dir=data_dir, download=False))
     folder.save_arrays(SHARED, places=places, **found, **({} if labels is None else {"labels": labels}))
     start = _start(config, trained, "decoder", "gaussian")
     yield from measure_rows(start, found, {})

@@ -191,9 +191,12 @@ def _family(trained: Trained) -> FamilyName:
 
 
 def _labels(trained: Trained, split: str, places: np.ndarray, data_dir: Path | None) -> np.ndarray | None:
-    from amortized_bayes.experiments.vae_problem import find_labels
+    from functools import partial
 
-    return find_labels(trained.data, split, places, data_dir)
+    from amortized_bayes.data import load_dataset
+    from amortized_bayes.experiments.setup import find_labels
+
+    return find_labels(trained.data, split, places, partial(load_dataset, data_dir=data_dir, download=False))
 
 
 def _rows(

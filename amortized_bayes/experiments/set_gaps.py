@@ -23,9 +23,9 @@ from amortized_bayes.experiments.point_bounds import (
     measure_rows,
     refuse_infinite,
 )
+from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.suboptimality import TestSetGapsConfig, set_models
 from amortized_bayes.experiments.trained import TrainingFailed, obtain
-from amortized_bayes.experiments.vae import VAEConfig
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from amortized_bayes.experiments.checking import SettingError, at_least, different, flag, rate_above_zero
-from amortized_bayes.experiments.vae import VAE_PRESETS, Family, VAEConfig
+from amortized_bayes.experiments.settings import PAPER_BOUNDS, VAE_PRESETS, BoundsConfig, Family, QFamily, VAEConfig
 
 __all__ = [
     "FROZEN_PRESETS",
@@ -31,8 +31,6 @@ __all__ = [
     "toy_base",
 ]
 
-QFamily = Literal["gaussian", "planar", "realnvp", "auxiliary"]
-"""Families of which the best q of each point is looked for."""
 ANNEALED_PART = 400 / 3280
 """Part of the run over which the paper anneals the entropy."""
 
@@ -48,44 +46,6 @@ def _searched(families: tuple[str, ...], bounds: BoundsConfig) -> None:
 def _gaussian_first(name: str, families: tuple[str, ...]) -> None:
     if not families or families[0] != "gaussian" or len(set(families)) != len(families):
         raise SettingError(f"expected {flag(name)} that start with gaussian, each once, got {list(families)}")
-
-
-@dataclass(frozen=True)
-class BoundsConfig:
-    """How the bounds at each point are estimated.
-
-    Args:
-        best_families: Of which the best q of each point is looked for; gaussian comes first, the others start there.
-        particles: Of IWAE.
-        local_steps: Steps of the search for the best Gaussian.
-        flow_steps: Steps of the search for the best flow, from there.
-        num_flows: Layers of those flows.
-        flow_hidden: Width of the networks in them.
-        chains: AIS chains a point.
-        temperatures: AIS temperatures.
-        leapfrog: Gradients a temperature.
-        start: Where AIS chains start, the guide's q widened or the prior.
-        mass: Of the chains, from the scales of the guide's q or 1.
-        simulated: Points drawn from each model for the certificate of AIS.
-    """
-
-    best_families: tuple[QFamily, ...] = ("gaussian", "auxiliary", "realnvp")
-    particles: int = 5_000
-    local_steps: int = 300
-    flow_steps: int = 600
-    num_flows: int = 2
-    flow_hidden: int = 32
-    chains: int = 16
-    temperatures: int = 200
-    leapfrog: int = 2
-    start: Literal["guide", "prior"] = "guide"
-    mass: Literal["guide", "unit"] = "guide"
-    simulated: int = 50
-
-    def __post_init__(self) -> None:
-        at_least(self, {"particles": 2, "local_steps": 10, "flow_steps": 1, "num_flows": 1, "flow_hidden": 1})
-        at_least(self, {"chains": 2, "temperatures": 1, "leapfrog": 1, "simulated": 2})
-        _gaussian_first("best_families", self.best_families)
 
 
 @dataclass(frozen=True)
@@ -195,16 +155,6 @@ class ToyConfig:
         _gaussian_first("families", self.families)
 
 
-PAPER_BOUNDS = BoundsConfig(
-    local_steps=3_000,
-    flow_steps=10_000,
-    flow_hidden=100,
-    chains=100,
-    temperatures=10_000,
-    leapfrog=10,
-    start="prior",
-    mass="unit",
-)
 SET_PRESETS: dict[str, TestSetGapsConfig] = {
     "quick": TestSetGapsConfig(),
     "paper": TestSetGapsConfig(

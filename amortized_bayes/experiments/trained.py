@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import torch
 
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import load_dataset
+from amortized_bayes.experiments.settings import VAEConfig, same_model
+from amortized_bayes.experiments.setup import ImageData, build_vae, load_vae_images, vae_options
 from amortized_bayes.experiments.training import KEY, state_of, train
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae_data, vae_options
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
@@ -31,7 +30,7 @@ class Trained(NamedTuple):
     """A trained model, its guide and its data."""
 
     config: VAEConfig
-    data: VAEData
+    data: ImageData
     model: DeepGenerative
     guide: LocalGuide
 
@@ -47,7 +46,7 @@ def load_trained(folder: RunFolder, *, device: torch.device, data_dir: Path | No
         raise ValueError(f"expected a run of `train` as checkpoint, got {folder.path}, a run of {folder.experiment}")
     tensors = folder.load_tensors(KEY)
     config = load_config(VAEConfig, folder.path / "config.yaml")
-    data = load_vae_data(config, data_dir, device)
+    data = load_vae_images(config, load_dataset(config.dataset, data_dir=data_dir, seed=config.seed), device)
     before = json.loads((folder.path / "environment.json").read_bytes()).get("data")
     if before is not None and before != dict(data.source.sha256):
         raise ValueError(f"expected the data that {folder.path} was trained on, got other files of {data.name}")
@@ -87,7 +86,7 @@ def _is_of(run: Path, config: VAEConfig) -> bool:
         found = load_config(VAEConfig, run / "config.yaml")
     except ValueError:  # of a configuration that this version cannot read
         return False
-    return replace(found, preset="quick") == replace(config, preset="quick")
+    return same_model(found, config)
 
 
 def _unfinished(out: Path, config: VAEConfig, sums: dict[str, str]) -> RunFolder | None:
@@ -143,7 +142,7 @@ def estimate_training(config: VAEConfig, device: torch.device, data_dir: Path | 
     Raises:
         ValueError: as :func:`train`.
     """
-    data = load_vae_data(config, data_dir, device)
+    data = load_vae_images(config, load_dataset(config.dataset, data_dir=data_dir, seed=config.seed), device)
     training = Training(*build_vae(config, data), data.train, vae_options(config), config.seed)
     start = time.perf_counter()
     with suppress(Divergence):  # training itself will record it

@@ -12,11 +12,12 @@ import pyro
 import torch
 from torch import Tensor
 
+from amortized_bayes.data import load_dataset
 from amortized_bayes.evaluation.bounds import Elbo, elbo, iwae
 from amortized_bayes.evaluation.errors import active_units, mean_prediction
 from amortized_bayes.experiments.measure import Measure, over_points, vacuous
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae_data, vae_options
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.setup import ImageData, build_vae, load_vae_images, vae_options
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, StepRecord
 from amortized_bayes.inference.svi import Training
@@ -62,9 +63,9 @@ def train(
         ValueError: data that cannot be had, or a checkpoint of another architecture.
     """
     folder.drop_unfinished_rows()
-    data = load_vae_data(config, data_dir, device)
+    data = load_vae_images(config, load_dataset(config.dataset, data_dir=data_dir, seed=config.seed), device)
     model, guide = build_vae(config, data)
-    source, transform = (data.grey, data.draw_afresh) if data.grey is not None else (data.train, None)
+    source, transform = data.fitted
     training = Training(model, guide, source, vae_options(config), config.seed, transform=transform)
     rows: list[Row] = []
     best: tuple[float, int] = (-math.inf, 0)
@@ -116,7 +117,9 @@ def _looks_since(config: VAEConfig, training: Training, step: int) -> float:
     return (training.steps - step) / max(1, config.epochs * training.batches.per_epoch / NUM_LOOKS)
 
 
-def _look(config: VAEConfig, data: VAEData, model: DeepGenerative, guide: LocalGuide, step: int) -> dict[str, Measure]:
+def _look(
+    config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide, step: int
+) -> dict[str, Measure]:
     """ELBO of each split, with draws of its own: no look depends on other splits, nor on where a run was taken up."""
     found = {}
     for name, images in (("", data.train), ("validation_", data.validation), ("test_", data.test)):
@@ -146,7 +149,7 @@ def _elbo(
 def _finish(
     config: VAEConfig,
     folder: RunFolder,
-    data: VAEData,
+    data: ImageData,
     model: DeepGenerative,
     guide: LocalGuide,
     training: Training,
@@ -172,7 +175,7 @@ def _finish(
         yield row
 
 
-def _final(config: VAEConfig, data: VAEData, model: DeepGenerative, guide: LocalGuide) -> dict[str, Measure]:
+def _final(config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide) -> dict[str, Measure]:
     """Numbers for the table, of all points but for IWAE and active units."""
     found: dict[str, Measure] = {}
     for name, images in (("", data.train), ("test_", data.test)):
@@ -194,7 +197,7 @@ def _refuse_infinite(step: int, found: dict[str, Measure]) -> None:
             raise Divergence(step, measure.value)
 
 
-def _rows(config: VAEConfig, data: VAEData, record: StepRecord, found: dict[str, Measure]) -> list[Row]:
+def _rows(config: VAEConfig, data: ImageData, record: StepRecord, found: dict[str, Measure]) -> list[Row]:
     start = ("train", data.name, config.name, "amortized", None, config.seed, record.step, record.seconds)
     return [Row(*start, metric, *measure) for metric, measure in found.items()]
 
