@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.fitting import new_fit
-from amortized_bayes.experiments.problem import load_problem
+from amortized_bayes.experiments.problem import load_sweep_images
 from amortized_bayes.experiments.sweep import Fit, SweepConfig
 from amortized_bayes.inference.options import Divergence
 
@@ -45,7 +46,8 @@ def estimate_seconds(config: SweepConfig, device: torch.device, data_dir: Path |
 
 def _time_a_step(config: SweepConfig, device: torch.device, data_dir: Path | None) -> tuple[float, int, int]:
     """Seconds a step, tensor operations a step (0 uncaptured), and steps an epoch."""
-    problem = load_problem(config, config.dataset[0], config.seeds[0], data_dir, device)
+    source = load_dataset(config.dataset[0], data_dir=data_dir, seed=config.seeds[0])
+    problem = load_sweep_images(config, source, config.seeds[0], device)
     widest = Fit(config.dataset[0], config.seeds[0], "amortized", max(config.widths))
     training = new_fit(config, problem, widest).training
     start = time.perf_counter()

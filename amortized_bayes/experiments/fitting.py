@@ -11,10 +11,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from amortized_bayes.data import to_pictures
 from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.experiments import measure
 from amortized_bayes.experiments.measure import Measure
-from amortized_bayes.experiments.problem import Problem, build_guide, build_model, fit_options, model_name
+from amortized_bayes.experiments.problem import build_guide, fit_options, model_name
+from amortized_bayes.experiments.setup import ImageData, build_model
 from amortized_bayes.experiments.sweep import Fit, SweepConfig, report_steps
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.local import fresh_factors
@@ -62,7 +64,7 @@ class Fitting(NamedTuple):
         return self.fit.guide.startswith("factorized")
 
 
-def new_fit(config: SweepConfig, problem: Problem, fit: Fit, start: LocalGuide | None = None) -> Fitting:
+def new_fit(config: SweepConfig, problem: ImageData, fit: Fit, start: LocalGuide | None = None) -> Fitting:
     """Model, guide and training at their start."""
     model, sites = build_model(config, problem, fit.seed)
     guide = build_guide(config, problem, sites, fit, start)
@@ -70,7 +72,7 @@ def new_fit(config: SweepConfig, problem: Problem, fit: Fit, start: LocalGuide |
     return Fitting(fit, model, guide, sites, Training(model, guide, problem.train, options, fit.seed))
 
 
-def restore_fit(config: SweepConfig, problem: Problem, fit: Fit, folder: RunFolder) -> Fitting:
+def restore_fit(config: SweepConfig, problem: ImageData, fit: Fit, folder: RunFolder) -> Fitting:
     """A finished fit from its checkpoint.
 
     Raises:
@@ -84,7 +86,7 @@ def restore_fit(config: SweepConfig, problem: Problem, fit: Fit, folder: RunFold
 
 
 def run_fit(
-    config: SweepConfig, problem: Problem, fitting: Fitting, watch: Callable[[Progress], None]
+    config: SweepConfig, problem: ImageData, fitting: Fitting, watch: Callable[[Progress], None]
 ) -> Iterator[Row]:
     """Take all steps of a fit and yield the rows of its curves.
 
@@ -106,7 +108,7 @@ def run_fit(
             yield from _rows(config, fit, record, found, vacuous=(found["kl"].value or 0.0) < measure.VACUOUS_KL)
 
 
-def finish_fit(config: SweepConfig, problem: Problem, fitting: Fitting, folder: RunFolder) -> Iterator[Row]:
+def finish_fit(config: SweepConfig, problem: ImageData, fitting: Fitting, folder: RunFolder) -> Iterator[Row]:
     """Evaluate the averaged iterate with many samples, save everything, and yield the final rows.
 
     Raises:
@@ -119,9 +121,8 @@ def finish_fit(config: SweepConfig, problem: Problem, fitting: Fitting, folder: 
         found |= measure.held_out_measures(config, model, guide, problem.test, problem.grey_test)
         few = torch.arange(min(EXAMPLES, len(problem.test)), device=problem.test.device)
         seen = mean_prediction(model, guide, problem.test[few].float(), few).observed
-    shape = problem.image_shape or (-1,)
     images = {"original": problem.grey_test[few], "reconstruction": seen}
-    arrays |= {name: _array(pixels).reshape(len(few), *shape) for name, pixels in images.items()}
+    arrays |= {name: to_pictures(_array(pixels), problem.image_shape) for name, pixels in images.items()}
     parameters, size = training.size()
     captured = training.captured
     found |= {
@@ -140,7 +141,7 @@ def finish_fit(config: SweepConfig, problem: Problem, fitting: Fitting, folder: 
 
 
 def go_on(
-    config: SweepConfig, problem: Problem, fitting: Fitting, folder: RunFolder, watch: Callable[[Progress], None]
+    config: SweepConfig, problem: ImageData, fitting: Fitting, folder: RunFolder, watch: Callable[[Progress], None]
 ) -> Iterator[Row]:
     """Take as many steps again and yield the ELBO that this leads to.
 
@@ -160,7 +161,7 @@ def go_on(
     yield from rows
 
 
-def _test_error(config: SweepConfig, problem: Problem, fitting: Fitting) -> Measure:
+def _test_error(config: SweepConfig, problem: ImageData, fitting: Fitting) -> Measure:
     data, grey = problem.test[:CURVE_POINTS], problem.grey_test[:CURVE_POINTS]
     return measure.mse_on(*_for_test(config, fitting, data), data, grey)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from amortized_bayes.evaluation.bounds import Elbo, elbo, iwae, log_predictive, mean_over_points
 from amortized_bayes.evaluation.errors import active_units, mean_prediction, mean_squared_error
-from amortized_bayes.experiments.problem import Problem
+from amortized_bayes.experiments.setup import ImageData
 from amortized_bayes.experiments.sweep import SweepConfig
 from amortized_bayes.guides import LocalGuide
 
@@ -48,7 +48,7 @@ def over_points(values: Tensor) -> Measure:
     return Measure(value, *_known(error, "points"))
 
 
-def train_elbo(config: SweepConfig, problem: Problem, model: nn.Module, guide: LocalGuide, num_draws: int) -> Elbo:
+def train_elbo(config: SweepConfig, problem: ImageData, model: nn.Module, guide: LocalGuide, num_draws: int) -> Elbo:
     """ELBO of every training point."""
     index = torch.arange(len(problem.train), device=problem.train.device)
     return elbo(
@@ -68,7 +68,7 @@ def mse_on(model: nn.Module, guide: LocalGuide, data: Tensor, grey: Tensor) -> M
     return over_points(mean_squared_error(mean_prediction(model, guide, data.float(), index).observed, grey))
 
 
-def train_measures(config: SweepConfig, problem: Problem, model: nn.Module, guide: LocalGuide) -> dict[str, Measure]:
+def train_measures(config: SweepConfig, problem: ImageData, model: nn.Module, guide: LocalGuide) -> dict[str, Measure]:
     """Numbers for the curves: one draw of the ELBO on all training points, its KL, and the error."""
     found = train_elbo(config, problem, model, guide, num_draws=1)
     return {
@@ -79,7 +79,7 @@ def train_measures(config: SweepConfig, problem: Problem, model: nn.Module, guid
 
 
 def final_measures(
-    config: SweepConfig, problem: Problem, model: nn.Module, guide: LocalGuide
+    config: SweepConfig, problem: ImageData, model: nn.Module, guide: LocalGuide
 ) -> tuple[dict[str, Measure], dict[str, np.ndarray]]:
     """Numbers for the table, and per-point values that comparisons are made from."""
     found = train_elbo(config, problem, model, guide, config.elbo_draws)

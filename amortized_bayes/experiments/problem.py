@@ -1,94 +1,43 @@
-"""Data, model and guide of one fit, from a configuration: where experiments choose concrete classes."""
+"""Guide and options of one fit of the sweep, from its configuration."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amortized_bayes.data import binarize, load_dataset
+from amortized_bayes.experiments.setup import ImageData, load_images
 from amortized_bayes.experiments.sweep import Fit, Rates, SweepConfig
 from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
 from amortized_bayes.inference.options import FitOptions, settling
-from amortized_bayes.models import DeepGenerative
+from amortized_bayes.likelihoods import with_scale
 from amortized_bayes.networks import MLP
 from amortized_bayes.seeding import torch_seed
-from amortized_bayes.sites import LatentSites, latent_sites
+from amortized_bayes.sites import LatentSites
 from amortized_bayes.types import Dataset
 
 __all__ = [
-    "Problem",
     "build_guide",
-    "build_model",
-    "check_pixels",
     "fit_options",
-    "load_problem",
+    "load_sweep_images",
     "model_name",
     "rates",
 ]
 
 
-class Problem(NamedTuple):
-    """A data set as the model sees it (``train``, ``test``) and as it was (grey values in [0, 1], or reals).
-
-    All tensors are ``(N, P)`` and live on the device.
-    """
-
-    name: str
-    train: Tensor
-    test: Tensor
-    grey_train: Tensor
-    grey_test: Tensor
-    image_shape: tuple[int, int] | None
-    sha256: dict[str, str]
-    source: str
-
-
-def load_problem(config: SweepConfig, dataset: str, seed: int, data_dir: Path | None, device: torch.device) -> Problem:
-    """Load, subsample and (for a Bernoulli likelihood) binarize a data set, all by the seed.
+def load_sweep_images(config: SweepConfig, source: Dataset, seed: int, device: torch.device) -> ImageData:
+    """Images of the sweep from a data set shuffled by ``seed``.
 
     Raises:
-        ValueError: the data cannot be had, or are no grey values where the likelihood is Bernoulli.
+        ValueError: as :func:`~amortized_bayes.experiments.setup.load_images`.
     """
-    found = load_dataset(dataset, data_dir=data_dir, seed=seed)
-    pixels = {"train": found.train.pixels[: config.num_train], "test": found.test.pixels[: config.num_test]}
-    grey = {split: (p / np.float32(found.grey_levels)).astype(np.float32) for split, p in pixels.items()}
-    seen = grey
-    check_pixels(config, found)
-    if config.likelihood == "bernoulli":
-        seen = {split: binarize(p, found.grey_levels, seed, split) for split, p in pixels.items()}
-
-    def on_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    return Problem(
-        found.name,
-        on_device(seen["train"]),
-        on_device(seen["test"]),
-        on_device(grey["train"]),
-        on_device(grey["test"]),
-        found.image_shape,
-        found.sha256,
-        found.source,
+    return load_images(
+        source,
+        likelihood=with_scale(config.likelihood, config.gaussian_scale),
+        seed=seed,
+        num_train=config.num_train,
+        num_test=config.num_test,
+        device=device,
     )
-
-
-def check_pixels(config: SweepConfig, found: Dataset) -> None:
-    """Refuse data that are no grey values where the likelihood is Bernoulli.
-
-    Raises:
-        ValueError: values outside [0, 1].
-    """
-    splits = (found.train.pixels, found.test.pixels)
-    low, high = (float(extreme) / found.grey_levels for extreme in (min(map(np.min, splits)), max(map(np.max, splits))))
-    if config.likelihood == "bernoulli" and (low < 0 or high > 1):
-        raise ValueError(
-            f"expected uint8 or values in [0, 1] for --likelihood bernoulli, got {low:.3g} to {high:.3g} "
-            f"in {found.source}; use --likelihood gaussian"
-        )
 
 
 def model_name(config: SweepConfig) -> str:
@@ -97,24 +46,8 @@ def model_name(config: SweepConfig) -> str:
     return f"{config.decoder}-{likelihood}"
 
 
-def build_model(config: SweepConfig, problem: Problem, seed: int) -> tuple[DeepGenerative, LatentSites]:
-    """The model, and its latent sites with the start of q(theta), equal for all guides of a seed."""
-    torch.manual_seed(torch_seed(seed, "start", problem.name))
-    learned = config.likelihood == "gaussian" and config.gaussian_scale == "learned"
-    model = DeepGenerative(
-        problem.train.shape[1],
-        config.latent_dim,
-        config.hidden,
-        len(problem.train),
-        likelihood="gaussian-learned" if learned else config.likelihood,
-        bayesian=config.decoder == "bayesian",
-        weight_prior=config.weight_prior,
-    )
-    return model.to(problem.train.device), latent_sites(model, problem.train[:2].float())
-
-
 def build_guide(
-    config: SweepConfig, problem: Problem, sites: LatentSites, fit: Fit, start: LocalGuide | None = None
+    config: SweepConfig, problem: ImageData, sites: LatentSites, fit: Fit, start: LocalGuide | None = None
 ) -> LocalGuide:
     """The guide of a fit. ``start`` is the A-VI solution that ``factorized-from-amortized`` starts at.
 
@@ -146,7 +79,7 @@ def build_guide(
 
 
 @torch.no_grad()
-def _factorized_from(start: LocalGuide, problem: Problem, sites: LatentSites, shared: nn.Module | None) -> Factorized:
+def _factorized_from(start: LocalGuide, problem: ImageData, sites: LatentSites, shared: nn.Module | None) -> Factorized:
     """F-VI whose rows are an encoder's answers, beside a copy of its q(theta)."""
     size = len(problem.train)
     rows = start.locate(problem.train.float(), torch.arange(size, device=problem.train.device))

@@ -27,7 +27,7 @@ from amortized_bayes.types import Factor
 if TYPE_CHECKING:
     import numpy as np
 
-    from amortized_bayes.experiments.vae import VAEConfig
+    from amortized_bayes.experiments.settings import VAEConfig
 
 __all__ = [
     "Arrays",

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.comparison import compare_fits, final_row
 from amortized_bayes.experiments.fitting import Fitting, Progress, finish_fit, go_on, new_fit, restore_fit, run_fit
 from amortized_bayes.experiments.measure import Measure, paired_difference
-from amortized_bayes.experiments.problem import Problem, load_problem, model_name
+from amortized_bayes.experiments.problem import load_sweep_images, model_name
+from amortized_bayes.experiments.setup import ImageData
 from amortized_bayes.experiments.sweep import Fit, SweepConfig, grid
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence
@@ -28,7 +30,7 @@ class Setting(NamedTuple):
 
     config: SweepConfig
     folder: RunFolder
-    problem: Problem
+    problem: ImageData
     note: str
     watch: Callable[[Progress], None]
 
@@ -58,7 +60,7 @@ def run(
     folder.drop_unfinished_rows()
     for dataset in config.dataset:
         for seed in config.seeds:
-            problem = load_problem(config, dataset, seed, data_dir, device)
+            problem = load_sweep_images(config, load_dataset(dataset, data_dir=data_dir, seed=seed), seed, device)
             fits = [f for f in grid(config) if f.dataset == dataset and f.seed == seed]
             yield from _run_seed(Setting(config, folder, problem, note, watch), fits)
 

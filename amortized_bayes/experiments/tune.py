@@ -19,9 +19,11 @@ import pandas as pd
 import pyro
 import torch
 
+from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments import measure
 from amortized_bayes.experiments.fitting import Progress
-from amortized_bayes.experiments.problem import Problem, build_guide, build_model, fit_options, load_problem
+from amortized_bayes.experiments.problem import build_guide, fit_options, load_sweep_images
+from amortized_bayes.experiments.setup import ImageData, build_model
 from amortized_bayes.experiments.sweep import Fit, Rates, SweepConfig
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
@@ -59,7 +61,9 @@ def tune(
     """
     folder.drop_unfinished_rows()
     for dataset in config.dataset:
-        problem = load_problem(config, dataset, TUNING_SEED, data_dir, device)
+        problem = load_sweep_images(
+            config, load_dataset(dataset, data_dir=data_dir, seed=TUNING_SEED), TUNING_SEED, device
+        )
         for family, trials in GRID.items():
             for fit, rates in product(_fits(config, dataset, family), trials):
                 key = f"{fit.key}_{rates.shared:g}_{rates.local:g}"
@@ -85,7 +89,7 @@ def num_trials(config: SweepConfig) -> int:
     return sum(len(_fits(config, d, family)) * len(trials) for d in config.dataset for family, trials in GRID.items())
 
 
-def _trial(config: SweepConfig, problem: Problem, fit: Fit, rates: Rates, watch: Callable[[Progress], None]) -> Row:
+def _trial(config: SweepConfig, problem: ImageData, fit: Fit, rates: Rates, watch: Callable[[Progress], None]) -> Row:
     model, sites = build_model(config, problem, fit.seed)
     guide = build_guide(config, problem, sites, fit)
     options = fit_options(config, fit, len(problem.train), rates)
