@@ -157,7 +157,8 @@ def _print_plan(plan: Plan) -> None:
 
     forecast = plan.forecast
     for config in plan.missing:
-        print(f"train {config.name} on {config.dataset}: {duration(forecast.seconds_of(plan.training_key(config)))}")
+        key = plan.training_key(config)
+        print(f"{key}: {duration(forecast.seconds_of(key))}")
     for job in plan.left:
         print(f"{job.key}: {duration(forecast.seconds_of(job.key))}")
     basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""

@@ -33,7 +33,9 @@ class List:
         found = list_runs(self.out)
         for info in found:
             part = f"  for {info.part_of}" if info.part_of else ""
-            print(f"{info.experiment}/{info.name}  {info.status}  {info.num_jobs} jobs done  started {info.started}{part}")
+            print(
+                f"{info.experiment}/{info.name}  {info.status}  {info.num_jobs} jobs done  started {info.started}{part}"
+            )
         if not found:
             print(f"no runs in {self.out}")
 

@@ -27,7 +27,19 @@ from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["GAPS", "PointBounds", "at", "bound_rows", "bounds_work", "choose", "class_rows", "elbo_of", "gap_rows", "gaps_of", "shared_bounds"]
+__all__ = [
+    "GAPS",
+    "PointBounds",
+    "at",
+    "bound_rows",
+    "bounds_work",
+    "choose",
+    "class_rows",
+    "elbo_of",
+    "gap_rows",
+    "gaps_of",
+    "shared_bounds",
+]
 
 GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
 PointBounds = dict[str, np.ndarray]
@@ -57,7 +69,9 @@ def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
     return _named("elbo", Estimate(log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))))
 
 
-def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab) -> tuple[PointBounds, Measured]:
+def shared_bounds(
+    trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab
+) -> tuple[PointBounds, Measured]:
     """What belongs to the decoder and the points alone: the best q of each family, log p(x), and the certificate of AIS.
 
     The Gaussian is searched from the guide's answer, the others from the best Gaussian.
@@ -65,7 +79,12 @@ def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, 
     model, guide = trained.model, trained.guide
     settings = LocalSettings(max_steps=config.local_steps, num_score=ELBO_DRAWS)
     begin = optimize_local(
-        model, guide, x, settings=settings, seed=seed, progress=lambda done, total: lab.watch("q* gaussian", done, total)
+        model,
+        guide,
+        x,
+        settings=settings,
+        seed=seed,
+        progress=lambda done, total: lab.watch("q* gaussian", done, total),
     )
     found = _named(f"{STAR}gaussian", Estimate(begin.elbo_star, begin.standard_error))
     for family in config.best_families[1:]:

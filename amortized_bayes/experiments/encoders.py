@@ -43,7 +43,9 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, epochs: int, lab: Lab) -> L
     data, model = trained.data, trained.model
     model.requires_grad_(False)
     guide = build_encoder(wanted, data, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
-    options = FitOptions(batch_size=wanted.batch_size, learning_rate=wanted.learning_rate, schedule=cosine, adam_eps=1e-4)
+    options = FitOptions(
+        batch_size=wanted.batch_size, learning_rate=wanted.learning_rate, schedule=cosine, adam_eps=1e-4
+    )
     training = Training(model, guide, data.train, options, wanted.seed)
     total = epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}

@@ -114,7 +114,9 @@ def _work(config: Config, split: str, lab: Lab) -> list[Work]:
         "ais": config.points * 1.2 * gradients,
     }
     seconds = lambda: lab.evaluation_seconds(model)  # noqa: E731
-    return [Work(f"{split} {stage}", draws * cost, seconds, "a few decoder evaluations") for stage, cost in costs.items()]
+    return [
+        Work(f"{split} {stage}", draws * cost, seconds, "a few decoder evaluations") for stage, cost in costs.items()
+    ]
 
 
 def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:

@@ -93,9 +93,7 @@ def _log_joint_on(model: Model, x: Tensor, axis: Tensor) -> Tensor:
     return log_p.reshape(axis.shape[1], axis.shape[1])
 
 
-def best_gaussian(
-    trained: Trained, x: Tensor, truth: dict[str, np.ndarray], steps: int, lab: Lab
-) -> LocalOptimum:
+def best_gaussian(trained: Trained, x: Tensor, truth: dict[str, np.ndarray], steps: int, lab: Lab) -> LocalOptimum:
     """The better of two searches for each point, from the encoder's answer and from the posterior's moments.
 
     An encoder may point to the wrong mode, where no search leaves it. The choice is made on one set of draws, and what

@@ -15,8 +15,8 @@ import torch
 
 from amortized_bayes.data import load_dataset
 from amortized_bayes.experiments.settings import VAEConfig
-from amortized_bayes.experiments.setup import ImageData, build_vae, find_labels, load_images, vae_options
-from amortized_bayes.experiments.trained import Trained, TrainingFailed, find_trained, load_trained
+from amortized_bayes.experiments.setup import ImageData, build_vae, find_labels, load_vae_images, vae_options
+from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
@@ -117,10 +117,10 @@ class Lab:
 
     def images(self, config: VAEConfig) -> ImageData:
         """Images of a model's data set as the model sees them, on the device."""
-        return self.cached(("images", config), lambda: self._images(config))
-
-    def _images(self, config: VAEConfig) -> ImageData:
-        return load_images(config, self.dataset(config.dataset, config.seed), self.device)
+        seen = (config.dataset, config.pixels, config.likelihood, config.num_train, config.num_test, config.seed)
+        held_out = (config.early_stopping, config.num_validation)
+        source = self.dataset(config.dataset, config.seed)
+        return self.cached(("images", *seen, *held_out), lambda: load_vae_images(config, source, self.device))
 
     def find(self, config: VAEConfig) -> RunFolder | None:
         """The run that trained this model, finished or failed; ``None`` without one."""
@@ -135,7 +135,7 @@ class Lab:
         """
         folder = self.find(config)
         if folder is None:
-            raise ValueError(f"expected a trained model ({config.name} on {config.dataset}) in {self.out}, got none")
+            raise ValueError(f"expected a trained model ({model_key(config)}) in {self.out}, got none")
         return self.cached(("trained", folder.path), lambda: load_trained(folder, self))
 
     def checkpoint(self, path: Path) -> Trained:
@@ -144,7 +144,10 @@ class Lab:
 
     def labels(self, trained: Trained, split: str, places: np.ndarray) -> np.ndarray | None:
         """Labels of points of a split, ``(n,)``; ``None`` where none are known."""
-        return find_labels(trained.data, split, places, self)
+        return find_labels(trained.data, split, places, self._origin)
+
+    def _origin(self, name: str) -> Dataset:
+        return self.cached(("labels", name), lambda: load_dataset(name, data_dir=self.data_dir, download=False))
 
     # costs, for the forecast
 

@@ -97,7 +97,12 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     first = ""
     for search in [
         reference,
-        *(Search(a, b, c, config.samples, config.restarts) for c in config.budgets for a in config.starts for b in config.spreads),
+        *(
+            Search(a, b, c, config.samples, config.restarts)
+            for c in config.budgets
+            for a in config.starts
+            for b in config.spreads
+        ),
     ]:
         cost = config.points * search.restarts * (search.budget * search.samples + config.score)
         job = Job(

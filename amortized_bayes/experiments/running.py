@@ -151,7 +151,9 @@ def resumed_plan(name: str, text: str, lab: Lab) -> Plan:
     before, now = folder.environment(), _checksums(module, config, lab)
     changed = [data for data, sums in before.get("data", {}).items() if now.get(data) != sums]
     if changed:
-        raise ValueError(f"expected the data that {folder.path} was started on, got other files of {', '.join(changed)}")
+        raise ValueError(
+            f"expected the data that {folder.path} was started on, got other files of {', '.join(changed)}"
+        )
     return Plan(name, config, lab, before, folder)
 
 

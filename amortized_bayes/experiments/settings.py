@@ -8,13 +8,15 @@ without annealing: a few minutes on two cores.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings, flag
-from amortized_bayes.data.catalogue import DATASETS, display_name
+from amortized_bayes.data.catalogue import DATASETS
+from amortized_bayes.data.catalogue import display_name as dataset_name
 from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
 from amortized_bayes.types import Factor
 
@@ -29,7 +31,11 @@ __all__ = [
     "Family",
     "LikelihoodName",
     "QFamily",
+    "TABLE_4_MODEL",
     "VAEConfig",
+    "dataset_name",
+    "datasets_of",
+    "image_substitutes",
     "model_factors",
     "same_model",
 ]
@@ -111,13 +117,13 @@ class VAEConfig(Settings):
     activation: Literal["elu", "tanh"] = "elu"
     latent_dim: Annotated[int, AtLeast(1)] = 50
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (200, 200)
-    epochs: Annotated[int, AtLeast(1)] = 150
+    epochs: Annotated[int, AtLeast(1)] = 60
     batch_size: Annotated[int, AtLeast(1)] = 250
     learning_rate: Annotated[float, Above(0)] = 2e-3
     schedule: Literal["burda", "cosine", "constant"] = "cosine"
     entropy_annealing: Annotated[int, AtLeast(0)] = 0
     kl_warm_up: Annotated[int, AtLeast(0)] = 0
-    early_stopping: bool = False
+    early_stopping: bool = True
     num_validation: Annotated[int, AtLeast(1)] = 5_000
     patience: Annotated[int, AtLeast(1)] = 10
     num_train: Annotated[int, AtLeast(2)] = 60_000
@@ -159,7 +165,7 @@ class VAEConfig(Settings):
 def model_factors(config: VAEConfig) -> dict[str, Factor]:
     """What tells a trained model from others in rows; the later factors only where they are not the default."""
     factors: dict[str, Factor] = {
-        "dataset": display_name(config.dataset),
+        "dataset": dataset_name(config.dataset),
         "family": config.family,
         "encoder": config.encoder,
         "annealed": config.entropy_annealing > 0,
@@ -197,9 +203,38 @@ def _effective(config: VAEConfig) -> dict[str, Any]:
 
 VAE_PRESETS: dict[str, VAEConfig] = {
     "quick": VAEConfig(),
-    "paper": VAEConfig(epochs=3_280, batch_size=100, learning_rate=1e-3, schedule="burda", entropy_annealing=400),
+    "paper": VAEConfig(
+        epochs=3_280,
+        batch_size=100,
+        learning_rate=1e-3,
+        schedule="burda",
+        entropy_annealing=400,
+        early_stopping=False,
+    ),
 }
-"""Settings by name."""
+"""Settings by name; the models of all quick presets are this one, or differ from it only in what they compare."""
+TABLE_4_MODEL = replace(
+    VAE_PRESETS["paper"], activation="tanh", batch_size=20, entropy_annealing=0, kl_warm_up=100, early_stopping=True
+)
+"""The VAE of Tables 4 and 5; it stops early on validation images, which its encoders need, and is not annealed."""
+
+
+def datasets_of(config: Any) -> tuple[str, ...]:
+    """The data sets of an experiment's settings, which may stand in those of its model."""
+    found = getattr(config, "dataset", None) or config.model.dataset
+    return (found,) if isinstance(found, str) else found
+
+
+def image_substitutes(config: Any, given: Collection[str]) -> Iterator[tuple[Any, str]]:
+    """Settings with other images where the default ones are unavailable, each with a note."""
+    del given
+    wanted = " and ".join(datasets_of(config))
+    for name, words in (("mnist", "MNIST, binarized once by seed,"), ("digits", "scikit-learn's digits (8x8)")):
+        note = f"using {words} instead of {wanted}, which is unavailable"
+        if hasattr(config, "model"):
+            yield replace(config, model=replace(config.model, dataset=name)), note
+        else:
+            yield replace(config, dataset=name if isinstance(config.dataset, str) else (name,)), note
 
 
 @dataclass(frozen=True)
@@ -234,6 +269,13 @@ class BoundsConfig(Settings):
     start: Literal["guide", "prior"] = "guide"
     mass: Literal["guide", "unit"] = "guide"
     simulated: Annotated[int, AtLeast(2)] = 50
+
+    def require(self, families: Collection[str]) -> None:
+        """Refuse families without a best q: held against another family's, their gaps would mean something else."""
+        missing = [f for f in families if f.removesuffix("-contextual") not in self.best_families]
+        if missing:
+            among = ", ".join(self.best_families)
+            raise SettingError(f"expected --families among those of --best-families ({among}), got {missing[0]!r}")
 
 
 PAPER_BOUNDS = replace(

@@ -65,7 +65,13 @@ PRESETS = {
     "quick": Config(),
     "paper": Config(
         VAEConfig(
-            latent_dim=2, hidden=(100,), activation="tanh", encoder="small", epochs=200, batch_size=100, learning_rate=1e-3
+            latent_dim=2,
+            hidden=(100,),
+            activation="tanh",
+            encoder="small",
+            epochs=200,
+            batch_size=100,
+            learning_rate=1e-3,
         ),
         encoder_epochs=100,
         points=1_000,
@@ -83,7 +89,9 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
         lambda: _truth(config, lab),
         name="posterior",
         needs=[model],
-        work=[Work("grid", config.points, lambda: (config.grid**2 + 150**2) / 3 * lab.evaluation_seconds(model), BASIS)],
+        work=[
+            Work("grid", config.points, lambda: (config.grid**2 + 150**2) / 3 * lab.evaluation_seconds(model), BASIS)
+        ],
         disk=4 * 8.0 * config.grid**2,
     )
     yield truth

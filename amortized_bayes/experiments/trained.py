@@ -74,7 +74,9 @@ def load_trained(folder: RunFolder, source: DataSource) -> Trained:
         failure = rows[rows["metric"] == "failure"].iloc[-1]
         raise TrainingFailed(int(failure["step"]), f"training of {folder.path} failed: {failure['note']}")
     if status is None:
-        raise ValueError(f"expected a finished run of train, got {folder.path}: `train --resume {folder.path}` finishes it")
+        raise ValueError(
+            f"expected a finished run of train, got {folder.path}: `train --resume {folder.path}` finishes it"
+        )
     before = folder.environment().get("data", {})
     found = source.dataset(config.dataset, config.seed)
     if found.name in before and before[found.name] != dict(found.sha256):

@@ -43,7 +43,7 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
     """
     data = lab.images(config)
     model, guide = build_vae(config, data)
-    source, transform = (data.grey, data.draw_afresh) if data.grey is not None else (data.train, None)
+    source, transform = data.fitted
     training = Training(model, guide, source, vae_options(config), config.seed, transform=transform)
     rows: list[Measured] = []
     best: tuple[float, int] = (-math.inf, 0)
@@ -79,7 +79,7 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
         assert state is not None
         load_state(model, guide, state, "the best iterate")
     yield from _final(config, data, model, guide, training)
-    yield Checkpoint(state_of(model, guide), {"model": config.name})
+    yield Checkpoint(state_of(model, guide), {"model": model_key(config)})
 
 
 def _remaining(config: VAEConfig, training: Training, lab: Lab) -> Iterator[StepRecord]:
