@@ -11,13 +11,12 @@ from torch import Tensor
 
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import bdmc
-from amortized_bayes.evaluation.bounds import Estimate, iwae
-from amortized_bayes.evaluation.gaps import Gap, log_evidence, paired_gap
+from amortized_bayes.evaluation.bounds import iwae
+from amortized_bayes.evaluation.gaps import Estimate, Gap, log_evidence, paired_gap
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
-from amortized_bayes.experiments.setup import flow_settings
 from amortized_bayes.experiments.spec import Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
@@ -92,7 +91,7 @@ def shared_bounds(
             model,
             begin,
             x,
-            flow=flow_settings(trained.config, family),
+            family=family, num_flows=config.num_flows, hidden=config.flow_hidden,
             settings=FlowSearchSettings(num_steps=config.flow_steps),
             seed=seed,
             progress=lambda done, total, f=family: lab.watch(f"q* {f}", done, total),

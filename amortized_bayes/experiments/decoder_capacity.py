@@ -55,6 +55,8 @@ PRESETS = {
     "quick": Config(),
     "paper": Config(TABLE_4_MODEL, points=1_000, bounds=replace(PAPER_BOUNDS, best_families=("gaussian",))),
 }
+TABLES = ()
+FIGURES: dict = {}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:

@@ -76,6 +76,8 @@ PRESETS = {
         bounds=replace(PAPER_BOUNDS, best_families=("gaussian", "planar", "auxiliary", "realnvp")),
     ),
 }
+TABLES = ()
+FIGURES: dict = {}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:

@@ -87,6 +87,8 @@ PRESETS = {
         simulated=200,
     ),
 }
+TABLES = ()
+FIGURES: dict = {}
 
 
 def jobs(config: Config, lab: Lab) -> list[Job]:

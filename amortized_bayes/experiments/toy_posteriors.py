@@ -78,6 +78,8 @@ PRESETS = {
         steps=5_000,
     ),
 }
+TABLES = ()
+FIGURES: dict = {}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:

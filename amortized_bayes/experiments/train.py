@@ -24,6 +24,8 @@ PRESETS = VAE_PRESETS
 substitutes = image_substitutes
 CHECKPOINTS = 14
 """Copies of a model that its run keeps: the model, the best one, and two generations of the training's state."""
+TABLES = ()
+FIGURES: dict = {}
 
 
 def jobs(config: VAEConfig, lab: Lab) -> list[Job]:
