@@ -14,6 +14,7 @@ from torch import Tensor
 from amortized_bayes.diagnosis.verdict import Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
+from amortized_bayes.per_point import mean_over_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,7 +167,7 @@ class Diagnosis:
         found, rows = self.gaps(), {}
         for name in ("elbo", "elbo_star", "iwae", "log_p_lower"):
             values = self.values[name]
-            mean, error = values.mean().item(), values.mean(0).std().item() / math.sqrt(self.num_points)
+            mean, error = mean_over_points(values.mean(0))
             rows[name] = (mean, error, mean - 1.96 * error, mean + 1.96 * error, self._over_draws(values), None)
         per_draw = [_gaps(self._draw(t)) for t in range(self.num_shared)]
         for name in ("approximation", "amortization", "inference", "optimization"):

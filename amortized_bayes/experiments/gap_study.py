@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from amortized_bayes.experiments.checking import SettingError, at_least, different
+from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def class_rows(arrays: dict[str, np.ndarray], labels: np.ndarray | None) -> dict
     for label in np.unique(labels) if labels is not None else []:
         values = {name: arrays[name][labels == label] for name in GAPS}
         if len(values[GAPS[0]]) > 1:
-            found[int(label)] = {n: (float(v.mean()), float(v.std(ddof=1) / len(v) ** 0.5)) for n, v in values.items()}
+            found[int(label)] = {name: mean_over_points(value) for name, value in values.items()}
     return found
 
 

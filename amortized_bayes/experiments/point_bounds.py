@@ -19,6 +19,7 @@ from amortized_bayes.experiments.suboptimality import BoundsConfig
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
+from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Guide, Model, Row
 
@@ -125,8 +126,8 @@ def measure_rows(start: Row, found: PointBounds, gaps: dict[str, Gap]) -> list[R
     rows = []
     for name, values in found.items():
         if not name.endswith("_error"):
-            error = float(values.std(ddof=1) / math.sqrt(len(values)))
-            rows.append(start._replace(metric=name, value=float(values.mean()), standard_error=error))
+            value, error = mean_over_points(values)
+            rows.append(start._replace(metric=name, value=value, standard_error=error))
     for name, gap in gaps.items():
         note = f"negative, z = {gap.mean_z:.1f}" if gap.mean < 0 else ""
         rows.append(start._replace(metric=name, value=gap.mean, standard_error=gap.mean_error, note=note))
