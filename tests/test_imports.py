@@ -16,6 +16,7 @@ LAYERS = (
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("inference", "evaluation"),
+    ("comparing",),
     ("diagnosis", "experiments", "report"),
     ("commands",),
     ("cli",),
