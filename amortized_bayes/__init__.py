@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amortized_bayes.comparing.any_model import compare
+    from amortized_bayes.comparing.comparison import Comparison
     from amortized_bayes.data import load_dataset
-    from amortized_bayes.diagnosis import Comparison, Diagnosis, compare, diagnose
+    from amortized_bayes.diagnosis import Diagnosis, diagnose
     from amortized_bayes.evaluation.ais import ais
     from amortized_bayes.evaluation.bdmc import bdmc
     from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
     from amortized_bayes.weights import LogWeights, log_weights
 
 _WHERE = {
+    "comparing.any_model": ("compare",),
+    "comparing.comparison": ("Comparison",),
     "data": ("load_dataset",),
-    "diagnosis": ("Comparison", "Diagnosis", "compare", "diagnose"),
+    "diagnosis": ("Diagnosis", "diagnose"),
     "evaluation.ais": ("ais",),
     "evaluation.bdmc": ("bdmc",),
     "evaluation.bounds": ("elbo", "iwae", "log_predictive"),

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from shared_shift import EVERY, N, SharedShift, rows_near_the_optimum
 
-from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive, mean_over_points
+from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive
 from amortized_bayes.guides import Amortized, Constant, Factorized, MeanField
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.sites import latent_sites
@@ -173,14 +173,6 @@ def test_standard_errors_are_calibrated(linear_problem, shared, kind):
     assert 0.6 < calibration(found, exact) < 1.5
     halved = [e._replace(standard_error=e.standard_error / 2) for e in found]
     assert calibration(halved, exact) > 2  # an error of half the size is found out
-
-
-def test_mean_over_points_and_its_error(float64):
-    values = torch.randn(400)
-    mean, error = mean_over_points(values)
-    assert mean == pytest.approx(values.mean().item())
-    assert error == pytest.approx(values.std().item() / 20)
-    assert math.isnan(mean_over_points(values[:1])[1])
 
 
 # Chunks ---------------------------------------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "seeding", "networks", "likelihoods"),
+    ("types", "seeding", "networks", "likelihoods", "per_point"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("inference", "evaluation"),
+    ("comparing",),
     ("diagnosis", "experiments", "report"),
     ("commands",),
     ("cli",),
@@ -251,7 +252,7 @@ def loads_torch(module):
 
 QUICK = [
     name
-    for name in ("", "types", "seeding", "likelihoods", "configuration", "results", "data", "plotting", "cli")
+    for name in ("", "types", "seeding", "likelihoods", "per_point", "configuration", "results", "data", "plotting", "cli")
     if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
 ]
 

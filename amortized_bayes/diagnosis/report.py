@@ -16,6 +16,7 @@ from amortized_bayes.diagnosis import storage
 from amortized_bayes.diagnosis.verdict import Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
+from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.results.durable import write_atomically
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Diagnosis:
         found, rows = self.gaps(), {}
         for name in ("elbo", "elbo_star", "iwae", "log_p_lower"):
             values = self.values[name]
-            mean, error = values.mean().item(), values.mean(0).std().item() / math.sqrt(self.num_points)
+            mean, error = mean_over_points(values.mean(0))
             rows[name] = (mean, error, mean - 1.96 * error, mean + 1.96 * error, self._over_draws(values), None)
         per_draw = [_gaps(self._draw(t)) for t in range(self.num_shared)]
         for name in ("approximation", "amortization", "inference", "optimization"):
