@@ -23,8 +23,9 @@ __all__ = [
     "guide_label",
     "is_missing",
     "metric_label",
+    "metric_name",
+    "names",
     "order",
-    "plain",
     "value_label",
 ]
 
@@ -160,9 +161,14 @@ def metric_label(metric: str) -> Metric:
 
 def axis_label(metric: str) -> str:
     """The name of a metric with its unit: ``"amortization gap (nats per point)"``."""
+    unit = metric_label(metric).unit
+    return f"{metric_name(metric)} ({unit})" if unit else metric_name(metric)
+
+
+def metric_name(metric: str) -> str:
+    """The name of a metric in figures and sentences, and of a line in a table."""
     shown = metric_label(metric)
-    name = shown.name or shown.heading
-    return f"{name} ({shown.unit})" if shown.unit else name
+    return shown.name or shown.heading
 
 
 def factor_label(factor: str) -> str:
@@ -200,6 +206,15 @@ def value_label(factor: str, value: Any) -> str:
     return f"{value:,}" if factor == "budget" else str(value)
 
 
+def names(key: Mapping[str, Any]) -> dict[str, str]:
+    """What the values of a line are called; a guide and its width are one name."""
+    shown = {name: value_label(name, value) for name, value in key.items() if not (name == "k" and "guide" in key)}
+    if "guide" in key:
+        k = key.get("k")
+        shown["guide"] = guide_label(str(key["guide"]), None if is_missing(k) else k)
+    return shown
+
+
 def describe(factors: Mapping[str, Any]) -> str:
     """What tells a line from others, in words: ``"digits, A-VI, k = 16, seed 1"``."""
     known = {name: value for name, value in factors.items() if not is_missing(value)}
@@ -208,9 +223,9 @@ def describe(factors: Mapping[str, Any]) -> str:
         text = value_label(name, known[name])
         if name == "k":
             text = f"k = {known[name]}"
-        elif name == "encoder":
-            text = f"{text} encoder"
-        elif name not in ("dataset", "guide", "family", "split", "start", *FLAGS):
+        elif name in ("encoder", "split"):
+            text = f"{text} {FACTORS[name]}"
+        elif name not in ("dataset", "guide", "family", "start", *FLAGS):
             text = f"{factor_label(name)} {text}"
         words.append(text)
     return ", ".join(words)
@@ -223,11 +238,6 @@ def order(factor: str, values: Iterable[Any]) -> list[Any]:
     numbers = bool(distinct) and all(isinstance(value, int | float) for value in distinct)
     places = {value: place for place, value in enumerate(sorted(distinct) if numbers else distinct)}
     return sorted(distinct, key=lambda v: (known.index(v) if v in known else len(known), places[v]))
-
-
-def plain(text: str) -> str:
-    """A text for a figure, in which a dollar sign is no mathematics."""
-    return text.replace("\\$", "$").replace("$", r"\$")
 
 
 def is_missing(value: Any) -> bool:

@@ -120,12 +120,21 @@ def zero_line(axes: Axes) -> None:
 
 def bend(axes: Axes, which: str, linear: float = 0.1) -> None:
     """Make an axis logarithmic, or where values of zero or less would be lost, linear about zero and so beyond."""
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    data = [np.asarray(line.get_xdata() if which == "x" else line.get_ydata(), float) for line in axes.get_lines()]
-    if all((part > 0).all() for part in data) and low > 0:
+    lines = [np.asarray(line.get_xdata() if which == "x" else line.get_ydata(), float) for line in axes.get_lines()]
+    data = np.concatenate([np.empty(0), *lines])
+    data = data[np.isfinite(data)]
+    limit, scale = (axes.set_xlim, axes.set_xscale) if which == "x" else (axes.set_ylim, axes.set_yscale)
+    if len(data) and (data > 0).all():
+        limit(data.min() / 1.5, data.max() * 1.5)
         log_scale(axes, "x" if which == "x" else "y")
         return
-    (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=linear)
+    low, high = (
+        (axes.get_xlim() if which == "x" else axes.get_ylim())
+        if not len(data)
+        else (min(1.5 * data.min(), -0.5 * linear), max(1.5 * data.max(), 0.5 * linear))
+    )
+    limit(low, high)
+    scale("symlog", linthresh=linear)
     axis = axes.xaxis if which == "x" else axes.yaxis
     ticks = [sign * linear * 10.0**e for sign in (-1, 1) for e in range(7)]
     axis.set_major_locator(FixedLocator([t for t in sorted([*ticks, 0.0]) if low <= t <= high]))

@@ -60,15 +60,13 @@ def convergence_figure(searches: Sequence[Search], heading: str) -> Figure:
             )
         course.set_xlabel("decoder evaluations per point")
         course.set_ylabel("nats behind the reference, bar: 1 s.e.")
-        course.set_ylim(bottom=min(-0.05, min(v.mean() for search in searches for v in search.behind) - 0.05))
         bend(course, "y")
         log_scale(course, "x")
         for place, (budget, (behind, residual)) in enumerate(_by_budget(searches).items()):
             color = PALETTE[::-1][place % len(PALETTE)]
             truth.plot(behind, residual, ".", color=color, markersize=3, alpha=0.6, label=f"{budget:,} steps")
-        low, high = truth.get_xlim()
-        truth.plot([0, high], [0, high], color="black", linewidth=0.8, label="equal")
-        truth.set_xlim(low, high)
+        most = max(float(v.max()) for search in searches for v in search.behind)
+        truth.plot([0, most], [0, most], color="black", linewidth=0.8, label="equal")
         bend(truth, "x")
         bend(truth, "y")
         truth.set_xlabel("nats behind the reference, one search")

@@ -17,8 +17,8 @@ import pandas as pd
 
 from amortized_bayes import labels, plotting
 from amortized_bayes.plotting.curves import CURVES
-from amortized_bayes.presenting import selection
 from amortized_bayes.presenting.claims import of_guide
+from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
     seen: dict[str, np.ndarray] = {}
     errors: dict[str, float] = {}
     original = None
-    for key, _ in selection.groups(finals, ("guide", "k")):
-        guide, k = str(key["guide"]), None if labels.is_missing(key.get("k")) else key["k"]
+    for guide, k in selection.guides(finals):
         name = labels.guide_label(guide, k)
         for job in run.find(dataset=dataset, seed=seed, guide=guide, k=k)[:1]:
             arrays = run.arrays(job)
@@ -87,8 +86,8 @@ def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """Parameters and bytes as measured; those of guides with parameters for each point grow with the data set."""
     finals = summarise(rows)
     table: list[dict[str, Any]] = []
-    for key, part in selection.groups(finals, ("guide", "k")):
-        guide, k = str(key["guide"]), None if labels.is_missing(key.get("k")) else key["k"]
+    for guide, k in selection.guides(finals):
+        part = selection.where(finals, {"guide": guide, "k": k})
         jobs = [job for job in run.find(guide=guide, k=k) if "elbo" in run.arrays(job)][:1]
         sizes = {m: cast("pd.DataFrame", part[part["metric"] == m]) for m in ("num_parameters", "memory_bytes")}
         if guide == "factorized-from-amortized" or not jobs or not all(len(found) for found in sizes.values()):
@@ -124,7 +123,13 @@ def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
         )
         for (start, spread), by_budget in found.items()
     ]
-    return plotting.convergence_figure(searches, f"How far q* can be trusted: {_model(rows)}") if searches else None
+    return (
+        plotting.convergence_figure(
+            searches, f"How far q* can be trusted: {labels.describe(selection.factors_of(rows))}"
+        )
+        if searches
+        else None
+    )
 
 
 def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
@@ -151,12 +156,6 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
         return None
     datasets = ", ".join(labels.dataset_label(name) for name in rows["dataset"].unique())
     return plotting.toy_figure(densities, clouds, f"Posteriors of a model with two latents on {datasets}")
-
-
-def _model(rows: pd.DataFrame) -> str:
-    """The model of a run, in words."""
-    same = selection.factors_of(rows)
-    return labels.describe(same)
 
 
 DRAWN: dict[str, Callable[..., Figure | None]] = {

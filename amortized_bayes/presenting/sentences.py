@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels
-from amortized_bayes.presenting import selection
 from amortized_bayes.presenting.claims import of_guide
+from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from amortized_bayes.presenting.selection import Found
+    from amortized_bayes.results.selection import Found
 
 __all__ = ["FINDINGS", "best_guides", "notes", "sentences", "sweep"]
 
@@ -73,7 +73,7 @@ def _vacuous(finals: pd.DataFrame) -> Iterator[str]:
         return
     kl = dead[dead["metric"] == "final_kl"]["value"].dropna()
     size = f" ({', '.join(f'{value:.2f}' for value in kl)} nats)" if 0 < len(kl) == len(names) else ""
-    who = ", ".join(filter(None, names)) or "the model"
+    who = "; ".join(filter(None, names)) or "the model"
     yield f"Vacuous, since the latents carry less than 1 nat per point{size}: {who}."
 
 
@@ -83,9 +83,8 @@ def _negative_gaps(finals: pd.DataFrame) -> Iterator[str]:
     for name, row in zip(_names(finals, below), below.to_dict("records"), strict=True):
         known = float(row["standard_error"] or math.nan) > 0
         z = f" ± {row['standard_error']:.2f} (z = {row['value'] / row['standard_error']:.1f})" if known else ""
-        gap = labels.metric_label(row["metric"])
         whose = f" of {name}" if name else ""
-        yield f"The {(gap.name or gap.heading).split(':')[0]}{whose} is negative: {row['value']:.2f}{z} nats per point."
+        yield f"The {labels.metric_name(row['metric']).split(':')[0]}{whose} is negative: {row['value']:.2f}{z} nats per point."
 
 
 def _missing_certificates(finals: pd.DataFrame) -> Iterator[str]:
@@ -96,7 +95,7 @@ def _missing_certificates(finals: pd.DataFrame) -> Iterator[str]:
     known = set(_names(finals, checked))
     names = [name for name in _names(finals, bounds) if name not in known]
     if names:
-        whose = f" of {', '.join(names)}" if any(names) else ""
+        whose = f" of {'; '.join(names)}" if any(names) else ""
         yield f"AIS{whose} has no certificate: it was not checked on points drawn from the model."
 
 
@@ -138,18 +137,12 @@ FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {"sweep": sweep, "notes": 
 """Findings by name."""
 
 
-def _guides(rows: pd.DataFrame) -> list[tuple[str, int | None]]:
-    """Guides of a data set in the order in which people read them."""
-    keys = [key for key, _ in selection.groups(rows, ("guide", "k")) if key["guide"] not in (None, "reference")]
-    return [(str(key["guide"]), None if labels.is_missing(key.get("k")) else int(key["k"])) for key in keys]
-
-
 def _gaps(rows: pd.DataFrame, label: str) -> Iterator[str]:
     """What each family loses; a vacuous guide is left to the sentence about vacuous ones."""
     found = {
         guide: gap
-        for guide in _guides(rows)
-        if guide[0] != "factorized-from-amortized" and (gap := of_guide(rows, "family_gap", *guide))
+        for guide in selection.guides(rows)
+        if guide[0] != "factorized-from-amortized" and (gap := of_guide(rows, "family_gap", *guide)) and gap.value
     }
     dead = {guide for guide in found if _is_vacuous(rows, guide)}
     if not found:
@@ -185,7 +178,7 @@ def _times(rows: pd.DataFrame, label: str) -> Iterator[str]:
     for within in labels.order("within", rows["within"].tolist() if "within" in rows.columns else [])[::-1]:
         parts = []
         theirs = [of_guide(rows, metric, "factorized", within=within) for metric in metrics]
-        for guide, k in _guides(rows):
+        for guide, k in selection.guides(rows):
             own = [of_guide(rows, metric, guide, k, within=within) for metric in metrics]
             if guide == "amortized" and all(own) and all(theirs):
                 seconds, steps = (t.value / o.value for t, o in zip(theirs, own, strict=True) if t and o)
@@ -196,7 +189,7 @@ def _times(rows: pd.DataFrame, label: str) -> Iterator[str]:
 
 
 def _convergence(rows: pd.DataFrame, label: str) -> Iterator[str]:
-    gains = {guide: gain for guide in _guides(rows) if (gain := of_guide(rows, "unconverged_by", *guide))}
+    gains = {guide: gain for guide in selection.guides(rows) if (gain := of_guide(rows, "unconverged_by", *guide))}
     if gains:
         parts = ", ".join(f"{labels.guide_label(*guide)} {gain.value:+.1f}" for guide, gain in gains.items())
         yield f"{label}: not converged: doubling the epochs changes the ELBO by {parts} nats per point."

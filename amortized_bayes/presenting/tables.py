@@ -7,12 +7,12 @@ below with the names of the lines repeated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from string import Formatter
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,10 +20,10 @@ from rich.table import Table as Printed
 
 from amortized_bayes import labels
 from amortized_bayes.experiments.spec import Claims, Column, Table
-from amortized_bayes.presenting import selection
 from amortized_bayes.presenting.claims import claims_found
 from amortized_bayes.presenting.published import FOLDER, Published, find, read_published, sources
-from amortized_bayes.presenting.selection import Found
+from amortized_bayes.results import selection
+from amortized_bayes.results.selection import Found
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ def fill(title: str, rows: pd.DataFrame) -> str:
 
 
 def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], console: Console) -> None:
-    by_seed = "seed" in rows.columns and "seed" not in (*table.rows, *table.apart)
-    seeds = max(1, rows["seed"].nunique()) if by_seed else 1
+    seeds = 1 if "seed" in (*table.rows, *table.apart) else selection.num_seeds(rows)
     columns = [c if isinstance(c, Column) else Column(c) for c in table.columns]
     lines = _across(table, columns, rows, seeds) if table.across else _lines(table, columns, rows, seeds, numbers)
     if lines is None:
@@ -106,8 +105,8 @@ def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], conso
     caption = [f"nats per point where no other unit is given, {over}"] if has_errors else []
     if matched:
         caption += ["[n s.e.]: how far ours lies from the published value", *sources(matched)]
-    names = len([h for h in headings[: len(table.rows)] if h in map(labels.factor_label, table.rows)])
-    _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, max(1, names))
+    names = len(labels.names(dict.fromkeys(table.rows, ""))) or int(bool(table.across))
+    _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, names)
 
 
 Lines = tuple[Sequence[str], list[list[str]], list[Published]]
@@ -129,20 +128,21 @@ def _lines(
         if not fate and all(f is None for f in found):
             continue
         found_any |= {place for place, f in enumerate(found) if f is not None}
-        lines.append([*_names(key), *(cell(c.metric, f) for c, f in zip(values, found, strict=True))])
+        called = list(labels.names(key).values())
+        lines.append([*called, *(cell(c.metric, f) for c, f in zip(values, found, strict=True))])
         fates.append(fate)
         beside = [None if f is None else find(numbers, c.metric, f.factors) for c, f in zip(values, found, strict=True)]
         if any(beside):
             compared = [_compared(f, p) for f, p in zip(found, beside, strict=True)]
-            blank = [""] * max(0, len(_names(key)) - 1)
-            lines.append([PUBLISHED, *blank, *compared][-(len(blank) + 1 + len(values)) :])
+            lines.append([*[PUBLISHED, *[""] * len(called)][: len(called)], *compared])
             fates.append("")
             matched += [p for p in beside if p is not None]
     if not lines:
         return None
     num_names = len(lines[0]) - len(values)
     kept = [*range(num_names), *(num_names + place for place in sorted(found_any))]
-    headings = [*_name_headings(table.rows), *(_heading(c) for c in values)]
+    shown = [name for name in table.rows if not (name == "k" and "guide" in table.rows)]
+    headings = [*map(labels.factor_label, shown), *map(_heading, values)]
     cells = [[line[place] for place in kept] for line in lines]
     headings = [headings[place] for place in kept]
     if any(fates) or STATUS in {column.metric for column in columns}:
@@ -158,27 +158,11 @@ def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: 
     for column in columns:
         found = [selection.mean(part, column.metric, column.where, seeds) for _, part in parts]
         if any(f is not None for f in found):
-            shown = labels.metric_label(column.metric)
-            name = column.heading or shown.name or shown.heading
+            name = column.heading or labels.metric_name(column.metric)
             cells.append([name, *(cell(column.metric, f) for f in found)])
     headings = ["", *(labels.value_label(table.across, key[table.across]) for key, _ in parts)]
-    return (headings, cells, []) if cells else None
-
-
-def _names(key: Mapping[str, Any]) -> list[str]:
-    """What a line is called: its guide with its width is one name."""
-    if "guide" in key and "k" in key:
-        own = [labels.guide_label(str(key["guide"]), None if labels.is_missing(key["k"]) else key["k"])]
-        rest = [labels.value_label(name, value) for name, value in key.items() if name not in ("guide", "k")]
-        return [*own, *rest]
-    return [labels.value_label(name, value) for name, value in key.items()]
-
-
-def _name_headings(names: Sequence[str]) -> list[str]:
-    together = "guide" in names and "k" in names
-    if together:
-        names = ["guide", *(n for n in names if n not in ("guide", "k"))]
-    return [labels.factor_label(name) for name in names]
+    kept = [place for place in range(len(headings)) if place == 0 or any(line[place] for line in cells)]
+    return ([headings[p] for p in kept], [[line[p] for p in kept] for line in cells], []) if cells else None
 
 
 def _heading(column: Column) -> str:

@@ -12,7 +12,7 @@ from amortized_bayes.types import ROW_FIELDS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Found", "factor_names", "factors_of", "fate", "groups", "mean", "shared", "where"]
+__all__ = ["Found", "factor_names", "factors_of", "fate", "groups", "guides", "mean", "num_seeds", "shared", "where"]
 
 SAME_JOB = ("seed", "label", "within", "searched", "split")
 """Factors that do not tell the fit or model of a line from another."""
@@ -67,6 +67,17 @@ def groups(rows: pd.DataFrame, names: Iterable[str]) -> list[tuple[dict[str, Any
         wanted = dict(zip(known, key, strict=True))
         lines.append(({**dict.fromkeys(names), **wanted}, where(rows, wanted)))
     return lines
+
+
+def guides(rows: pd.DataFrame) -> list[tuple[str, int | None]]:
+    """Guides and widths, as people read them."""
+    keys = [key for key, _ in groups(rows, ("guide", "k")) if key["guide"] not in (None, "reference")]
+    return [(str(key["guide"]), None if labels.is_missing(key["k"]) else int(key["k"])) for key in keys]
+
+
+def num_seeds(rows: pd.DataFrame) -> int:
+    """How many seeds there are, one at least."""
+    return max(1, rows["seed"].nunique()) if "seed" in rows.columns else 1
 
 
 def factors_of(rows: pd.DataFrame) -> dict[str, Any]:
