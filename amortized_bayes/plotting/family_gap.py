@@ -2,7 +2,7 @@ r"""The family gap against the width of the encoder.
 
 .. math:: \mathrm{gap}(k) = \mathrm{ELBO}_\mathrm{reference} - \mathrm{ELBO}(k)
 
-in nats a point, where the reference is the best F-VI found (Margossian & Blei, *Amortized Variational Inference:
+in nats per point, where the reference is the best F-VI found (Margossian & Blei, *Amortized Variational Inference:
 When and Why?*, UAI 2024). A guide that beat the reference lies below zero and is drawn there.
 """
 
@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullLocator, SymmetricalLogLocator
 
+from amortized_bayes.labels import dataset_label, guide_label
+from amortized_bayes.plotting.annotations import fix_layout, footnote, format_tick, format_value, title
 from amortized_bayes.plotting.frames import Group, by_guide, failures, notes, select, tidy, where, widths
-from amortized_bayes.plotting.furniture import footnote, format_tick, format_value, settle, title
-from amortized_bayes.plotting.style import GuideStyle, dataset_label, guide_label, guide_style, style
+from amortized_bayes.plotting.style import GuideStyle, guide_style, style
 
 __all__ = ["family_gap_figure"]
 
@@ -32,7 +33,7 @@ WIDE_RANGE = 30.0
 
 
 def family_gap_figure(frame: pd.DataFrame) -> Figure:
-    """Draw ``family_gap`` against k, one panel a data set, with the guides that have no width at the right margin.
+    """Draw ``family_gap`` against k, one panel per data set, with the guides that have no width at the right margin.
 
     A small marker is one seed with one standard error over points; where there are more seeds, a large one is their
     mean with one standard error over seeds.
@@ -53,11 +54,11 @@ def family_gap_figure(frame: pd.DataFrame) -> Figure:
             lines += [f"{name}, failed: {'; '.join(failed)}"] if failed else []
             _panel(axes, select(gaps, "family_gap", dataset), widths(rows))
             axes.set_title(name)
-        panels[0].set_ylabel("family gap (nats a point)")
+        panels[0].set_ylabel("family gap (nats per point)")
         _bend(panels[0], gaps)
         title(figure, "How far each family stays below the best F-VI found")
         footnote(figure, [_legend(gaps), *lines])
-        settle(figure)
+        fix_layout(figure)
     return figure
 
 
@@ -163,7 +164,7 @@ def _bend(axes: Axes, gaps: pd.DataFrame) -> None:
     axes.yaxis.set_major_locator(SymmetricalLogLocator(linthresh=linear, base=10))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(format_tick))
-    axes.set_ylabel(f"family gap (nats a point)\nlinear within ±{linear:g}, logarithmic beyond")
+    axes.set_ylabel(f"family gap (nats per point)\nlinear within ±{linear:g}, logarithmic beyond")
 
 
 def _legend(gaps: pd.DataFrame) -> str:

@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-__all__ = ["footnote", "format_tick", "format_value", "log_scale", "settle", "title"]
+__all__ = ["fix_layout", "footnote", "format_tick", "format_value", "log_scale", "title"]
 
 CHARACTERS_PER_INCH = 14.5
 
@@ -66,7 +66,7 @@ def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_major_formatter(FuncFormatter(format_tick))
 
 
-def settle(figure: Figure) -> None:
+def fix_layout(figure: Figure) -> None:
     """Lay the figure out and fix the places found.
 
     A live layout moves by a fraction of a pixel with the resolution and with each draw: no two files would agree.
