@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amortized_bayes.data import binarize, load_dataset
-from amortized_bayes.experiments.sweep import Fit, Rates, SweepConfig
-from amortized_bayes.guides import Amortized, Constant, Factorized, LocalGuide, MeanField
-from amortized_bayes.inference.options import FitOptions, settling
 from amortized_bayes.models import DeepGenerative
-from amortized_bayes.networks import MLP
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.types import Dataset
 
-__all__ = [
-    "Problem",
-    "build_guide",
-    "build_model",
-    "check_pixels",
-    "fit_options",
-    "load_problem",
-    "model_name",
-    "rates",
-]
+__all__ = ["Problem", "build_model", "check_pixels", "load_problem"]
 
 
 class Problem(NamedTuple):
@@ -47,7 +34,7 @@ class Problem(NamedTuple):
     source: str
 
 
-def load_problem(config: SweepConfig, dataset: str, seed: int, data_dir: Path | None, device: torch.device) -> Problem:
+def load_problem(config: Any, dataset: str, seed: int, data_dir: Path | None, device: torch.device) -> Problem:
     """Load, subsample and (for a Bernoulli likelihood) binarize a data set, all by the seed.
 
     Raises:
@@ -76,7 +63,7 @@ def load_problem(config: SweepConfig, dataset: str, seed: int, data_dir: Path | 
     )
 
 
-def check_pixels(config: SweepConfig, found: Dataset) -> None:
+def check_pixels(config: Any, found: Dataset) -> None:
     """Refuse data that are no grey values where the likelihood is Bernoulli.
 
     Raises:
@@ -91,13 +78,7 @@ def check_pixels(config: SweepConfig, found: Dataset) -> None:
         )
 
 
-def model_name(config: SweepConfig) -> str:
-    """Name of the model in rows."""
-    likelihood = config.likelihood if config.likelihood == "bernoulli" else f"gaussian-{config.gaussian_scale}"
-    return f"{config.decoder}-{likelihood}"
-
-
-def build_model(config: SweepConfig, problem: Problem, seed: int) -> tuple[DeepGenerative, LatentSites]:
+def build_model(config: Any, problem: Problem, seed: int) -> tuple[DeepGenerative, LatentSites]:
     """The model, and its latent sites with the start of q(theta), equal for all guides of a seed."""
     torch.manual_seed(torch_seed(seed, "start", problem.name))
     learned = config.likelihood == "gaussian" and config.gaussian_scale == "learned"
@@ -111,72 +92,3 @@ def build_model(config: SweepConfig, problem: Problem, seed: int) -> tuple[DeepG
         weight_prior=config.weight_prior,
     )
     return model.to(problem.train.device), latent_sites(model, problem.train[:2].float())
-
-
-def build_guide(
-    config: SweepConfig, problem: Problem, sites: LatentSites, fit: Fit, start: LocalGuide | None = None
-) -> LocalGuide:
-    """The guide of a fit. ``start`` is the A-VI solution that ``factorized-from-amortized`` starts at.
-
-    Raises:
-        ValueError: an unknown family, or one that needs a start and got none.
-    """
-    device, size = problem.train.device, len(problem.train)
-    torch.manual_seed(torch_seed(fit.seed, "guide", fit.guide, fit.k or 0))
-    published = config.init == "published"
-    shared = None
-    if sites.shared:
-        shared = (
-            MeanField(sites.shared, log_scale=-2.0) if published else MeanField(sites.shared, locs=sites.shared_draw)
-        )
-    if fit.guide == "amortized":
-        observed, width = problem.train.shape[1], fit.k or 1
-        # the published encoder starts like any network of torch's, ours at the common q(z)
-        encoder = MLP([observed, *[width] * config.depth, 2 * config.latent_dim]) if published else None
-        guide = Amortized(sites.local, size, observed, width, config.depth, encoder=encoder, shared=shared)
-    elif fit.guide == "constant":
-        guide = Constant(sites.local, size, start=_published_rows(1, config)[0] if published else None, shared=shared)
-    elif fit.guide == "factorized":
-        guide = Factorized(sites.local, size, start=_published_rows(size, config) if published else None, shared=shared)
-    elif fit.guide == "factorized-from-amortized" and start is not None:
-        guide = _factorized_from(start, problem, sites, shared)
-    else:
-        raise ValueError(f"expected a known guide (and a start for factorized-from-amortized), got {fit.guide!r}")
-    return guide.to(device)
-
-
-@torch.no_grad()
-def _factorized_from(start: LocalGuide, problem: Problem, sites: LatentSites, shared: nn.Module | None) -> Factorized:
-    """F-VI whose rows are an encoder's answers, beside a copy of its q(theta)."""
-    size = len(problem.train)
-    rows = start.locate(problem.train.float(), torch.arange(size, device=problem.train.device))
-    if shared is not None and start.shared is not None:
-        shared.load_state_dict(start.shared.state_dict())
-    return Factorized(sites.local, size, start=rows.cpu(), shared=shared)
-
-
-def _published_rows(count: int, config: SweepConfig) -> Tensor:
-    """Location ~ N(0, 1) and log scale ~ N(0, 1) - 1, as in the code of Margossian & Blei (2024)."""
-    location, log_scale = torch.randn(count, config.latent_dim), torch.randn(count, config.latent_dim) - 1
-    return torch.cat([location, log_scale], 1)
-
-
-def rates(config: SweepConfig, guide: str) -> Rates:
-    """Learning rates of a family."""
-    by_family = {"amortized": config.rates_amortized, "constant": config.rates_constant}
-    return Rates(*by_family.get(guide, config.rates_factorized))
-
-
-def fit_options(config: SweepConfig, fit: Fit, num_data: int, chosen: Rates | None = None) -> FitOptions:
-    """How to fit a guide."""
-    rate = chosen or rates(config, fit.guide)
-    return FitOptions(
-        batch_size=min(config.batch_size, num_data),
-        learning_rate=rate.local,
-        shared_learning_rate=rate.shared,
-        row_learning_rate=rate.local,
-        local_reparametrization=config.local_reparametrization and config.decoder == "bayesian",
-        capture=config.compile_step,
-        # only a reference, which no other fit is timed against: let its step fall, so that its rows settle
-        schedule=settling if fit.guide == "factorized-from-amortized" else None,
-    )
