@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, rates_field
+from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, rates_field, substitutes
 from amortized_bayes.experiments.guide_fits import Place
 from amortized_bayes.experiments.spec import Job, Measured
 from amortized_bayes.guides.registry import GUIDES, Fit, Rates, list_fits
