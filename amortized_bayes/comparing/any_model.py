@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from amortized_bayes.comparing.between import best_fit
 from amortized_bayes.comparing.comparison import Comparison, FittedGuide
 from amortized_bayes.comparing.fitting import Start, continue_fit, finish_fit, run_fit, start_at, start_fit
-from amortized_bayes.comparing.problem import Fit, FitProblem, list_fits
-from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.comparing.problem import FitProblem
+from amortized_bayes.guides.registry import GUIDES, Fit, list_fits
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites

@@ -17,8 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from amortized_bayes.comparing.measures import Measure, over_points, paired
-from amortized_bayes.comparing.problem import Fit
-from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.per_point import mean_over_points
 
 __all__ = ["TARGETS", "Curve", "Finding", "best_fit", "compare_fits", "find_reference", "steps_to_target"]

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from amortized_bayes.comparing.between import Curve, Finding, compare_fits, find_reference
 from amortized_bayes.comparing.measures import Measure, over_points
-from amortized_bayes.comparing.problem import Fit
 from amortized_bayes.evaluation.bounds import Elbo
-from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.per_point import VACUOUS_KL, is_vacuous, mean_over_points
 from amortized_bayes.types import Row
 

@@ -23,11 +23,11 @@ from amortized_bayes.comparing.measures import (
     mse_of,
     over_points,
 )
-from amortized_bayes.comparing.problem import Fit, FitProblem, floats
+from amortized_bayes.comparing.problem import FitProblem, floats
 from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.guides import LocalGuide, MeanField
-from amortized_bayes.guides.registry import GUIDES, GuideSpec
+from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec
 from amortized_bayes.inference.local import fresh_factors
 from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.svi import Training
@@ -110,13 +110,13 @@ class Finished(NamedTuple):
     Args:
         evaluation: its final numbers.
         elbo: of each training point.
-        reconstructions: of the first test points, (10, P); ``None`` without test points.
+        examples: the first test points, (10, P), as ``original`` and ``reconstruction``; nothing without test points.
         backend: what its steps were run by.
     """
 
     evaluation: Evaluation
     elbo: Elbo
-    reconstructions: Tensor | None
+    examples: Mapping[str, Tensor]
     backend: str
 
 
@@ -234,7 +234,7 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     Raises:
         Divergence: a final value that is not finite.
     """
-    training, held, seen = fitting.training, problem.held, None
+    training, held, examples = fitting.training, problem.held, {}
     with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
         found, values = final_measures(problem, fitting.model, fitting.guide)
         if held is not None:
@@ -242,6 +242,7 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
             found |= held_measures(problem, held, model, guide)
             few = torch.arange(min(EXAMPLES, len(held.test)), device=held.test.device)
             seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
+            examples = {"original": held.test_target[few], "reconstruction": seen}
     parameters, size = training.size()
     captured = training.captured
     found |= {
@@ -251,7 +252,7 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
         "memory_bytes": Measure(size),
     }
     evaluation = _finite(Evaluation(training.steps, training.seconds, found))
-    return Finished(evaluation, values, seen, captured.backend if captured else "uncaptured")
+    return Finished(evaluation, values, examples, captured.backend if captured else "uncaptured")
 
 
 def continue_fit(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None) -> tuple[Evaluation, Elbo]:

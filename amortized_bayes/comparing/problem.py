@@ -9,23 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.inference.options import FitOptions, settling
 from amortized_bayes.sites import LatentSites
 
-__all__ = ["Fit", "FitProblem", "Held", "floats", "list_fits"]
-
-
-class Fit(NamedTuple):
-    """One guide of a problem, by its name in ``GUIDES``; ``k`` is ``None`` unless it is fitted for each width."""
-
-    guide: str
-    k: int | None = None
-
-    @property
-    def factors(self) -> dict[str, str | int]:
-        """What tells it from the problem's other fits, as factors of a row."""
-        return {"guide": self.guide} if self.k is None else {"guide": self.guide, "k": self.k}
+__all__ = ["FitProblem", "Held", "floats"]
 
 
 class Held(NamedTuple):
@@ -105,25 +93,6 @@ class FitProblem:
         """Names of the random stream of a fit's evaluations; none where they go on from the start of the guide."""
         width = "" if fit.k is None else f"-k{fit.k}"
         return ("evaluation", f"{self.name}_{fit.guide}{width}", *more) if self.name else ()
-
-
-def list_fits(guides: tuple[str, ...], widths: tuple[int, ...]) -> list[Fit]:
-    """All fits of guides, in the order in which they are run: what starts at another guide's fit comes last.
-
-    Raises:
-        ValueError: a name that is not in ``GUIDES``, or of a guide that comes along with others.
-
-    Example:
-        >>> [fit.guide for fit in list_fits(("amortized", "factorized"), (4,))]
-        ['amortized', 'factorized', 'factorized-from-amortized']
-    """
-    known = [name for name, entry in GUIDES.items() if not entry.starts_from]
-    for guide in guides:
-        if guide not in known:
-            raise ValueError(f"expected guides among {', '.join(known)}, got {guide!r}")
-    fits = [Fit(guide, k) for guide in guides for k in (widths if GUIDES[guide].has_width else (None,))]
-    along = [name for name, entry in GUIDES.items() if entry.starts_from in guides and entry.like in guides]
-    return [*fits, *map(Fit, along)]
 
 
 def floats(data: Tensor) -> Tensor:

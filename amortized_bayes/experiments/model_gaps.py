@@ -110,6 +110,8 @@ def models(config: Config) -> list[VAEConfig]:
         for family in config.families
         for annealed in config.annealing
     ]
+
+
 TABLES = ()
 FIGURES: dict = {}
 

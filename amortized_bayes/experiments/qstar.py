@@ -88,6 +88,8 @@ class Search(NamedTuple):
         """What tells its numbers from those of other searches; the reference is moved by nothing."""
         moved: dict[str, Factor] = {} if self.start == "reference" else {"spread": self.spread}
         return {"start": self.start, **moved, "budget": self.budget}
+
+
 TABLES = ()
 FIGURES: dict = {}
 

@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from amortized_bayes.guides.local import LocalGuide
     from amortized_bayes.types import LatentSite
 
-__all__ = ["GUIDES", "GuideEntry", "GuideSpec", "Rates"]
+__all__ = ["GUIDES", "Fit", "GuideEntry", "GuideSpec", "Rates", "list_fits"]
+
+
+class Fit(NamedTuple):
+    """One guide, by its name in ``GUIDES``; ``k`` is ``None`` unless it is fitted for each width."""
+
+    guide: str
+    k: int | None = None
+
+    @property
+    def factors(self) -> dict[str, str | int]:
+        """What tells it from other fits, as factors of a row."""
+        return {"guide": self.guide} if self.k is None else {"guide": self.guide, "k": self.k}
 
 
 class Rates(NamedTuple):
@@ -162,3 +174,22 @@ GUIDES: dict[str, GuideEntry] = {
     ),
 }
 """Every guide that can be fitted by name. Rates are winners of ``python run_experiments.py tune``."""
+
+
+def list_fits(guides: tuple[str, ...], widths: tuple[int, ...]) -> list[Fit]:
+    """All fits of guides, in the order in which they are run: what starts at another guide's fit comes last.
+
+    Raises:
+        ValueError: a name that is not in ``GUIDES``, or of a guide that comes along with others.
+
+    Example:
+        >>> [fit.guide for fit in list_fits(("amortized", "factorized"), (4,))]
+        ['amortized', 'factorized', 'factorized-from-amortized']
+    """
+    known = [name for name, entry in GUIDES.items() if not entry.starts_from]
+    for guide in guides:
+        if guide not in known:
+            raise ValueError(f"expected guides among {', '.join(known)}, got {guide!r}")
+    fits = [Fit(guide, k) for guide in guides for k in (widths if GUIDES[guide].has_width else (None,))]
+    along = [name for name, entry in GUIDES.items() if entry.starts_from in guides and entry.like in guides]
+    return [*fits, *map(Fit, along)]
