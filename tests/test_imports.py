@@ -11,12 +11,13 @@ import torch
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "seeding", "networks"),
+    ("types", "labels", "seeding", "networks"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("inference", "evaluation"),
     ("diagnosis", "experiments", "report"),
+    ("presenting",),
     ("commands",),
     ("cli",),
 )
@@ -31,7 +32,7 @@ NEIGHBOURS = {
     ("experiments", "diagnosis"),
 }
 """Files of one layer that may meet beside those of one folder."""
-NEVER_TORCH = ("plotting",)
+NEVER_TORCH = ("labels", "plotting", "presenting")
 
 
 def part_of(module):
@@ -159,7 +160,7 @@ def loads_torch(module):
 
 QUICK = [
     name
-    for name in ("", "types", "seeding", "configuration", "results", "data", "plotting", "cli")
+    for name in ("", "types", "labels", "seeding", "configuration", "results", "data", "plotting", "presenting", "cli")
     if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
 ]
 
