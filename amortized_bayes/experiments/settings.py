@@ -81,8 +81,8 @@ class VAEConfig(Settings):
             where the grey value is above one half (threshold). With auto, fashion-mnist is thresholded, as in the
             paper, and other data sets are drawn once. A Gaussian likelihood takes the grey values as they are.
         network: Type of the networks, dense or convolutional.
-        encoder: Size of the encoder. Hidden layers of 100 units (small), of 200 and 200 (standard), of 500 and 500
-            (wide), or none (linear).
+        encoder: Size of the encoder. Its hidden layers have 100 units (small), 200 and 200 (standard), or 500 and
+            500 (wide); a linear encoder has none.
         family: Family of q(z|x), a Gaussian or a flow. A contextual flow gets its parameters from the encoder.
         num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
         decoder: Decoder with point-estimated weights (a VAE) or Bayesian (a mean-field Gaussian over its weights).
