@@ -112,9 +112,9 @@ def load_state(model: DeepGenerative, guide: LocalGuide, tensors: dict[str, np.n
 
 
 def state_of(model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
-    """Weights of both by name, ``model.network.0.weight`` and so on."""
+    """Copies of the weights of both by name, ``model.network.0.weight`` and so on."""
     return {
-        f"{prefix}.{name}": value.detach().cpu().numpy()
+        f"{prefix}.{name}": value.detach().cpu().numpy().copy()
         for prefix, module in (("model", model), ("guide", guide))
         for name, value in module.state_dict().items()
     }
