@@ -274,8 +274,7 @@ def test_rows_say_what_is_used_instead(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(coins, "substitutes", substitutes, raising=False)
     monkeypatch.setattr(coins, "datasets", datasets)
-    monkeypatch.setattr("amortized_bayes.data.load_dataset", unavailable)
-    monkeypatch.setattr("amortized_bayes.experiments.lab.load_dataset", unavailable)
+    monkeypatch.setattr("amortized_bayes.experiments.lab.read_dataset", unavailable)
     assert command("coins").code == 0
     folder = only_run(tmp_path)
     assert set(folder.rows()["note"]) == {"using pennies instead of euros, which are unavailable"}
@@ -285,7 +284,7 @@ def test_rows_say_what_is_used_instead(command, tmp_path, monkeypatch):
 def test_naming_a_preset_asks_for_its_data(command, tmp_path, monkeypatch):
     monkeypatch.setattr(coins, "substitutes", lambda config, given: [(config, "pennies")], raising=False)
     monkeypatch.setattr(coins, "datasets", lambda config, lab: ("mnist",))
-    monkeypatch.setattr("amortized_bayes.experiments.lab.load_dataset", unavailable)
+    monkeypatch.setattr("amortized_bayes.experiments.lab.read_dataset", unavailable)
     refused = command("coins", "--preset", "paper")
     assert refused.code == 2
     assert "mnist is unavailable" in refused.err
