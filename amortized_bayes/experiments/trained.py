@@ -73,6 +73,9 @@ def load_trained(folder: RunFolder, source: DataSource) -> Trained:
         rows = folder.rows()
         failure = rows[rows["metric"] == "failure"].iloc[-1]
         raise TrainingFailed(int(failure["step"]), f"training of {folder.path} failed: {failure['note']}")
+    if status is None and folder.finished:
+        trained = ", ".join(folder.done()) or "none"
+        raise ValueError(f"{folder.path}: expected the model of its config.yaml, {key}, got {trained}")
     if status is None:
         raise ValueError(
             f"expected a finished run of train, got {folder.path}: `train --resume {folder.path}` finishes it"
