@@ -253,7 +253,20 @@ def loads_torch(module):
 
 QUICK = [
     name
-    for name in ("", "types", "labels", "seeding", "likelihoods", "per_point", "configuration", "results", "data", "plotting", "presenting", "cli")
+    for name in (
+        "",
+        "types",
+        "labels",
+        "seeding",
+        "likelihoods",
+        "per_point",
+        "configuration",
+        "results",
+        "data",
+        "plotting",
+        "presenting",
+        "cli",
+    )
     if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
 ]
 

@@ -24,7 +24,7 @@ from amortized_bayes.experiments.settings import (
     image_substitutes,
     model_factors,
 )
-from amortized_bayes.experiments.spec import Arrays, Job, Measured
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, Column, Job, Measured, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -112,8 +112,39 @@ def models(config: Config) -> list[VAEConfig]:
     ]
 
 
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        ("family", "encoder", "annealed"),
+        (*GAPS, "elbo", "certificate_gap"),
+        "{dataset}: gaps of models on training points",
+        published="cremer2018_models",
+    ),
+    Table(
+        ("family", "encoder", "annealed"),
+        (
+            "log_p_lower",
+            "iwae",
+            *(
+                Column("elbo_star", {"searched": q})
+                for q in ("spline", "sylvester", "auxiliary", "realnvp", "planar", "gaussian")
+            ),
+            "elbo",
+        ),
+        "{dataset}: bounds of models on training points",
+        published="cremer2018_models",
+        wide=True,
+    ),
+)
+FIGURES = {
+    "model_gaps": (
+        Bars(
+            ("family", "encoder", "annealed"),
+            GAPS[:2],
+            apart="dataset",
+            title="Gaps of models of each family, encoder and objective",
+        ),
+    )
+}
 
 
 def jobs(config: Config, lab: Lab) -> list[Job]:

@@ -16,7 +16,7 @@ import tyro
 from amortized_bayes.configuration import AtLeast, Different, Even, Settings
 from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import Arrays, Job, Measured, Work
+from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, Work
 from amortized_bayes.types import Factor
 
 if TYPE_CHECKING:
@@ -90,8 +90,14 @@ class Search(NamedTuple):
         return {"start": self.start, **moved, "budget": self.budget}
 
 
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        ("start", "spread", "budget"),
+        ("evaluations", "behind_reference", "residual", "restart_variance"),
+        "{dataset}: searches for q*, {encoder} encoder, {family}, {annealed}, seed {seed}",
+    ),
+)
+FIGURES = {"qstar": Drawn("qstar")}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
