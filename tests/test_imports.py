@@ -11,7 +11,7 @@ import torch
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "seeding", "networks"),
+    ("types", "seeding", "networks", "flows"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
@@ -159,7 +159,7 @@ def loads_torch(module):
 
 QUICK = [
     name
-    for name in ("", "types", "seeding", "configuration", "results", "data", "plotting", "cli")
+    for name in ("", "types", "seeding", "flows", "configuration", "results", "data", "plotting", "cli")
     if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
 ]
 

@@ -16,6 +16,7 @@ from amortized_bayes.evaluation.gaps import Estimate, Gap, log_evidence, paired_
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.suboptimality import BoundsConfig
+from amortized_bayes.flows import FlowSettings
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
@@ -71,10 +72,8 @@ def best_bounds(model: Model, guide: Guide, x: Tensor, config: BoundsConfig, see
             model,
             begin,
             x,
-            family=family,
-            num_flows=config.num_flows,
-            hidden=config.flow_hidden,
-            settings=FlowSearchSettings(num_steps=config.flow_steps),
+            settings=FlowSettings(family, num_flows=config.num_flows, hidden=(config.flow_hidden,) * 2),
+            search=FlowSearchSettings(num_steps=config.flow_steps),
             seed=seed,
             progress=lambda done, total, f=family: watch(f"best {f}", done, total),
         )

@@ -22,7 +22,7 @@ from amortized_bayes.experiments.encoders import fit_encoder
 from amortized_bayes.experiments.point_bounds import Watch, at, choose, guide_elbo
 from amortized_bayes.experiments.suboptimality import ToyConfig, toy_base
 from amortized_bayes.experiments.trained import Trained, obtain
-from amortized_bayes.inference.flow_families import FamilyName
+from amortized_bayes.flows import FlowSettings
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalOptimum, LocalSettings, optimize_local
 from amortized_bayes.joint import Gaussian, global_seed, log_joint
@@ -206,7 +206,7 @@ def _amortized(config: ToyConfig, trained: Trained, family: str, x: Tensor, watc
 
 
 def _best(
-    config: ToyConfig, trained: Trained, family: FamilyName, x: Tensor, best: LocalOptimum, watch: Watch
+    config: ToyConfig, trained: Trained, family: str, x: Tensor, best: LocalOptimum, watch: Watch
 ) -> tuple[Estimate, Tensor]:
     """ELBO of the best q of this family for each point, and its draws ``(S, B, 2)``."""
     generator = torch_generator(config.seed, "draws", family, device=x.device)
@@ -217,9 +217,8 @@ def _best(
         trained.model,
         best,
         x,
-        family=family,
-        num_flows=4,
-        settings=FlowSearchSettings(num_steps=config.steps, num_score=SCORE_DRAWS),
+        settings=FlowSettings(family, num_flows=4),
+        search=FlowSearchSettings(num_steps=config.steps, num_score=SCORE_DRAWS),
         seed=config.seed,
         progress=lambda done, total: watch(f"best {family}", done, total),
     )

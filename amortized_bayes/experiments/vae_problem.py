@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from amortized_bayes.data import DataUnavailable, binarize, load_dataset
 from amortized_bayes.data.labels import labels_of_binarized
 from amortized_bayes.experiments.vae import CHANNELS, ENCODERS, VAEConfig
-from amortized_bayes.guides import Amortized, AuxiliaryFlow, FlowGuide, FlowSettings, LocalGuide, MeanField
+from amortized_bayes.guides import Amortized, FlowGuide, FlowSettings, LocalGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
 from amortized_bayes.models import DeepGenerative
@@ -136,8 +136,7 @@ def build_encoder(
         return Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared)
     settings = FlowSettings(config.family, num_flows=config.num_flows)
     encoder = _encoder(config, data, settings.context_dim)
-    cls = AuxiliaryFlow if settings.layer == "auxiliary" else FlowGuide
-    return cls(sites, num_data, observed, settings, encoder=encoder, shared=shared)
+    return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared)
 
 
 def _encoder(config: VAEConfig, data: VAEData, context_dim: int) -> nn.Module:
