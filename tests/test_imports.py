@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "labels", "seeding", "networks", "likelihoods", "per_point"),
+    ("types", "labels", "seeding", "networks", "likelihoods", "per_point", "flows"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
@@ -259,6 +259,7 @@ QUICK = [
         "labels",
         "seeding",
         "likelihoods",
+        "flows",
         "per_point",
         "configuration",
         "results",

@@ -17,6 +17,7 @@ from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
+from amortized_bayes.experiments.setup import flow_settings
 from amortized_bayes.experiments.spec import GAPS, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
@@ -89,10 +90,8 @@ def shared_bounds(
             model,
             begin,
             x,
-            family=family,
-            num_flows=config.num_flows,
-            hidden=config.flow_hidden,
-            settings=FlowSearchSettings(num_steps=config.flow_steps),
+            settings=flow_settings(trained.config, family),
+            search=FlowSearchSettings(num_steps=config.flow_steps),
             seed=seed,
             progress=lambda done, total, f=family: lab.watch(f"q* {f}", done, total),
         )
