@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from amortized_bayes.plotting.furniture import format_tick, format_value
 from matplotlib.colors import to_rgb
 from sweep_rows import OTHERS
 
@@ -12,7 +13,6 @@ from amortized_bayes.plotting import (
     guide_label,
     guide_style,
 )
-from amortized_bayes.plotting.furniture import format_tick, format_value
 
 
 def test_labels() -> None:
