@@ -103,7 +103,7 @@ def test_no_graph_grows_with_the_temperatures() -> None:
     joint = log_joint(exact.model, exact.x)
     settings = AISSettings(num_temperatures=5, num_chains=4)
     tick = annealing.Ticker(None, settings, 1)
-    (chunk,) = annealing.chunks(joint, exact.guide, settings, 0, None, tick)
+    (chunk,) = annealing.chunks(joint, exact.guide, settings, 0, tick)
     program = annealing._program(joint, settings)
     plain = program(torch.randn(4, 4, 20), torch.zeros(4, 20), torch.ones(4, 20), *joint.inputs(4))
     state = chunk.draw_start(4)
@@ -217,7 +217,7 @@ def test_spacings_rise_from_0_to_1() -> None:
     for schedule in ("linear", "sigmoid", "adaptive"):
         settings = AISSettings(num_temperatures=30, num_chains=8, schedule=schedule)
         tick = annealing.Ticker(None, settings, 1)
-        (chunk,) = annealing.chunks(log_joint(exact.model, exact.x), exact.guide, settings, 0, None, tick)
+        (chunk,) = annealing.chunks(log_joint(exact.model, exact.x), exact.guide, settings, 0, tick)
         betas = chunk.ladder.betas
         assert betas.shape == (31,)
         assert chunk.ladder.step_sizes.shape == (30, 4)
