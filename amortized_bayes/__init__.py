@@ -30,9 +30,10 @@ if TYPE_CHECKING:
         LocalGuide,
         MeanField,
     )
-    from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
-    from amortized_bayes.inference.optimize import LocalSettings, optimize_local
+    from amortized_bayes.inference.flow_search import optimize_flow
+    from amortized_bayes.inference.optimize import optimize_local
     from amortized_bayes.inference.options import Divergence, FitOptions
+    from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
     from amortized_bayes.inference.svi import Training, fit
     from amortized_bayes.joint import draw_shared, log_joint
     from amortized_bayes.models import DeepGenerative, LinearGaussian
@@ -61,9 +62,10 @@ _WHERE = {
         "LocalGuide",
         "MeanField",
     ),
-    "inference.flow_search": ("FlowSearchSettings", "optimize_flow"),
-    "inference.optimize": ("LocalSettings", "optimize_local"),
+    "inference.flow_search": ("optimize_flow",),
+    "inference.optimize": ("optimize_local",),
     "inference.options": ("Divergence", "FitOptions"),
+    "inference.settings": ("FlowSearchSettings", "LocalSettings"),
     "inference.svi": ("Training", "fit"),
     "joint": ("draw_shared", "log_joint"),
     "models": ("DeepGenerative", "LinearGaussian"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -184,9 +184,8 @@ def _estimate(job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings) -> 
     """All estimates of all points, given one draw of the shared latents."""
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     found = guide_estimates(joint, job.guide, job.num_particles, job.seed)
-    options = {"num_restarts": job.num_restarts, "fixed": fixed, **job.common}
-    best = optimize_local(job.model, job.guide, *job.args, settings=job.local, progress=job.watch("q*"), **options)
-    options.pop("num_restarts")
+    options, local = {"fixed": fixed, **job.common}, replace(job.local, num_restarts=job.num_restarts)
+    best = optimize_local(job.model, job.guide, *job.args, settings=local, progress=job.watch("q*"), **options)
     star = (best.elbo_star, best.standard_error)
     if job.family != "gaussian":
         flow = optimize_flow(

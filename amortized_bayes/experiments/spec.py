@@ -27,12 +27,13 @@ from amortized_bayes.types import Factor
 if TYPE_CHECKING:
     import numpy as np
 
-    from amortized_bayes.experiments.vae import VAEConfig
+    from amortized_bayes.experiments.settings import VAEConfig
 
 __all__ = [
     "Arrays",
     "Bars",
     "Checkpoint",
+    "Claims",
     "Column",
     "Drawn",
     "File",
@@ -183,8 +184,9 @@ class Table:
     Several seeds are averaged, unless ``rows`` name the seed; the error is then over seeds.
 
     Args:
-        rows: factors that name a line.
-        columns: metrics, each with all rows of a line or with some of them.
+        rows: factors that name a line, ``()`` where there is one line.
+        columns: metrics, each with all rows of a line or with some of them; ``"status"`` is a column too, which says
+            what is vacuous or failed, and is added where something is.
         title: what it shows; braces name factors that all rows share, ``"{dataset}: gaps"``.
         across: a factor whose values become columns, with one line per metric instead (train beside test).
         apart: factors for each of whose values there is a table.
@@ -201,6 +203,14 @@ class Table:
     where: Where = field(default_factory=dict)
     published: str = ""
     wide: bool = False
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What was claimed on data sets of the run, beside what the run finds: a file of ``presenting/published``."""
+
+    file: str
+    title: str = "Published (other settings: compare orderings) beside this run"
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError
 from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, substitutes
 from amortized_bayes.experiments.guide_fits import Place
-from amortized_bayes.experiments.guide_grid import Grid
+from amortized_bayes.experiments.guide_jobs import GuideJobs
 from amortized_bayes.experiments.spec import Job
 from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.likelihoods import with_scale
 from amortized_bayes.types import Factor
+
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.lab import Lab
 
 __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "factors", "jobs", "prepare", "substitutes"]
 
@@ -81,21 +85,21 @@ FIGURES: dict[str, tuple[Any, ...]] = {}
 
 def factors(config: Config) -> dict[str, Factor]:
     """What all rows of a run share."""
-    learned = config.likelihood == "gaussian" and config.gaussian_scale == "learned"
-    return {"likelihood": "gaussian-learned" if learned else config.likelihood, "decoder": config.decoder}
+    return {"likelihood": with_scale(config.likelihood, config.gaussian_scale), "decoder": config.decoder}
 
 
-def prepare(config: Config, lab: Any) -> Config:
+def prepare(config: Config, lab: Lab) -> Config:
     """The configuration with learning rates that ``tune`` chose, where that is asked for."""
     if not config.tune:
         return config
     from amortized_bayes.experiments import tune
 
-    return tune.with_winners(config, lab.nested("tune", tune.config_of(config)).rows())
+    folder = lab.nested("tune", tune.config_of(config))
+    return config if folder is None else tune.with_winners(config, folder.rows())
 
 
-def jobs(config: Config, lab: Any) -> list[Job]:
+def jobs(config: Config, lab: Lab) -> list[Job]:
     """All fits of each data set and seed, what doubling the epochs gains the best of them, and the comparison."""
     places = [Place(config, lab, dataset, seed) for dataset in config.dataset for seed in config.seeds]
     numbers = (config.elbo_draws, config.iwae_particles, config.iwae_points)
-    return [job for place in places for job in Grid(place, partial(place.problem, *numbers)).jobs()]
+    return [job for place in places for job in GuideJobs(place, partial(place.problem, *numbers)).jobs()]

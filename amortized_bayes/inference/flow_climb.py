@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from amortized_bayes.inference.flow_families import FlowFamily
 from amortized_bayes.inference.flow_networks import Parameters
+from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, captured_or_plain
 from amortized_bayes.seeding import torch_generator
-
-if TYPE_CHECKING:
-    from amortized_bayes.inference.flow_search import FlowSearchSettings
 
 __all__ = ["FlowChunk"]
 
 Program = Callable[..., Sequence[Tensor]]
 
 BLOCK = 20
-"""Steps for which draws are made at once: one call a point and block, not one a step."""
+"""Steps for which draws are made at once: one call per point and block, not one per step."""
 MEMORY = 0.05
 """Weight of the newest gradient in what is usual at a point."""
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,52 +25,11 @@ from torch import Generator, Tensor
 from amortized_bayes.inference.flow_climb import FlowChunk
 from amortized_bayes.inference.flow_families import FAMILIES, FamilyName, FlowFamily
 from amortized_bayes.inference.optimize import LocalOptimum
+from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, log_joint
 from amortized_bayes.types import Model
 
 __all__ = ["FlowOptimum", "FlowSearchSettings", "optimize_flow"]
-
-
-@dataclass(frozen=True)
-class FlowSearchSettings:
-    """How the best flow of each point is looked for; the default takes 12,400 decoder evaluations a point.
-
-    Args:
-        num_samples: S, draws of each q a step; those of z_0 come in pairs, so an even number.
-        num_steps: steps of Adam.
-        learning_rate: its first step, in scales of the Gaussian; it falls to 0 as a cosine.
-        max_growth: a gradient this many times longer than usual at its point is cut to that length.
-        num_kept: draws that decide between flow and start.
-        num_score: fresh draws for the final ELBOs.
-
-    Raises:
-        ValueError: a number out of its range.
-
-    Example:
-        >>> from amortized_bayes.inference.flow_search import FlowSearchSettings
-        >>> FlowSearchSettings(num_steps=200).num_steps
-        200
-    """
-
-    num_samples: int = 10
-    num_steps: int = 1000
-    learning_rate: float = 5e-3
-    max_growth: float = 10.0
-    num_kept: int = 200
-    num_score: int = 1000
-
-    def __post_init__(self) -> None:
-        least = {"num_samples": 2, "num_steps": 1, "num_kept": 2, "num_score": 2}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"expected {name} of {bound} or more, got {getattr(self, name)}")
-        if self.num_samples % 2:
-            raise ValueError(f"expected an even num_samples, got {self.num_samples}")
-        if not (0 < self.learning_rate < math.inf and self.max_growth >= 1):
-            raise ValueError(
-                f"expected learning_rate above 0 and max_growth of 1 or more, got {self.learning_rate} and "
-                f"{self.max_growth}"
-            )
 
 
 class FlowOptimum(NamedTuple):

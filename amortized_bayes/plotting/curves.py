@@ -1,6 +1,6 @@
 """Training curves: one metric of every guide against iterations and against seconds.
 
-The ELBO is drawn as the negative ELBO, ``nelbo = -elbo``, in nats a point: lower is better, and no
+The ELBO is drawn as the negative ELBO, ``nelbo = -elbo``, in nats per point: lower is better, and no
 curve is measured from another. A line is the mean over seeds, a band runs from the least seed to the greatest.
 """
 
@@ -13,9 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from amortized_bayes.labels import dataset_label
+from amortized_bayes.plotting.annotations import fix_layout, footnote, format_value, log_scale, title
 from amortized_bayes.plotting.frames import Group, by_guide, failures, notes, select, tidy, where, widths
-from amortized_bayes.plotting.furniture import footnote, format_value, log_scale, settle, title
-from amortized_bayes.plotting.style import dataset_label, guide_style, style
+from amortized_bayes.plotting.style import guide_style, style
 
 __all__ = ["CURVES", "curve_figure"]
 
@@ -33,10 +34,10 @@ class Curve(NamedTuple):
 
 
 CURVES = {
-    "elbo": Curve("Negative ELBO on training data", "negative ELBO (nats a point)", sign=-1.0),
-    "mse_train": Curve("Reconstruction of training data", "training MSE (a pixel, grey in [0, 1])"),
-    "mse_test": Curve("Reconstruction of test data", "test MSE (a pixel, grey in [0, 1])"),
-    "kl": Curve("What the latents carry", "KL from the prior (nats a point)", log=False),
+    "elbo": Curve("Negative ELBO on training data", "negative ELBO (nats per point)", sign=-1.0),
+    "mse_train": Curve("Reconstruction of training data", "training MSE (per pixel, grey in [0, 1])"),
+    "mse_test": Curve("Reconstruction of test data", "test MSE (per pixel, grey in [0, 1])"),
+    "kl": Curve("What the latents carry", "KL from the prior (nats per point)", log=False),
 }
 
 
@@ -69,7 +70,7 @@ def curve_figure(frame: pd.DataFrame, dataset: str, metric: str) -> Figure:
         title(figure, f"{curve.name}, {dataset_label(dataset)}", common)
         failed = failures(rows, dataset)
         footnote(figure, [*partial, *([f"failed: {'; '.join(failed)}"] if failed else [])])
-        settle(figure)
+        fix_layout(figure)
     return figure
 
 

@@ -1,6 +1,6 @@
 """From the tidy rows of a run to what one figure needs: one metric, grouped by guide, with the fate of each fit.
 
-A fit is one (experiment, dataset, model, guide, k, seed). It *failed* if any of its rows says so, and it is *vacuous*
+A fit is one (experiment, dataset, guide, k, seed). It *failed* if any of its rows says so, and it is *vacuous*
 if its last rows do (every fit starts with latents that carry nothing).
 """
 
@@ -11,13 +11,12 @@ from typing import Any, NamedTuple, cast
 
 import pandas as pd
 
-from amortized_bayes.plotting.style import guide_label
-from amortized_bayes.types import ROW_FIELDS
+from amortized_bayes.labels import guide_label, is_missing, order
 
 __all__ = ["Group", "by_guide", "failures", "notes", "select", "tidy", "where", "widths"]
 
-FIT = ("experiment", "dataset", "model", "guide", "k", "seed")
-GUIDE_ORDER = ("amortized", "factorized", "factorized-from-amortized", "constant")
+FIT = ("experiment", "dataset", "guide", "k", "seed")
+NEEDED = ("dataset", "guide", "seed", "step", "seconds", "metric", "value", "standard_error", "status", "note")
 FATES = ("ok", "vacuous", "failed")
 
 
@@ -43,11 +42,11 @@ class Group(NamedTuple):
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a copy with numeric columns, nullable ``k`` and a column ``fate``: what became of each row's fit."""
-    missing = [name for name in ROW_FIELDS if name not in frame.columns]
+    missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
-        raise ValueError(f"expected the columns of types.ROW_FIELDS, these are missing: {', '.join(missing)}")
+        raise ValueError(f"expected rows of fits, these columns are missing: {', '.join(missing)}")
     rows = frame.reset_index(drop=True).copy()
-    rows["k"] = pd.Series(rows["k"], dtype="Int64")
+    rows["k"] = pd.Series(rows["k"] if "k" in rows.columns else None, index=rows.index, dtype="Int64")
     for name in ("step", "seconds", "value", "standard_error"):
         rows[name] = pd.Series(rows[name], dtype="float64")
     rows["note"] = rows["note"].fillna("").astype(str)
@@ -60,8 +59,7 @@ def select(
 ) -> pd.DataFrame:
     """Return the rows of one or more metrics, of one data set if given; ``ValueError`` where there are none.
 
-    A fit has one row of a metric, or one a step if ``curve``. More, of two models in one frame say, are refused: no
-    figure may average over them.
+    A fit has one row of a metric, or one per step if ``curve``. More are refused: no figure may average over them.
     """
     wanted = [metrics] if isinstance(metrics, str) else list(metrics)
     if dataset is not None:
@@ -74,18 +72,20 @@ def select(
             raise ValueError(f"no rows of metric {metric!r}{place}; there are: {_names(rows['metric'])}")
     chosen = where(rows, rows["metric"].isin(wanted))
     key: Any = ["dataset", "guide", "k", "seed", "metric", *(["step"] if curve else [])]
+    key += [name for name in ("within",) if name in chosen.columns]
     twice = where(chosen, chosen.duplicated(key))
     if len(twice):
         first = twice.iloc[0]
         fit = f"{guide_label(first['guide'], _width(first['k']))}, seed {first['seed']}, step {first['step']:g}"
-        raise ValueError(f"more than one {first['metric']!r} row for {fit}: choose one experiment and one model first")
+        raise ValueError(f"more than one {first['metric']!r} row for {fit}: choose one experiment first")
     return chosen
 
 
 def by_guide(rows: pd.DataFrame) -> Iterator[Group]:
-    """Yield the rows guide by guide: amortized by rising width, factorized, constant, then any other, ``ok`` first."""
+    """Yield the rows guide by guide, as tables name them, amortized ones by rising width, ``ok`` first."""
     keys = dict.fromkeys(zip(rows["guide"], map(_width, rows["k"]), rows["fate"], strict=True))
-    for guide, k, fate in sorted(keys, key=_order):
+    places = order("guide", rows["guide"])
+    for guide, k, fate in sorted(keys, key=lambda key: (places.index(key[0]), key[1] or 0, FATES.index(key[2]))):
         same_k = rows["k"].isna() if k is None else (rows["k"] == k).fillna(False).astype(bool)
         yield Group(guide, k, fate, where(rows, (rows["guide"] == guide) & (rows["fate"] == fate) & same_k))
 
@@ -96,7 +96,7 @@ def widths(rows: pd.DataFrame) -> tuple[int, ...]:
 
 
 def failures(rows: pd.DataFrame, dataset: str | None = None) -> list[str]:
-    """Return one phrase a failed fit: ``"A-VI, k = 256, seed 1 at step 1200 (loss is not finite)"``."""
+    """Return one phrase per failed fit: ``"A-VI, k = 256, seed 1 at step 1200 (loss is not finite)"``."""
     failed = where(rows, (rows["status"] == "failed") & ((dataset is None) | (rows["dataset"] == dataset)))
     phrases = []
     for group in by_guide(failed.assign(fate="ok")):
@@ -132,22 +132,18 @@ def where(rows: pd.DataFrame, mask: Any) -> pd.DataFrame:
     return cast("pd.DataFrame", rows[mask])
 
 
-def _order(key: tuple[str, int | None, str]) -> tuple[int, str, int, int]:
-    guide, k, fate = key
-    return GUIDE_ORDER.index(guide) if guide in GUIDE_ORDER else len(GUIDE_ORDER), guide, k or 0, FATES.index(fate)
-
-
 def _fates(rows: pd.DataFrame) -> pd.Series:
-    keys = [rows[name].fillna(-1) if name == "k" else rows[name] for name in FIT]
+    keys = [rows[name].fillna(-1) if name == "k" else rows[name] for name in FIT if name in rows.columns]
     failed = (rows["status"] == "failed").groupby(keys).transform("any")
-    last = rows["step"] == rows["step"].groupby(keys).transform("max")
+    of_metric = [*keys, rows["metric"]]
+    last = rows["step"] == rows["step"].groupby(of_metric).transform("max")
     vacuous = ((rows["status"] == "vacuous") & last).groupby(keys).transform("any")
     fate = pd.Series("ok", index=rows.index)
     return fate.mask(vacuous, "vacuous").mask(failed, "failed")
 
 
 def _width(k: Any) -> int | None:
-    return None if pd.isna(k) else int(k)
+    return None if is_missing(k) else int(k)
 
 
 def _names(column: Any) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from amortized_bayes.plotting.furniture import settle
-from amortized_bayes.plotting.furniture import title as set_title
+from amortized_bayes.plotting.annotations import fix_layout
+from amortized_bayes.plotting.annotations import title as set_title
 from amortized_bayes.plotting.style import style
 
 __all__ = ["reconstruction_figure"]
@@ -44,7 +44,7 @@ def reconstruction_figure(
         axes.imshow(mosaic, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         _name_rows(axes, names, height + gap)
         set_title(figure, title)
-        settle(figure)
+        fix_layout(figure)
     return figure
 
 

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from amortized_bayes.labels import guide_label
+from amortized_bayes.plotting.annotations import fix_layout, log_scale
+from amortized_bayes.plotting.annotations import title as set_title
 from amortized_bayes.plotting.frames import by_guide, widths
-from amortized_bayes.plotting.furniture import log_scale, settle
-from amortized_bayes.plotting.furniture import title as set_title
-from amortized_bayes.plotting.style import guide_label, guide_style, style
+from amortized_bayes.plotting.style import guide_style, style
 
 __all__ = ["memory_figure"]
 
@@ -23,7 +24,7 @@ MEBIBYTE = 2**20
 def memory_figure(table: pd.DataFrame) -> Figure:
     """Draw the number of parameters (left) and the memory (right) of each guide against N, all on log axes.
 
-    ``table`` has a row a guide and N: ``guide``, ``k``, ``N``, ``num_parameters``, ``memory_bytes``.
+    ``table`` has a row per guide and N: ``guide``, ``k``, ``N``, ``num_parameters``, ``memory_bytes``.
     """
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing or table.empty:
@@ -41,12 +42,12 @@ def memory_figure(table: pd.DataFrame) -> Figure:
         panels[1].set_ylabel("memory (MiB)")
         figure.legend(handles=panels[0].get_legend_handles_labels()[0], loc="outside right center", labelspacing=0.7)
         set_title(figure, "What a guide costs as the data set grows")
-        settle(figure)
+        fix_layout(figure)
     return figure
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, column: str, all_widths: Sequence[int]) -> None:
-    """Draw a line a guide; guides whose lines fall on one another share one, under both names."""
+    """Draw a line per guide; guides whose lines fall on one another share one, under both names."""
     drawn: dict[tuple[float, ...], Line2D] = {}
     for group in by_guide(rows):
         look = guide_style(group.guide, group.k, all_widths)

@@ -18,11 +18,12 @@ import matplotlib as mpl
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-__all__ = ["GuideStyle", "dataset_label", "guide_label", "guide_style", "save_figure", "style"]
+__all__ = ["MARKERS", "PALETTE", "GuideStyle", "guide_style", "save_figure", "style"]
 
 RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.parse_math": False,  # a data set may be called $\\frac$
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.labelsize": 9,
@@ -59,21 +60,6 @@ Blue because viridis, greenish where it is light, meets vermilion in the eyes of
 their nearest colours are then 27 apart (CIE 1976 Lab), on this ramp 62."""
 VERMILION = "#D55E00"
 WIDTH_MARKERS = ("o", "s", "^", "v", "P", "<", ">", "h", "p", "8")
-GUIDE_LABELS = {
-    "factorized": "F-VI",
-    "factorized-from-amortized": "F-VI from A-VI",
-    "constant": "constant VI",
-    "reference": "reference",
-}
-DATASET_LABELS = {
-    "mnist": "MNIST",
-    "binarized-mnist": "binarized MNIST",
-    "fashion-mnist": "FashionMNIST",
-    "fashionmnist": "FashionMNIST",
-    "digits": "digits",
-    "cifar10": "CIFAR-10",
-    "celeba": "CelebA",
-}
 
 
 class GuideStyle(NamedTuple):
@@ -102,6 +88,9 @@ GUIDE_STYLES = {
     "reference": GuideStyle("#000000", "-", "", 0.8),
 }
 OTHER_GUIDE = GuideStyle("#CC79A7", "-.", "*", 1.4)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#999999")
+"""Colours for series that are no guides (Okabe & Ito), which readers without red or green cones tell apart."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @contextmanager
@@ -109,18 +98,6 @@ def style() -> Iterator[None]:
     """Set the style for what is built or saved inside the ``with`` block, and put back what was there before."""
     with mpl.rc_context(RC):
         yield
-
-
-def guide_label(guide: str, k: int | None = None) -> str:
-    """Return the name of a guide for a reader: ``"A-VI, k = 16"``, ``"F-VI"``, ``"constant VI"``."""
-    if guide == "amortized":
-        return "A-VI" if k is None else f"A-VI, k = {k}"
-    return GUIDE_LABELS.get(guide, guide)
-
-
-def dataset_label(dataset: str) -> str:
-    """Return the name of a data set for a reader; an array of the user's is named by its file."""
-    return DATASET_LABELS.get(dataset.lower(), Path(dataset).name or dataset)
 
 
 def guide_style(guide: str, k: int | None = None, widths: Sequence[int] = ()) -> GuideStyle:

@@ -14,23 +14,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from amortized_bayes.labels import dataset_label
+from amortized_bayes.plotting.annotations import fix_layout, footnote, log_scale, title
 from amortized_bayes.plotting.frames import Group, by_guide, failures, notes, select, tidy, widths
-from amortized_bayes.plotting.furniture import footnote, log_scale, settle, title
-from amortized_bayes.plotting.style import GuideStyle, dataset_label, guide_style, style
+from amortized_bayes.plotting.style import GuideStyle, guide_style, style
 
 __all__ = ["time_to_target_figure"]
 
-TARGETS = {"3_nats": -0.2, "1_nat": 0.2}
-"""Distances to the reference in the names of the metrics, with the place of each in its guide's row."""
+TARGETS = {3.0: -0.2, 1.0: 0.2}
+"""Distances to the reference in nats (``within``), with the place of each in its guide's row."""
 SEEDS_FOR_A_BOX = 5
 
 
 def time_to_target_figure(frame: pd.DataFrame, dataset: str) -> Figure:
     """Draw seconds and iterations until within 1 and 3 nats of ``elbo_reference``, and what one step costs."""
     rows = tidy(frame)
-    clocks = {"seconds": "training time until there (seconds)", "steps": "iterations until there"}
-    metrics = [f"{clock}_to_{target}" for clock in clocks for target in TARGETS]
-    chosen = select(rows, [*metrics, "seconds_per_step"], dataset)
+    clocks = {"seconds": "training time to get there (seconds)", "steps": "iterations to get there"}
+    chosen = select(rows, [*(f"{clock}_to_target" for clock in clocks), "seconds_per_step"], dataset)
     groups = [group for group in by_guide(chosen) if group.fate != "failed"]
     looks = [guide_style(group.guide, group.k, widths(rows)) for group in groups]
     common, partial = notes(chosen)
@@ -42,16 +42,22 @@ def time_to_target_figure(frame: pd.DataFrame, dataset: str) -> Figure:
             axes.set_xlabel(label)
         _step_costs(panels[2], groups, looks)
         _names(panels[0], groups)
-        title(figure, f"Time until within 1 and 3 nats a point of the best F-VI ELBO, {dataset_label(dataset)}", common)
+        title(
+            figure,
+            f"Time to come within 1 and 3 nats per point of the best ELBO of F-VI, {dataset_label(dataset)}",
+            common,
+        )
         failed = failures(rows, dataset)
         footnote(figure, [_legend(groups), *partial, *([f"failed: {'; '.join(failed)}"] if failed else [])])
-        settle(figure)
+        fix_layout(figure)
     return figure
 
 
 def _targets(axes: Axes, groups: Sequence[Group], looks: Sequence[GuideStyle], clock: str) -> None:
     values = {
-        (row, target): group.rows.loc[group.rows["metric"] == f"{clock}_to_{target}", "value"].to_numpy(float)
+        (row, target): group.rows.loc[
+            (group.rows["metric"] == f"{clock}_to_target") & (group.rows["within"] == target), "value"
+        ].to_numpy(float)
         for row, group in enumerate(groups)
         for target in TARGETS
     }
@@ -64,7 +70,7 @@ def _targets(axes: Axes, groups: Sequence[Group], looks: Sequence[GuideStyle], c
     axes.set_xlim(low / room, right)
     log_scale(axes, "x")
     for (row, target), found in values.items():
-        _one_target(axes, found, looks[row], row + TARGETS[target], target == "1_nat", edge * room**0.7)
+        _one_target(axes, found, looks[row], row + TARGETS[target], target == 1.0, edge * room**0.7)
     if missed:
         axes.axvspan(edge, right, color="0.93", linewidth=0, zorder=0)
         above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
@@ -123,7 +129,7 @@ def _step_costs(axes: Axes, groups: Sequence[Group], looks: Sequence[GuideStyle]
                 fontsize=7.5,
             )
     axes.set_xlim(0, 1.25 * axes.get_xlim()[1])
-    axes.set_xlabel("cost of one step (milliseconds)")
+    axes.set_xlabel("time per step (ms)")
 
 
 def _names(axes: Axes, groups: Sequence[Group]) -> None:
@@ -139,4 +145,4 @@ def _legend(groups: Sequence[Group]) -> str:
     if most == 1:
         return f"{hollow}; one seed"
     boxes = f"; a box (quartiles) where all of {SEEDS_FOR_A_BOX} or more arrived" if most >= SEEDS_FOR_A_BOX else ""
-    return f"{hollow}; one mark a seed, {most} seeds, bar: median where all arrived{boxes}"
+    return f"{hollow}; one mark per seed, {most} seeds, bar: median where all arrived{boxes}"

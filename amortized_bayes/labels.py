@@ -1,0 +1,245 @@
+"""Names for readers: one for each metric, factor and value, in tables, figures and sentences alike.
+
+What has no entry is shown under its own name, and after what has one: a new guide, family or metric appears everywhere
+without a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+__all__ = [
+    "DATASETS",
+    "FACTORS",
+    "GUIDES",
+    "METRICS",
+    "Metric",
+    "axis_label",
+    "dataset_label",
+    "describe",
+    "factor_label",
+    "guide_label",
+    "is_missing",
+    "metric_label",
+    "metric_name",
+    "names",
+    "order",
+    "value_label",
+]
+
+NATS = "nats per point"
+
+
+class Metric(NamedTuple):
+    """How a metric is shown.
+
+    Args:
+        heading: above its column.
+        name: in figures and sentences, where the heading is short for it.
+        digits: after the decimal point.
+        unit: of what is shown.
+        scale: what is shown over what was measured.
+    """
+
+    heading: str
+    name: str = ""
+    digits: int = 2
+    unit: str = NATS
+    scale: float = 1.0
+
+
+METRICS: dict[str, Metric] = {
+    "elbo": Metric("ELBO"),
+    "elbo_star": Metric("L(q*)", "L(q*), ELBO of the best q of each point"),
+    "elbo_best": Metric("L(q*), best restart"),
+    "iwae": Metric("IWAE"),
+    "log_p_lower": Metric("log p (AIS)", "log p(x) by AIS, a lower bound"),
+    "approximation_gap": Metric("approx. gap", "approximation gap"),
+    "amortization_gap": Metric("amort. gap", "amortization gap"),
+    "inference_gap": Metric("inference gap", "inference gap, both"),
+    "optimization_gap": Metric("optimization gap", "optimization gap: best restart over one search"),
+    "certificate_gap": Metric("AIS certificate", "AIS certificate: gap on simulated points"),
+    "k_hat": Metric("k-hat", unit=""),
+    "ess": Metric("effective sample size", digits=0, unit=""),
+    "residual": Metric("residual", "what the search reports to be missing", digits=3),
+    "acceptance": Metric("acceptance", "acceptance of HMC", unit=""),
+    "doubtful": Metric("doubtful points", digits=0, unit=""),
+    "family_gap": Metric("family gap"),
+    "final_elbo": Metric("ELBO"),
+    "final_elbo_monte_carlo": Metric("ELBO (MC)", "ELBO, by Monte Carlo alone"),
+    "final_iwae": Metric("IWAE"),
+    "final_iwae_gain": Metric("IWAE - ELBO"),
+    "kl": Metric("KL", "KL of z from its prior"),
+    "final_kl": Metric("KL", "KL of z from its prior"),
+    "final_kl_shared": Metric("KL of weights", "KL of the weights from their prior"),
+    "active_units": Metric("active units", digits=0, unit=""),
+    "mse_train": Metric("train MSE", "training MSE", 4, "per pixel, grey in [0, 1]"),
+    "mse_test": Metric("test MSE", "test MSE", 4, "per pixel, grey in [0, 1]"),
+    "final_mse_train": Metric("train MSE", "training MSE", 4, "per pixel, grey in [0, 1]"),
+    "final_mse_test": Metric("test MSE", "test MSE", 4, "per pixel, grey in [0, 1]"),
+    "test_log_likelihood": Metric("test log lik.", "test log likelihood"),
+    "test_kl": Metric("test KL", "KL of z from its prior on test points"),
+    "log_predictive": Metric("test log pred.", "test log predictive density"),
+    "seconds_per_step": Metric("ms per step", "time per step", 2, "ms", 1e3),
+    "capture_seconds": Metric("capture, s", "time to capture the step", 1, "s"),
+    "num_parameters": Metric("parameters", digits=0, unit=""),
+    "memory_bytes": Metric("memory, MiB", "memory", 1, "MiB", 2.0**-20),
+    "elbo_reference": Metric("reference ELBO", "ELBO of the best F-VI found"),
+    "doubled_elbo": Metric("ELBO, epochs doubled"),
+    "unconverged_by": Metric("not converged by", "what doubling the epochs still gains"),
+    "steps_to_target": Metric("steps to target", digits=0, unit=""),
+    "seconds_to_target": Metric("s to target", "time to target", 1, "s"),
+    "tune_elbo": Metric("ELBO"),
+    "behind_reference": Metric("behind reference", digits=3),
+    "evaluations": Metric("evaluations", "decoder evaluations", 0, "per point"),
+    "restart_variance": Metric("variance over restarts", digits=4, unit="nats²"),
+}
+"""Metrics that have a name of their own; others are called as in the rows, without underscores."""
+
+FACTORS = {
+    "dataset": "data set",
+    "seed": "seed",
+    "guide": "guide",
+    "k": "width k",
+    "within": "target",
+    "likelihood": "likelihood",
+    "decoder": "decoder",
+    "family": "family",
+    "encoder": "encoder",
+    "annealed": "entropy annealing",
+    "network": "network",
+    "kl_warm_up": "KL warm-up",
+    "split": "points",
+    "label": "class",
+    "start": "start",
+    "spread": "spread",
+    "budget": "steps",
+    "searched": "best q among",
+    "decoder_layers": "decoder layers",
+    "shared_rate": "rate of q(theta)",
+    "local_rate": "local rate",
+}
+"""Factors that the experiments use, in the order in which they describe a line."""
+
+GUIDES = {
+    "constant": "constant VI",
+    "amortized": "A-VI",
+    "factorized": "F-VI",
+    "factorized-from-amortized": "F-VI from A-VI",
+    "reference": "reference",
+}
+DATASETS = {
+    "mnist": "MNIST",
+    "binarized-mnist": "binarized MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "fashionmnist": "FashionMNIST",
+    "digits": "digits",
+    "cifar10": "CIFAR-10",
+    "celeba": "CelebA",
+}
+FLAGS = {
+    "annealed": ("plain", "annealed"),
+    "kl_warm_up": ("no KL warm-up", "KL warm-up"),
+}
+"""What truth values are called, where "yes" would say too little."""
+ORDERS: Mapping[str, tuple[Any, ...]] = {
+    "guide": tuple(GUIDES),
+    "split": ("train", "validation", "test"),
+    "family": ("gaussian", "planar", "realnvp", "auxiliary", "sylvester", "spline"),
+    "encoder": ("linear", "small", "standard", "wide"),
+    "start": ("encoder", "prior", "reference"),
+}
+"""Values in the order in which people read them; others follow, in the order of the rows."""
+
+
+def metric_label(metric: str) -> Metric:
+    """How a metric is shown."""
+    return METRICS.get(metric, Metric(metric.replace("_", " "), unit="nats per point" if "gap" in metric else ""))
+
+
+def axis_label(metric: str) -> str:
+    """The name of a metric with its unit: ``"amortization gap (nats per point)"``."""
+    unit = metric_label(metric).unit
+    return f"{metric_name(metric)} ({unit})" if unit else metric_name(metric)
+
+
+def metric_name(metric: str) -> str:
+    """The name of a metric in figures and sentences, and of a line in a table."""
+    shown = metric_label(metric)
+    return shown.name or shown.heading
+
+
+def factor_label(factor: str) -> str:
+    """The name of a factor."""
+    return FACTORS.get(factor, factor.replace("_", " "))
+
+
+def guide_label(guide: str, k: int | None = None) -> str:
+    """The name of a guide: ``"A-VI, k = 16"``, ``"F-VI"``, ``"constant VI"``."""
+    name = GUIDES.get(guide, guide)
+    return name if k is None else f"{name}, k = {k}"
+
+
+def dataset_label(dataset: str) -> str:
+    """The name of a data set; an array of the user's is named by its file."""
+    return DATASETS.get(dataset.lower(), PurePath(dataset).name or dataset)
+
+
+def value_label(factor: str, value: Any) -> str:
+    """The name of a factor's value."""
+    if is_missing(value):
+        return ""
+    if factor in FLAGS:
+        return FLAGS[factor][bool(value)]
+    if factor == "guide":
+        return guide_label(str(value))
+    if factor == "dataset":
+        return dataset_label(str(value))
+    if factor == "within":
+        return f"{value:g} {'nat' if value == 1 else 'nats'}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if factor == "budget" else str(value)
+
+
+def names(key: Mapping[str, Any]) -> dict[str, str]:
+    """What the values of a line are called; a guide and its width are one name."""
+    shown = {name: value_label(name, value) for name, value in key.items() if not (name == "k" and "guide" in key)}
+    if "guide" in key:
+        k = key.get("k")
+        shown["guide"] = guide_label(str(key["guide"]), None if is_missing(k) else k)
+    return shown
+
+
+def describe(factors: Mapping[str, Any]) -> str:
+    """What tells a line from others, in words: ``"digits, A-VI, k = 16, seed 1"``."""
+    known = {name: value for name, value in factors.items() if not is_missing(value)}
+    words = []
+    for name in sorted(known, key=lambda n: list(FACTORS).index(n) if n in FACTORS else len(FACTORS)):
+        text = value_label(name, known[name])
+        if name == "k":
+            text = f"k = {known[name]}"
+        elif name in ("encoder", "split"):
+            text = f"{text} {FACTORS[name]}"
+        elif name not in ("dataset", "guide", "family", "start", *FLAGS):
+            text = f"{factor_label(name)} {text}"
+        words.append(text)
+    return ", ".join(words)
+
+
+def order(factor: str, values: Iterable[Any]) -> list[Any]:
+    """Distinct values as people read them: known ones in their order, numbers rising, others as they come."""
+    distinct = [value for value in dict.fromkeys(values) if not is_missing(value)]
+    known = ORDERS.get(factor, ())
+    numbers = bool(distinct) and all(isinstance(value, int | float) for value in distinct)
+    places = {value: place for place, value in enumerate(sorted(distinct) if numbers else distinct)}
+    return sorted(distinct, key=lambda v: (known.index(v) if v in known else len(known), places[v]))
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a row does not have a factor: ``None``, nan, or a missing value of pandas."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value

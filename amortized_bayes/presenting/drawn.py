@@ -1,0 +1,170 @@
+"""Figures that no panel can draw, by name: a run and its rows in, a figure out, or ``None`` where nothing is to draw.
+
+What they read of a run besides rows are arrays of jobs: ``original`` and ``reconstruction`` of a fit of the sweep;
+``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of ``toy-posteriors`` ``axes`` and
+``density`` of the job named ``posterior``, and ``draws``, ``best_draws`` ``(S, 4, 2)``, ``inference_gap`` and
+``approximation_gap`` ``(B,)`` of each family.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+
+from amortized_bayes import labels, plotting
+from amortized_bayes.plotting.curves import CURVES
+from amortized_bayes.presenting.claims import of_guide
+from amortized_bayes.results import selection
+from amortized_bayes.results.summary import summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from amortized_bayes.presenting.view import RunView
+
+__all__ = ["DRAWN"]
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+"""Numbers of data points for which memory is drawn."""
+
+
+def _curves(run: RunView, rows: pd.DataFrame, metric: str) -> Figure | None:
+    """A metric of every guide against iterations and seconds."""
+    del run
+    if metric not in CURVES or not (rows["metric"] == metric).any():
+        return None
+    return plotting.curve_figure(rows, str(rows["dataset"].iloc[0]), metric)
+
+
+def _time_to_target(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    del run
+    if not (rows["metric"] == "seconds_to_target").any():
+        return None
+    return plotting.time_to_target_figure(rows, str(rows["dataset"].iloc[0]))
+
+
+def _family_gap(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    del run
+    return plotting.family_gap_figure(rows) if (rows["metric"] == "family_gap").any() else None
+
+
+def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """Test images and what each guide of the first seed makes of them; nothing if they are no images."""
+    finals = summarise(rows)
+    dataset, seed = str(rows["dataset"].iloc[0]), int(rows["seed"].min())
+    seen: dict[str, np.ndarray] = {}
+    errors: dict[str, float] = {}
+    original = None
+    for guide, k in selection.guides(finals):
+        name = labels.guide_label(guide, k)
+        for job in run.find(dataset=dataset, seed=seed, guide=guide, k=k)[:1]:
+            arrays = run.arrays(job)
+            if "reconstruction" not in arrays or (original := _as_images(arrays["original"])) is None:
+                return None
+            seen[name] = arrays["reconstruction"].reshape(original.shape)
+            if (error := of_guide(finals, "final_mse_test", guide, k)) is not None:
+                errors[name] = error.value
+    if original is None:
+        return None
+    title = f"{labels.dataset_label(dataset)}: test images, mean z decoded through mean θ (seed {seed})"
+    return plotting.reconstruction_figure(original, seen, title, errors)
+
+
+def _as_images(pixels: np.ndarray) -> np.ndarray | None:
+    """Images as they are, and vectors as squares if they can be; ``None`` for others."""
+    if pixels.ndim == 3:
+        return pixels
+    side = math.isqrt(pixels.shape[1])
+    return pixels.reshape(-1, side, side) if side * side == pixels.shape[1] else None
+
+
+def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """Parameters and bytes as measured; those of guides with parameters for each point grow with the data set."""
+    finals = summarise(rows)
+    table: list[dict[str, Any]] = []
+    for guide, k in selection.guides(finals):
+        part = selection.where(finals, {"guide": guide, "k": k})
+        jobs = [job for job in run.find(guide=guide, k=k) if "elbo" in run.arrays(job)][:1]
+        sizes = {m: cast("pd.DataFrame", part[part["metric"] == m]) for m in ("num_parameters", "memory_bytes")}
+        if guide == "factorized-from-amortized" or not jobs or not all(len(found) for found in sizes.values()):
+            continue
+        num_data = len(run.arrays(jobs[0])["elbo"])
+        for n in SIZES:
+            growth = n / num_data if guide == "factorized" else 1.0
+            values = {metric: growth * float(found["value"].iloc[0]) for metric, found in sizes.items()}
+            table.append({"guide": guide, "k": k, "N": n, **values})
+    return plotting.memory_figure(pd.DataFrame(table).astype({"k": "Int64"})) if table else None
+
+
+def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """Convergence of the search for q*, and what a search reports to be missing against the truth."""
+    references = run.find(start="reference")
+    if not references:
+        return None
+    reference = run.arrays(references[0])["elbo_star"]
+    found: dict[tuple[str, float], dict[int, dict[str, np.ndarray]]] = {}
+    for key in run.find():
+        own = run.jobs[key]
+        if own.get("start") not in (None, "reference"):
+            by_budget = found.setdefault((str(own["start"]), float(own["spread"])), {})
+            by_budget[int(own["budget"])] = run.arrays(key)
+    searches = [
+        plotting.Search(
+            start,
+            spread,
+            sorted(by_budget),
+            [float(np.mean(by_budget[budget]["evaluations"])) for budget in sorted(by_budget)],
+            [reference - by_budget[budget]["elbo_star"] for budget in sorted(by_budget)],
+            [by_budget[budget]["residual"] for budget in sorted(by_budget)],
+        )
+        for (start, spread), by_budget in found.items()
+    ]
+    return (
+        plotting.convergence_figure(
+            searches, f"How far q* can be trusted: {labels.describe(selection.factors_of(rows))}"
+        )
+        if searches
+        else None
+    )
+
+
+def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """Posteriors of the first points, and what each family makes of them."""
+    grids = run.find("posterior")
+    if not grids:
+        return None
+    truth = run.arrays(grids[0])
+    densities = list(zip(truth["axes"], truth["density"], strict=True))
+    clouds: list[list[plotting.Cloud]] = [[] for _ in densities]
+    families = [key["family"] for key, _ in selection.groups(rows, ("family",))]
+    for family in families:
+        for key in run.find(family=family)[:1]:
+            arrays = run.arrays(key)
+            for way, draws, gap in (
+                ("amortized", "draws", "inference_gap"),
+                ("best", "best_draws", "approximation_gap"),
+            ):
+                if draws in arrays and gap in arrays:
+                    for point, own in enumerate(clouds):
+                        name = f"{labels.value_label('family', family)},\n{way}"
+                        own.append(plotting.Cloud(name, arrays[draws][:, point], float(arrays[gap][point])))
+    if not clouds[0]:
+        return None
+    datasets = ", ".join(labels.dataset_label(name) for name in rows["dataset"].unique())
+    return plotting.toy_figure(densities, clouds, f"Posteriors of a model with two latents on {datasets}")
+
+
+DRAWN: dict[str, Callable[..., Figure | None]] = {
+    "curves": _curves,
+    "time_to_target": _time_to_target,
+    "family_gap": _family_gap,
+    "reconstructions": _reconstructions,
+    "memory": _memory,
+    "qstar": _qstar,
+    "toy_posteriors": _toy_posteriors,
+}
+"""Figures by name, as ``Drawn`` of an experiment names them."""

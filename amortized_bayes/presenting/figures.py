@@ -1,0 +1,268 @@
+"""Figures from their declarations, as PNG and PDF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from amortized_bayes import labels
+from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Lines, Panel, Points
+from amortized_bayes.plotting import GuideStyle, guide_style, save_figure, style
+from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
+from amortized_bayes.plotting.panels import (
+    LINES,
+    Series,
+    bend,
+    draw_bars,
+    draw_dots,
+    draw_lines,
+    draw_points,
+    series_style,
+)
+from amortized_bayes.presenting import drawn
+from amortized_bayes.presenting.tables import fill
+from amortized_bayes.presenting.view import RunView
+from amortized_bayes.results import selection
+from amortized_bayes.results.summary import summarise
+
+__all__ = ["SHORT", "draw_figures"]
+
+SHORT = {"mnist": "mnist", "fashion-mnist": "fmnist"}
+"""Names of data sets in names of files; others keep their own."""
+ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
+"""What may go wrong in drawing one figure; the others are drawn all the same."""
+CLOCKS = {"step": "steps", "seconds": "training time (seconds)"}
+BELOW: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+"""A legend that hides no mark."""
+Ready = tuple[Callable[[Axes], None], float]
+"""What draws one panel, and how many inches wide it is."""
+
+
+def draw_figures(
+    figures: Mapping[str, Panel | Sequence[Panel]],
+    run: RunView,
+    rows: pd.DataFrame,
+    into: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Draw every figure that the rows allow into the run's folder or ``into``, and return the files.
+
+    Args:
+        figures: by file name; of a name with ``{dataset}`` or ``{number}`` there is one per data set.
+        run: to be drawn.
+        rows: of the run.
+        into: another folder.
+        say: told of a figure that cannot be drawn.
+    """
+    saved: list[Path] = []
+    for pattern, panels in figures.items():
+        panels = (panels,) if isinstance(panels, Panel) else tuple(panels)
+        for name, part in _named(pattern, rows):
+            try:
+                figure = _figure(panels, run, part)
+                saved += [] if figure is None else save_figure(figure, into or run.folder.path, name)
+            except ERRORS as error:
+                say(f"figure {name} cannot be drawn: {' '.join(str(error).split())}")
+    return saved
+
+
+def _named(pattern: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The names that a pattern stands for, with the rows of each."""
+    if "{" not in pattern:
+        yield pattern, rows
+        return
+    for number, (key, part) in enumerate(selection.groups(rows, ("dataset",)), start=1):
+        dataset = str(key["dataset"])
+        short = SHORT.get(dataset, re.sub(r"[^A-Za-z0-9_.=+-]+", "-", PurePath(dataset).stem))
+        yield pattern.format(dataset=short, number=number), part
+
+
+def _figure(panels: Sequence[Panel], run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """The panels beside each other, those of one declaration with one y axis; ``None`` where no row is for any."""
+    first = panels[0]
+    if isinstance(first, Drawn):
+        return drawn.DRAWN[first.function](run, rows, **first.options)
+    ready = [(place, *one) for place, panel in enumerate(panels) for one in _ready(panel, run, rows)]
+    if not ready:
+        return None
+    with style():
+        widths = [width for _, _, (_, width) in ready]
+        figure = Figure(figsize=(sum(widths), 3.9), layout="constrained")
+        all_axes = figure.subplots(1, len(ready), squeeze=False, width_ratios=widths)[0]
+        for (place, heading, (draw, _)), axes in zip(ready, all_axes, strict=True):
+            draw(axes)
+            axes.set_title(heading)
+            beside = [other for other, one in zip(all_axes, ready, strict=True) if one[0] == place]
+            if axes is beside[-1]:
+                limits = [other.get_ylim() for other in beside]
+                for other in beside:
+                    other.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+                for other in beside[1:]:
+                    other.set_ylabel("")
+        title(figure, fill(first.title, rows))
+        fix_layout(figure)
+    return figure
+
+
+def _ready(panel: Panel, run: RunView, rows: pd.DataFrame) -> Iterator[tuple[str, Ready]]:
+    """What to draw for a panel, with its title: once, or once for each value of the factor ``apart``."""
+    if isinstance(panel, Drawn):
+        raise ValueError(f"expected {panel.function} alone in its figure")
+    rows = selection.where(rows, panel.where)
+    apart = "" if isinstance(panel, Gaps) else panel.apart
+    for key, part in selection.groups(rows, (apart,) if apart else ()):
+        if isinstance(panel, Gaps):
+            ready = _dots(panel, run)
+        elif isinstance(panel, Lines):
+            ready = _lines(panel, part)
+        else:
+            ready = (_bars if isinstance(panel, Bars) else _points)(panel, summarise(part))
+        if ready is not None:
+            yield labels.describe(key), ready
+
+
+def _points(panel: Points, finals: pd.DataFrame) -> Ready | None:
+    finals = cast("pd.DataFrame", finals[(finals["metric"] == panel.y) & finals["value"].notna()])
+    values = labels.order(panel.x, finals[panel.x].tolist()) if panel.x in finals.columns else []
+    series: list[Series] = []
+    for key, part in selection.groups(finals, _hue(panel.hue)):
+        means = {
+            values.index(at[panel.x]): mean
+            for at, here in selection.groups(part, (panel.x,))
+            if (mean := selection.mean(here, panel.y, seeds=selection.num_seeds(finals))) is not None
+        }
+        if means:
+            y, error = (np.array([getattr(mean, field) for mean in means.values()]) for field in ("value", "error"))
+            look = _look(key, len(series), finals)
+            series.append(Series(_label(key), look, np.array(list(means), float), y, y - error, y + error))
+    if not series:
+        return None
+    joined = panel.x != "label" and (panel.x in labels.ORDERS or not any(isinstance(v, str) for v in values))
+    given = [labels.value_label(n, v) for n, v in panel.where.items() if isinstance(v, str)]
+
+    def draw(axes: Axes) -> None:
+        draw_points(axes, series, [labels.value_label(panel.x, value) for value in values], joined=joined)
+        for which in panel.log:
+            bend(axes, which)
+        axes.set_xlabel(", ".join([labels.factor_label(panel.x), *given]))
+        axes.set_ylabel(f"{labels.axis_label(panel.y)}\nbar: 1 standard error")
+        if len(series) > 1:
+            axes.legend(title=labels.factor_label(panel.hue), ncols=min(4, len(series)), **BELOW)
+
+    return draw, max(4.2, 1.6 + 0.42 * len(values))
+
+
+def _lines(panel: Lines, rows: pd.DataFrame) -> Ready | None:
+    curves: list[Series] = []
+    for number, metric in enumerate(panel.y):
+        chosen = cast("pd.DataFrame", rows[(rows["metric"] == metric) & rows["value"].notna()])
+        for key, part in selection.groups(chosen, _hue(panel.hue)) if len(chosen) else []:
+            line = _over_seeds(panel, part)
+            label = ", ".join(filter(None, [labels.metric_name(metric) if len(panel.y) > 1 else "", _label(key)]))
+            look = _look(key, len(curves), chosen, LINES[number % len(LINES)] if panel.hue else "-")
+            x, y, low, high = (line[c].to_numpy(float) for c in (panel.x, "value", "low", "high"))
+            curves.append(Series(label, look, x, y, low, high))
+    if not curves:
+        return None
+
+    def draw(axes: Axes) -> None:
+        draw_lines(axes, curves)
+        longest = max(len(curve.x) for curve in curves)
+        if "x" in panel.log and longest > 1:
+            log_scale(axes, "x")
+        if "y" in panel.log:
+            bend(axes, "y")
+        elif longest > 4:  # where the first evaluations are far below the rest, they would squeeze it
+            later = np.concatenate([curve.y[2:] for curve in curves])
+            height = 1.12 * np.ptp(later)
+            if height < 0.4 * np.ptp(axes.get_ylim()):
+                axes.set_ylim(bottom=later.max() - height)
+        axes.set_xlabel(CLOCKS.get(panel.x, labels.factor_label(panel.x)))
+        axes.set_ylabel(labels.axis_label(panel.y[0]))
+        if len(curves) > 1:
+            axes.legend(title=labels.factor_label(panel.hue) or None, ncols=min(4, len(curves)), **BELOW)
+
+    return draw, 4.6
+
+
+def _over_seeds(panel: Lines, rows: pd.DataFrame) -> pd.DataFrame:
+    """A line: its mean and range over seeds where all have come, or one seed with its standard errors."""
+    seeds = selection.num_seeds(rows)
+    by_step: Any = rows.groupby("step")
+    count = by_step["value"].agg("count")
+    if (count > seeds).any():
+        different = [n for n in selection.factor_names(rows) if n != "seed" and rows[n].nunique(dropna=False) > 1]
+        raise ValueError(f"expected one {panel.y[0]} at each step, got several: they differ in {', '.join(different)}")
+    line = by_step[["value", "seconds"]].mean()
+    error = by_step["standard_error"].mean()
+    line["low"] = by_step["value"].min() if seeds > 1 else line["value"] - error
+    line["high"] = by_step["value"].max() if seeds > 1 else line["value"] + error
+    line = line[count == seeds].reset_index()
+    return cast("pd.DataFrame", line[line[panel.x] > 0] if "x" in panel.log else line)
+
+
+def _bars(panel: Bars, finals: pd.DataFrame) -> Ready | None:
+    finals = cast("pd.DataFrame", finals[finals["metric"].isin(panel.parts)])
+    lines = selection.groups(finals, panel.x)
+    varying = [name for name in panel.x if len({key[name] for key, _ in lines}) > 1] or [panel.x[0]]
+    bars: dict[str, dict[str, tuple[float, float]]] = {}
+    for key, part in lines:
+        found = {m: selection.mean(part, m, seeds=selection.num_seeds(finals)) for m in panel.parts}
+        name = "\n".join(filter(None, (labels.value_label(factor, key[factor]) for factor in varying)))
+        bars[name] = {labels.metric_name(m): (f.value, f.error) for m, f in found.items() if f is not None}
+    if not any(bars.values()):
+        return None
+
+    def draw(axes: Axes) -> None:
+        draw_bars(axes, list(bars.values()), list(bars))
+        axes.set_xlabel(labels.factor_label(panel.x[0]) if len(panel.x) == 1 else "")
+        axes.set_ylabel(f"mean gap ({labels.metric_label(panel.parts[0]).unit})\nbar: 1 standard error")
+        axes.legend(ncols=2, **BELOW)
+
+    letters = [max(map(len, name.split("\n"))) for name in bars]
+    return draw, 1.8 + max(2.0, sum(0.26 + 0.065 * number for number in letters))
+
+
+def _dots(panel: Gaps, run: RunView) -> Ready | None:
+    """A dot per data point and metric, of all jobs that left these arrays."""
+    found: list[pd.DataFrame] = []
+    wanted = {name: value for name, value in panel.where.items() if not isinstance(value, tuple)}
+    for value in labels.order(panel.x, (run.jobs[key].get(panel.x) for key in run.find(**wanted))):
+        for key in run.find(**wanted, **{panel.x: value}):
+            arrays = run.arrays(key)
+            for metric in (metric for metric in panel.y if metric in arrays):
+                place, part = labels.value_label(panel.x, value), labels.metric_name(metric)
+                found.append(pd.DataFrame({"value": arrays[metric].ravel(), "part": part, "place": place}))
+    if not found:
+        return None
+    points = pd.concat(found, ignore_index=True)
+
+    def draw(axes: Axes) -> None:
+        draw_dots(axes, points)
+        axes.set_xlabel(labels.factor_label(panel.x))
+        axes.set_ylabel("gap of each data point (nats)\nbox: quartiles")
+        axes.legend(ncols=2, **BELOW)
+
+    return draw, 2.6 + 0.9 * points["place"].nunique()
+
+
+def _hue(hue: str) -> tuple[str, ...]:
+    return ("guide", "k") if hue == "guide" else (hue,) if hue else ()
+
+
+def _label(key: Mapping[str, Any]) -> str:
+    return ", ".join(labels.names(key).values())
+
+
+def _look(key: Mapping[str, Any], place: int, rows: pd.DataFrame, line: str = "-") -> GuideStyle:
+    if "guide" not in key:
+        return series_style(place, line)
+    widths = labels.order("k", rows["k"].tolist() if "k" in rows.columns else [])
+    return guide_style(str(key["guide"]), None if labels.is_missing(key.get("k")) else key["k"], widths)

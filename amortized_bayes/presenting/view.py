@@ -1,0 +1,72 @@
+"""What figures may see of a run: its rows, its settings, and the arrays of its jobs. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from amortized_bayes.results import RunFolder
+from amortized_bayes.results.rows import check_row, good_lines
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from amortized_bayes.types import Factor
+
+__all__ = ["RunView"]
+
+
+class RunView:
+    """A run to be drawn.
+
+    Args:
+        folder: where it is.
+
+    Raises:
+        ValueError: rows or settings that cannot be read.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.rows: pd.DataFrame = folder.rows()
+        self.config: Mapping[str, Any] = yaml.safe_load((folder.path / "config.yaml").read_text("utf-8")) or {}
+        self.jobs: dict[str, dict[str, Factor]] = {key: {} for key, end in folder.done().items() if end == "ok"}
+        """Factors of each finished job: those that all its rows share."""
+        of_job: dict[str, list[dict[str, Factor]]] = {}
+        for line in good_lines(folder.path / "rows.jsonl", check_row):
+            of_job.setdefault(line["job"], []).append(line["factors"])
+        for key in self.jobs:
+            first, *others = of_job.get(key, [{}])
+            self.jobs[key] = {n: v for n, v in first.items() if all(n in o and o[n] == v for o in others)}
+
+    def find(self, name: str = "", **factors: Factor | None) -> list[str]:
+        """Keys of finished jobs that have a name (or none), these factors, and arrays."""
+        return [
+            key
+            for key, own in self.jobs.items()
+            if _name(key) == name and self.has(key) and all(own.get(n) == v for n, v in factors.items())
+        ]
+
+    def has(self, key: str, part: str = "") -> bool:
+        """Whether a job left arrays; ``part`` is the name that it gave them."""
+        return (self.folder.path / "arrays" / f"{_file(key, part)}.npz").is_file()
+
+    def arrays(self, key: str, part: str = "") -> dict[str, np.ndarray]:
+        """The arrays of a job.
+
+        Raises:
+            ValueError: there are none, or they are damaged.
+        """
+        return self.folder.load_arrays(_file(key, part))
+
+
+def _file(key: str, part: str) -> str:
+    return f"{key}.{part}" if part else key
+
+
+def _name(key: str) -> str:
+    first = key.split("+")[0]
+    return "" if "=" in first else first

@@ -1,0 +1,148 @@
+"""Which rows a cell of a table or a mark of a figure rests on, and their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from amortized_bayes import labels
+from amortized_bayes.types import ROW_FIELDS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Found", "factor_names", "factors_of", "fate", "groups", "guides", "mean", "num_seeds", "shared", "where"]
+
+SAME_JOB = ("seed", "label", "within", "searched", "split")
+"""Factors that do not tell the fit or model of a line from another."""
+
+
+class Found(NamedTuple):
+    """A mean over seeds.
+
+    Args:
+        value: nan where some seed never reached what was measured: a mean over the others would be too good.
+        error: over seeds where there are several, else the row's own; nan where there is none.
+        factors: of the rows, but for the seed.
+    """
+
+    value: float
+    error: float
+    factors: Mapping[str, Any]
+
+
+def factor_names(rows: pd.DataFrame) -> list[str]:
+    """Columns that are factors."""
+    return [str(name) for name in rows.columns if name not in ROW_FIELDS]
+
+
+def where(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows whose factors have the wanted values: one, one of several, or none at all (``None``)."""
+    for name, value in wanted.items():
+        if name not in rows.columns:
+            rows = rows if value is None else rows.iloc[:0]
+        elif value is None:
+            rows = cast("pd.DataFrame", rows[rows[name].isna()])
+        else:
+            among = list(value) if isinstance(value, tuple) else [value]
+            rows = cast("pd.DataFrame", rows[rows[name].isin(among)])
+    return rows
+
+
+def groups(rows: pd.DataFrame, names: Iterable[str]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Rows by the values that some factors have, as people read them; rows with none of the factors are left out."""
+    names = list(names)
+    known = [name for name in names if name in rows.columns]
+    if not known:
+        return [] if names else [({}, rows)]
+    found = dict.fromkeys(zip(*(_values(rows, name) for name in known), strict=True))
+    ranks = {name: labels.order(name, (key[place] for key in found)) for place, name in enumerate(known)}
+
+    def rank(key: tuple[Any, ...]) -> list[int]:
+        return [-1 if v is None else ranks[n].index(v) for n, v in zip(known, key, strict=True)]
+
+    lines = []
+    for key in sorted((k for k in found if any(v is not None for v in k)), key=rank):
+        wanted = dict(zip(known, key, strict=True))
+        lines.append(({**dict.fromkeys(names), **wanted}, where(rows, wanted)))
+    return lines
+
+
+def guides(rows: pd.DataFrame) -> list[tuple[str, int | None]]:
+    """Guides and widths, as people read them."""
+    keys = [key for key, _ in groups(rows, ("guide", "k")) if key["guide"] not in (None, "reference")]
+    return [(str(key["guide"]), None if labels.is_missing(key["k"]) else int(key["k"])) for key in keys]
+
+
+def num_seeds(rows: pd.DataFrame) -> int:
+    """How many seeds there are, one at least."""
+    return max(1, rows["seed"].nunique()) if "seed" in rows.columns else 1
+
+
+def factors_of(rows: pd.DataFrame) -> dict[str, Any]:
+    """Factors that all rows share."""
+    found: dict[str, Any] = {}
+    for name in factor_names(rows):
+        values = set(_values(rows, name))
+        if len(values) == 1 and None not in values:
+            found[name] = values.pop()
+    return found
+
+
+def shared(rows: pd.DataFrame) -> dict[str, str]:
+    """Names of the values that factors have, for titles: of all rows that have the factor."""
+    found = {name: labels.order(name, _values(rows, name)) for name in factor_names(rows)}
+    return {name: ", ".join(labels.value_label(name, value) for value in values) for name, values in found.items()}
+
+
+def mean(rows: pd.DataFrame, metric: str, wanted: Mapping[str, Any] | None = None, seeds: int = 1) -> Found | None:
+    """The mean over seeds of a metric; ``None`` where no row has it.
+
+    Of rows that differ in a factor that is not asked for, those without it are meant.
+
+    Args:
+        rows: final rows of one line.
+        metric: its name.
+        wanted: factors, as of :func:`where`.
+        seeds: how many there are in all.
+
+    Raises:
+        ValueError: rows that differ in a factor besides the seed, over which no mean is taken.
+    """
+    rows = where(cast("pd.DataFrame", rows[rows["metric"] == metric]), wanted or {})
+    for name in factor_names(rows):
+        missing = rows[name].isna()
+        if name in (wanted or {}) or not len(rows) or missing.all():
+            continue
+        if missing.any():
+            rows = cast("pd.DataFrame", rows[missing])
+        elif name != "seed" and len(set(_values(rows, name))) > 1:
+            values = ", ".join(map(str, labels.order(name, _values(rows, name))))
+            raise ValueError(f"expected {metric} of one {name}, got {values}: name it in rows, columns or where")
+    if not len(rows):
+        return None
+    values, errors = (rows[column].astype(float) for column in ("value", "standard_error"))
+    factors = {name: value for name, value in factors_of(rows).items() if name != "seed"}
+    if values.isna().any():
+        return Found(math.nan, math.nan, factors)
+    if seeds > 1:
+        return Found(float(values.mean()), float(values.std()) / math.sqrt(len(values)), factors)
+    if len(values) > 1:
+        raise ValueError(f"expected one {metric}, got {len(values)}, of {factors}")
+    return Found(float(values.iloc[0]), float(errors.iloc[0]), factors)
+
+
+def fate(rows: pd.DataFrame, seeds: int = 1) -> str:
+    """What became of the fits of a line: empty, ``"vacuous"``, ``"failed"``, ``"1 of 3 failed"``, or several."""
+    found = []
+    for status in ("failed", "vacuous"):
+        those = cast("pd.DataFrame", rows[rows["status"] == status])
+        count = those["seed"].nunique() if "seed" in those.columns and len(those) else int(len(those) > 0)
+        if count:
+            found.append(status if count >= seeds else f"{count} of {seeds} {status}")
+    return ", ".join(found)
+
+
+def _values(rows: pd.DataFrame, name: str) -> list[Any]:
+    return [None if labels.is_missing(value) else value for value in rows[name].tolist()]

@@ -1,0 +1,267 @@
+"""Finished runs with made-up numbers, one of each experiment: what presenting reads, without fitting anything."""
+
+import itertools
+
+import numpy as np
+
+from amortized_bayes.experiments.spec import job_key
+from amortized_bayes.results import RunFolder
+from amortized_bayes.types import Row
+
+GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
+STEPS = (1, 3, 10, 30, 100, 300, 1000)
+SEARCHED = ("gaussian", "planar", "realnvp", "auxiliary")
+
+
+class Made:
+    """Rows and arrays of a run, job by job."""
+
+    def __init__(self, experiment, seed=0):
+        self.experiment, self.jobs, self.random = experiment, [], np.random.default_rng(seed)
+
+    def job(self, factors, measured, arrays=None, name="", status="ok", **more):
+        """``measured``: metric, value, its own factors, and what else a row has."""
+        rows = [self.row({**factors, **own}, metric, value, **{**more, **rest}) for metric, value, own, rest in measured]
+        self.jobs.append((job_key(factors, name), rows, arrays or {}, status))
+
+    def row(self, factors, metric, value, error=0.1, step=0, status="ok", note="", seconds=None):
+        known = error if value is not None else None
+        over = None if known is None else "points"
+        time = 0.002 * step if seconds is None else seconds
+        return Row(self.experiment, factors, step, time, metric, value, known, over, status, note)
+
+    def frame(self):
+        from amortized_bayes.results.rows import to_frame
+
+        return to_frame({**row._asdict()} for _, rows, _, _ in self.jobs for row in rows)
+
+    def save(self, out, config=None):
+        run = RunFolder.create(out, self.experiment, config or {"seed": 0}, {})
+        with run:
+            for key, rows, arrays, status in self.jobs:
+                for row in rows:
+                    run.append(row, key)
+                if arrays:
+                    run.save_arrays(key, **arrays)
+                run.mark_done(key, status)
+            run.finish()
+        return run
+
+
+def plain(**values):
+    return [(metric, value, {}, {}) for metric, value in values.items()]
+
+
+def gap_of(guide, k):
+    return 60.0 / k if k else {"factorized": 0.0, "factorized-from-amortized": -0.25, "mixture": 0.4}.get(guide, 105.0)
+
+
+def sweep(datasets=("mnist",), seeds=(0,), widths=(1, 16, 256), guides=(), failing=None, note=""):
+    """A sweep; ``guides`` are more guides, ``failing`` one that fails with its last seed."""
+    made = Made("sweep")
+    usual = [("constant", None), *(("amortized", k) for k in widths), ("factorized", None)]
+    for dataset, seed in itertools.product(datasets, seeds):
+        fits = [*usual, ("factorized-from-amortized", None), *((guide, None) for guide in guides)]
+        for guide, k in fits:
+            factors = {"dataset": dataset, "seed": seed, "guide": guide, **({"k": k} if k else {})}
+            failed = (guide, k) == failing and seed == seeds[-1]
+            gap = gap_of(guide, k) + 0.02 * seed
+            curve = [
+                (metric, value, {}, {"step": step})
+                for step in STEPS
+                for distance in [(1 + step / 20) ** -1.5]
+                for metric, value in {
+                    "elbo": -(100 + gap + 400 * distance),
+                    "mse_train": 0.01 + 0.2 * distance,
+                    "mse_test": 0.011 + 0.2 * distance,
+                }.items()
+                if not (failed and step > 100)
+            ]
+            if failed:
+                bad = {"step": 120, "status": "failed", "note": "the loss is inf"}
+                made.job(factors, [*curve, ("failure", None, {}, bad)], status="failed")
+                continue
+            finals = {
+                "final_elbo": -(100 + gap),
+                "family_gap": gap,
+                "final_kl": 0.2 if guide == "constant" else 12.0,
+                "final_iwae_gain": 1.2,
+                "active_units": 12.0,
+                "final_mse_train": 0.02,
+                "final_mse_test": 0.03,
+                "log_predictive": -101.0,
+                "seconds_per_step": 0.002 + 1e-5 * (k or 0),
+                "num_parameters": 20_000.0 * (100 if "factorized" in guide else 1),
+                "memory_bytes": 320_000.0 * (100 if "factorized" in guide else 1),
+            }
+            status = "vacuous" if guide == "constant" else "ok"
+            at_end = {"step": 1000, "status": status, "note": note}
+            last = [(metric, value, {}, at_end) for metric, value in finals.items()]
+            for within in (1.0, 3.0) if guide != "factorized-from-amortized" else ():
+                steps = 500.0 + 50 * seed if gap < within else None
+                for metric, value in {"steps_to_target": steps, "seconds_to_target": steps and 0.002 * steps}.items():
+                    last.append((metric, value, {"within": within}, {**at_end, "error": None}))
+            if (guide, k) in (("amortized", widths[-1]), ("factorized", None)):
+                last.append(("unconverged_by", 0.4, {}, at_end))
+            pixels = made.random.random((6, 8, 8))
+            made.job(
+                factors, [*curve, *last], {"elbo": np.zeros(1000), "original": pixels, "reconstruction": 0.9 * pixels}
+            )
+    return made
+
+
+def per_point(made, size=60, scale=1.0):
+    approximation = made.random.gamma(2, 0.7 * scale, size)
+    amortization = made.random.gamma(2, 0.5 * scale, size)
+    values = (approximation, amortization, approximation + amortization)
+    return dict(zip(GAPS, values, strict=True)) | {"labels": np.arange(size) % 10}
+
+
+def gap_rows(arrays):
+    """Means overall and by class, as experiments yield them."""
+    rows = []
+    for name in GAPS:
+        rows.append((name, float(arrays[name].mean()), {}, {}))
+        for label in np.unique(arrays["labels"]):
+            rows.append((name, float(arrays[name][arrays["labels"] == label].mean()), {"label": int(label)}, {}))
+    return rows
+
+
+MODEL = {"dataset": "binarized-mnist", "family": "gaussian", "encoder": "standard", "annealed": False, "seed": 0}
+
+
+def train(vacuous=False, note=""):
+    made = Made("train")
+    rows = []
+    status = "vacuous" if vacuous else "ok"
+    for step in (*STEPS, 3000, 10000):
+        for split, level in {"train": -100, "validation": -102, "test": -104}.items():
+            rows.append(("elbo", level - 400 / (1 + step / 3), {"split": split}, {"step": step, "note": note}))
+        rows.append(("kl", 20 * step / (step + 30), {"split": "train"}, {"step": step, "note": note}))
+    last = {"step": 10000, "status": status, "note": note}
+    for split in ("train", "test"):
+        rows += [("final_elbo", -101.0, {"split": split}, last)]
+        rows += [("final_kl", 0.3 if vacuous else 20.0, {"split": split}, last)]
+    rows += [("final_iwae", -95.0, {"split": "train"}, last), ("active_units", 20.0, {}, last)]
+    made.job(MODEL, rows)
+    return made
+
+
+def gaps(negative=False):
+    made = Made("gaps")
+    for split in ("train", "test"):
+        arrays = per_point(made)
+        rows = gap_rows(arrays)
+        rows += plain(elbo=-92.0, elbo_star=-91.0, elbo_best=-90.9, iwae=-90.0, log_p_lower=-89.5, k_hat=0.4, ess=90.0)
+        rows += [("optimization_gap", -0.3 if negative else 0.1, {}, {"error": 0.1})]
+        rows += [("certificate_gap", 0.05, {}, {"note": "AIS is within 0.05 nats on simulated points"})]
+        rows = [(m, v, f, {**r, "note": f"{split} verdict"} if m == "inference_gap" and not f else r) for m, v, f, r in rows]
+        made.job({**MODEL, "split": split}, rows, arrays)
+    return made
+
+
+def qstar():
+    made = Made("qstar")
+    shape = (3, 20)
+    best = -90 + made.random.standard_normal(20)
+    reference = {**MODEL, "start": "reference", "budget": 3000}
+    ones = {"residual": np.zeros((1, 20)), "evaluations": np.full((1, 20), 3e4)}
+    made.job(reference, plain(elbo_star=-90.0), {"elbo_star": best[None], **ones})
+    for start, spread, budget in itertools.product(("encoder", "prior"), (0.5, 2.0), (30, 100, 300)):
+        level = (1 if start == "encoder" else 3) * 100 / budget
+        behind = level * made.random.gamma(2, 0.5, shape)
+        arrays = {"elbo_star": best - behind, "residual": 0.5 * behind, "evaluations": np.full(shape, 12.0 * budget)}
+        values = plain(
+            elbo_star=-90 - level,
+            evaluations=12.0 * budget,
+            behind_reference=level,
+            residual=level / 2,
+            restart_variance=0.01,
+        )
+        made.job({**MODEL, "start": start, "spread": spread, "budget": budget}, values, arrays)
+    return made
+
+
+def stars():
+    return [("elbo_star", -91.0 + place / 4, {"searched": q}, {}) for place, q in enumerate(SEARCHED)]
+
+
+def model_gaps(datasets=("binarized-mnist", "digits")):
+    made = Made("model-gaps")
+    for dataset, family, annealed in itertools.product(datasets, ("gaussian", "auxiliary"), (True, False)):
+        factors = {**MODEL, "dataset": dataset, "family": family, "annealed": annealed}
+        values = plain(
+            log_p_lower=-89.5,
+            iwae=-90.0,
+            elbo=-92.2,
+            approximation_gap=1.5,
+            amortization_gap=1.2,
+            inference_gap=2.7,
+            certificate_gap=0.05,
+        )
+        made.job(factors, [*values, *stars()], per_point(made))
+    return made
+
+
+def frozen_decoder(dataset="binarized-mnist", failing=False):
+    made = Made("frozen-decoder")
+    place = {"dataset": dataset, "seed": 0}
+    made.job(place, [*plain(log_p_lower=-85.0, iwae=-86.0, certificate_gap=0.04), *stars()], name="decoder")
+    for (size, encoder), family in itertools.product(
+        enumerate(("linear", "small", "standard", "wide")), ("gaussian", "realnvp", "auxiliary")
+    ):
+        factors = {**place, "encoder": encoder, "family": family}
+        if failing and (encoder, family) == ("wide", "realnvp"):
+            made.job(factors, [("failure", None, {}, {"status": "failed", "step": 7, "note": "nan"})], status="failed")
+            continue
+        arrays = per_point(made, scale=30 / 4**size)
+        made.job(factors, [*plain(elbo=-100.0), *gap_rows(arrays)], arrays)
+    return made
+
+
+def toy_posteriors():
+    made = Made("toy-posteriors")
+    place = {"dataset": "digits", "seed": 0}
+    axis = np.linspace(-3, 3, 80)
+    axes = np.stack([np.stack([axis, axis])] * 4)
+    bumps = [np.exp(-0.5 * ((axis[:, None] - p / 3) ** 2 + (axis[None] + p / 4) ** 2) / 0.3) for p in range(4)]
+    area = (axis[1] - axis[0]) ** 2
+    density = np.stack([b / b.sum() / area for b in bumps])
+    made.job(place, [], {"axes": axes, "density": density}, name="posterior")
+    for family in ("gaussian", "auxiliary", "realnvp"):
+        clouds = {name: made.random.standard_normal((2000, 4, 2)) * 0.5 for name in ("draws", "best_draws")}
+        values = {"inference_gap": np.full(20, 0.5), "approximation_gap": np.full(20, 0.1)}
+        made.job({**place, "family": family}, plain(inference_gap=0.5, approximation_gap=0.1), {**clouds, **values})
+    return made
+
+
+def decoder_capacity(dataset="binarized-mnist"):
+    made = Made("decoder-capacity")
+    for layers, best in {0: -104.0, 2: -87.0, 4: -84.0}.items():
+        rows = [*plain(log_p_lower=best + 2, iwae=best + 1, elbo=best - 1, approximation_gap=2.0)]
+        rows.append(("elbo_star", best, {"searched": "gaussian"}, {}))
+        made.job({"dataset": dataset, "seed": 0, "decoder_layers": layers}, rows)
+    return made
+
+
+def tune():
+    made = Made("tune")
+    for (guide, k), shared, local in itertools.product(
+        (("amortized", 64), ("factorized", None)), (0.004, 0.008), (0.05, 0.2)
+    ):
+        factors = {"dataset": "mnist", "seed": 9, "guide": guide, **({"k": k} if k else {})}
+        made.job({**factors, "shared_rate": shared, "local_rate": local}, plain(tune_elbo=-110 + 10 * local - shared))
+    return made
+
+
+RUNS = {
+    "sweep": lambda: sweep(("mnist", "fashion-mnist")),
+    "tune": tune,
+    "train": train,
+    "gaps": gaps,
+    "qstar": qstar,
+    "model-gaps": model_gaps,
+    "frozen-decoder": frozen_decoder,
+    "toy-posteriors": toy_posteriors,
+    "decoder-capacity": decoder_capacity,
+}

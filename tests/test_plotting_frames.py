@@ -1,0 +1,37 @@
+"""Data frames as figures take them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from sweep_rows import FRESH, STAND_IN, WIDTHS, make
+
+from amortized_bayes.plotting.frames import by_guide, failures, notes, select, tidy, widths
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "float64", "object"])
+def test_frames_take_k_as_it_comes_and_leave_it_alone(dtype: str) -> None:
+    frame = make(2, failing=True)
+    frame["k"] = frame["k"].astype(dtype)
+    before = frame.copy(deep=True)
+    rows = tidy(frame)
+    pd.testing.assert_frame_equal(frame, before)
+    assert widths(rows) == WIDTHS
+    labels = [group.label for group in by_guide(select(rows, "elbo", "mnist", curve=True))]
+    assert labels[2:4] == ["A-VI, k = 256", "A-VI, k = 256 (failed)"]
+    assert failures(rows, "mnist") == ["A-VI, k = 256, seed 1 at step 120 (nan)"]
+    assert failures(rows, "digits") == []
+
+
+def test_only_the_end_of_a_fit_says_it_is_vacuous() -> None:
+    frame = make(1)
+    frame.loc[(frame["guide"] == "amortized") & (frame["step"] == 0), "status"] = "vacuous"
+    assert {group.fate for group in by_guide(tidy(frame)) if group.guide == "amortized"} == {"ok"}
+
+
+def test_notes_are_for_all_or_for_some() -> None:
+    rows = tidy(make(1, datasets=("fashion-mnist",)))
+    common, partial = notes(select(rows, "mse_test", "fashion-mnist", curve=True))
+    assert (common, partial) == ([STAND_IN], [f"F-VI: {FRESH}"])
+    rows.loc[rows["guide"] == "amortized", "note"] = "captured"
+    assert notes(select(rows, "kl", "fashion-mnist", curve=True))[1][0] == "A-VI: captured"
