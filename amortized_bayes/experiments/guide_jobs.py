@@ -78,10 +78,15 @@ class GuideJobs(NamedTuple):
         """Key of the job that trains the best fit of a guide as long again."""
         return job_key(self.factors({"guide": guide}), "doubled")
 
-    def elbos(self, fits: Iterable[Fit]) -> dict[Fit, np.ndarray]:
+    def elbos(self, fits: Iterable[Fit]) -> dict[Fit, Tensor]:
         """ELBO of each point of the fits that succeeded."""
-        lab = self.place.lab
-        return {fit: lab.arrays(self.key(fit))["elbo"] for fit in fits if lab.status(self.key(fit)) == "ok"}
+        return {fit: self.elbo(self.key(fit)) for fit in fits if self.place.lab.status(self.key(fit)) == "ok"}
+
+    def elbo(self, key: str) -> Tensor:
+        """What a job found for each point."""
+        import torch
+
+        return torch.from_numpy(self.place.lab.arrays(key)["elbo"])
 
     def best(self, guide: str) -> Fit | None:
         """The best fit of a guide."""
@@ -150,7 +155,7 @@ class GuideJobs(NamedTuple):
         for guide in self.doubled():
             best = self.best(guide)
             if best is not None and lab.rows(self.doubled_key(guide))["value"].notna().all():
-                doubled[best] = lab.arrays(self.doubled_key(guide))["elbo"]
+                doubled[best] = self.elbo(self.doubled_key(guide))
         curves = {}
         for fit in elbos:
             rows = lab.rows(self.key(fit))
