@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from amortized_bayes.evaluation.gaps import gaps
     from amortized_bayes.evaluation.psis import psis_khat
     from amortized_bayes.evaluation.settings import AISSettings
+    from amortized_bayes.flows import FlowSettings
     from amortized_bayes.guides import (
         Amortized,
-        AuxiliaryFlow,
         Constant,
         Factorized,
         FlowGuide,
-        FlowSettings,
         LocalGuide,
         MeanField,
     )
@@ -52,13 +51,12 @@ _WHERE = {
     "evaluation.gaps": ("gaps",),
     "evaluation.psis": ("psis_khat",),
     "evaluation.settings": ("AISSettings",),
+    "flows": ("FlowSettings",),
     "guides": (
         "Amortized",
-        "AuxiliaryFlow",
         "Constant",
         "Factorized",
         "FlowGuide",
-        "FlowSettings",
         "LocalGuide",
         "MeanField",
     ),
@@ -77,7 +75,6 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "AISSettings",
     "Amortized",
-    "AuxiliaryFlow",
     "Comparison",
     "Constant",
     "DeepGenerative",

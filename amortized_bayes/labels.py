@@ -84,7 +84,7 @@ METRICS: dict[str, Metric] = {
     "log_predictive": Metric("test log pred.", "test log predictive density"),
     "seconds_per_step": Metric("ms per step", "time per step", 2, "ms", 1e3),
     "capture_seconds": Metric("capture, s", "time to capture the step", 1, "s"),
-    "num_parameters": Metric("parameters", digits=0, unit=""),
+    "num_parameters": Metric("parameters", "parameters of the guide", 0, ""),
     "memory_bytes": Metric("memory, MiB", "memory", 1, "MiB", 2.0**-20),
     "elbo_reference": Metric("reference ELBO", "ELBO of the best F-VI found"),
     "doubled_elbo": Metric("ELBO, epochs doubled"),

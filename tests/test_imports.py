@@ -11,13 +11,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "seeding", "networks", "likelihoods", "per_point"),
+    ("types", "labels", "seeding", "networks", "likelihoods", "per_point", "flows"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("inference", "evaluation"),
     ("comparing",),
     ("diagnosis", "experiments", "report"),
+    ("presenting",),
     ("commands",),
     ("cli",),
 )
@@ -32,7 +33,7 @@ NEIGHBOURS = {
     ("experiments", "diagnosis"),
 }
 """Files of one layer that may meet beside those of one folder."""
-NEVER_TORCH = ("plotting",)
+NEVER_TORCH = ("labels", "plotting", "presenting")
 
 
 def part_of(module):
@@ -252,7 +253,21 @@ def loads_torch(module):
 
 QUICK = [
     name
-    for name in ("", "types", "seeding", "likelihoods", "per_point", "configuration", "results", "data", "plotting", "cli")
+    for name in (
+        "",
+        "types",
+        "labels",
+        "seeding",
+        "likelihoods",
+        "flows",
+        "per_point",
+        "configuration",
+        "results",
+        "data",
+        "plotting",
+        "presenting",
+        "cli",
+    )
     if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
 ]
 

@@ -17,17 +17,17 @@ from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
-from amortized_bayes.experiments.spec import Measured, Work, measured
+from amortized_bayes.experiments.setup import flow_settings
+from amortized_bayes.experiments.spec import GAPS, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
-from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Guide, Model
 
 __all__ = [
-    "GAPS",
     "PointBounds",
     "at",
     "bound_rows",
@@ -40,7 +40,6 @@ __all__ = [
     "shared_bounds",
 ]
 
-GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
 PointBounds = dict[str, np.ndarray]
 """By name, values ``(B,)`` in nats, and under ``<name>_error`` their Monte Carlo standard errors."""
 STAR = "elbo_star_"
@@ -71,7 +70,7 @@ def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
 def shared_bounds(
     trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab
 ) -> tuple[PointBounds, Measured]:
-    """What belongs to the decoder and the points alone: the best q of each family, log p(x), and the certificate of AIS.
+    """What belongs to decoder and points alone: the best q of each family, log p(x), and the certificate of AIS.
 
     The Gaussian is searched from the guide's answer, the others from the best Gaussian.
     """
@@ -91,8 +90,8 @@ def shared_bounds(
             model,
             begin,
             x,
-            family=family, num_flows=config.num_flows, hidden=config.flow_hidden,
-            settings=FlowSearchSettings(num_steps=config.flow_steps),
+            settings=flow_settings(trained.config, family),
+            search=FlowSearchSettings(num_steps=config.flow_steps),
             seed=seed,
             progress=lambda done, total, f=family: lab.watch(f"q* {f}", done, total),
         )

@@ -10,9 +10,9 @@ import numpy as np
 from amortized_bayes.diagnosis.report import Diagnosis
 from amortized_bayes.diagnosis.run import diagnose
 from amortized_bayes.evaluation.settings import AISSettings
-from amortized_bayes.experiments.bounds import GAPS, at, choose
+from amortized_bayes.experiments.bounds import at, choose
 from amortized_bayes.experiments.lab import Lab
-from amortized_bayes.experiments.spec import Measured, measured
+from amortized_bayes.experiments.spec import GAPS, Measured, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.optimize import LocalSettings
 

@@ -17,12 +17,12 @@ import tyro
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import Arrays, File, Job, Measured, Work
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Measured, Table, Work
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
-__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "datasets", "jobs", "prepare"]
+__all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "datasets", "jobs", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,41 @@ PRESETS = {
         simulated=200,
     ),
 }
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        (),
+        ("elbo", "elbo_star", "elbo_best", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
+        "{dataset}: {encoder} encoder, {family}, {annealed}, seed {seed}",
+        across="split",
+    ),
+    Table(("label",), GAPS, "{dataset}: gaps by class, {split} points", apart=("dataset", "split")),
+    Table(
+        (),
+        ("k_hat", "ess", "residual", "acceptance", "doubtful"),
+        "{dataset}: how far the estimates can be trusted",
+        across="split",
+        wide=True,
+    ),
+)
+FIGURES = {
+    "gaps": (
+        Bars(
+            ("split",),
+            GAPS[:2],
+            title="Where the nats go: {dataset}, {encoder} encoder, {family}, {annealed}, seed {seed}",
+        ),
+        Gaps("split", GAPS[:2]),
+    ),
+    "gaps_by_class": (
+        Bars(
+            ("label",),
+            GAPS[:2],
+            apart="split",
+            title="Gaps by class: {dataset}, {encoder} encoder, {family}, {annealed}, seed {seed}",
+        ),
+    ),
+}
+FINDINGS = ("notes",)
 
 
 def jobs(config: Config, lab: Lab) -> list[Job]:

@@ -67,21 +67,15 @@ class Place(NamedTuple):
         """
         from amortized_bayes.experiments.setup import load_images
 
-        config = self.config
-        load = partial(
-            load_images,
-            likelihood=with_scale(config.likelihood, config.gaussian_scale),
-            seed=self.seed,
-            num_train=config.num_train,
-            num_test=config.num_test,
-            device=self.lab.device,
-        )
+        likelihood = with_scale(self.config.likelihood, self.config.gaussian_scale)
+        sizes = {"num_train": self.config.num_train, "num_test": self.config.num_test}
         source = self.lab.dataset(self.dataset, self.seed)
-        return self.lab.cached(("images", self.dataset, self.seed), lambda: load(source))
+        load = partial(load_images, source, likelihood=likelihood, seed=self.seed, device=self.lab.device, **sizes)
+        return self.lab.cached(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
 
     def work(self, stage: str, epochs: int) -> Work:
         """What fitting one guide takes: its steps, each as long as one with the widest encoder."""
-        seconds = partial(self.lab.cached, ("seconds per step", self.dataset), self._seconds_per_step)
+        seconds = partial(self.lab.cached, ("seconds per step", self.dataset, self.config), self._seconds_per_step)
         basis = f"{TIMED_STEPS} steps with the widest encoder"
         return Work(stage, epochs * self.sizes.per_epoch, seconds, basis)
 

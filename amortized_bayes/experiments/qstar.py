@@ -16,7 +16,7 @@ import tyro
 from amortized_bayes.configuration import AtLeast, Different, Even, Settings
 from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import Arrays, Job, Measured, Work
+from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, Work
 from amortized_bayes.types import Factor
 
 if TYPE_CHECKING:
@@ -88,8 +88,16 @@ class Search(NamedTuple):
         """What tells its numbers from those of other searches; the reference is moved by nothing."""
         moved: dict[str, Factor] = {} if self.start == "reference" else {"spread": self.spread}
         return {"start": self.start, **moved, "budget": self.budget}
-TABLES = ()
-FIGURES: dict = {}
+
+
+TABLES = (
+    Table(
+        ("start", "spread", "budget"),
+        ("evaluations", "behind_reference", "residual", "restart_variance"),
+        "{dataset}: searches for q*, {encoder} encoder, {family}, {annealed}, seed {seed}",
+    ),
+)
+FIGURES = {"qstar": Drawn("qstar")}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from amortized_bayes.data import DATASETS, DataUnavailable, binarize
 from amortized_bayes.data.labels import labels_of_binarized
 from amortized_bayes.experiments.settings import CHANNELS, ENCODERS, VAEConfig
-from amortized_bayes.guides import Amortized, AuxiliaryFlow, FlowGuide, FlowSettings, LocalGuide, MeanField
+from amortized_bayes.flows import FlowSettings
+from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
 from amortized_bayes.likelihoods import LIKELIHOODS, with_scale
@@ -33,6 +34,7 @@ __all__ = [
     "build_vae",
     "check_pixels",
     "find_labels",
+    "flow_settings",
     "load_images",
     "load_vae_images",
     "vae_options",
@@ -286,10 +288,14 @@ def build_encoder(
     device, observed, num_data = data.train.device, data.train.shape[1], len(data.train)
     if config.family == "gaussian":
         return Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared).to(device)
-    settings = FlowSettings(config.family, num_flows=config.num_flows)
+    settings = flow_settings(config, config.family)
     encoder = _encoder(config, data, settings.context_dim)
-    cls = AuxiliaryFlow if settings.layer == "auxiliary" else FlowGuide
-    return cls(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device)
+    return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device)
+
+
+def flow_settings(config: VAEConfig, family: str) -> FlowSettings:
+    """A flow family in the size of the model's own flow, for guides and for the best flow of each point alike."""
+    return FlowSettings(family, num_flows=config.num_flows, hidden=(config.flow_hidden,) * 2)
 
 
 def _encoder(config: VAEConfig, data: ImageData, context_dim: int) -> nn.Module:

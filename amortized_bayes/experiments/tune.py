@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, rates_field, substitutes
 from amortized_bayes.experiments.guide_fits import Place
-from amortized_bayes.experiments.spec import Job, Measured
+from amortized_bayes.experiments.spec import Job, Measured, Points, Table
 from amortized_bayes.guides.registry import GUIDES, Fit, Rates, list_fits
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIGURES",
+    "FINDINGS",
     "PRESETS",
     "SHARED",
     "TABLES",
@@ -55,9 +56,15 @@ class Config(FitSettings):
 
 
 PRESETS: dict[str, Config] = {"quick": Config(), "paper": Config(**PAPER)}
-
-TABLES: tuple[Any, ...] = ()
-FIGURES: dict[str, tuple[Any, ...]] = {}
+TABLES = (
+    Table(
+        ("guide", "k", "shared_rate", "local_rate"), ("tune_elbo", "status"), "{dataset}: learning rates, seed {seed}"
+    ),
+)
+FIGURES = {
+    "tune": (Points("local_rate", "tune_elbo", hue="guide", apart="shared_rate", title="ELBO by learning rates"),)
+}
+FINDINGS = ("best_guides",)
 
 
 def config_of(config: FitSettings) -> Config:

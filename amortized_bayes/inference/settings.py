@@ -66,15 +66,16 @@ class LocalSettings:
 
 @dataclass(frozen=True)
 class FlowSearchSettings:
-    """How to find the best flow of each point; the default takes 12,400 decoder evaluations per point.
+    """How the best flow of each point is searched; the default takes 12,400 decoder evaluations per point.
 
     Args:
         num_samples: S, draws of each q per step; those of z_0 come in pairs, so an even number.
         num_steps: steps of Adam.
-        learning_rate: its first step, in scales of the Gaussian; it falls to 0 as a cosine.
+        learning_rate: its highest step size, reached after a tenth of the steps; it then falls to 0 as a cosine.
         max_growth: a gradient this many times longer than usual at its point is cut to that length.
         num_kept: draws that decide between flow and start.
         num_score: fresh draws for the final ELBOs.
+        memory_budget: bytes that one chunk of points may take, about; by default 512 MB, on a GPU 8 GB.
 
     Raises:
         ValueError: a number out of its range.
@@ -91,6 +92,7 @@ class FlowSearchSettings:
     max_growth: float = 10.0
     num_kept: int = 200
     num_score: int = 1000
+    memory_budget: float | None = None
 
     def __post_init__(self) -> None:
         least = {"num_samples": 2, "num_steps": 1, "num_kept": 2, "num_score": 2}

@@ -6,7 +6,6 @@ Nothing here imports torch, and no function changes matplotlib's global state.
 from amortized_bayes.plotting.curves import curve_figure
 from amortized_bayes.plotting.family_gap import family_gap_figure
 from amortized_bayes.plotting.images import reconstruction_figure
-from amortized_bayes.plotting.memory import memory_figure
 from amortized_bayes.plotting.qstar import Search, convergence_figure
 from amortized_bayes.plotting.style import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.timing import time_to_target_figure
@@ -20,7 +19,6 @@ __all__ = [
     "curve_figure",
     "family_gap_figure",
     "guide_style",
-    "memory_figure",
     "reconstruction_figure",
     "save_figure",
     "style",

@@ -1,4 +1,4 @@
-"""What stands around the data: titles, footnotes, and ticks that print plain numbers on any scale."""
+"""Titles, footnotes, and ticks that print plain numbers on any scale."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["fix_layout", "footnote", "format_tick", "format_value", "log_scale",
 CHARACTERS_PER_INCH = 14.5
 
 
-def title(figure: Figure, text: str, notes: Sequence[str] = ()) -> None:
-    """Set the title at the left, wrapped to the figure's width; what the reader must know follows in brackets."""
-    figure.suptitle(_wrap(figure, " ".join([text, *(f"[{note}]" for note in notes)]), 11), x=0.01, ha="left")
+def title(figure: Figure, text: str) -> None:
+    """Set the title at the left, wrapped to the figure's width."""
+    figure.suptitle(_wrap(figure, text, 11), x=0.01, ha="left")
 
 
 def footnote(figure: Figure, lines: Sequence[str]) -> None:

@@ -52,7 +52,6 @@ def curve_figure(frame: pd.DataFrame, dataset: str, metric: str) -> Figure:
     curve = CURVES[metric]
     rows = tidy(frame)
     chosen = select(rows, metric, dataset, curve=True)
-    common, partial = notes(chosen)
     with style():
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
@@ -67,9 +66,9 @@ def curve_figure(frame: pd.DataFrame, dataset: str, metric: str) -> Figure:
             alignment="left",
             labelspacing=0.7,
         )
-        title(figure, f"{curve.name}, {dataset_label(dataset)}", common)
+        title(figure, f"{curve.name}, {dataset_label(dataset)}")
         failed = failures(rows, dataset)
-        footnote(figure, [*partial, *([f"failed: {'; '.join(failed)}"] if failed else [])])
+        footnote(figure, [*notes(chosen), *([f"failed: {'; '.join(failed)}"] if failed else [])])
         fix_layout(figure)
     return figure
 

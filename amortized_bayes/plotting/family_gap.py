@@ -47,10 +47,9 @@ def family_gap_figure(frame: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(wide * len(datasets) + 0.8, 4.2), layout="constrained")
         panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
         for axes, dataset in zip(panels, datasets, strict=True):
-            common, partial = notes(where(gaps, gaps["dataset"] == dataset))
             failed = failures(rows, dataset)
             name = dataset_label(dataset)
-            lines += [f"{name}: {note}" for note in [*common, *partial]]
+            lines += [f"{name}: {note}" for note in notes(where(gaps, gaps["dataset"] == dataset))]
             lines += [f"{name}, failed: {'; '.join(failed)}"] if failed else []
             _panel(axes, select(gaps, "family_gap", dataset), widths(rows))
             axes.set_title(name)

@@ -106,25 +106,10 @@ def failures(rows: pd.DataFrame, dataset: str | None = None) -> list[str]:
     return phrases
 
 
-def notes(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return the notes that hold for all guides, and those of some only (``"F-VI: fresh factors"``).
-
-    A row's note may hold several phrases, parted by ``"; "``. Notes of failed fits are left to ``failures``.
-    """
-    rows = where(rows, rows["status"] != "failed")
-    holders: dict[str, dict[str, None]] = {}
-    for guide, k, note in zip(rows["guide"], map(_width, rows["k"]), rows["note"], strict=True):
-        for phrase in filter(None, note.split("; ")):
-            holders.setdefault(phrase, {})[guide_label(guide, k)] = None
-    everyone = {group.label for group in by_guide(rows.assign(fate="ok"))}
-    swept = {group.label for group in by_guide(rows.assign(fate="ok")) if group.guide == "amortized"}
-    common = [phrase for phrase, labels in holders.items() if set(labels) == everyone]
-    partial = []
-    for phrase in holders.keys() - set(common):
-        labels = holders[phrase]
-        names = ["A-VI", *(name for name in labels if name not in swept)] if swept <= set(labels) else list(labels)
-        partial.append(f"{', '.join(names)}: {phrase}")
-    return common, sorted(partial)
+def notes(rows: pd.DataFrame) -> list[str]:
+    """Return what rows say of themselves, each phrase once; those of failed fits are left to ``failures``."""
+    found = rows.loc[rows["status"] != "failed", "note"]
+    return list(dict.fromkeys(phrase for note in found for phrase in note.split("; ") if phrase))
 
 
 def where(rows: pd.DataFrame, mask: Any) -> pd.DataFrame:

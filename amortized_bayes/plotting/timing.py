@@ -33,7 +33,6 @@ def time_to_target_figure(frame: pd.DataFrame, dataset: str) -> Figure:
     chosen = select(rows, [*(f"{clock}_to_target" for clock in clocks), "seconds_per_step"], dataset)
     groups = [group for group in by_guide(chosen) if group.fate != "failed"]
     looks = [guide_style(group.guide, group.k, widths(rows)) for group in groups]
-    common, partial = notes(chosen)
     with style():
         figure = Figure(figsize=(10, 1.8 + 0.42 * len(groups)), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True, width_ratios=(1.2, 1.2, 0.8))
@@ -45,10 +44,9 @@ def time_to_target_figure(frame: pd.DataFrame, dataset: str) -> Figure:
         title(
             figure,
             f"Time to come within 1 and 3 nats per point of the best ELBO of F-VI, {dataset_label(dataset)}",
-            common,
         )
         failed = failures(rows, dataset)
-        footnote(figure, [_legend(groups), *partial, *([f"failed: {'; '.join(failed)}"] if failed else [])])
+        footnote(figure, [_legend(groups), *notes(chosen), *([f"failed: {'; '.join(failed)}"] if failed else [])])
         fix_layout(figure)
     return figure
 

@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+from matplotlib.figure import Figure
 
 from amortized_bayes import labels, plotting
+from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
+from amortized_bayes.plotting.panels import Series, draw_lines
 from amortized_bayes.presenting.claims import of_guide
 from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import pandas as pd
 
     from amortized_bayes.presenting.view import RunView
 
 __all__ = ["DRAWN"]
 
-SIZES = (1_000, 10_000, 100_000, 1_000_000)
+SIZES = np.array([1e3, 1e4, 1e5, 1e6])
 """Numbers of data points for which memory is drawn."""
 
 
@@ -85,19 +87,30 @@ def _as_images(pixels: np.ndarray) -> np.ndarray | None:
 def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """Parameters and bytes as measured; those of guides with parameters for each point grow with the data set."""
     finals = summarise(rows)
-    table: list[dict[str, Any]] = []
-    for guide, k in selection.guides(finals):
-        part = selection.where(finals, {"guide": guide, "k": k})
+    guides = [g for g in selection.guides(finals) if g[0] != "factorized-from-amortized"]
+    panels: dict[str, list[Series]] = {"num_parameters": [], "memory_bytes": []}
+    for guide, k in guides:
         jobs = [job for job in run.find(guide=guide, k=k) if "elbo" in run.arrays(job)][:1]
-        sizes = {m: cast("pd.DataFrame", part[part["metric"] == m]) for m in ("num_parameters", "memory_bytes")}
-        if guide == "factorized-from-amortized" or not jobs or not all(len(found) for found in sizes.values()):
-            continue
-        num_data = len(run.arrays(jobs[0])["elbo"])
-        for n in SIZES:
-            growth = n / num_data if guide == "factorized" else 1.0
-            values = {metric: growth * float(found["value"].iloc[0]) for metric, found in sizes.items()}
-            table.append({"guide": guide, "k": k, "N": n, **values})
-    return plotting.memory_figure(pd.DataFrame(table).astype({"k": "Int64"})) if table else None
+        for metric, series in panels.items():
+            own = selection.where(finals, {"guide": guide, "k": k, "metric": metric})
+            if jobs and len(own):
+                growth = SIZES / len(run.arrays(jobs[0])["elbo"]) if guide == "factorized" else np.ones(len(SIZES))
+                y = growth * float(own["value"].iloc[0]) * labels.metric_label(metric).scale
+                look = plotting.guide_style(guide, k, [k for _, k in guides if k is not None])
+                series.append(Series(labels.guide_label(guide, k), look, SIZES, y, y, y))
+    if not panels["memory_bytes"]:
+        return None
+    with plotting.style():
+        figure = Figure(figsize=(10, 4.0), layout="constrained")
+        for axes, (metric, series) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            draw_lines(axes, series)
+            log_scale(axes, "x")
+            log_scale(axes, "y")
+            axes.set(xlabel="data points N", ylabel=labels.axis_label(metric))
+        figure.legend(handles=figure.axes[0].get_legend_handles_labels()[0], loc="outside right center")
+        title(figure, "What a guide costs as the data set grows")
+        fix_layout(figure)
+    return figure
 
 
 def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:

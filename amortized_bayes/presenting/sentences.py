@@ -81,10 +81,10 @@ def _negative_gaps(finals: pd.DataFrame) -> Iterator[str]:
     below = finals[finals["metric"].isin(NEVER_NEGATIVE) & (finals["value"] < 0)]
     below = selection.where(cast("pd.DataFrame", below), {"label": None})
     for name, row in zip(_names(finals, below), below.to_dict("records"), strict=True):
-        known = float(row["standard_error"] or math.nan) > 0
-        z = f" ± {row['standard_error']:.2f} (z = {row['value'] / row['standard_error']:.1f})" if known else ""
-        whose = f" of {name}" if name else ""
-        yield f"The {labels.metric_name(row['metric']).split(':')[0]}{whose} is negative: {row['value']:.2f}{z} nats per point."
+        value, error, whose = row["value"], row["standard_error"], f" of {name}" if name else ""
+        z = f" ± {error:.2f} (z = {value / error:.1f})" if error and error > 0 else ""
+        gap = labels.metric_name(row["metric"]).split(":")[0]
+        yield f"The {gap}{whose} is negative: {value:.2f}{z} nats per point."
 
 
 def _missing_certificates(finals: pd.DataFrame) -> Iterator[str]:

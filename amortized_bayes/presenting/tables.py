@@ -105,7 +105,7 @@ def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], conso
     caption = [f"nats per point where no other unit is given, {over}"] if has_errors else []
     if matched:
         caption += ["[n s.e.]: how far ours lies from the published value", *sources(matched)]
-    names = len(labels.names(dict.fromkeys(table.rows, ""))) or int(bool(table.across))
+    names = 1 if table.across else len(_name_columns(table))
     _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, names)
 
 
@@ -141,8 +141,7 @@ def _lines(
         return None
     num_names = len(lines[0]) - len(values)
     kept = [*range(num_names), *(num_names + place for place in sorted(found_any))]
-    shown = [name for name in table.rows if not (name == "k" and "guide" in table.rows)]
-    headings = [*map(labels.factor_label, shown), *map(_heading, values)]
+    headings = [*map(labels.factor_label, _name_columns(table)), *map(_heading, values)]
     cells = [[line[place] for place in kept] for line in lines]
     headings = [headings[place] for place in kept]
     if any(fates) or STATUS in {column.metric for column in columns}:
@@ -163,6 +162,10 @@ def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: 
     headings = ["", *(labels.value_label(table.across, key[table.across]) for key, _ in parts)]
     kept = [place for place in range(len(headings)) if place == 0 or any(line[place] for line in cells)]
     return ([headings[p] for p in kept], [[line[p] for p in kept] for line in cells], []) if cells else None
+
+
+def _name_columns(table: Table) -> list[str]:
+    return [name for name in table.rows if not (name == "k" and "guide" in table.rows)]
 
 
 def _heading(column: Column) -> str:
