@@ -16,6 +16,8 @@ from amortized_bayes.guides.registry import GUIDES, Rates
 __all__ = ["PAPER", "FitSettings", "rates_field", "rates_of", "substitutes"]
 
 Config = TypeVar("Config", bound="FitSettings")
+CHOICES = tuple(name for name, entry in GUIDES.items() if not entry.starts_from)
+GUIDES_HELP = f"Guides to compare: {', '.join(CHOICES)}. F-VI started at the best A-VI solution comes with these two."
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class FitSettings(Settings):
 
     Args:
         dataset: Data sets by name, or paths of .npz or .npy files.
-        guides: Guides to compare. F-VI started at the best A-VI solution comes with these two.
+        guides: Guides to compare, by their names in ``GUIDES``.
         widths: Encoder widths k.
         depth: Hidden layers of the encoder, each of width k; 0 makes it linear.
         likelihood: Likelihood of the pixels; bernoulli binarizes them once, by seed.
@@ -43,7 +45,7 @@ class FitSettings(Settings):
     """
 
     dataset: Annotated[tuple[str, ...], Different(), tyro.conf.arg(help=DATASET_HELP)] = ("mnist", "fashion-mnist")
-    guides: Annotated[tuple[str, ...], Different()] = ("constant", "amortized", "factorized")
+    guides: Annotated[tuple[str, ...], Different(), tyro.conf.arg(help=GUIDES_HELP)] = ("constant", "amortized", "factorized")
     widths: Annotated[tuple[int, ...], Different(), AtLeast(1)] = (1, 4, 16, 64, 256)
     depth: Annotated[int, AtLeast(0)] = 1
     likelihood: LikelihoodName = "bernoulli"
