@@ -23,6 +23,8 @@ from amortized_bayes.guides.registry import GUIDES, Fit, Rates, list_fits
 if TYPE_CHECKING:
     import pandas as pd
 
+    from amortized_bayes.experiments.lab import Lab
+
 __all__ = [
     "FIGURES",
     "FINDINGS",
@@ -75,7 +77,7 @@ def rates_tried(guide: str) -> list[Rates]:
     return [Rates(shared, local) for shared in SHARED for local in GUIDES[guide].tuned_over]
 
 
-def jobs(config: Config, lab: Any) -> list[Job]:
+def jobs(config: Config, lab: Lab) -> list[Job]:
     """A fit for each pair of rates, of each guide on each data set."""
     found = []
     for dataset in config.dataset:
