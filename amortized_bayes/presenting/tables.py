@@ -105,7 +105,8 @@ def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], conso
     caption = [f"nats per point where no other unit is given, {over}"] if has_errors else []
     if matched:
         caption += ["[n s.e.]: how far ours lies from the published value", *sources(matched)]
-    names = 1 if table.across else len(_name_columns(table))
+    names = 1 if table.across or numbers else 0
+    names = len(_name_columns(table)) or names
     _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, names)
 
 
@@ -128,7 +129,7 @@ def _lines(
         if not fate and all(f is None for f in found):
             continue
         found_any |= {place for place, f in enumerate(found) if f is not None}
-        called = list(labels.names(key).values())
+        called = list(labels.names(key).values()) or (["this run"] if numbers else [])
         lines.append([*called, *(cell(c.metric, f) for c, f in zip(values, found, strict=True))])
         fates.append(fate)
         beside = [None if f is None else find(numbers, c.metric, f.factors) for c, f in zip(values, found, strict=True)]
@@ -142,6 +143,7 @@ def _lines(
     num_names = len(lines[0]) - len(values)
     kept = [*range(num_names), *(num_names + place for place in sorted(found_any))]
     headings = [*map(labels.factor_label, _name_columns(table)), *map(_heading, values)]
+    headings = [*[""] * (num_names - len(_name_columns(table))), *headings]
     cells = [[line[place] for place in kept] for line in lines]
     headings = [headings[place] for place in kept]
     if any(fates) or STATUS in {column.metric for column in columns}:
