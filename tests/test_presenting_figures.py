@@ -186,7 +186,7 @@ def test_searches_are_drawn(drawn):
 def test_posteriors_are_drawn(drawn):
     kept = drawn(made_runs.toy_posteriors(), {"toy_posteriors": Drawn("toy_posteriors")})
     assert len(kept["toy_posteriors"].axes) == 4 * 7
-    assert kept["toy_posteriors"].axes[3].get_title() == "realnvp,\namortized"
+    assert kept["toy_posteriors"].axes[3].get_title("left") == "realnvp,\namortized"
 
 
 def test_what_has_no_rows_is_not_drawn(drawn):

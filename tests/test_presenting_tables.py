@@ -171,6 +171,6 @@ def test_claims_are_of_data_sets_of_the_run():
     (reading,) = [line for line in text.splitlines() if "1.7-2.2" in line]
     assert "Amortized-Bayes" in reading
     assert "2 to 3 times faster" in text
-    assert "no: family gap 60.0 ± 0.1" in text
-    assert "yes: family gap 0.9 ± 0.1" in text
+    assert "no: family gap 60.00±0.10" in text
+    assert "yes: family gap 0.94±0.10" in text
     assert not printed(claims, made_runs.sweep(("digits",))).strip()

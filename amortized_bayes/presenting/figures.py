@@ -27,7 +27,7 @@ from amortized_bayes.plotting.panels import (
     series_style,
 )
 from amortized_bayes.presenting import drawn
-from amortized_bayes.presenting.tables import fill
+from amortized_bayes.presenting.cells import fill
 from amortized_bayes.presenting.view import RunView
 from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
