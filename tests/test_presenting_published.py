@@ -1,6 +1,7 @@
 """Published numbers: what the files hold, and what is refused."""
 
 import csv
+import tomllib
 
 import pytest
 
@@ -72,6 +73,11 @@ def test_a_file_that_cannot_be_joined_is_refused(tmp_path, text, wrong):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(ValueError, match=wrong):
         read_published("bad", tmp_path)
+
+
+def test_the_files_are_installed_with_the_package():
+    declared = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert declared["amortized_bayes.presenting"] == ["published/*.csv"]
 
 
 def test_claims_say_whose_they_are():
