@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amortized_bayes.comparing.any_model import compare
+    from amortized_bayes.comparing.comparison import Comparison
     from amortized_bayes.data import load_dataset
-    from amortized_bayes.diagnosis import Comparison, Diagnosis, compare, diagnose
+    from amortized_bayes.diagnosis import Diagnosis, diagnose
     from amortized_bayes.evaluation.ais import ais
     from amortized_bayes.evaluation.bdmc import bdmc
     from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive
@@ -18,19 +20,19 @@ if TYPE_CHECKING:
     from amortized_bayes.evaluation.gaps import gaps
     from amortized_bayes.evaluation.psis import psis_khat
     from amortized_bayes.evaluation.settings import AISSettings
+    from amortized_bayes.flows import FlowSettings
     from amortized_bayes.guides import (
         Amortized,
-        AuxiliaryFlow,
         Constant,
         Factorized,
         FlowGuide,
-        FlowSettings,
         LocalGuide,
         MeanField,
     )
-    from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
-    from amortized_bayes.inference.optimize import LocalSettings, optimize_local
+    from amortized_bayes.inference.flow_search import optimize_flow
+    from amortized_bayes.inference.optimize import optimize_local
     from amortized_bayes.inference.options import Divergence, FitOptions
+    from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
     from amortized_bayes.inference.svi import Training, fit
     from amortized_bayes.joint import draw_shared, log_joint
     from amortized_bayes.models import DeepGenerative, LinearGaussian
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     from amortized_bayes.weights import LogWeights, log_weights
 
 _WHERE = {
+    "comparing.any_model": ("compare",),
+    "comparing.comparison": ("Comparison",),
     "data": ("load_dataset",),
-    "diagnosis": ("Comparison", "Diagnosis", "compare", "diagnose"),
+    "diagnosis": ("Diagnosis", "diagnose"),
     "evaluation.ais": ("ais",),
     "evaluation.bdmc": ("bdmc",),
     "evaluation.bounds": ("elbo", "iwae", "log_predictive"),
@@ -47,19 +51,19 @@ _WHERE = {
     "evaluation.gaps": ("gaps",),
     "evaluation.psis": ("psis_khat",),
     "evaluation.settings": ("AISSettings",),
+    "flows": ("FlowSettings",),
     "guides": (
         "Amortized",
-        "AuxiliaryFlow",
         "Constant",
         "Factorized",
         "FlowGuide",
-        "FlowSettings",
         "LocalGuide",
         "MeanField",
     ),
-    "inference.flow_search": ("FlowSearchSettings", "optimize_flow"),
-    "inference.optimize": ("LocalSettings", "optimize_local"),
+    "inference.flow_search": ("optimize_flow",),
+    "inference.optimize": ("optimize_local",),
     "inference.options": ("Divergence", "FitOptions"),
+    "inference.settings": ("FlowSearchSettings", "LocalSettings"),
     "inference.svi": ("Training", "fit"),
     "joint": ("draw_shared", "log_joint"),
     "models": ("DeepGenerative", "LinearGaussian"),
@@ -71,7 +75,6 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "AISSettings",
     "Amortized",
-    "AuxiliaryFlow",
     "Comparison",
     "Constant",
     "DeepGenerative",

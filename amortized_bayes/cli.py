@@ -1,7 +1,8 @@
 """The command line: ``amortized-bayes`` or ``python run_experiments.py``.
 
-A typed dataclass a command is the only configuration: its fields are the flags, and its docstring the help. Nothing
-here imports torch, so that ``--help`` answers at once; each command imports what it needs when it runs.
+Typed dataclasses are the only configuration: their fields are the flags, and their docstrings the help. There is a
+command per entry of ``EXPERIMENTS``, with the same flags for how to run it, and a few that show runs. Nothing here
+imports torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -10,52 +11,23 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from inspect import getdoc
 from typing import Annotated, Any
 
 import tyro
 
 from amortized_bayes.commands.download import Download
-from amortized_bayes.commands.gaps import GapsCommand, QStarCommand, gaps_defaults, qstar_defaults
+from amortized_bayes.commands.run import Run, defaults
 from amortized_bayes.commands.runs import List, Plot, Table
-from amortized_bayes.commands.suboptimality import (
-    FrozenDecoder,
-    TestSetGaps,
-    ToyPosteriors,
-    frozen_defaults,
-    set_defaults,
-    toy_defaults,
-)
-from amortized_bayes.commands.sweep import Sweep, sweep_defaults
-from amortized_bayes.commands.train import Train, train_defaults
-from amortized_bayes.experiments.checking import SettingError
+from amortized_bayes.configuration import SettingError
+from amortized_bayes.experiments import ALIASES, EXPERIMENTS, experiment
 
 __all__ = ["main"]
 
-COMMANDS: dict[str, type] = {
-    "sweep": Sweep,
-    "train": Train,
-    "gaps": GapsCommand,
-    "qstar": QStarCommand,
-    "test-set-gaps": TestSetGaps,
-    "frozen-decoder": FrozenDecoder,
-    "toy-posteriors": ToyPosteriors,
-    "list": List,
-    "plot": Plot,
-    "table": Table,
-    "download": Download,
-}
-DEFAULTS: dict[str, Callable[[list[str]], Any]] = {
-    "sweep": sweep_defaults,
-    "train": train_defaults,
-    "gaps": gaps_defaults,
-    "qstar": qstar_defaults,
-    "test-set-gaps": set_defaults,
-    "frozen-decoder": frozen_defaults,
-    "toy-posteriors": toy_defaults,
-}
-"""Of commands with presets, what their flags start from."""
+LOOKING: dict[str, type] = {"list": List, "plot": Plot, "table": Table, "download": Download}
+"""Commands that are no experiments."""
 DESCRIPTION = (
     "Amortized against factorized and constant variational inference: what does it cost to share the inference? "
     "Without a command, `sweep` is run. `COMMAND --help` explains each."
@@ -92,12 +64,13 @@ def _parse(given: list[str]) -> Any:
     asks_for_help = bool(given) and given[0] in ("-h", "--help")
     if not asks_for_help and (not given or given[0].startswith("-")):
         given = ["sweep", *given]
-    defaults = {given[0]: DEFAULTS[given[0]](given)} if given[0] in DEFAULTS else {}
+    given = [ALIASES.get(given[0], given[0]), *given[1:]]
     union: Any = None
-    for name, cls in COMMANDS.items():
-        default = {"default": defaults[name]} if name in defaults else {}
-        member = Annotated[cls, tyro.conf.subcommand(name, **default)]
+    for name in EXPERIMENTS:
+        member = _command(name, given if given[0] == name else [])
         union = member if union is None else union | member
+    for name, cls in LOOKING.items():
+        union = union | Annotated[cls, tyro.conf.subcommand(name)]
     form = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[union]]
     options: dict[str, Any] = {"args": given, "prog": "run_experiments.py", "description": DESCRIPTION}
     if not {"-h", "--help"} & set(given):
@@ -107,6 +80,13 @@ def _parse(given: list[str]) -> Any:
         except SystemExit as stop:
             _raise_refusal(stop)
     return tyro.cli(form, **options)  # once more, for what it says
+
+
+def _command(name: str, given: list[str]) -> Any:
+    """The subcommand of an experiment, whose flags start from its preset; its help is that of its settings."""
+    module: Any = experiment(name)
+    text = (getdoc(module.Config) or "").split("\n\n")[0].replace("\n", " ")
+    return Annotated[Run[module.Config], tyro.conf.subcommand(name, default=defaults(name, given), description=text)]
 
 
 def _raise_refusal(stop: SystemExit) -> None:

@@ -25,10 +25,11 @@ __all__ = [
 ]
 
 
-Activation = Literal["leaky-relu", "elu"]
+Activation = Literal["leaky-relu", "elu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky-relu": partial(F.leaky_relu, negative_slope=0.2),
     "elu": F.elu,
+    "tanh": torch.tanh,
 }
 
 
@@ -39,7 +40,7 @@ class MLP(nn.ModuleList):
         sizes: input size, widths of the hidden layers, output size.
         output_bias: where given, the last layer starts at zero weights and this bias, so that the network starts as
             a constant function.
-        activation: between the layers, LeakyReLU(0.2) or ELU.
+        activation: between the layers: leaky-relu (of slope 0.2), elu or tanh.
 
     Raises:
         ValueError: fewer than two sizes, one below 1, or an unknown activation.
@@ -68,14 +69,15 @@ class MLP(nn.ModuleList):
 
 
 class ConvolutionalEncoder(nn.Module):
-    """Images, flat, ``(B, H W) -> (B, outputs)``: two convolutions 4x4 of stride 2, and two dense layers, with ELU.
+    """Images, flat, ``(B, C H W) -> (B, outputs)``: two convolutions 4x4 of stride 2, and two dense layers.
 
     Args:
-        image_shape: (H, W), both multiples of 4.
+        image_shape: (C, H, W), the last two multiples of 4.
         channels: of the two convolutions.
         hidden: width of the dense layer.
         outputs: size of the answer.
         output_bias: as in :class:`MLP`.
+        activation: as in :class:`MLP`.
 
     Raises:
         ValueError: an image shape of other numbers.
@@ -83,50 +85,63 @@ class ConvolutionalEncoder(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[int, int],
+        image_shape: tuple[int, int, int],
         channels: tuple[int, int],
         hidden: int,
         outputs: int,
         output_bias: Tensor | None = None,
+        activation: Activation = "elu",
     ) -> None:
         super().__init__()
         self.image_shape = image_shape
+        self.activation = activation
         height, width = _quarter(image_shape)
-        self.first = nn.Conv2d(1, channels[0], 4, 2, 1)
+        self.first = nn.Conv2d(image_shape[0], channels[0], 4, 2, 1)
         self.second = nn.Conv2d(channels[0], channels[1], 4, 2, 1)
-        self.dense = MLP([channels[1] * height * width, hidden, outputs], output_bias, "elu")
+        self.dense = MLP([channels[1] * height * width, hidden, outputs], output_bias, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Answers for a batch of images."""
-        images = x.reshape(-1, 1, *self.image_shape)
-        features = F.elu(self.second(F.elu(self.first(images))))
+        activation = ACTIVATIONS[self.activation]
+        images = x.reshape(-1, *self.image_shape)
+        features = activation(self.second(activation(self.first(images))))
         return self.dense(features.flatten(1))
 
 
 class ConvolutionalDecoder(nn.Module):
-    """Latents to flat images, ``(..., D) -> (..., H W)``: two dense layers and two transposed convolutions, with ELU.
+    """Latents to flat images, ``(..., D) -> (..., C H W)``: two dense layers and two transposed convolutions.
 
     Args:
         latent_dim: D.
         hidden: width of the dense layer.
         channels: of the images that the two transposed convolutions read.
-        image_shape: (H, W), both multiples of 4.
+        image_shape: (C, H, W), the last two multiples of 4.
+        activation: as in :class:`MLP`.
 
     Raises:
         ValueError: an image shape of other numbers.
     """
 
-    def __init__(self, latent_dim: int, hidden: int, channels: tuple[int, int], image_shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden: int,
+        channels: tuple[int, int],
+        image_shape: tuple[int, int, int],
+        activation: Activation = "elu",
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.small = (channels[0], *_quarter(image_shape))
-        self.dense = MLP([latent_dim, hidden, math.prod(self.small)], None, "elu")
+        self.dense = MLP([latent_dim, hidden, math.prod(self.small)], None, activation)
         self.first = nn.ConvTranspose2d(channels[0], channels[1], 4, 2, 1)
-        self.second = nn.ConvTranspose2d(channels[1], 1, 4, 2, 1)
+        self.second = nn.ConvTranspose2d(channels[1], image_shape[0], 4, 2, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits or means of the pixels."""
-        features = F.elu(self.dense(z)).reshape(-1, *self.small)
-        return self.second(F.elu(self.first(features))).reshape(*z.shape[:-1], -1)
+        activation = ACTIVATIONS[self.activation]
+        features = activation(self.dense(z)).reshape(-1, *self.small)
+        return self.second(activation(self.first(features))).reshape(*z.shape[:-1], -1)
 
 
 def fan_in(layer: nn.Module) -> float:
@@ -151,9 +166,9 @@ def start_at(layer: nn.Linear, start: Tensor, spread: float = 0.0) -> None:
     layer.bias[: len(start)] = start
 
 
-def _quarter(image_shape: tuple[int, int]) -> tuple[int, int]:
-    height, width = image_shape
-    if height % 4 or width % 4 or min(image_shape) < 4:
+def _quarter(image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    _, height, width = image_shape
+    if height % 4 or width % 4 or min(height, width) < 4:
         raise ValueError(f"expected images of height and width that 4 divides, got {height} by {width}")
     return height // 4, width // 4
 

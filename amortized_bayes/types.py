@@ -75,16 +75,16 @@ class Images(NamedTuple):
 class Dataset(NamedTuple):
     """A data set in memory, on the CPU, as numpy arrays.
 
-    ``image_shape`` is ``(height, width)`` or ``None`` for vectors. ``grey_levels`` is the value that stands for white
-    (255 for MNIST, 16 for the embedded digits, 1 for what already lies in [0, 1]); grey pixels in [0, 1]
-    are ``pixels / grey_levels``. ``sha256`` maps each file that was read to its checksum. ``note`` is empty, or says
-    what this data set stands in for.
+    ``image_shape`` is ``(channels, height, width)``, in which order pixels lie in a row, or ``None`` for vectors; grey
+    images have 1 channel. ``grey_levels`` is the value of white (255 for MNIST, 16 for the embedded digits, 1 for what
+    already lies in [0, 1]); grey pixels in [0, 1] are ``pixels / grey_levels``. ``sha256`` maps each file that was read
+    to its checksum. ``note`` is empty, or says which data set it is used instead of.
     """
 
     name: str
     train: Images
     test: Images
-    image_shape: tuple[int, int] | None
+    image_shape: tuple[int, int, int] | None
     grey_levels: int
     sha256: dict[str, str]
     source: str

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.trained import Trained, find_trained, obtain
-from amortized_bayes.experiments.vae import VAEConfig
 
 SMALL = VAEConfig(dataset="digits", epochs=2, latent_dim=5, hidden=(16,), encoder="small", num_test=50)
 """Only to see that everything runs."""

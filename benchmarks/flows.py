@@ -26,8 +26,8 @@ from _measure import (
     write_json,
 )
 
-from amortized_bayes.experiments.vae import Family, VAEConfig
-from amortized_bayes.experiments.vae_problem import VAEData, build_vae, vae_options
+from amortized_bayes.experiments.settings import Family, VAEConfig
+from amortized_bayes.experiments.setup import ImageData, build_vae, vae_options
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.types import Dataset, Images
 
@@ -79,8 +79,8 @@ def _side(options: Options, family: Family, how: str, device: torch.device) -> S
     config = VAEConfig(family=family, batch_size=options.batch, latent_dim=6, hidden=(8,)) if options.quick else None
     config = config or VAEConfig(family=family, batch_size=options.batch)
     bits = torch.bernoulli(torch.full((4 * options.batch, 784), 0.2)).to(torch.uint8)
-    nothing = Dataset("random", Images(bits.numpy(), None), Images(bits.numpy(), None), (28, 28), 1, {}, "")
-    data = VAEData("random", bits.to(device), bits.to(device), None, None, (28, 28), nothing)
+    nothing = Dataset("random", Images(bits.numpy(), None), Images(bits.numpy(), None), (1, 28, 28), 1, {}, "")
+    data = ImageData("random", bits.to(device), bits.to(device), None, (1, 28, 28), nothing)
     training = Training(*build_vae(config, data), data.train, replace(vae_options(config), capture=how))
     training.prepare(1)
 

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from amortized_bayes.data import load_dataset
+from amortized_bayes.data import load_dataset, to_pictures
 
 ROWS = np.arange(120, dtype=np.float32).reshape(20, 6) - 3.5
 
@@ -63,9 +63,38 @@ def test_npz_with_one_array(tmp_path, key):
 )
 def test_images(tmp_path, array, dtype, grey_levels):
     data = load_dataset(save(tmp_path / "images.npy", array))
-    assert (data.image_shape, data.grey_levels) == ((2, 4), grey_levels)
+    assert (data.image_shape, data.grey_levels) == ((1, 2, 4), grey_levels)
     assert data.train.pixels.dtype == dtype
     assert data.train.pixels.shape == (9, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("last", [False, True])
+def test_channels_come_first_wherever_they_were(tmp_path, channels, last):
+    images = np.arange(10 * channels * 8).reshape(10, channels, 2, 4).astype(np.float32)
+    data = load_dataset(save(tmp_path / "a.npy", images.transpose(0, 2, 3, 1) if last else images))
+    assert data.image_shape == (channels, 2, 4)
+    found = all_rows(data)
+    assert sorted(found[:, 0]) == sorted(images[:, 0, 0, 0])
+    for row in found:
+        np.testing.assert_array_equal(row, images[int(row[0]) // (channels * 8)].ravel())
+    pictures = to_pictures(found, data.image_shape)
+    assert pictures.shape == ((10, 2, 4) if channels == 1 else (10, 2, 4, 3))
+    if channels == 3:
+        np.testing.assert_array_equal(pictures[..., 1].reshape(10, -1), found[:, 8:16])
+    np.testing.assert_array_equal(to_pictures(found, None), found)
+
+
+def test_train_and_test_with_different_channels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"rows of shape \(3, 4, 4\), got float32 rows of shape \(1, 4, 4\)"):
+        load_dataset(save(tmp_path / "a.npz", train=np.zeros((5, 3, 4, 4)), test=np.zeros((5, 4, 4))))
+
+
+def test_places_of_bad_values_are_those_of_the_file(tmp_path):
+    images = np.zeros((6, 4, 5, 3))
+    images[2, 3, 4, 1] = np.nan
+    with pytest.raises(ValueError, match=r"the first nan at \(2, 3, 4, 1\)"):
+        load_dataset(save(tmp_path / "a.npy", images))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
@@ -82,8 +111,12 @@ def test_values_that_are_not_finite_are_counted_and_placed(tmp_path, bad):
         (np.zeros((0, 4)), "at least 2 rows and 1 column"),
         (np.zeros((1, 4)), "at least 2 rows and 1 column"),
         (np.zeros((4, 0)), "at least 2 rows and 1 column"),
-        (np.zeros(4), r"expected shape \(N, P\) or \(N, height, width\), got \(4,\)"),
-        (np.zeros((4, 1, 2, 2)), r"got \(4, 1, 2, 2\)"),
+        (np.zeros(4), r"expected shape \(N, P\), \(N, H, W\), \(N, C, H, W\) or \(N, H, W, C\), got \(4,\)"),
+        (np.float64(4), r"got \(\)"),
+        (np.zeros((4, 1, 2, 2, 2)), r"got \(4, 1, 2, 2, 2\)"),
+        (np.zeros((4, 2, 8, 8)), r"C of 1 or 3 on one side, got \(4, 2, 8, 8\), where neither could be the channels"),
+        (np.zeros((4, 3, 8, 3)), r"got \(4, 3, 8, 3\), where both could be the channels"),
+        (np.zeros((4, 1, 8, 3)), "where both could be the channels"),
         (np.array([["a", "b"], ["c", "d"]]), "expected real numbers, got an array of type <U1"),
         (np.zeros((4, 2), complex), "got an array of type complex128"),
         (np.zeros((4, 2), "M8[s]"), "expected real numbers"),

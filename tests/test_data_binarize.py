@@ -65,5 +65,5 @@ def test_what_is_no_pixel_is_refused(pixels, grey_levels, says):
 
 
 def test_unknown_method_is_refused():
-    with pytest.raises(ValueError, match=r"expected 'sampled' or 'threshold'.*'dither'"):
+    with pytest.raises(ValueError, match=r"expected binarization 'sampled' or 'threshold', got 'dither'"):
         binarize(GREY, 255, 0, "train", "dither")

@@ -19,5 +19,5 @@ def test_wrong_shapes_are_refused():
     bits, grey = np.zeros((3, 4), np.uint8), np.zeros((5, 6), np.uint8)
     with pytest.raises(ValueError, match=r"got \(3, 4\), \(5, 6\) and \(5,\)"):
         labels_of_binarized(bits, grey, np.zeros(5))
-    with pytest.raises(ValueError, match="a label a grey image"):
+    with pytest.raises(ValueError, match="a label per grey image"):
         labels_of_binarized(bits, np.zeros((5, 4), np.uint8), np.zeros(4))

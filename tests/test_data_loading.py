@@ -66,7 +66,7 @@ def test_reads_gzipped_and_unpacked(tmp_path, gzipped):
     order = [int((pixels == row).all(1).argmax()) for row in data.train.pixels]
     assert sorted(order) == list(range(12))
     assert (data.train.labels == np.frombuffer(CONTENTS["train-labels-idx1-ubyte"], np.uint8, offset=8)[order]).all()
-    assert (data.image_shape, data.grey_levels, data.source) == ((4, 3), 255, str(folder))
+    assert (data.image_shape, data.grey_levels, data.source) == ((1, 4, 3), 255, str(folder))
     assert data.sha256 == {file.name: file.sha256 for file in FILES}
 
 
@@ -162,7 +162,7 @@ def test_rows_follow_the_seed_and_subsets_are_nested(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "binarized-mnist"])
-def test_what_is_not_to_be_had_says_what_to_do(tmp_path, monkeypatch, name):
+def test_what_is_unavailable_says_what_to_do(tmp_path, monkeypatch, name):
     monkeypatch.setenv("AMORTIZED_BAYES_DATA", str(tmp_path / "gone"))
     with pytest.raises(DataUnavailable) as caught:
         load_dataset(name, data_dir=tmp_path)

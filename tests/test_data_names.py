@@ -2,7 +2,17 @@
 
 import pytest
 
-from amortized_bayes.data import DATASETS, load_dataset, where_to_put
+from amortized_bayes.data import (
+    DATASETS,
+    KnownDataset,
+    display_name,
+    label_of,
+    load_dataset,
+    read_dataset,
+    short_name,
+    shuffle,
+    where_to_put,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +51,49 @@ def test_a_data_directory_must_be_one(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"expected a folder as data directory, got .*file': a file"):
         load_dataset(name, data_dir=tmp_path / "file")
+
+
+def test_a_data_set_is_one_entry(monkeypatch):
+    dataset = load_dataset("digits")
+    monkeypatch.setitem(
+        DATASETS, "new-set", KnownDataset("New Set", "new", lambda paths: dataset._replace(name="new-set"))
+    )
+    assert load_dataset("new-set").name == "new-set"
+    assert (label_of("new-set"), short_name("new-set"), display_name("new-set")) == ("New Set", "new", "new-set")
+    assert where_to_put("new-set") == "new-set comes with an installed package: there is nothing to put anywhere"
+    with pytest.raises(ValueError, match=r"\(mnist, .*digits, new-set\).* got 'new-sett'; did you mean 'new-set'"):
+        load_dataset("new-sett")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "display", "label", "short"),
+    [
+        ("fashion-mnist", "fashion-mnist", "FashionMNIST", "fmnist"),
+        ("binarized-mnist", "binarized-mnist", "binarized MNIST", "binarized-mnist"),
+        ("/somewhere/my images.npz", "my images.npz", "my images.npz", "my-images"),
+        ("mine.npz", "mine.npz", "mine.npz", "mine"),
+        (r"$\frac$.npy", r"$\frac$.npy", r"$\frac$.npy", "frac"),
+        ("../...npy", "...npy", "...npy", "data"),
+    ],
+)
+def test_names_for_rows_titles_and_files(dataset, display, label, short):
+    assert (display_name(dataset), label_of(dataset), short_name(dataset)) == (display, label, short)
+
+
+def test_entries_fit_what_they_read():
+    assert len({known.short for known in DATASETS.values()}) == len(DATASETS)
+    assert all(known.labels_from in DATASETS for known in DATASETS.values() if known.labels_from)
+    assert [name for name, known in DATASETS.items() if known.binarization == "threshold"] == ["fashion-mnist"]
+    assert [name for name, known in DATASETS.items() if not known.grey] == ["binarized-mnist"]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_what_is_read_once_can_be_shuffled_by_any_seed(seed):
+    once, asked = shuffle(read_dataset("digits"), seed, 100, 20), load_dataset("digits", seed=seed)
+    for split, count in (("train", 100), ("test", 20)):
+        one, other = getattr(once, split), getattr(asked, split)
+        assert (one.pixels == other.pixels[:count]).all()
+        assert (one.labels == other.labels[:count]).all()
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -30,7 +30,7 @@ needs_files = pytest.mark.skipif(
 def test_mnist_and_fashion(name, train_counts, test_counts):
     data = load_dataset(name, download=False)
     assert (data.train.pixels.shape, data.test.pixels.shape) == ((60000, 784), (10000, 784))
-    assert (data.image_shape, data.grey_levels) == ((28, 28), 255)
+    assert (data.image_shape, data.grey_levels) == ((1, 28, 28), 255)
     assert np.bincount(data.train.labels).tolist() == train_counts
     assert np.bincount(data.test.labels).tolist() == test_counts
     assert data.train.pixels.dtype == np.uint8
@@ -50,7 +50,7 @@ def test_labels_stay_with_their_images():
 def test_binarized_mnist():
     data = load_dataset("binarized-mnist", download=False)
     assert (data.train.pixels.shape, data.test.pixels.shape) == ((50000, 784), (10000, 784))
-    assert (data.image_shape, data.grey_levels) == ((28, 28), 1)
+    assert (data.image_shape, data.grey_levels) == ((1, 28, 28), 1)
     assert (data.train.pixels.sum(), data.test.pixels.sum()) == (5118041, 1038896)
     assert data.train.pixels.max() == 1
     assert data.train.labels is None
@@ -82,7 +82,7 @@ def test_binarized_mnist_from_text_and_damaged(tmp_path):
 def test_digits():
     data = load_dataset("digits")
     assert (data.train.pixels.shape, data.test.pixels.shape) == ((1500, 64), (297, 64))
-    assert (data.image_shape, data.grey_levels, data.train.pixels.max()) == ((8, 8), 16, 16)
+    assert (data.image_shape, data.grey_levels, data.train.pixels.max()) == ((1, 8, 8), 16, 16)
     labels = np.concatenate([data.train.labels, data.test.labels])
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 

@@ -188,12 +188,12 @@ def test_the_verdict_abstains_where_khat_fails(spoiled: tuple[Problem, Diagnosis
     assert not replace(found, values=values).verdict.abstains
 
 
-def test_the_verdict_abstains_where_q_star_is_unsettled(spoiled: tuple[Problem, Diagnosis]) -> None:
+def test_the_verdict_abstains_where_q_star_has_not_converged(spoiled: tuple[Problem, Diagnosis]) -> None:
     _, found = spoiled
     values = {**found.values, "residual": torch.full_like(found.values["residual"], 5.0)}
     verdict = replace(found, values=values).verdict
     assert verdict.abstains
-    assert "not settled" in verdict.words
+    assert "has not converged" in verdict.words
     assert "this holds" not in verdict.words
 
 

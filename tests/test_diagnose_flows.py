@@ -23,10 +23,12 @@ def flow_problem(linear_problem):
 def test_gaps_of_a_flow(flow_problem):
     model, guide, x = flow_problem
     options = {"num_particles": 500, "num_simulated": 6, "ais_settings": ab.AISSettings(num_temperatures=40)}
-    gaussian = ab.diagnose(model, guide, x, **options)
-    flow = ab.diagnose(model, guide, x, family="realnvp", **options)
+    gaussian = ab.diagnose(model, guide, x, flow=ab.FlowSettings("gaussian"), **options)
+    flow = ab.diagnose(model, guide, x, **options)  # in the guide's own family
     # the flow beats every factorized Gaussian, so that this gap is negative; a point's own flow does no worse
     assert gaussian.gaps().amortization.mean < -0.1
     assert flow.gaps().amortization.mean > -2 * flow.gaps().amortization.mean_error - 0.02
     assert abs(flow.gaps().approximation.mean) < 0.1
     assert flow.settings["family"] == "realnvp"
+    assert (flow.settings["flow"]["num_flows"], flow.settings["flow"]["hidden"]) == (4, [20, 20])
+    assert "flow" not in gaussian.settings

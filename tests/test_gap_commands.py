@@ -17,9 +17,9 @@ from amortized_bayes.diagnosis import Diagnosis
 from amortized_bayes.experiments import gap_study, qstar_study
 from amortized_bayes.experiments.gap_study import GAPS, GapsConfig, class_rows, run_gaps
 from amortized_bayes.experiments.qstar_study import QStarConfig, Search, run_qstar, searches
+from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.trained import load_trained
 from amortized_bayes.experiments.training import train
-from amortized_bayes.experiments.vae import VAEConfig
 from amortized_bayes.results import RunFolder, list_runs
 from amortized_bayes.results.checkpoints import save_tensors
 

@@ -1,21 +1,22 @@
-"""The rules of the house: a file imports only from layers above it, and what must be quick does not load torch."""
+"""The code layout: files import from layers above them and in no circle; what must be quick does not load torch."""
 
 import ast
 import subprocess
 import sys
+from itertools import starmap
 from pathlib import Path
 
 import pytest
-import torch
 
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "labels", "seeding", "networks"),
+    ("types", "labels", "seeding", "networks", "likelihoods", "per_point", "flows"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("inference", "evaluation"),
+    ("comparing",),
     ("diagnosis", "experiments", "report"),
     ("presenting",),
     ("commands",),
@@ -41,43 +42,52 @@ def part_of(module):
 
 
 def imports(path, module):
-    """Absolute names of all modules a file imports, wherever in the file, with those imported from a package."""
+    """The imports of a file, wherever in it: (module, name), the name empty where a whole module is imported."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     tree = ast.parse(path.read_text())
     if "." not in module:  # the package's own names, for type checkers: they are imported when they are used
         tree.body = [node for node in tree.body if not is_type_checking(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*base, *(node.module.split(".") if node.module else [])])
-            if origin == "amortized_bayes":  # from amortized_bayes import weights
-                yield from (f"{origin}.{alias.name}" for alias in node.names)
-            else:
-                yield origin
+            yield from ((origin, alias.name) for alias in node.names)
 
 
 def is_type_checking(node):
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+def files_of(package):
+    """Path of each module of the package."""
+    paths = {}
+    for path in sorted(package.rglob("*.py")):
+        names = path.relative_to(package.parent).with_suffix("").parts
+        paths[".".join(names[:-1] if names[-1] == "__init__" else names)] = path
+    return paths
+
+
 def violations(package):
     """A line for each import that the layering forbids."""
     found = []
-    for path in sorted(package.rglob("*.py")):
-        names = path.relative_to(package.parent).with_suffix("").parts
-        module = ".".join(names[:-1] if names[-1] == "__init__" else names)
+    for module, path in files_of(package).items():
         part = part_of(module)
         if part and part not in LAYER_OF:
             found.append(f"{module} is in no layer")
             continue
-        for imported in imports(path, module):
+        for imported in dict.fromkeys(starmap(module_imported, imports(path, module))):
             if imported.split(".")[0] == "torch" and part in NEVER_TORCH:
                 found.append(f"{module} imports {imported}")
             if imported.split(".")[0] == "amortized_bayes" and not allowed(part, part_of(imported)):
                 found.append(f"{module} imports {imported}")
     return found
+
+
+def module_imported(origin, name):
+    """``amortized_bayes.weights`` for ``from amortized_bayes import weights``."""
+    return f"{origin}.{name}" if origin == "amortized_bayes" else origin
 
 
 def allowed(part, other):
@@ -86,6 +96,14 @@ def allowed(part, other):
     if part == other or (part, other) in NEIGHBOURS:
         return True
     return other in LAYER_OF and LAYER_OF[other] < LAYER_OF[part]
+
+
+def write(folder, files):
+    """Write a package of these files."""
+    for path, text in files.items():
+        file = folder / "amortized_bayes" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
 
 
 def test_files_import_from_layers_above_them():
@@ -120,9 +138,7 @@ def test_files_import_from_layers_above_them():
     ],
 )
 def test_an_offending_file_is_found(tmp_path, path, line, offence):
-    file = tmp_path / "amortized_bayes" / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(line + "\n")
+    write(tmp_path, {path: line})
     (found,) = violations(tmp_path / "amortized_bayes")
     assert found.endswith(f" imports {offence}") or found.endswith(
         f"imports {offence.removeprefix('amortized_bayes.')}"
@@ -130,8 +146,7 @@ def test_an_offending_file_is_found(tmp_path, path, line, offence):
 
 
 def test_a_file_in_no_layer_is_found(tmp_path):
-    (tmp_path / "amortized_bayes").mkdir()
-    (tmp_path / "amortized_bayes" / "helpers.py").write_text("")
+    write(tmp_path, {"helpers.py": ""})
     assert violations(tmp_path / "amortized_bayes") == ["amortized_bayes.helpers is in no layer"]
 
 
@@ -147,10 +162,88 @@ def test_a_file_in_no_layer_is_found(tmp_path):
     ],
 )
 def test_a_lawful_file_passes(tmp_path, path, line):
-    file = tmp_path / "amortized_bayes" / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(line + "\n")
+    write(tmp_path, {path: line})
     assert violations(tmp_path / "amortized_bayes") == []
+
+
+# Circles --------------------------------------------------------------------------------------------------------------
+
+
+def imports_between_files(package):
+    """The modules of the package that each of its files imports."""
+    paths = files_of(package)
+    graph = {}
+    for module, path in paths.items():
+        named = ((f"{origin}.{name}", origin) for origin, name in imports(path, module))
+        graph[module] = {submodule if submodule in paths else origin for submodule, origin in named} & paths.keys()
+    return graph
+
+
+def shortest_way_back(graph, start):
+    """Modules on the shortest chain of imports from a module to itself, or none."""
+    chains, seen = [[start]], set()
+    for chain in chains:
+        for module in sorted(graph[chain[-1]]):
+            if module == start:
+                return [*chain, start]
+            if module not in seen:
+                seen.add(module)
+                chains.append([*chain, module])
+    return []
+
+
+def circles(package):
+    """A line for each circle of imports between files."""
+    graph, found, known = imports_between_files(package), [], set()
+    for module in sorted(graph):
+        chain = [] if module in known else shortest_way_back(graph, module)
+        if chain:
+            found.append(" -> ".join(chain))
+            known.update(chain)
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"data/idx.py": "import amortized_bayes.data.idx"},
+        {"weights.py": "from amortized_bayes import sites", "sites.py": "import amortized_bayes.weights"},
+        {"data/idx.py": "from .mnist import load", "data/mnist.py": "def load():\n    from .idx import read"},
+        {
+            "data/idx.py": "if TYPE_CHECKING:\n    from amortized_bayes.data.mnist import MNIST",
+            "data/mnist.py": "from amortized_bayes.data.arrays import load",
+            "data/arrays.py": "from amortized_bayes.data.idx import read",
+        },
+        {"data/__init__.py": "from .idx import read", "data/idx.py": "from amortized_bayes.data import write"},
+        {"__init__.py": "from amortized_bayes.types import Row", "types.py": "from amortized_bayes import Model"},
+    ],
+)
+def test_a_circle_is_found(tmp_path, files):
+    write(tmp_path, files)
+    (found,) = circles(tmp_path / "amortized_bayes")
+    modules = found.replace(".", "/").split(" -> ")
+    assert modules[0] == modules[-1]
+    assert len(modules) == len(files) + 1
+
+
+def test_files_that_import_in_one_direction_are_no_circle(tmp_path):
+    files = {
+        "__init__.py": "if TYPE_CHECKING:\n    from amortized_bayes.data import read",
+        "types.py": "import amortized_bayes",
+        "data/__init__.py": "from amortized_bayes.data.mnist import read\nfrom amortized_bayes.types import Row",
+        "data/mnist.py": "from amortized_bayes.data import idx\nfrom . import places",
+        "data/idx.py": "from amortized_bayes.types import Row",
+        "data/places.py": "import places",
+    }
+    write(tmp_path, files)
+    assert circles(tmp_path / "amortized_bayes") == []
+
+
+# What is quick --------------------------------------------------------------------------------------------------------
 
 
 def loads_torch(module):
@@ -160,7 +253,21 @@ def loads_torch(module):
 
 QUICK = [
     name
-    for name in ("", "types", "labels", "seeding", "configuration", "results", "data", "plotting", "presenting", "cli")
+    for name in (
+        "",
+        "types",
+        "labels",
+        "seeding",
+        "likelihoods",
+        "flows",
+        "per_point",
+        "configuration",
+        "results",
+        "data",
+        "plotting",
+        "presenting",
+        "cli",
+    )
     if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
 ]
 
@@ -172,30 +279,3 @@ def test_quick_modules_do_not_load_torch(name):
 
 def test_a_module_that_loads_torch_is_found():
     assert loads_torch("amortized_bayes.networks") == 1
-
-
-# The tests' own house -------------------------------------------------------------------------------------------------
-
-
-def change_dtype():
-    torch.set_default_dtype(torch.float64)
-
-
-def change_validation():
-    torch.distributions.Distribution.set_default_validate_args(False)
-
-
-@pytest.mark.parametrize(("change", "name"), [(change_dtype, "dtype"), (change_validation, "validation")])
-def test_a_test_that_changes_a_global_switch_fails(unchanged_switches, change, name):
-    with pytest.raises(AssertionError, match=f"global switches changed.*{name}"), unchanged_switches():
-        change()
-    with unchanged_switches():
-        pass
-    assert torch.get_default_dtype() == torch.float32
-
-
-def test_a_test_that_goes_on_the_network_fails():
-    import socket
-
-    with pytest.raises(OSError, match="tests have no network"), socket.socket() as connection:
-        connection.connect(("192.0.2.1", 80))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.func import functional_call
 
+from amortized_bayes.likelihoods import LIKELIHOODS, Likelihood
 from amortized_bayes.models import DeepGenerative, LinearGaussian
 from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, fan_in
 
@@ -122,7 +123,7 @@ def traced(model, batch=4, index=None):
 
 
 @pytest.mark.parametrize("bayesian", [True, False])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "gaussian-learned"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_sites_and_joint_of_the_deep_generative_model(float64, bayesian, likelihood):
     model = DeepGenerative(3, 2, [5], 20, likelihood=likelihood, bayesian=bayesian)
     if likelihood == "gaussian-learned":
@@ -168,6 +169,19 @@ def test_grey_pixels_have_a_bernoulli_score():
     assert trace.log_prob_sum().isfinite()
 
 
+def test_a_likelihood_is_one_entry(monkeypatch):
+    laplace = Likelihood(False, lambda output, scale: dist.Laplace(output, scale.expand_as(output)), learned=True)
+    monkeypatch.setitem(LIKELIHOODS, "laplace-learned", laplace)
+    model = DeepGenerative(3, 2, [5], 20, likelihood="laplace-learned", bayesian=False)
+    assert model.log_scale is not None
+    model.log_scale.data.fill_(0.4)
+    x, trace, sites = traced(model)
+    trace.compute_log_prob()
+    mean = model.decode(sites["z"]["value"], model.weights())
+    expected = dist.Laplace(mean, math.exp(0.4)).log_prob(x).sum(-1)
+    torch.testing.assert_close(sites["x"]["unscaled_log_prob"], expected)
+
+
 def test_no_hidden_layer_is_a_linear_decoder(float64):
     model = DeepGenerative(3, 2, [], 4, bayesian=False)
     z = torch.randn(4, 2)
@@ -177,7 +191,7 @@ def test_no_hidden_layer_is_a_linear_decoder(float64):
 
 @pytest.mark.parametrize("bayesian", [True, False])
 def test_convolutional_decoder_in_the_model(float64, bayesian):
-    network = ConvolutionalDecoder(2, 5, (3, 4), (8, 12))
+    network = ConvolutionalDecoder(2, 5, (3, 4), (1, 8, 12))
     model = DeepGenerative(96, 2, [], 20, bayesian=bayesian, network=network).double()
     x = torch.bernoulli(torch.full((4, 96), 0.5))
     trace = poutine.trace(model).get_trace(x)
@@ -203,14 +217,62 @@ def test_fan_in_counts_what_an_output_adds_up():
         fan_in(nn.LSTM(2, 2))
 
 
-def test_convolutional_networks_have_the_shapes_they_say():
-    images = torch.rand(6, 28 * 28)
-    encoder = ConvolutionalEncoder((28, 28), (4, 8), 16, 10, torch.arange(10.0))
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_convolutional_networks_have_the_shapes_they_say(channels, size):
+    shape = (channels, size, size)
+    images = torch.rand(6, channels * size**2)
+    encoder = ConvolutionalEncoder(shape, (4, 8), 16, 10, torch.arange(10.0))
     torch.testing.assert_close(encoder(images), torch.arange(10.0).expand(6, 10))
-    decoder = ConvolutionalDecoder(5, 16, (8, 4), (28, 28))
-    assert decoder(torch.zeros(3, 6, 5)).shape == (3, 6, 784)
+    decoder = ConvolutionalDecoder(5, 16, (8, 4), shape)
+    assert decoder(torch.zeros(3, 6, 5)).shape == (3, 6, channels * size**2)
+
+
+def test_convolutional_networks_refuse_sizes_that_4_does_not_divide():
     with pytest.raises(ValueError, match="got 28 by 30"):
-        ConvolutionalDecoder(5, 16, (8, 4), (28, 30))
+        ConvolutionalDecoder(5, 16, (8, 4), (1, 28, 30))
+
+
+def test_channels_lie_one_after_another_in_a_row():
+    """What a network reads and writes is (C, H, W): a channel's pixels decide about that channel's weights alone."""
+    encoder = ConvolutionalEncoder((3, 8, 8), (4, 8), 16, 5)
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        encoder.first.weight[:, 1] = 0  # the second channel is not looked at
+    changed = images.clone()
+    changed[:, 1] += 1
+    torch.testing.assert_close(encoder(changed.flatten(1)), encoder(images.flatten(1)))
+    changed[:, 2] += 1
+    assert (encoder(changed.flatten(1)) - encoder(images.flatten(1))).abs().max() > 1e-4
+    decoder = ConvolutionalDecoder(2, 16, (8, 4), (3, 8, 8))
+    with torch.no_grad():
+        decoder.second.bias.copy_(torch.tensor([100.0, 200.0, 300.0]))
+    means = decoder(torch.randn(4, 2)).reshape(4, 3, 64).mean((0, 2))
+    torch.testing.assert_close(means, torch.tensor([100.0, 200.0, 300.0]), rtol=0, atol=5.0)
+
+
+@pytest.mark.parametrize("activation", ["elu", "tanh", "leaky-relu"])
+def test_convolutional_networks_use_their_activation(float64, activation):
+    f = {"elu": nn.functional.elu, "tanh": torch.tanh, "leaky-relu": lambda x: torch.where(x > 0, x, 0.2 * x)}[
+        activation
+    ]
+    encoder = ConvolutionalEncoder((1, 8, 8), (4, 8), 16, 5, activation=activation)
+    x = torch.randn(3, 64)
+    features = f(encoder.second(f(encoder.first(x.reshape(3, 1, 8, 8))))).flatten(1)
+    torch.testing.assert_close(encoder(x), encoder.dense[1](f(encoder.dense[0](features))))
+    decoder = ConvolutionalDecoder(2, 16, (8, 4), (1, 8, 8), activation)
+    z = torch.randn(3, 2)
+    features = f(decoder.dense[1](f(decoder.dense[0](z)))).reshape(3, 8, 2, 2)
+    torch.testing.assert_close(decoder(z), decoder.second(f(decoder.first(features))).flatten(1))
+
+
+def test_convolutional_weights_of_grey_images_start_as_ever():
+    """Frozen sums of the initial weights: results of the same seed stay the same."""
+    torch.manual_seed(0)
+    encoder = ConvolutionalEncoder((1, 8, 8), (4, 8), 16, 5)
+    decoder = ConvolutionalDecoder(2, 16, (8, 4), (1, 8, 8))
+    sums = [sum(p.double().abs().sum().item() for p in network.parameters()) for network in (encoder, decoder)]
+    assert sums == pytest.approx([99.57821291152504, 126.24352195486426], rel=1e-6)
 
 
 def test_mlp_with_elu(float64):

@@ -100,7 +100,7 @@ def test_the_seed_decides_and_the_global_generator_stays() -> None:
 
 def test_restarts_give_a_spread_and_a_best() -> None:
     problem = Problem(8)
-    found = optimize_local(problem.model, problem.guide, problem.x, num_restarts=3)
+    found = optimize_local(problem.model, problem.guide, problem.x, settings=LocalSettings(num_restarts=3))
     assert found.spread is not None
     assert found.elbo_best is not None
     assert found.best_error is not None
@@ -198,7 +198,9 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="max_steps of 10 or more, got 3"):
         LocalSettings(max_steps=3)
     with pytest.raises(ValueError, match="num_restarts of 1 or more"):
-        optimize_local(problem.model, problem.guide, problem.x, num_restarts=0)
+        LocalSettings(num_restarts=0)
+    with pytest.raises(ValueError, match="restart_spread of 0 or more"):
+        LocalSettings(restart_spread=-1.0)
     with pytest.raises(ValueError, match=r"shape \(3, 6\), got \(3, 5\)"):
         optimize_local(problem.model, Gaussian(torch.zeros(3, 5), torch.ones(3, 5)), problem.x)
     with pytest.raises(ValueError, match="misses the model's latent site 'z'"):

@@ -8,7 +8,7 @@ import pytest
 
 from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Lines, Points, Table
 from amortized_bayes.presenting import figures as figures_module
-from amortized_bayes.presenting import present
+from amortized_bayes.presenting import present, tell
 from amortized_bayes.presenting.figures import draw_figures
 from amortized_bayes.presenting.view import RunView
 
@@ -212,7 +212,7 @@ def test_tables_come_before_figures_and_survive_them(tmp_path, capsys, monkeypat
     assert [path.name for path in paths] == ["memory.png", "memory.pdf"]
     assert "figure family_gap cannot be drawn: no such thing at all\n" in said
     assert said.index("against the best F-VI") < said.index("elbos") < said.index("figure family_gap")
-    present(experiment, run, draw=False)
+    tell(experiment, run)
     assert "figure" not in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_bounds import EVERY, N, SharedShift, rows_near_the_optimum
+from shared_shift import EVERY, N, SharedShift, rows_near_the_optimum
 from torch.distributions import Independent, Normal, kl_divergence
 
 from amortized_bayes.evaluation import bounds, streaming

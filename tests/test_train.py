@@ -10,14 +10,15 @@ import torch
 from amortized_bayes import cli
 from amortized_bayes.commands.stages import StageProgress
 from amortized_bayes.configuration import to_mapping
+from amortized_bayes.data import load_dataset
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.experiments import trained
 from amortized_bayes.experiments import training as training_run
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.setup import ImageData, build_vae, load_vae_images, vae_options
 from amortized_bayes.experiments.trained import find_trained, load_trained
 from amortized_bayes.experiments.training import state_of, train
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae_data, vae_options
 from amortized_bayes.inference.options import FitOptions, burda
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder, list_runs
@@ -38,6 +39,10 @@ FLAGS = [
     *("--dataset", "digits", "--encoder", "small", "--latent-dim", "3", "--hidden", "16", "--epochs", "2"),
     *("--batch-size", "50", "--num-train", "200", "--num-test", "50", "--device", "cpu"),
 ]
+
+
+def vae_images(config):
+    return load_vae_images(config, load_dataset(config.dataset, seed=config.seed), CPU)
 
 
 def fit(out, config=TINY, name="run", **watching):
@@ -292,8 +297,8 @@ def test_early_stopping_keeps_the_best_look(tmp_path, looks):
 
 
 def test_validation_images_are_held_out_of_training():
-    whole = load_vae_data(replace(TINY, num_train=1_500), None, CPU)
-    data = load_vae_data(replace(TINY, num_train=1_500, early_stopping=True), None, CPU)
+    whole = vae_images(replace(TINY, num_train=1_500))
+    data = vae_images(replace(TINY, num_train=1_500, early_stopping=True))
     assert data.validation is not None
     assert (len(data.train), len(data.validation)) == (1_350, 150)  # a tenth at most
     torch.testing.assert_close(torch.cat([data.train, data.validation]), whole.train)
@@ -319,7 +324,7 @@ def test_test_pixels_decide_nothing(tmp_path, grey_file, binarization):
 def test_validation_pixels_decide(tmp_path, grey_file):
     config = replace(STOPPING, dataset=str(grey_file), epochs=10, num_train=200, num_validation=24)
     _, rows = fit(tmp_path, config, "first")
-    data = load_vae_data(config, None, CPU)
+    data = vae_images(config)
     assert data.validation is not None
     with np.load(grey_file) as arrays:
         pixels = arrays["train"].copy()
@@ -397,14 +402,14 @@ def test_pixels_are_drawn_afresh_at_each_visit_or_once(tmp_path, recorded, binar
     for number, (x, index) in enumerate(steps):
         seen[number // 4, index] = x
     assert set(seen.unique().tolist()) == {0.0, 1.0}
-    data = load_vae_data(config, None, CPU)
+    data = vae_images(config)
     if binarization == "fixed":
-        assert data.grey is None
+        assert not data.drawn_anew
         assert torch.equal(seen[0], seen[1])
         assert torch.equal(seen[0], data.train.float())
         return
-    assert data.grey is not None
-    grey = data.grey
+    assert data.drawn_anew
+    grey = data.grey_train
     differ = (seen[0] != seen[1]).double().mean()
     expected, error = (2 * grey * (1 - grey)).double(), (grey.numel()) ** -0.5
     assert abs(differ - expected.mean()) < 4 * error * 0.5
@@ -415,10 +420,10 @@ def test_pixels_are_drawn_afresh_at_each_visit_or_once(tmp_path, recorded, binar
 
 
 def test_drawing_afresh_changes_no_held_out_pixels():
-    once, afresh = (load_vae_data(replace(TINY, binarization=b), None, CPU) for b in ("fixed", "dynamic"))
+    once, afresh = (vae_images(replace(TINY, binarization=b)) for b in ("fixed", "dynamic"))
     assert torch.equal(once.test, afresh.test)
     assert torch.equal(once.train, afresh.train)  # what looks are taken on
-    assert isinstance(afresh, VAEData)
+    assert isinstance(afresh, ImageData)
 
 
 # Annealing ------------------------------------------------------------------------------------------------------------
@@ -426,7 +431,7 @@ def test_drawing_afresh_changes_no_held_out_pixels():
 
 def annealed_training(cls=Training, **options):
     config = replace(TINY, entropy_annealing=2)
-    data = load_vae_data(config, None, CPU)
+    data = vae_images(config)
     model, guide = build_vae(config, data)
     options = FitOptions(batch_size=20, capture="replay", **(options or {"entropy_weight": lambda done: done}))
     return cls(model, guide, data.train[:100], options, 0)
@@ -490,7 +495,7 @@ def test_captured_and_plain_runs_anneal_alike():
     found = []
     for how in ("off", "replay"):
         config = replace(TINY, entropy_annealing=1, kl_warm_up=2)
-        data = load_vae_data(config, None, CPU)
+        data = vae_images(config)
         model, guide = build_vae(config, data)
         training = Training(model, guide, data.train, replace(vae_options(config), capture=how), 0)
         records = list(training.run(8, range(1, 9)))

@@ -13,8 +13,8 @@ class Download:
     """Fetch data sets into the cache folder and check their checksums.
 
     Args:
-        dataset: mnist, fashion-mnist.
-        data_dir: Where to look first.
+        dataset: Data sets to fetch.
+        data_dir: Folder to look in first.
     """
 
     dataset: tuple[str, ...] = ("mnist", "fashion-mnist")

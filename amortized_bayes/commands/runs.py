@@ -1,4 +1,4 @@
-"""``list``, ``plot`` and ``table``: look at runs on disk."""
+"""``list``, ``plot`` and ``table``: runs on disk."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Annotated
 
 import tyro
 
+from amortized_bayes.experiments import experiment
 from amortized_bayes.results import RunFolder, find_run, list_runs
 
 __all__ = ["List", "Plot", "Table"]
 
 RunName = Annotated[str, tyro.conf.Positional]
+NO_PAIRS = tyro.conf.FlagCreatePairsOff
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class List:
     out: Path = Path("results")
 
     def run(self, given: list[str]) -> None:
-        """Print a line a run."""
+        """Print a line per run."""
         del given
         found = list_runs(self.out)
         for info in found:
-            print(f"{info.experiment}/{info.name}  {info.status}  {info.num_fits} fits done  started {info.started}")
+            part = f"  for {info.part_of}" if info.part_of else ""
+            print(
+                f"{info.experiment}/{info.name}  {info.status}  {info.num_jobs} jobs done  started {info.started}{part}"
+            )
         if not found:
             print(f"no runs in {self.out}")
 
@@ -52,33 +57,35 @@ class Plot:
     def run(self, given: list[str]) -> None:
         """Draw everything."""
         del given
-        from amortized_bayes.commands.drawing import draw_all
+        from amortized_bayes.presenting import draw
 
         folder = RunFolder.open(find_run(self.out, self.name))
-        for path in draw_all(folder, folder.rows(), self.into):
+        for path in draw(experiment(folder.experiment), folder, self.into):
             print(path)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Print a run's table and findings, and the published claims beside it.
+    """Print what a run found: sentences, tables, published numbers beside them, and published claims.
 
     Args:
         name: The run: its path, its name, or latest.
         out: Folder with results.
+        wide: Print every table, those too that need a wide terminal.
         claims: Print the published claims as well.
     """
 
     name: RunName = "latest"
     out: Path = Path("results")
+    wide: Annotated[bool, NO_PAIRS] = False
     claims: bool = True
 
     def run(self, given: list[str]) -> None:
         """Print tables and sentences."""
         del given
-        from amortized_bayes.commands.tables import print_run
+        from amortized_bayes.presenting import tell
 
         folder = RunFolder.open(find_run(self.out, self.name))
-        print_run(folder, claims=self.claims)
+        tell(experiment(folder.experiment), folder, wide=self.wide, claims=self.claims)
         for problem in folder.verify() if folder.finished else []:
             print(f"warning: {problem}")

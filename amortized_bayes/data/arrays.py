@@ -1,7 +1,10 @@
 """Arrays of the user's own, from ``.npy`` and ``.npz`` files, checked before anything is computed with them.
 
-Accepted are ``(N, P)`` and ``(N, height, width)``; in an ``.npz`` the keys ``train`` and, if wanted, ``test`` (or
-``x_train`` and ``x_test``), or a single array of any name. Without a test array a tenth of the rows becomes one.
+Accepted are vectors ``(N, P)``, grey images ``(N, H, W)``, and images with channels, ``(N, C, H, W)`` or
+``(N, H, W, C)``: C is 1 or 3, and the axis of that size holds the channels. Where both the first and the last axis have
+such a size, or neither has, the array is refused. Channels come first in what is read. An ``.npz`` has the keys
+``train`` and, if wanted, ``test`` (or ``x_train`` and ``x_test``), or a single array of any name. Without a test array
+a tenth of the rows becomes one.
 ``uint8`` are grey values up to 255 (or bits, if none is above 1); everything else becomes ``float32``.
 Files are opened with ``allow_pickle=False``: a file of Python objects is refused, never run.
 """
@@ -20,6 +23,9 @@ from amortized_bayes.types import Dataset, Images
 
 __all__ = ["read_numpy_file", "read_user_arrays"]
 
+CHANNELS = (1, 3)
+"""Numbers of channels that an image may have."""
+
 
 def read_user_arrays(path: Path) -> Dataset:
     """Read a user's file; ``pixels`` is ``(N, P)``, ``uint8`` or ``float32``, and there are no labels.
@@ -30,8 +36,9 @@ def read_user_arrays(path: Path) -> Dataset:
     Raises ``ValueError`` if the file is missing, no numpy file, or its arrays are not as this module's docstring says.
     """
     arrays, sha256 = read_numpy_file(path)
-    arrays = {key: _as_numbers(f"{path}, {key}", array) for key, array in _choose_arrays(path, arrays).items()}
-    train, test = arrays["train"], arrays.get("test")
+    chosen = {key: _as_numbers(f"{path}, {key}", array) for key, array in _choose_arrays(path, arrays).items()}
+    images = {key: _channels_first(f"{path}, {key}", array) for key, array in chosen.items()}
+    train, test = images["train"], images.get("test")
     if test is None:
         train, test = _split_off_test(path, train)
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
@@ -42,7 +49,7 @@ def read_user_arrays(path: Path) -> Dataset:
         name=path.name,
         train=Images(train.reshape(len(train), -1), None),
         test=Images(test.reshape(len(test), -1), None),
-        image_shape=(train.shape[1], train.shape[2]) if train.ndim == 3 else None,
+        image_shape=None if train.ndim == 2 else (train.shape[1], train.shape[2], train.shape[3]),
         grey_levels=255 if is_grey else 1,
         sha256={path.name: sha256},
         source=str(path),
@@ -94,8 +101,8 @@ def _as_numbers(where: str, array: np.ndarray) -> np.ndarray:
     """Check shape, type and values; give ``uint8`` as it is and all else as ``float32``."""
     if array.dtype.kind not in "buif":
         raise ValueError(f"{where}: expected real numbers, got an array of type {array.dtype}")
-    if array.ndim not in (2, 3):
-        raise ValueError(f"{where}: expected shape (N, P) or (N, height, width), got {array.shape}")
+    if not 2 <= array.ndim <= 4:
+        raise ValueError(f"{where}: expected shape (N, P), (N, H, W), (N, C, H, W) or (N, H, W, C), got {array.shape}")
     if len(array) < 2 or array.size == 0:
         raise ValueError(f"{where}: expected at least 2 rows and 1 column, got shape {array.shape}")
     if array.dtype.kind == "b" or array.dtype == np.uint8:
@@ -110,6 +117,22 @@ def _as_numbers(where: str, array: np.ndarray) -> np.ndarray:
             f"{where}: expected finite float32 values, got {bad.sum()} others, the first {value} at {first}"
         )
     return numbers
+
+
+def _channels_first(where: str, array: np.ndarray) -> np.ndarray:
+    """Images as ``(N, C, H, W)``, vectors as they are."""
+    if array.ndim == 2:
+        return array
+    if array.ndim == 3:
+        return array[:, None]
+    first, last = (size in CHANNELS for size in (array.shape[1], array.shape[3]))
+    if first == last:
+        which = "both" if first else "neither"
+        raise ValueError(
+            f"{where}: expected shape (N, C, H, W) or (N, H, W, C) with C of 1 or 3 on one side, got {array.shape}, "
+            f"where {which} could be the channels"
+        )
+    return array if first else array.transpose(0, 3, 1, 2)
 
 
 def _split_off_test(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

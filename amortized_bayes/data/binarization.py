@@ -34,7 +34,7 @@ def binarize(
     Raises ``ValueError`` if a value divided by ``grey_levels`` is not in [0, 1], or ``method`` is none of the two.
     """
     if method not in ("sampled", "threshold"):
-        raise ValueError(f"expected 'sampled' or 'threshold' as way to binarize, got {method!r}")
+        raise ValueError(f"expected binarization 'sampled' or 'threshold', got {method!r}")
     if grey_levels < 1:
         raise ValueError(f"expected grey_levels of 1 or more, got {grey_levels}")
     _check_range(dataset_pixels, grey_levels)

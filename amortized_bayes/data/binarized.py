@@ -47,7 +47,7 @@ def read_binarized(paths: list[Path]) -> Dataset:
         name="binarized-mnist",
         train=Images(_read_split(where["train"], "train"), None),
         test=Images(_read_split(where["test"], "test"), None),
-        image_shape=(28, 28),
+        image_shape=(1, 28, 28),
         grey_levels=1,
         sha256={f"{path.name} {split} bits": PACKED_SHA256[split][1] for split, path in where.items()},
         source=str(paths[0].parent),

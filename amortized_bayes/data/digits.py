@@ -41,7 +41,7 @@ def read_digits() -> Dataset:
         name="digits",
         train=Images(pixels[train], labels[train]),
         test=Images(pixels[test], labels[test]),
-        image_shape=(8, 8),
+        image_shape=(1, 8, 8),
         grey_levels=16,
         sha256=dict(DIGITS_SHA256),
         source="scikit-learn, sklearn.datasets.load_digits",

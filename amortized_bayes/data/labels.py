@@ -28,7 +28,7 @@ def labels_of_binarized(bits: np.ndarray, grey: np.ndarray, labels: np.ndarray) 
     """
     if bits.ndim != 2 or grey.ndim != 2 or bits.shape[1] != grey.shape[1] or len(labels) != len(grey):
         raise ValueError(
-            f"expected images of one size and a label a grey image, got {bits.shape}, {grey.shape} and {labels.shape}"
+            f"expected images of one size and a label per grey image, got {bits.shape}, {grey.shape} and {labels.shape}"
         )
     value = np.clip(grey.astype(np.float32) / np.float32(255), FLOOR, 1 - FLOOR)
     log_off = np.log1p(-value)

@@ -6,14 +6,11 @@ among those of a larger one.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from amortized_bayes.data.arrays import read_user_arrays
-from amortized_bayes.data.binarized import BINARIZED_FILES, read_binarized
-from amortized_bayes.data.digits import read_digits
-from amortized_bayes.data.download import DOWNLOAD_ERRORS, download_idx_set
-from amortized_bayes.data.mnist import list_idx_files, read_idx_set
+from amortized_bayes.data.catalogue import DATASETS, check_name, is_file
+from amortized_bayes.data.download import DOWNLOAD_ERRORS
 from amortized_bayes.data.places import (
     ENVIRONMENT_VARIABLE,
     DataUnavailable,
@@ -26,10 +23,7 @@ from amortized_bayes.data.places import (
 from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Dataset, Images
 
-__all__ = ["DATASETS", "load_dataset", "where_to_put"]
-
-DATASETS = ("mnist", "fashion-mnist", "binarized-mnist", "digits")
-"""The data sets known by name."""
+__all__ = ["load_dataset", "read_dataset", "shuffle", "where_to_put"]
 
 
 def load_dataset(
@@ -48,20 +42,38 @@ def load_dataset(
     ever written to. A path that ends in ``.npy`` or ``.npz`` is the user's own data (see ``data/arrays.py``). The
     ``pixels`` of a split are ``(num rows, P)``.
 
-    Raises ``DataUnavailable``, a ``ValueError`` that says where to put which files, if a known data set is not to be
-    had; ``ValueError`` for an unknown name, a file that is not what it should be, a folder that is none, or more rows
-    asked for than there are.
+    Raises ``DataUnavailable``, a ``ValueError`` that says where to put which files, if a known data set is
+    unavailable; ``ValueError`` for an unknown name, a file that is not what it should be, a folder that is none, or
+    more rows asked for than there are.
 
     Example:
         >>> from amortized_bayes import load_dataset
         >>> load_dataset("digits", num_train=100).train.pixels.shape
         (100, 64)
     """
-    folders = list_search_folders(data_dir)
-    whole = _read_whole(str(name_or_path), folders, download)
-    return whole._replace(
-        train=_take_rows(whole, "train", num_train, seed),
-        test=_take_rows(whole, "test", num_test, seed),
+    return shuffle(read_dataset(name_or_path, data_dir=data_dir, download=download), seed, num_train, num_test)
+
+
+def read_dataset(name_or_path: str, *, data_dir: Path | None = None, download: bool = True) -> Dataset:
+    """Find, read and verify a data set, its rows in the order of its files; see :func:`load_dataset`.
+
+    Raises ``DataUnavailable`` and ``ValueError`` as ``load_dataset`` does.
+    """
+    name, folders = str(name_or_path), list_search_folders(data_dir)
+    check_name(name)
+    if is_file(name):
+        return read_user_arrays(Path(name).expanduser())
+    known = DATASETS[name]
+    return known.read(_find_or_download(name, known.files(), folders, download) if known.files else [])
+
+
+def shuffle(dataset: Dataset, seed: int, num_train: int | None = None, num_test: int | None = None) -> Dataset:
+    """The rows of a data set in an order drawn from ``seed``, cut to ``num_train`` and ``num_test`` (``None`` for all).
+
+    Raises ``ValueError`` for more rows than there are.
+    """
+    return dataset._replace(
+        train=_take_rows(dataset, "train", num_train, seed), test=_take_rows(dataset, "test", num_test, seed)
     )
 
 
@@ -70,30 +82,17 @@ def where_to_put(name: str) -> str:
 
     Raises ``ValueError`` if ``name`` is not one of ``DATASETS``.
     """
-    _check_name(name)
-    if name == "digits":
-        return "digits come with scikit-learn: there is nothing to put anywhere"
-    wanted = _list_files(name)
+    check_name(name)
+    known = DATASETS.get(name)
+    if known is None or known.files is None:
+        what = "is a file of yours" if known is None else "comes with an installed package"
+        return f"{name} {what}: there is nothing to put anywhere"
+    wanted = known.files()
     roots = f"the folder given by --data-dir or {ENVIRONMENT_VARIABLE}, or {cache_folder()}"
     return f"put {wanted.hint} into {wanted.folder} under {roots}"
 
 
-def _read_whole(name: str, folders: list[Path], download: bool) -> Dataset:
-    if name.endswith((".npy", ".npz")):
-        return read_user_arrays(Path(name).expanduser())
-    _check_name(name)
-    if name == "digits":
-        return read_digits()
-    paths = _find_or_download(name, folders, download)
-    return read_binarized(paths) if name == "binarized-mnist" else read_idx_set(name, paths)
-
-
-def _list_files(name: str) -> FileSet:
-    return BINARIZED_FILES if name == "binarized-mnist" else list_idx_files(name)
-
-
-def _find_or_download(name: str, folders: list[Path], download: bool) -> list[Path]:
-    wanted = _list_files(name)
+def _find_or_download(name: str, wanted: FileSet, folders: list[Path], download: bool) -> list[Path]:
     paths = find_files(wanted, folders)
     if paths is not None:
         return paths
@@ -102,28 +101,20 @@ def _find_or_download(name: str, folders: list[Path], download: bool) -> list[Pa
     paths = find_files(wanted, folders) if failure is None else None
     if paths is None:
         reason = failure or "the download left files missing"
-        raise DataUnavailable(f"{name} is not to be had: searched {searched}; {reason}; {where_to_put(name)}")
+        raise DataUnavailable(f"{name} is unavailable: searched {searched}; {reason}; {where_to_put(name)}")
     return paths
 
 
 def _try_download(name: str) -> str | None:
     """Download into the cache; give the reason of a failure, in one line, or ``None``."""
-    if name == "binarized-mnist":
+    download = DATASETS[name].download
+    if download is None:
         return "there is no download for it"
     try:
-        download_idx_set(name, cache_folder())
+        download(cache_folder())
     except DOWNLOAD_ERRORS as error:
         return f"the download failed ({type(error).__name__}: {' '.join(str(error).split())})"
     return None
-
-
-def _check_name(name: str) -> None:
-    if name in DATASETS:
-        return
-    close = difflib.get_close_matches(name.lower().replace("_", "-"), DATASETS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    expected = f"expected a data set ({', '.join(DATASETS)}) or a path that ends in .npy or .npz"
-    raise ValueError(f"{expected}, got {name!r}{hint}")
 
 
 def _take_rows(whole: Dataset, split: str, num_rows: int | None, seed: int) -> Images:

@@ -97,7 +97,7 @@ def read_idx_set(name: str, paths: list[Path]) -> Dataset:
         name=name,
         train=Images(train.reshape(len(train), -1), train_labels),
         test=Images(test.reshape(len(test), -1), test_labels),
-        image_shape=(train.shape[1], train.shape[2]),
+        image_shape=(1, train.shape[1], train.shape[2]),
         grey_levels=255,
         sha256={file.name: file.sha256 for file in files},
         source=str(paths[0].parent),

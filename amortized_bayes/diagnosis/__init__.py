@@ -1,13 +1,10 @@
-"""The library's two calls: what does it cost to share the inference, and where do the nats go?
+"""Where do the nats go? ``diagnose`` takes a model and a guide as they are and says what costs how much.
 
-``compare`` fits constant, amortized and factorized guides to anybody's model. ``diagnose`` takes a model
-and a guide as they are and says, point by point, what the family, the amortization and the estimates cost.
+Point by point: the family, the amortization, and the estimates themselves.
 """
 
-from amortized_bayes.diagnosis.comparing import compare
-from amortized_bayes.diagnosis.comparison import Comparison
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.diagnosis.run import diagnose
 from amortized_bayes.diagnosis.verdict import Verdict
 
-__all__ = ["Certificate", "Comparison", "Diagnosis", "Verdict", "compare", "diagnose"]
+__all__ = ["Certificate", "Diagnosis", "Verdict", "diagnose"]

@@ -6,14 +6,18 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from amortized_bayes.diagnosis.verdict import Verdict, give_verdict
+from amortized_bayes.diagnosis import storage
+from amortized_bayes.diagnosis.verdict import Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
+from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.results.durable import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,34 +42,12 @@ COLUMNS = (
 """Columns of ``to_frame``; each has its standard error in ``<name>_error``, NaN where none is known."""
 
 
-class Certificate(NamedTuple):
-    """Bounds on log p(x) of B' simulated points from both sides, under the settings used for real ones.
-
-    Args:
-        lower, upper: bounds, ``(T, B')`` in nats, for T draws of the shared latents.
-        lower_error, upper_error: their standard errors over chains.
-        mean_gap: worst mean gap over the T draws, in nats.
-        gap_error: its standard error over points.
-        easier: whether simulated points are easier for the encoder than real ones, which the gap then does not cover.
-        words: what may be said of real points.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    lower_error: Tensor
-    upper_error: Tensor
-    mean_gap: float
-    gap_error: float
-    easier: bool
-    words: str
-
-
 @dataclass(frozen=True)
 class Diagnosis:
     """Where the nats go, for B points. ``print`` it for one line, ``summary()`` for means, ``to_frame()`` for points.
 
     Args:
-        values: by name, ``(T, B)``: one row a draw of the shared latents (T = 1 without any), in nats but for
+        values: by name, ``(T, B)``: one row per draw of the shared latents (T = 1 without any), in nats but for
             ``k_hat``, ``ess`` and ``acceptance``. ``log_p_lower`` is the bound by AIS.
         errors: their Monte Carlo standard errors, ``(T, B)``, NaN where none is known.
         certificate: of the AIS bound; ``None`` where no data can be drawn from the model.
@@ -113,7 +95,16 @@ class Diagnosis:
     @property
     def verdict(self) -> Verdict:
         """What is to blame, in words."""
-        return give_verdict(self)
+        has_residual = self.settings.get("family", "gaussian") == "gaussian"  # the search for a flow reports none
+        reliability = Reliability(
+            self.certificate,
+            self.why_uncertified,
+            self.target_gap,
+            self.num_particles,
+            self.doubtful,
+            self.mean("iwae") - self.mean("log_p_lower"),
+        )
+        return give_verdict(self.gaps(), reliability, self.mean("residual") if has_residual else None)
 
     def estimate(self, name: str) -> Estimate:
         """Values ``(B,)`` averaged over the T draws of shared latents, and their Monte Carlo errors."""
@@ -129,7 +120,7 @@ class Diagnosis:
         return _gaps({name: self.estimate(name) for name in self.values})
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a point, real points first, then simulated ones, which have bounds on log p(x) alone.
+        """One row per point, real points first, then simulated ones, which have bounds on log p(x) alone.
 
         Columns are those of ``COLUMNS``, each with ``<name>_error`` and, where latents are shared, ``<name>_spread``:
         the standard deviation over their draws.
@@ -166,7 +157,7 @@ class Diagnosis:
         found, rows = self.gaps(), {}
         for name in ("elbo", "elbo_star", "iwae", "log_p_lower"):
             values = self.values[name]
-            mean, error = values.mean().item(), values.mean(0).std().item() / math.sqrt(self.num_points)
+            mean, error = mean_over_points(values.mean(0))
             rows[name] = (mean, error, mean - 1.96 * error, mean + 1.96 * error, self._over_draws(values), None)
         per_draw = [_gaps(self._draw(t)) for t in range(self.num_shared)]
         for name in ("approximation", "amortization", "inference", "optimization"):
@@ -198,9 +189,20 @@ class Diagnosis:
         Raises:
             ValueError: the file cannot be written.
         """
-        from amortized_bayes.diagnosis.storage import save
+        write_atomically(Path(path), self.to_bytes())
 
-        save(self, path)
+    def to_bytes(self) -> bytes:
+        """What ``save`` writes."""
+        found = {} if self.certificate is None else self.certificate._asdict()
+        bounds = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        header = {
+            "certificate": {name: value for name, value in found.items() if name not in bounds} or None,
+            "why_uncertified": self.why_uncertified,
+            "num_particles": self.num_particles,
+            "target_gap": self.target_gap,
+            "settings": dict(self.settings),
+        }
+        return storage.dump({"values": self.values, "errors": self.errors, "certificate": bounds}, header)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Diagnosis:
@@ -209,9 +211,10 @@ class Diagnosis:
         Raises:
             ValueError: no such file, or one that is truncated, changed or no diagnosis.
         """
-        from amortized_bayes.diagnosis.storage import load
-
-        return load(path)
+        groups, header = storage.load(path)
+        plain = header.pop("certificate")
+        certificate = None if plain is None else Certificate(**groups["certificate"], **plain)
+        return Diagnosis(groups["values"], groups["errors"], certificate, **header)
 
     def __repr__(self) -> str:
         return f"Diagnosis({self.num_points} points; {self.verdict.words})"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,8 @@ from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings
-from amortized_bayes.inference.flow_families import FamilyName
-from amortized_bayes.inference.flow_search import optimize_flow
+from amortized_bayes.flows import FlowSettings
+from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import draw_shared, global_seed, log_joint
 from amortized_bayes.types import Guide, Model
@@ -55,8 +55,7 @@ class _Job:
     max_temperatures: int
     local: LocalSettings
     num_restarts: int
-    family: FamilyName
-    num_flows: int
+    flow: FlowSettings
     memory_budget: float | None
     progress: Progress | None
 
@@ -85,8 +84,7 @@ def diagnose(
     ais_settings: AISSettings | None = None,
     local_settings: LocalSettings | None = None,
     num_restarts: int = 1,
-    family: FamilyName = "gaussian",
-    num_flows: int = 2,
+    flow: FlowSettings | None = None,
     memory_budget: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -109,9 +107,9 @@ def diagnose(
         ais_settings: of the chains, to begin with.
         local_settings: of the search for q*.
         num_restarts: runs of it a point; from two on, the gap of the best to the first is reported too.
-        family: of q*; a flow is looked for from the best Gaussian, for a guide with such a flow. It has neither
+        flow: family of q*, by default that of the guide: ``guide.settings`` where it has such (our flows), else the
+            Gaussian, ``FlowSettings("gaussian")``. The best flow is searched from the best Gaussian; it has neither
             residual nor restarts.
-        num_flows: layers of that flow.
         memory_budget: as in :func:`amortized_bayes.evaluation.ais.ais`.
         seed: of all draws; torch's global generator is left as it was.
         progress: called with the stage's name, what is done of it and all of it.
@@ -147,8 +145,7 @@ def diagnose(
         max_temperatures=max_temperatures,
         local=local,
         num_restarts=num_restarts,
-        family=family,
-        num_flows=num_flows,
+        flow=(flow or _own_flow(guide)).plain,
         memory_budget=memory_budget,
         progress=progress,
     )
@@ -163,7 +160,9 @@ def diagnose(
         found.append(_estimate(job, values, settings))
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates) if len(certificates) == len(fixed) else None
-    how = {"ais": asdict(settings), "local": asdict(local), "family": family, "plate": plate, "seed": seed}
+    how = {"ais": asdict(settings), "local": asdict(local), "family": job.flow.family, "plate": plate, "seed": seed}
+    if job.flow.kind is not None:
+        how["flow"] = {**asdict(job.flow), "hidden": list(job.flow.hidden)}
     report = Diagnosis(values, errors, certificate, why, num_particles, target_gap, how)
     if report.doubtful > 0:
         words = "k̂ is above %.2f at %.0f%% of the points: IWAE rests on a few draws there"
@@ -184,32 +183,30 @@ def _estimate(job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings) -> 
     """All estimates of all points, given one draw of the shared latents."""
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     found = guide_estimates(joint, job.guide, job.num_particles, job.seed)
-    options = {"num_restarts": job.num_restarts, "fixed": fixed, **job.common}
-    best = optimize_local(job.model, job.guide, *job.args, settings=job.local, progress=job.watch("q*"), **options)
-    options.pop("num_restarts")
+    options, local = {"fixed": fixed, **job.common}, replace(job.local, num_restarts=job.num_restarts)
+    best = optimize_local(job.model, job.guide, *job.args, settings=local, progress=job.watch("q*"), **options)
     star = (best.elbo_star, best.standard_error)
-    if job.family != "gaussian":
-        flow = optimize_flow(
-            job.model,
-            best,
-            *job.args,
-            family=job.family,
-            num_flows=job.num_flows,
-            progress=job.watch("q* flow"),
-            **options,
-        )
+    if job.flow.kind is not None:
+        flow_options = {"settings": job.flow, "search": FlowSearchSettings(memory_budget=job.memory_budget)}
+        flow_options |= {name: value for name, value in options.items() if name != "memory_budget"}
+        flow = optimize_flow(job.model, best, *job.args, progress=job.watch("q* flow"), **flow_options)
         star = (flow.elbo_star, flow.standard_error)
     bound = ais(job.model, job.guide, *job.args, settings=settings, progress=job.watch("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
     found |= {
         "elbo_star": star,
-        "residual": (best.residual, best.residual_error) if job.family == "gaussian" else (nothing, nothing),
+        "residual": (best.residual, best.residual_error) if job.flow.kind is None else (nothing, nothing),
         "log_p_lower": (bound.log_p, bound.standard_error),
         "acceptance": (bound.acceptance, nothing),
     }
-    if job.family == "gaussian" and best.elbo_best is not None and best.best_error is not None:
+    if job.flow.kind is None and best.elbo_best is not None and best.best_error is not None:
         found["elbo_best"] = (best.elbo_best, best.best_error)
     return {name: (value.double().cpu(), error.double().cpu()) for name, (value, error) in found.items()}
+
+
+def _own_flow(guide: Guide) -> FlowSettings:
+    settings = getattr(guide, "settings", None)
+    return settings if isinstance(settings, FlowSettings) else FlowSettings("gaussian")
 
 
 def _certify(

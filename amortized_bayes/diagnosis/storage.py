@@ -4,46 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from amortized_bayes.diagnosis.report import Certificate, Diagnosis
-from amortized_bayes.results.durable import sha256, write_atomically
+from amortized_bayes.results.durable import sha256
 
-__all__ = ["load", "save"]
+__all__ = ["dump", "load"]
 
 FORMAT = "amortized_bayes diagnosis 1"
-BOUNDS = ("lower", "upper", "lower_error", "upper_error")
-PLAIN = ("mean_gap", "gap_error", "easier", "words")
 
 
-def save(found: Diagnosis, path: str | os.PathLike[str]) -> None:
-    """Write ``found``; see :meth:`Diagnosis.save`."""
-    tensors = {f"values/{name}": t for name, t in found.values.items()}
-    tensors |= {f"errors/{name}": t for name, t in found.errors.items()}
-    certificate = found.certificate
-    header = {
-        "certificate": None if certificate is None else {name: getattr(certificate, name) for name in PLAIN},
-        "why_uncertified": found.why_uncertified,
-        "num_particles": found.num_particles,
-        "target_gap": found.target_gap,
-        "settings": dict(found.settings),
+def dump(groups: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> bytes:
+    """The file of groups of tensors, and of a header of what JSON can hold."""
+    tensors = {
+        f"{group}/{name}": t.contiguous().clone() for group, found in groups.items() for name, t in found.items()
     }
-    if certificate is not None:
-        tensors |= {f"certificate/{name}": getattr(certificate, name) for name in BOUNDS}
-    tensors = {name: t.contiguous().clone() for name, t in tensors.items()}
     text = json.dumps(header)
     metadata = {"format": FORMAT, "diagnosis": text, "sha256": _checksum(tensors, text)}
-    write_atomically(Path(path), safetensors.torch.save(tensors, metadata))
+    return safetensors.torch.save(tensors, metadata)
 
 
-def load(path: str | os.PathLike[str]) -> Diagnosis:
-    """Read a diagnosis; see :meth:`Diagnosis.load`."""
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read what ``dump`` made: groups of tensors, without those that were empty, and the header.
+
+    Raises:
+        ValueError: no such file, or one that is truncated, changed or no diagnosis.
+    """
     try:
         data = Path(path).read_bytes()
         tensors = safetensors.torch.load(data)
@@ -56,16 +48,11 @@ def load(path: str | os.PathLike[str]) -> Diagnosis:
         raise ValueError(f"expected {path} to hold {FORMAT!r}, got {metadata.get('format')!r}")
     if metadata["sha256"] != _checksum(tensors, metadata["diagnosis"]):
         raise ValueError(f"{path} was changed after it was written: its checksum does not match")
-    return _assemble(tensors, json.loads(metadata["diagnosis"]))
-
-
-def _assemble(tensors: dict[str, Tensor], header: dict) -> Diagnosis:
-    def group(name: str) -> dict[str, Tensor]:
-        return {key.partition("/")[2]: t for key, t in tensors.items() if key.startswith(f"{name}/")}
-
-    plain = header.pop("certificate")
-    found = Diagnosis(group("values"), group("errors"), None, **header)
-    return found if plain is None else replace(found, certificate=Certificate(**group("certificate"), **plain))
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups, json.loads(metadata["diagnosis"])
 
 
 def _checksum(tensors: dict[str, Tensor], text: str) -> str:

@@ -1,27 +1,26 @@
 """The verdict in words, and the reasons to give none.
 
-A share of the inference gap needs log p(x). AIS may stand for it where the certificate on simulated points holds, IWAE
+A share of the inference gap needs log p(x). AIS is used for it where the certificate on simulated points holds, IWAE
 where k̂ is low; where the one that was chosen fails, the verdict abstains, and says only what needs no log p(x).
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from amortized_bayes.evaluation.gaps import Gap
+from torch import Tensor
+
+from amortized_bayes.evaluation.gaps import Gap, Gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 
-if TYPE_CHECKING:
-    from amortized_bayes.diagnosis.report import Diagnosis
-
-__all__ = ["Verdict", "give_verdict"]
+__all__ = ["Certificate", "Reliability", "Verdict", "give_verdict"]
 
 MAX_DOUBTFUL = 0.1
-"""Largest share of points with a k̂ above its threshold at which IWAE may stand for log p(x)."""
+"""Largest share of points with a k̂ above its threshold at which IWAE is used for log p(x)."""
 
 SMALL = 0.1
-"""An inference gap below this, in nats, is nothing to mend."""
+"""An inference gap below this, in nats, needs no fix."""
 
 ADVICE = {
     "amortization": "widen the encoder",
@@ -29,6 +28,48 @@ ADVICE = {
     "both": "widen the encoder and take a richer family",
     "nothing": "inference is close to exact; what is left to gain is in the model",
 }
+
+
+class Certificate(NamedTuple):
+    """Bounds on log p(x) of B' simulated points from both sides, under the settings used for real ones.
+
+    Args:
+        lower, upper: bounds, ``(T, B')`` in nats, for T draws of the shared latents.
+        lower_error, upper_error: their standard errors over chains.
+        mean_gap: worst mean gap over the T draws, in nats.
+        gap_error: its standard error over points.
+        easier: whether simulated points are easier for the encoder than real ones, which the gap then does not cover.
+        words: what may be said of real points.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    lower_error: Tensor
+    upper_error: Tensor
+    mean_gap: float
+    gap_error: float
+    easier: bool
+    words: str
+
+
+class Reliability(NamedTuple):
+    """How far the estimates of log p(x) can be trusted.
+
+    Args:
+        certificate: of the AIS bound, or ``None``.
+        why_uncertified: the reason then.
+        target_gap: largest mean gap of a certificate that holds, in nats.
+        num_particles: S of IWAE.
+        doubtful: share of points whose k̂ is above its threshold, or not known.
+        iwae_above_ais: mean of IWAE minus the AIS bound, in nats.
+    """
+
+    certificate: Certificate | None
+    why_uncertified: str
+    target_gap: float
+    num_particles: int
+    doubtful: float
+    iwae_above_ais: float
 
 
 class Verdict(NamedTuple):
@@ -53,14 +94,19 @@ class Verdict(NamedTuple):
         return self.words
 
 
-def give_verdict(found: Diagnosis) -> Verdict:
-    """Name the cause of the inference gap, or abstain."""
-    gaps = found.gaps()
-    reasons = tuple(_reasons(found))
+def give_verdict(gaps: Gaps, reliability: Reliability, residual: float | None) -> Verdict:
+    """Name the cause of the inference gap, or abstain.
+
+    Args:
+        gaps: of all points.
+        reliability: of the estimates of log p(x).
+        residual: what a Newton step from q* would still gain, mean over points; ``None`` where it is not known.
+    """
+    reasons = tuple(_reasons(gaps, reliability, residual))
     if reasons:
         holds = f"; without log p(x) this holds: amortization {_say(gaps.amortization)}"
-        unsettled = any(reason.startswith("q*") for reason in reasons)
-        return Verdict(f"no verdict: {'; '.join(reasons)}{'' if unsettled else holds}", None, reasons)
+        q_star_fails = any(reason.startswith("q*") for reason in reasons)
+        return Verdict(f"no verdict: {'; '.join(reasons)}{'' if q_star_fails else holds}", None, reasons)
     total, part = gaps.inference.mean, gaps.amortization
     if total < max(SMALL, 2 * gaps.inference.mean_error):
         return Verdict(f"inference gap {_say(gaps.inference)}: {ADVICE['nothing']}", "nothing")
@@ -73,39 +119,36 @@ def give_verdict(found: Diagnosis) -> Verdict:
     return Verdict(f"{cause} {_say(gap)}, {gap.mean / total:.0%} of the total: {ADVICE[cause]}", cause)
 
 
-def _reasons(found: Diagnosis) -> list[str]:
-    gaps = found.gaps()
-    reasons = _evidence_fails(found, gaps.log_evidence.source)
+def _reasons(gaps: Gaps, reliability: Reliability, residual: float | None) -> list[str]:
+    reasons = _evidence_fails(reliability, gaps.log_evidence.source)
     if gaps.approximation.suspicious:
         reasons.append(f"L[q*] lies above the estimate of log p(x): approximation {gaps.approximation}")
-    residual = found.mean("residual")
-    has_residual = found.settings.get("family", "gaussian") == "gaussian"  # the search for a flow reports none
-    if has_residual and not residual <= max(0.05, 0.25 * abs(gaps.inference.mean)):
-        reasons.append(f"q* is not settled (a Newton step would gain {residual:.2f} nats)")
+    if residual is not None and not residual <= max(0.05, 0.25 * abs(gaps.inference.mean)):
+        reasons.append(f"q* has not converged (a Newton step would gain {residual:.2f} nats)")
     if not math.isfinite(gaps.inference.mean):
         reasons.append("the inference gap is not finite")
     return reasons
 
 
-def _evidence_fails(found: Diagnosis, source: str) -> list[str]:
-    """Why the estimate that stands for log p(x) cannot."""
-    uncertified = _certificate_fails(found)
+def _evidence_fails(reliability: Reliability, source: str) -> list[str]:
+    """Why the estimate used for log p(x) cannot be."""
+    uncertified = _certificate_fails(reliability)
     if source == "ais":
         return uncertified
-    doubtful, above = found.doubtful, found.mean("iwae") - found.mean("log_p_lower")
-    if doubtful <= MAX_DOUBTFUL or (not uncertified and above <= found.target_gap):
+    doubtful, vouched = reliability.doubtful, reliability.iwae_above_ais <= reliability.target_gap
+    if doubtful <= MAX_DOUBTFUL or (not uncertified and vouched):
         return []  # a certified AIS bound that is as high vouches for IWAE
-    threshold = khat_threshold(found.num_particles)
+    threshold = khat_threshold(reliability.num_particles)
     return [f"log p(x) rests on IWAE, and k̂ is above {threshold:.2f} at {doubtful:.0%} of the points"]
 
 
-def _certificate_fails(found: Diagnosis) -> list[str]:
+def _certificate_fails(reliability: Reliability) -> list[str]:
     """Why the certificate of the AIS bound does not hold."""
-    certificate = found.certificate
+    certificate = reliability.certificate
     if certificate is None:
-        return [f"the AIS bound has no certificate ({found.why_uncertified})"]
+        return [f"the AIS bound has no certificate ({reliability.why_uncertified})"]
     gap, error = certificate.mean_gap, certificate.gap_error
-    if not gap <= found.target_gap:
+    if not gap <= reliability.target_gap:
         return [f"the certificate fails: bounds on simulated points are {gap:.2f}±{error:.2f} nats apart"]
     if gap < -0.01 - 3 * error:
         return [f"the certificate fails: the upper bound lies below the lower one by {-gap:.2f}±{error:.2f} nats"]

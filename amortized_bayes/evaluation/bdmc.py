@@ -29,6 +29,7 @@ from amortized_bayes.evaluation.hmc import anneal, start_chains
 from amortized_bayes.evaluation.settings import AISSettings, Progress
 from amortized_bayes.evaluation.simulation import simulate
 from amortized_bayes.joint import LogJoint, global_seed, log_joint
+from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import log_weights
 
@@ -188,14 +189,15 @@ def _sandwich(
     lower, lower_error = mean_and_error(ups[0])
     negative, upper_error = mean_and_error(-downs[0])
     gap = -negative - lower
+    mean_gap, gap_error = mean_over_points(gap)
     return BDMCResult(
         lower=lower,
         upper=-negative,
         lower_error=lower_error,
         upper_error=upper_error,
         gap=gap,
-        mean_gap=gap.mean().item(),
-        gap_error=gap.std().item() / math.sqrt(len(gap)),
+        mean_gap=mean_gap,
+        gap_error=gap_error,
         acceptance=0.5 * (ups[1] + downs[1]),
         divergences=ups[2] + downs[2],
         settings=settings,

@@ -26,6 +26,7 @@ from amortized_bayes.evaluation.chunking import PointChunk, point_chunks
 from amortized_bayes.evaluation.streaming import LogMeanExp, weight_blocks
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.joint import log_joint
+from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import LogWeights, log_weights, plate_frame, sample_sites
 
@@ -70,12 +71,6 @@ class Elbo(NamedTuple):
     def mean(self) -> tuple[float, float]:
         """Mean over points, and its standard error over points."""
         return mean_over_points(self.value)
-
-
-def mean_over_points(values: Tensor) -> tuple[float, float]:
-    """Mean of values ``(B,)`` and its standard error, the points being the sample (nan for one point)."""
-    values = values.double()
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amortized_bayes.per_point import mean_over_points
+
 __all__ = ["Estimate", "Gap", "Gaps", "LogEvidence", "gaps", "log_evidence", "paired_gap"]
 
 
@@ -148,7 +150,7 @@ def paired_gap(upper: Estimate, lower: Estimate, confidence: float = 0.95) -> Ga
     value = upper.value.double() - lower.value.double()
     error = _combine(upper, lower)
     z_score = value / error if error is not None else None
-    mean, mean_error = _mean_and_error(value)
+    mean, mean_error = mean_over_points(value)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * mean_error
     return Gap(
         value=value,
@@ -175,8 +177,8 @@ def log_evidence(ais: Estimate | None, iwae: Estimate | None) -> LogEvidence:
         raise ValueError(
             f"expected AIS and IWAE of the same points, got {tuple(ais.value.shape)} and {tuple(iwae.value.shape)}"
         )
-    ais_mean, ais_error = _mean_and_error(ais.value) if ais is not None else (math.nan, math.nan)
-    iwae_mean, iwae_error = _mean_and_error(iwae.value) if iwae is not None else (math.nan, math.nan)
+    ais_mean, ais_error = mean_over_points(ais.value) if ais is not None else (math.nan, math.nan)
+    iwae_mean, iwae_error = mean_over_points(iwae.value) if iwae is not None else (math.nan, math.nan)
     if ais is not None and not (iwae is not None and iwae_mean > ais_mean):
         return LogEvidence(ais, "ais", ais_mean, ais_error, iwae_mean, iwae_error)
     assert iwae is not None
@@ -186,9 +188,3 @@ def log_evidence(ais: Estimate | None, iwae: Estimate | None) -> LogEvidence:
 def _combine(a: Estimate, b: Estimate) -> Tensor | None:
     errors = [e.standard_error.double() for e in (a, b) if e.standard_error is not None]
     return torch.stack(errors).square().sum(0).sqrt() if errors else None
-
-
-def _mean_and_error(value: Tensor) -> tuple[float, float]:
-    value = value.double()
-    error = value.std().item() / math.sqrt(len(value)) if len(value) > 1 else math.nan
-    return value.mean().item(), error

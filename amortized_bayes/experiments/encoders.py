@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 
 from amortized_bayes.evaluation.bounds import elbo
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.setup import build_encoder
 from amortized_bayes.experiments.trained import Trained
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.experiments.vae_problem import build_encoder
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, FitOptions, cosine
 from amortized_bayes.inference.svi import Training
@@ -20,46 +20,41 @@ from amortized_bayes.sites import latent_sites
 
 __all__ = ["fit_encoder"]
 
-NUM_LOOKS = 20
+NUM_EVALUATIONS = 20
 PATIENCE = 5
-"""Looks without a better validation ELBO before stopping."""
+"""Evaluations without a better validation ELBO before stopping."""
 VALIDATION_DRAWS = 4
 
 
-def fit_encoder(
-    trained: Trained,
-    wanted: VAEConfig,
-    epochs: int,
-    learning_rate: float,
-    watch: Callable[[int, int], None] = lambda *_: None,
-) -> LocalGuide:
+def fit_encoder(trained: Trained, wanted: VAEConfig, epochs: int, lab: Lab) -> LocalGuide:
     """Fit the encoder and family of ``wanted`` to the training images, with the decoder of ``trained`` held fixed.
 
     With validation images the encoder that is best on them is returned, and fitting stops when it gets no better.
 
     Args:
         trained: the model; none of its parameters moves.
-        wanted: encoder, family and seed.
-        epochs: at most.
-        learning_rate: at the start; it falls to 0 as a cosine.
-        watch: called with steps taken and steps in all.
+        wanted: encoder, family, batch size, initial learning rate (it falls to 0 as a cosine) and seed.
+        epochs: passes over the images, at most.
+        lab: who is told how far it is, as the stage ``encoder``.
 
     Raises:
-        Divergence: the loss is not finite.
+        Divergence: the loss, or the validation ELBO, is not finite.
     """
     data, model = trained.data, trained.model
     model.requires_grad_(False)
     guide = build_encoder(wanted, data, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
-    options = FitOptions(batch_size=wanted.batch_size, learning_rate=learning_rate, schedule=cosine, adam_eps=1e-4)
+    options = FitOptions(
+        batch_size=wanted.batch_size, learning_rate=wanted.learning_rate, schedule=cosine, adam_eps=1e-4
+    )
     training = Training(model, guide, data.train, options, wanted.seed)
     total = epochs * training.batches.per_epoch
-    looks = {round(total * (i + 1) / NUM_LOOKS) for i in range(NUM_LOOKS)}
+    evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
     best, state, since = -math.inf, copy.deepcopy(guide.state_dict()), 0
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(wanted.seed, "encoder looks"))
-        for record in training.run(total, looks | {round(total * i / 200) for i in range(1, 200)}):
-            watch(record.step, total)
-            if data.validation is None or record.step not in looks:
+        for record in training.run(total, evaluations | {round(total * i / 200) for i in range(1, 200)}):
+            lab.watch("encoder", record.step, total, f"ELBO {record.elbo:.1f}")
+            if data.validation is None or record.step not in evaluations:
                 continue
             with training.averaged():
                 value = elbo(model, guide, data.validation.float(), num_draws=VALIDATION_DRAWS).value.mean().item()

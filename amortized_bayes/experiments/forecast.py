@@ -1,103 +1,83 @@
-"""How long an experiment of *Inference Suboptimality* will take, before it starts."""
+"""How long a run takes, how far it is, and how much it leaves on disk: sums over the parts of its jobs."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import torch
+from amortized_bayes.experiments.spec import Job, Work
 
-from amortized_bayes.experiments.suboptimality import (
-    BoundsConfig,
-    FrozenDecoderConfig,
-    TestSetGapsConfig,
-    ToyConfig,
-    frozen_base,
-    set_models,
-    toy_base,
-)
-from amortized_bayes.experiments.trained import estimate_training, find_trained
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.models import DeepGenerative
+__all__ = ["Forecast"]
 
-__all__ = ["forecast"]
-
-ROWS = 2_000
-FLOW_COST = 4.0
-"""A step of a flow of each point's own over one of the Gaussian, with 10 draws, measured once on a 50-latent VAE."""
-GPU_SPEED = 1e13
-"""Floating-point operations a second that small batches reach on a large GPU: an order of magnitude to plan with."""
-FIRST = 6.0
-"""Seconds that loading, tracing and capturing take for each model."""
+FIRST = 3.0
+"""Seconds that loading, tracing and capturing take for a job, about."""
+TRUST = 0.05
+"""Part of the run after which the pace seen counts as much as the pace forecast."""
 
 
-def forecast(
-    config: TestSetGapsConfig | FrozenDecoderConfig | ToyConfig, out: Path, device: torch.device, data_dir: Path | None
-) -> tuple[float, float]:
-    """Seconds here, from a few steps of training and a few gradients, and on a GPU, by arithmetic.
+class Forecast:
+    """Seconds of each stage of each job, and which of them are over.
 
-    Raises:
-        ValueError: data that cannot be had.
+    Args:
+        jobs: what is to be run, by key.
     """
-    if isinstance(config, TestSetGapsConfig):
-        models = set_models(config)
-        fits, bounds, measured = [], config.bounds, len(models)
-    elif isinstance(config, FrozenDecoderConfig):
-        base = frozen_base(config)
-        models, bounds, measured = [base], config.bounds, 1
-        fits = [
-            replace(base, encoder=encoder, family=family, epochs=config.encoder_epochs)
-            for family in config.families
-            for encoder in config.encoders
-        ]
-    else:
-        base = toy_base(config)
-        models, measured = [base], 1
-        fits = [replace(base, family=family, epochs=config.encoder_epochs) for family in config.families]
-        bounds = BoundsConfig(best_families=config.families, local_steps=config.steps, flow_steps=config.steps)
-    missing = [model for model in models if find_trained(out, model) is None]
-    training = sum(_training_seconds([*missing, *fits], device, data_dir))
-    evaluations = measured * config.points * _evaluations(bounds)
-    each = _seconds_an_evaluation(models[0], device)
-    here = training + evaluations * each + FIRST * (len(missing) + len(fits) + measured)
-    steps = sum(model.epochs * model.num_train // model.batch_size for model in [*missing, *fits])
-    flops = 6.0 * sum(p.numel() for p in _model(models[0], device).parameters())
-    return here, steps * 1e-3 + evaluations * flops / GPU_SPEED + FIRST * (len(missing) + len(fits))
+
+    def __init__(self, jobs: Mapping[str, Job]) -> None:
+        self.work: dict[str, Sequence[Work]] = {key: job.work for key, job in jobs.items()}
+        self.stages: dict[str, dict[str, float]] = {key: _stages(work) for key, work in self.work.items()}
+        self.disk = sum(job.disk for job in jobs.values())
+        self.done = dict.fromkeys(jobs, 0.0)
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(self.seconds_of(key) for key in self.stages)
+
+    def seconds_of(self, key: str) -> float:
+        """Of one job."""
+        return FIRST + sum(self.stages[key].values())
+
+    @property
+    def bases(self) -> list[str]:
+        """Where the times come from, in words."""
+        found = dict.fromkeys(work.basis for parts in self.work.values() for work in parts if work.basis)
+        return list(found)
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self.start = time.monotonic()
+
+    def at(self, key: str, stage: str, done: int, total: int) -> None:
+        """Take in how far a stage of a job is; the stages before it are over."""
+        if stage not in self.stages.get(key, {}):
+            return
+        names = list(self.stages[key])
+        before = sum(self.stages[key][name] for name in names[: names.index(stage)])
+        self.done[key] = max(self.done[key], before + self.stages[key][stage] * done / max(1, total))
+
+    def finish(self, key: str) -> None:
+        """Take in that a job is over."""
+        if key in self.done:
+            self.done[key] = self.seconds_of(key)
+
+    @property
+    def fraction(self) -> float:
+        """Part of the run that is over."""
+        return min(1.0, sum(self.done.values()) / max(1e-9, self.seconds))
+
+    @property
+    def seconds_left(self) -> float:
+        """What is left, at the pace seen so far."""
+        total, over = self.seconds, sum(self.done.values())
+        elapsed = time.monotonic() - self.start
+        pace = (elapsed + TRUST * total) / (over + TRUST * total) if total else 1.0
+        return max(0.0, total - over) * pace
 
 
-def _training_seconds(models: list[VAEConfig], device: torch.device, data_dir: Path | None) -> list[float]:
-    """Of each model, timed once for each family and encoder, and scaled by epochs."""
-    known: dict[tuple[str, str, str, int], float] = {}
-    found = []
-    for model in models:
-        key = (model.dataset, model.family, model.encoder, model.batch_size)
-        if key not in known:
-            known[key] = estimate_training(model, device, data_dir, num_steps=3) / model.epochs
-        found.append(known[key] * model.epochs)
+def _stages(parts: Sequence[Work]) -> dict[str, float]:
+    """Seconds by stage; parts of one name are added up."""
+    found: dict[str, float] = {}
+    for work in parts:
+        found[work.stage] = found.get(work.stage, 0.0) + work.amount * work.unit_seconds()
     return found
-
-
-def _evaluations(bounds: BoundsConfig) -> float:
-    """Decoder evaluations a point, in units of one with its gradient."""
-    flows = FLOW_COST * 10 * bounds.flow_steps * (len(bounds.best_families) - 1)
-    chains = bounds.chains * 2 * (bounds.temperatures + 24)
-    return 10 * bounds.local_steps + flows + 2.5 * chains + bounds.particles / 2
-
-
-def _seconds_an_evaluation(config: VAEConfig, device: torch.device) -> float:
-    """Seconds that a decoder evaluation with its gradient takes, in blocks."""
-    model = _model(config, device)
-    z = torch.randn(ROWS, config.latent_dim, device=device, requires_grad=True)
-    least = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        output = model.decode(z, model.weights())
-        torch.autograd.grad(model.observation(output).log_prob(torch.ones_like(output)).sum(), z)
-        least = min(least, time.perf_counter() - start)
-    return least / ROWS
-
-
-def _model(config: VAEConfig, device: torch.device) -> DeepGenerative:
-    """A decoder of the size of the configuration's, on images of 28 by 28."""
-    return DeepGenerative(784, config.latent_dim, config.hidden, 1, bayesian=False, activation="elu").to(device)

@@ -27,9 +27,10 @@ from amortized_bayes.types import Factor
 if TYPE_CHECKING:
     import numpy as np
 
-    from amortized_bayes.experiments.vae import VAEConfig
+    from amortized_bayes.experiments.settings import VAEConfig
 
 __all__ = [
+    "GAPS",
     "Arrays",
     "Bars",
     "Checkpoint",
@@ -48,6 +49,9 @@ __all__ = [
     "job_key",
     "measured",
 ]
+
+GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
+"""The gaps of Cremer, Li & Duvenaud (2018); the first two add up to the third."""
 
 
 class Measured(NamedTuple):

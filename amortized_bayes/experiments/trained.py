@@ -1,106 +1,37 @@
-"""Models by configuration: trained once, kept as a run, and taken up by every experiment that needs them."""
+"""Models by configuration: trained once, kept as a run, and shared by every experiment that needs them."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from amortized_bayes.configuration import load_config, to_mapping
-from amortized_bayes.data import load_dataset
-from amortized_bayes.experiments.training import KEY, state_of, train
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae_data, vae_options
+from amortized_bayes.configuration import load_config
+from amortized_bayes.experiments.settings import VAEConfig, model_factors, same_model
+from amortized_bayes.experiments.setup import ImageData, build_vae
+from amortized_bayes.experiments.spec import job_key
 from amortized_bayes.guides import LocalGuide
-from amortized_bayes.inference.options import Divergence
-from amortized_bayes.inference.svi import Training
 from amortized_bayes.models import DeepGenerative
-from amortized_bayes.results import RunFolder, environment, list_runs
+from amortized_bayes.results import RunFolder, list_runs
 
-__all__ = ["Trained", "TrainingFailed", "estimate_training", "find_trained", "load_trained", "obtain"]
+if TYPE_CHECKING:
+    from amortized_bayes.types import Dataset
+
+__all__ = ["Trained", "TrainingFailed", "find_trained", "load_state", "load_trained", "model_key", "state_of"]
 
 
 class Trained(NamedTuple):
     """A trained model, its guide and its data."""
 
     config: VAEConfig
-    data: VAEData
+    data: ImageData
     model: DeepGenerative
     guide: LocalGuide
 
 
-def load_trained(folder: RunFolder, *, device: torch.device, data_dir: Path | None = None) -> Trained:
-    """Load the model of a training run with its data.
-
-    Raises:
-        ValueError: a run of another kind or one that failed; a checkpoint that is damaged, of another architecture than
-            the run's configuration, or not finite; data that cannot be had.
-    """
-    if folder.experiment != "train":
-        raise ValueError(f"expected a run of `train` as checkpoint, got {folder.path}, a run of {folder.experiment}")
-    tensors = folder.load_tensors(KEY)
-    config = load_config(VAEConfig, folder.path / "config.yaml")
-    data = load_vae_data(config, data_dir, device)
-    before = json.loads((folder.path / "environment.json").read_bytes()).get("data")
-    if before is not None and before != dict(data.source.sha256):
-        raise ValueError(f"expected the data that {folder.path} was trained on, got other files of {data.name}")
-    model, guide = build_vae(config, data)
-    expected = {name: tuple(value.shape) for name, value in state_of(model, guide).items()}
-    got = {name: tuple(value.shape) for name, value in tensors.items()}
-    for name in [*expected, *got]:
-        if expected.get(name) != got.get(name):
-            raise ValueError(
-                f"{folder.path}: expected a checkpoint of the architecture in its config.yaml, with {name} of shape "
-                f"{expected.get(name, 'none')}, got {got.get(name, 'none')}"
-            )
-    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    if bad:
-        raise ValueError(f"{folder.path}: expected finite weights, got nan or inf in {bad[0]}")
-    for prefix, module in (("model", model), ("guide", guide)):
-        own = {k.split(".", 1)[1]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-        module.load_state_dict(own)
-        module.requires_grad_(False)
-    return Trained(config, data, model, guide)
-
-
-def find_trained(out: Path, config: VAEConfig) -> RunFolder | None:
-    """The latest finished run under ``out`` that trained exactly this configuration; ``None`` without one."""
-    for info in reversed(list_runs(out)):
-        if info.experiment != "train" or info.status != "finished":
-            continue
-        folder = RunFolder.open(info.path)
-        if _is_of(info.path, config) and (folder.path / "checkpoints" / f"{KEY}.safetensors").exists():
-            return folder
-    return None
-
-
-def _is_of(run: Path, config: VAEConfig) -> bool:
-    """Whether a run trains this configuration, by whatever preset it was named."""
-    try:
-        found = load_config(VAEConfig, run / "config.yaml")
-    except ValueError:  # of a configuration that this version cannot read
-        return False
-    return replace(found, preset="quick") == replace(config, preset="quick")
-
-
-def _unfinished(out: Path, config: VAEConfig, sums: dict[str, str]) -> RunFolder | None:
-    """A run of this configuration and data that was interrupted, to be taken up."""
-    for info in reversed(list_runs(out)):
-        if info.experiment == "train" and info.status == "unfinished" and _is_of(info.path, config):
-            before = json.loads((info.path / "environment.json").read_bytes()).get("data")
-            if before == sums:
-                return RunFolder.open(info.path)
-    return None
-
-
-class TrainingFailed(RuntimeError):
+class TrainingFailed(ArithmeticError):
     """Training a model that an experiment needs diverged, at ``step``."""
 
     def __init__(self, step: int, reason: str) -> None:
@@ -108,46 +39,95 @@ class TrainingFailed(RuntimeError):
         self.step = step
 
 
-def obtain(
-    config: VAEConfig,
-    out: Path,
-    *,
-    device: torch.device,
-    data_dir: Path | None = None,
-    watch: Callable[[str, int, int], None] = lambda *_: None,
-) -> Trained:
-    """The model of this configuration: the one that ``out`` holds, or a new one, trained into a run of its own there.
+class DataSource(Protocol):
+    """Where a model's data come from."""
+
+    def dataset(self, name: str, seed: int = 0) -> Dataset:
+        """A data set in memory."""
+        ...
+
+    def images(self, config: VAEConfig) -> ImageData:
+        """The same as a model sees it."""
+        ...
+
+
+def model_key(config: VAEConfig) -> str:
+    """Key of the only job of the run that trains this model."""
+    return job_key(model_factors(config))
+
+
+def load_trained(folder: RunFolder, source: DataSource) -> Trained:
+    """Load the model of a finished training run with its data.
 
     Raises:
-        TrainingFailed: training diverged.
-        ValueError: as :func:`train` and :func:`load_trained`.
+        TrainingFailed: its training diverged.
+        ValueError: a run of another kind or one that is not finished; a checkpoint that is damaged, of another
+            architecture than the run's configuration, or not finite; data that are unavailable or others.
     """
-    folder = find_trained(out, config)
-    if folder is None:
-        sums = dict(load_dataset(config.dataset, data_dir=data_dir).sha256)
-        described = environment(torch.get_num_threads()) | {"device": str(device), "data": sums}
-        folder = _unfinished(out, config, sums) or RunFolder.create(out, "train", to_mapping(config), described)
-        with folder:
-            options: Any = {"watch": lambda done, total, _: watch("training", done, total)}
-            rows = list(train(config, folder, device=device, data_dir=data_dir, **options))
-            folder.finish()
-        failed = next((row for row in rows if row.status == "failed"), None)
-        if failed is not None:
-            raise TrainingFailed(failed.step, f"training diverged: {failed.note}")
-    return load_trained(folder, device=device, data_dir=data_dir)
+    if folder.experiment != "train":
+        raise ValueError(f"expected a run of train as checkpoint, got {folder.path}, a run of {folder.experiment}")
+    config = load_config(VAEConfig, folder.path / "config.yaml")
+    key = model_key(config)
+    status = folder.done().get(key)
+    if status == "failed":
+        rows = folder.rows()
+        failure = rows[rows["metric"] == "failure"].iloc[-1]
+        raise TrainingFailed(int(failure["step"]), f"training of {folder.path} failed: {failure['note']}")
+    if status is None:
+        raise ValueError(
+            f"expected a finished run of train, got {folder.path}: `train --resume {folder.path}` finishes it"
+        )
+    before = folder.environment().get("data", {})
+    found = source.dataset(config.dataset, config.seed)
+    if found.name in before and before[found.name] != dict(found.sha256):
+        raise ValueError(f"expected the data that {folder.path} was trained on, got other files of {found.name}")
+    data = source.images(config)
+    model, guide = build_vae(config, data)
+    load_state(model, guide, folder.load_tensors(key), str(folder.path))
+    for module in (model, guide):
+        module.requires_grad_(False)
+    return Trained(config, data, model, guide)
 
 
-def estimate_training(config: VAEConfig, device: torch.device, data_dir: Path | None, num_steps: int = 10) -> float:
-    """Seconds that training takes, from a few steps of it.
+def load_state(model: DeepGenerative, guide: LocalGuide, tensors: dict[str, np.ndarray], where: str) -> None:
+    """Put the weights of :func:`state_of` into a model and a guide.
 
     Raises:
-        ValueError: as :func:`train`.
+        ValueError: another architecture, or weights that are not finite.
     """
-    data = load_vae_data(config, data_dir, device)
-    training = Training(*build_vae(config, data), data.train, vae_options(config), config.seed)
-    start = time.perf_counter()
-    with suppress(Divergence):  # training itself will record it
-        list(training.run(num_steps))  # captures
-        start = time.perf_counter()
-        list(training.run(num_steps))
-    return (time.perf_counter() - start) / num_steps * config.epochs * training.batches.per_epoch
+    expected = {name: tuple(value.shape) for name, value in state_of(model, guide).items()}
+    got = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name in [*expected, *got]:
+        if expected.get(name) != got.get(name):
+            raise ValueError(
+                f"{where}: expected a checkpoint of the architecture in its config.yaml, with {name} of shape "
+                f"{expected.get(name, 'none')}, got {got.get(name, 'none')}"
+            )
+    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if bad:
+        raise ValueError(f"{where}: expected finite weights, got nan or inf in {bad[0]}")
+    for prefix, module in (("model", model), ("guide", guide)):
+        own = {k.split(".", 1)[1]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+        module.load_state_dict(own)
+
+
+def state_of(model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
+    """Weights of both by name, ``model.network.0.weight`` and so on."""
+    return {
+        f"{prefix}.{name}": value.detach().cpu().numpy()
+        for prefix, module in (("model", model), ("guide", guide))
+        for name, value in module.state_dict().items()
+    }
+
+
+def find_trained(out: Path, config: VAEConfig, statuses: tuple[str, ...]) -> RunFolder | None:
+    """The latest run under ``out``, of one of these statuses, that trains this model; ``None`` without one."""
+    for info in reversed(list_runs(out)):
+        if info.experiment == "train" and info.status in statuses:
+            try:
+                found = load_config(VAEConfig, info.path / "config.yaml")
+            except ValueError:  # of a configuration that this version cannot read
+                continue
+            if same_model(found, config):
+                return RunFolder.open(info.path)
+    return None

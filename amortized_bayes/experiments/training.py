@@ -1,11 +1,10 @@
-"""Train a model by configuration into a run: from its last checkpoint, with looks on the way, to its final rows."""
+"""Train a model by configuration: from its last checkpoint, with evaluations on the way, to its final numbers."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pyro
@@ -14,209 +13,144 @@ from torch import Tensor
 
 from amortized_bayes.evaluation.bounds import Elbo, elbo, iwae
 from amortized_bayes.evaluation.errors import active_units, mean_prediction
-from amortized_bayes.experiments.measure import Measure, over_points, vacuous
-from amortized_bayes.experiments.vae import VAEConfig
-from amortized_bayes.experiments.vae_problem import VAEData, build_vae, load_vae_data, vae_options
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.setup import ImageData, build_vae, vae_options
+from amortized_bayes.experiments.spec import Checkpoint, Measured, measured
+from amortized_bayes.experiments.trained import load_state, model_key, state_of
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
 from amortized_bayes.models import DeepGenerative
-from amortized_bayes.results import RunFolder
-from amortized_bayes.types import Row
+from amortized_bayes.per_point import is_vacuous, mean_over_points
 
-__all__ = ["KEY", "state_of", "train"]
+__all__ = ["train"]
 
-KEY = "model"
-"""The only fit of a training run, and its checkpoint."""
-NUM_LOOKS = 50
-"""Evaluations on the way."""
+NUM_EVALUATIONS = 50
+"""On the way."""
 CURVE_POINTS = 2_000
 IWAE_POINTS = 1_000
 IWAE_PARTICLES = 50
 
-Watch = Callable[[int, int, str], None]
-"""Called with steps taken, steps to take, and where the fit stands, in words."""
 
-
-def train(
-    config: VAEConfig,
-    folder: RunFolder,
-    *,
-    device: torch.device,
-    data_dir: Path | None = None,
-    watch: Watch = lambda *_: None,
-    on_look: Callable[[int, dict[str, float]], None] = lambda *_: None,
-) -> Iterator[Row]:
-    """Train into an open, writable run, from its last checkpoint if it has one, and yield the run's rows at the end.
-
-    Args:
-        config: what to train.
-        folder: the run.
-        device: where to run.
-        data_dir: where to look for data first.
-        watch: called while it runs.
-        on_look: called with each look's step and numbers.
+def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
+    """Train a model, from its last checkpoint if there is one; yield its curves, checkpoints and final numbers.
 
     Raises:
-        ValueError: data that cannot be had, or a checkpoint of another architecture.
+        Divergence: the loss, or a number measured on the way, is not finite.
+        ValueError: data that are unavailable, or a checkpoint of another architecture.
     """
-    folder.drop_unfinished_rows()
-    data = load_vae_data(config, data_dir, device)
+    data = lab.images(config)
     model, guide = build_vae(config, data)
-    source, transform = (data.grey, data.draw_afresh) if data.grey is not None else (data.train, None)
+    source, transform = data.fitted
     training = Training(model, guide, source, vae_options(config), config.seed, transform=transform)
-    rows: list[Row] = []
+    rows: list[Measured] = []
     best: tuple[float, int] = (-math.inf, 0)
-    if (folder.path / "checkpoints" / "training.safetensors").exists():
-        rows, best = _take_up(folder, training)
-    try:
-        patient = not config.early_stopping or _looks_since(config, training, best[1]) < config.patience
-        for record in _remaining(config, training, watch) if patient else ():
-            with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
-                found = _look(config, data, model, guide, record.step)
-                _refuse_infinite(record.step, found)
-                score = found.get("validation_elbo", Measure(None)).value
-                if score is not None and score > best[0]:
-                    best = (score, record.step)
-                    folder.save_tensors("best", state_of(model, guide))
-            rows += _rows(config, data, record, found)
-            on_look(record.step, {name: m.value for name, m in found.items() if m.value is not None})
-            _keep(folder, training, rows, best)
-            if config.early_stopping and _looks_since(config, training, best[1]) >= config.patience:
-                break
-        yield from _finish(config, folder, data, model, guide, training, rows)
-    except Divergence as error:
-        failure = Row(
-            *("train", data.name, config.name, "amortized", None, config.seed, error.step, training.seconds, "failure"),
-            None,
-            status="failed",
-            note=str(error),
-        )
-        for row in [*rows, failure]:
-            folder.append(row, KEY)
-            yield row
-    folder.mark_done(KEY)
+    if (kept := lab.unfinished(model_key(config), "training")) is not None:
+        tensors, texts = kept
+        training.load_state({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()})
+        rows = [Measured(**row) for row in json.loads(texts["rows"])]
+        score, step = json.loads(texts["best"])
+        best = (float(score), int(step))
+        yield from rows
+    patient = not config.early_stopping or _evaluations_since(config, training, best[1]) < config.patience
+    state: dict[str, np.ndarray] | None = None
+    for record in _remaining(config, training, lab) if patient else ():
+        with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
+            found = _on_the_way(config, data, model, guide, record)
+            _refuse_infinite(record.step, found)
+            score = next((m.value for m in found if m.metric == "elbo" and m.factors["split"] == "validation"), None)
+            better = score is not None and score > best[0]
+            if better and score is not None:
+                best, state = (score, record.step), state_of(model, guide)
+        rows += found
+        yield from found
+        if better and state is not None:
+            yield Checkpoint(state, name="best")
+        texts = {"rows": json.dumps([row._asdict() for row in rows]), "best": json.dumps(best)}
+        yield Checkpoint({k: v.detach().cpu().numpy() for k, v in training.state().items()}, texts, "training")
+        if config.early_stopping and _evaluations_since(config, training, best[1]) >= config.patience:
+            break
+    training.settle()
+    if config.early_stopping:
+        if state is None and (kept := lab.unfinished(model_key(config), "best")) is not None:
+            state = kept[0]
+        assert state is not None
+        load_state(model, guide, state, "the best iterate")
+    yield from _final(config, data, model, guide, training)
+    yield Checkpoint(state_of(model, guide), {"model": model_key(config)})
 
 
-def _remaining(config: VAEConfig, training: Training, watch: Watch) -> Iterator[StepRecord]:
-    """Take the steps that are left and yield the records of looks."""
+def _remaining(config: VAEConfig, training: Training, lab: Lab) -> Iterator[StepRecord]:
+    """Take the steps that are left and yield the records of evaluations."""
     total = config.epochs * training.batches.per_epoch
-    looks = {round(total * (i + 1) / NUM_LOOKS) for i in range(NUM_LOOKS)} - {0}
+    evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)} - {0}
     ticks = {round(total * i / 500) for i in range(1, 500)}
     if training.steps >= total:
         return
-    for record in training.run(total - training.steps, looks | ticks, begin=0):
-        watch(record.step, total, f"ELBO {record.elbo:.1f}")
-        if record.step in looks:
+    for record in training.run(total - training.steps, evaluations | ticks, begin=0):
+        lab.watch("training", record.step, total, f"ELBO {record.elbo:.1f}")
+        if record.step in evaluations:
             yield record
 
 
-def _looks_since(config: VAEConfig, training: Training, step: int) -> float:
-    return (training.steps - step) / max(1, config.epochs * training.batches.per_epoch / NUM_LOOKS)
+def _evaluations_since(config: VAEConfig, training: Training, step: int) -> float:
+    return (training.steps - step) / max(1, config.epochs * training.batches.per_epoch / NUM_EVALUATIONS)
 
 
-def _look(config: VAEConfig, data: VAEData, model: DeepGenerative, guide: LocalGuide, step: int) -> dict[str, Measure]:
-    """ELBO of each split, with draws of its own: no look depends on other splits, nor on where a run was taken up."""
-    found = {}
-    for name, images in (("", data.train), ("validation_", data.validation), ("test_", data.test)):
+def _on_the_way(
+    config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide, record: StepRecord
+) -> list[Measured]:
+    """ELBO of each split, with draws of its own: none depends on other splits, nor on where a run was resumed."""
+    found: list[Measured] = []
+    for split, images in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         if images is None:
             continue
-        with global_seed(config.seed, "look", step, name):
-            value = _elbo(config, model, guide, images[:CURVE_POINTS], len(data.train), 1)
-        found[f"{name}elbo"] = over_points(_of_split(value, name))
-        found |= {"kl": over_points(value.kl)} if not name else {}
-    return found
+        stream = "" if split == "train" else f"{split}_"
+        with global_seed(config.seed, "look", record.step, stream):
+            value = _elbo(config, model, guide, images[:CURVE_POINTS], len(data.train))
+        found.append(measured("elbo", mean_over_points(_of_split(value, split)), split=split))
+        found += [measured("kl", mean_over_points(value.kl), split=split)] if split == "train" else []
+    return [row._replace(step=record.step, seconds=record.seconds) for row in found]
 
 
-def _of_split(value: Elbo, name: str) -> Tensor:
-    """The ELBO a training point; of held-out points its local part alone, which counts no decoder weights."""
-    return value.log_likelihood - value.kl if name else value.value
+def _of_split(value: Elbo, split: str) -> Tensor:
+    """The ELBO per training point; of held-out points its local part alone, which counts no decoder weights."""
+    return value.value if split == "train" else value.log_likelihood - value.kl
 
 
-def _elbo(
-    config: VAEConfig, model: DeepGenerative, guide: LocalGuide, images: Tensor, num_data: int, num_draws: int
-) -> Elbo:
+def _elbo(config: VAEConfig, model: DeepGenerative, guide: LocalGuide, images: Tensor, num_data: int) -> Elbo:
     index = torch.arange(len(images), device=images.device)
     local = config.decoder == "bayesian" and config.network == "dense"
-    options = {"num_draws": num_draws, "num_data": num_data, "local_reparametrization": local}
-    return elbo(model, guide, images.float(), index, **options)
+    return elbo(model, guide, images.float(), index, num_draws=1, num_data=num_data, local_reparametrization=local)
 
 
-def _finish(
-    config: VAEConfig,
-    folder: RunFolder,
-    data: VAEData,
-    model: DeepGenerative,
-    guide: LocalGuide,
-    training: Training,
-    rows: list[Row],
-) -> Iterator[Row]:
-    """Keep the averaged iterate (the best one with early stopping), evaluate it, and write all rows."""
-    training.settle()
-    if config.early_stopping:
-        best = folder.load_tensors("best")
-        for prefix, module in (("model", model), ("guide", guide)):
-            own = {k.split(".", 1)[1]: torch.from_numpy(v) for k, v in best.items() if k.startswith(f"{prefix}.")}
-            module.load_state_dict(own)
-    with pyro.validation_enabled(False), global_seed(config.seed, "final"):
-        found = _final(config, data, model, guide)
-    record = StepRecord(training.steps, training.seconds, math.nan)
-    _refuse_infinite(record.step, found)
-    found["seconds_per_step"] = Measure(training.seconds / max(1, training.steps))
-    status = "vacuous" if vacuous(found) else "ok"
-    rows = [*rows, *(row._replace(status=status) for row in _rows(config, data, record, found))]
-    folder.save_tensors(KEY, state_of(model, guide), {"model": config.name})
-    for row in rows:
-        folder.append(row, KEY)
-        yield row
-
-
-def _final(config: VAEConfig, data: VAEData, model: DeepGenerative, guide: LocalGuide) -> dict[str, Measure]:
+def _final(
+    config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide, training: Training
+) -> list[Measured]:
     """Numbers for the table, of all points but for IWAE and active units."""
-    found: dict[str, Measure] = {}
-    for name, images in (("", data.train), ("test_", data.test)):
-        value = _elbo(config, model, guide, images, len(data.train), 1)
-        found[f"final_{name}elbo"] = over_points(_of_split(value, name))
-        found[f"final_{name}kl"] = over_points(value.kl)
-    some = torch.arange(min(IWAE_POINTS, len(data.train)), device=data.train.device)
-    bound = iwae(model, guide, data.train[some].float(), some, num_particles=IWAE_PARTICLES, num_data=len(data.train))
-    found["final_iwae"] = over_points(bound.value)
-    latents = mean_prediction(model, guide, data.train[some].float(), some).latents
-    found["active_units"] = Measure(active_units(latents))
-    return found
+    found: list[Measured] = []
+    with pyro.validation_enabled(False), global_seed(config.seed, "final"):
+        for split, images in (("train", data.train), ("test", data.test)):
+            value = _elbo(config, model, guide, images, len(data.train))
+            found.append(measured("final_elbo", mean_over_points(_of_split(value, split)), split=split))
+            found.append(measured("final_kl", mean_over_points(value.kl), split=split))
+        some = torch.arange(min(IWAE_POINTS, len(data.train)), device=data.train.device)
+        few = data.train[some].float()
+        bound = iwae(model, guide, few, some, num_particles=IWAE_PARTICLES, num_data=len(data.train))
+        found.append(measured("final_iwae", mean_over_points(bound.value), split="train"))
+        latents = mean_prediction(model, guide, few, some).latents
+    found.append(Measured("active_units", float(active_units(latents))))
+    found.append(Measured("seconds_per_step", training.seconds / max(1, training.steps)))
+    _refuse_infinite(training.steps, found)
+    kl = next(m.value for m in found if m.metric == "final_kl" and m.factors["split"] == "train")
+    status = "vacuous" if is_vacuous(kl) else "ok"
+    return [row._replace(step=training.steps, seconds=training.seconds, status=status) for row in found]
 
 
-def _refuse_infinite(step: int, found: dict[str, Measure]) -> None:
+def _refuse_infinite(step: int, found: list[Measured]) -> None:
     """Steps may stay finite while what they lead to is not."""
-    for measure in found.values():
-        if measure.value is not None and not math.isfinite(measure.value):
-            raise Divergence(step, measure.value)
-
-
-def _rows(config: VAEConfig, data: VAEData, record: StepRecord, found: dict[str, Measure]) -> list[Row]:
-    start = ("train", data.name, config.name, "amortized", None, config.seed, record.step, record.seconds)
-    return [Row(*start, metric, *measure) for metric, measure in found.items()]
-
-
-def _keep(folder: RunFolder, training: Training, rows: list[Row], best: tuple[float, int]) -> None:
-    """Save everything that going on needs, the rows so far among it."""
-    state = {name: value.detach().cpu().numpy() for name, value in training.state().items()}
-    texts = {"rows": json.dumps([row._asdict() for row in rows]), "best": json.dumps(best)}
-    folder.save_tensors("training", state, texts)
-
-
-def _take_up(folder: RunFolder, training: Training) -> tuple[list[Row], tuple[float, int]]:
-    training.load_state({k: torch.from_numpy(np.asarray(v)) for k, v in folder.load_tensors("training").items()})
-    texts = folder.load_metadata("training")
-    score, step = json.loads(texts["best"])
-    return [Row(**row) for row in json.loads(texts["rows"])], (float(score), int(step))
-
-
-def state_of(model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
-    """Weights of both by name, ``model.network.0.weight`` and so on."""
-    return {
-        f"{prefix}.{name}": value.detach().cpu().numpy()
-        for prefix, module in (("model", model), ("guide", guide))
-        for name, value in module.state_dict().items()
-    }
+    for row in found:
+        if row.value is not None and not math.isfinite(row.value):
+            raise Divergence(step, row.value)

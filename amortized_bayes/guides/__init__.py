@@ -1,23 +1,44 @@
-"""Guides: where the q of each data point comes from, a Gaussian or a flow."""
+"""Guides: where the q of each data point comes from, a Gaussian or a flow.
 
-from amortized_bayes.guides.amortized import Amortized
-from amortized_bayes.guides.auxiliary import AuxiliaryFlow
-from amortized_bayes.guides.constant import Constant
-from amortized_bayes.guides.factorized import Factorized
-from amortized_bayes.guides.flow import FlowGuide
-from amortized_bayes.guides.flow_family import FAMILIES, Flow, FlowSettings
-from amortized_bayes.guides.local import LocalGuide
-from amortized_bayes.guides.mean_field import MeanField
+Names are imported when they are first used, so that names of guides (``registry``) need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amortized_bayes.guides.amortized import Amortized
+    from amortized_bayes.guides.constant import Constant
+    from amortized_bayes.guides.factorized import Factorized
+    from amortized_bayes.guides.flow import FlowGuide
+    from amortized_bayes.guides.flow_layers import Flow
+    from amortized_bayes.guides.local import LocalGuide
+    from amortized_bayes.guides.mean_field import MeanField
 
 __all__ = [
-    "FAMILIES",
     "Amortized",
-    "AuxiliaryFlow",
     "Constant",
     "Factorized",
     "Flow",
     "FlowGuide",
-    "FlowSettings",
     "LocalGuide",
     "MeanField",
 ]
+
+_MODULE_OF = {
+    "Amortized": "amortized",
+    "Constant": "constant",
+    "Factorized": "factorized",
+    "Flow": "flow_layers",
+    "FlowGuide": "flow",
+    "LocalGuide": "local",
+    "MeanField": "mean_field",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'amortized_bayes.guides' has no attribute {name!r}")
+    return getattr(import_module(f"amortized_bayes.guides.{_MODULE_OF[name]}"), name)

@@ -17,6 +17,10 @@ from amortized_bayes.types import LatentSite
 __all__ = ["Fresh", "fresh_factors"]
 
 
+RATE = 0.1
+"""First step of the rows, enough to cross the prior within the visits; training may well use a smaller one."""
+
+
 class Fresh(NamedTuple):
     """A frozen model, and a guide with frozen q(theta) and a fitted row for each point."""
 
@@ -32,7 +36,6 @@ def fresh_factors(
     options: FitOptions,
     *,
     visits: int = 100,
-    rate: float = 0.1,
     seed: int = 0,
     plate: str = "data",
 ) -> Fresh:
@@ -48,7 +51,6 @@ def fresh_factors(
         data: (B, ...), on the device.
         options: how to fit, but for the rate of the rows.
         visits: times that each point is visited.
-        rate: first step of the rows, enough to cross the prior within the visits; training may well use a smaller one.
         seed: of batches and draws.
         plate: name of the plate over data points.
 
@@ -62,7 +64,7 @@ def fresh_factors(
     guide = Factorized(sites, len(data), shared=frozen_shared, plate=plate).to(data.device)
     for parameter in guide.parameters():
         parameter.requires_grad_(parameter is guide.table.weight)
-    options = replace(options, batch_size=min(options.batch_size, len(data)), row_learning_rate=rate, schedule=cosine)
+    options = replace(options, batch_size=min(options.batch_size, len(data)), row_learning_rate=RATE, schedule=cosine)
     training = Training(frozen_model, guide, data, options, seed, plate=plate)
     for _ in training.run(visits * training.batches.per_epoch):
         pass

@@ -4,8 +4,8 @@ For a factorized Gaussian on the unconstrained space, :math:`z_b = \mu_b + \sigm
 
 .. math:: L_b(\mu_b, \sigma_b) = \mathbb{E}_\epsilon\,[\log p(x_b, z_b) - \log q_b(z_b)]
 
-one q a point with S samples a step. The samples come as pairs :math:`\pm\epsilon`, and the gradient follows the path
-of z alone (Roeder, Wu & Duvenaud, *Sticking the landing*, NeurIPS 2017): both take noise away and no bias comes in.
+one q per point, with S samples per step. The samples come as pairs :math:`\pm\epsilon`, and the gradient follows the
+path of z alone (Roeder, Wu & Duvenaud, *Sticking the landing*, NeurIPS 2017): both reduce noise and add no bias.
 Each point has a clock of its own, by which its step falls as a cosine. A point that gained nothing over a window, as
 seen on draws kept for that, has its remaining time halved; a point whose time is up leaves its slot to the next one.
 What is reported is scored on fresh samples.
@@ -15,68 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.inference.slots import Slots
 from amortized_bayes.joint import Gaussian, LogJoint, gaussian_start, global_seed, log_joint, points_per_chunk
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["LocalOptimum", "LocalSettings", "optimize_local"]
-
-
-@dataclass(frozen=True)
-class LocalSettings:
-    """How q* is looked for; the default takes at most 4,100 decoder evaluations a point.
-
-    Args:
-        num_samples: S, draws of each q a step, in pairs: an even number.
-        max_steps: steps of a point whose clock is never hurried.
-        learning_rate: first step of Adam, in units of each latent's spread over draws and points (1 for a latent that
-            follows a standard normal prior on the whole).
-        num_windows: looks at the gain.
-        num_kept: draws kept for those looks, the same at each; rounded up to a multiple of ``num_samples``.
-        tolerance: gain in nats over a window below which a point's remaining time is halved.
-        num_score: fresh samples for the final ELBO.
-        num_residual: samples for the gradient at the end.
-        num_fit: draws of the guide that a Gaussian is fitted to, where its q is none.
-
-    Raises:
-        ValueError: a number out of its range.
-
-    Example:
-        >>> from amortized_bayes import LocalSettings
-        >>> LocalSettings(num_samples=20).num_samples
-        20
-    """
-
-    num_samples: int = 10
-    max_steps: int = 300
-    learning_rate: float = 1e-2
-    num_windows: int = 10
-    num_kept: int = 40
-    tolerance: float = 0.01
-    num_score: int = 500
-    num_residual: int = 100
-    num_fit: int = 100
-
-    def __post_init__(self) -> None:
-        least = {"num_samples": 4, "num_windows": 1, "num_kept": 1, "num_score": 2, "num_residual": 2, "num_fit": 10}
-        least["max_steps"] = self.num_windows
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"expected {name} of {bound} or more, got {getattr(self, name)}")
-        if self.num_samples % 2:
-            raise ValueError(f"expected an even num_samples, got {self.num_samples}")
-        if not (self.learning_rate > 0 and self.tolerance >= 0):
-            raise ValueError(
-                f"expected learning_rate above 0 and tolerance of 0 or more, got {self.learning_rate} and "
-                f"{self.tolerance}"
-            )
 
 
 class LocalOptimum(NamedTuple):
@@ -90,7 +40,7 @@ class LocalOptimum(NamedTuple):
         residual_error: its standard error, by the jackknife.
         q: q* of the first run, ``(B, D)`` each, on the unconstrained space.
         evaluations: decoder evaluations, those for scoring among them, over all restarts.
-        hurried: whether the gain had ceased before the time was up.
+        stopped_early: whether the gain had ceased before the time was up.
         elbo_best: ELBO of the best of the restarts, each chosen on other samples; ``None`` for a single run.
         best_error: its Monte Carlo error.
         spread: standard deviation over restarts of the final ELBO; ``None`` for a single run.
@@ -102,7 +52,7 @@ class LocalOptimum(NamedTuple):
     residual_error: Tensor
     q: Gaussian
     evaluations: Tensor
-    hurried: Tensor
+    stopped_early: Tensor
     elbo_best: Tensor | None = None
     best_error: Tensor | None = None
     spread: Tensor | None = None
@@ -113,8 +63,6 @@ def optimize_local(
     guide: Guide | Gaussian | None,
     *args: Any,
     settings: LocalSettings | None = None,
-    num_restarts: int = 1,
-    restart_spread: float = 1.0,
     plate: str = "data",
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
@@ -129,9 +77,7 @@ def optimize_local(
         guide: where to start: a Pyro program (its q, or a Gaussian fitted to its draws), Gaussians of one's own on the
             unconstrained space, or ``None`` for the prior's moments.
         args: arguments of model and guide, data of B points.
-        settings: how q* is looked for.
-        num_restarts: runs a point; all but the first start from means moved at random.
-        restart_spread: by how many scales of q those means are moved.
+        settings: how to find q*.
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
         seed: of all draws; torch's global generator is left as it was.
@@ -140,7 +86,7 @@ def optimize_local(
         kwargs: keyword arguments of model and guide.
 
     Raises:
-        ValueError: as :func:`amortized_bayes.joint.log_joint`, a guide that does not fit, or numbers out of range.
+        ValueError: as :func:`amortized_bayes.joint.log_joint`, or a guide that does not fit.
 
     Example:
         >>> import torch
@@ -154,20 +100,16 @@ def optimize_local(
         torch.Size([4])
     """
     settings = settings or LocalSettings()
-    if num_restarts < 1 or not restart_spread >= 0:
-        raise ValueError(
-            f"expected num_restarts of 1 or more and restart_spread of 0 or more, got {num_restarts}, {restart_spread}"
-        )
     joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     size = points_per_chunk(joint, settings.num_samples, memory_budget)
     with global_seed(seed, "start"):
         start = _start(joint, guide, settings.num_fit, size)
     generator = torch_generator(seed, "q*", device=joint.device)
-    runs = _restarts(start, num_restarts, restart_spread, generator)
-    points = torch.arange(joint.num_points, device=joint.device).repeat(num_restarts)
+    runs = _restarts(start, settings, generator)
+    points = torch.arange(joint.num_points, device=joint.device).repeat(settings.num_restarts)
     slots = Slots(joint, points, runs, _unit(start), settings, generator, size)
     slots.run(progress)
-    return _report(joint, points, slots, settings, num_restarts, size, generator)
+    return _report(joint, points, slots, size, generator)
 
 
 def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: int) -> Gaussian:
@@ -191,12 +133,12 @@ def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: 
     return Gaussian(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _restarts(start: Gaussian, num: int, spread: float, generator: torch.Generator) -> Gaussian:
-    """The start itself, and ``num - 1`` with moved means, ``(R·B, D)``."""
-    noise = torch.empty(num, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
+def _restarts(start: Gaussian, settings: LocalSettings, generator: torch.Generator) -> Gaussian:
+    """The start itself, and R − 1 with moved means, ``(R·B, D)``."""
+    noise = torch.empty(settings.num_restarts, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
     noise.normal_(generator=generator)[0] = 0.0
-    loc = start.loc + spread * start.scale * noise
-    return Gaussian(loc.flatten(0, 1), start.scale.repeat(num, 1))
+    loc = start.loc + settings.restart_spread * start.scale * noise
+    return Gaussian(loc.flatten(0, 1), start.scale.repeat(settings.num_restarts, 1))
 
 
 def _unit(start: Gaussian) -> Tensor:
@@ -206,26 +148,20 @@ def _unit(start: Gaussian) -> Tensor:
 
 
 @torch.no_grad()
-def _report(
-    joint: LogJoint,
-    points: Tensor,
-    slots: Slots,
-    settings: LocalSettings,
-    num_restarts: int,
-    size: int,
-    generator: torch.Generator,
-) -> LocalOptimum:
-    count = joint.num_points
+def _report(joint: LogJoint, points: Tensor, slots: Slots, size: int, generator: torch.Generator) -> LocalOptimum:
+    settings, count = slots.settings, joint.num_points
     value, error = _score(joint, points, slots.best, settings.num_score, size * settings.num_samples, generator)
     residual, residual_error = slots.residuals(settings.num_residual, count)
     per_run = slots.evaluations + settings.num_score
-    evaluations = per_run.reshape(num_restarts, -1).sum(0) + slots.residual_evaluations
+    evaluations = per_run.reshape(settings.num_restarts, -1).sum(0) + slots.residual_evaluations
     q = Gaussian(slots.best.loc[:count], slots.best.scale[:count])
-    found = LocalOptimum(value[:count], error[:count], residual, residual_error, q, evaluations, slots.hurried[:count])
-    if num_restarts == 1:
+    early = slots.stopped_early[:count]
+    found = LocalOptimum(value[:count], error[:count], residual, residual_error, q, evaluations, early)
+    if settings.num_restarts == 1:
         return found
-    chosen = slots.best_score.reshape(num_restarts, -1).argmax(0) * count + torch.arange(count, device=points.device)
-    spread = value.reshape(num_restarts, -1).std(0)
+    chosen = slots.best_score.reshape(settings.num_restarts, -1).argmax(0)
+    chosen = chosen * count + torch.arange(count, device=points.device)
+    spread = value.reshape(settings.num_restarts, -1).std(0)
     return found._replace(elbo_best=value[chosen], best_error=error[chosen], spread=spread)
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import Gaussian, LogJoint, captured_or_plain
-
-if TYPE_CHECKING:
-    from amortized_bayes.inference.optimize import LocalSettings
 
 __all__ = ["Slots"]
 
@@ -60,7 +57,7 @@ class Slots:
         self.steps = torch.zeros(runs, 1, dtype=start.loc.dtype, device=start.loc.device)
         self.clock = torch.zeros_like(self.steps)
         self.windows_left = torch.full((runs,), settings.num_windows, device=points.device)
-        self.hurried = torch.zeros(runs, dtype=torch.bool, device=points.device)
+        self.stopped_early = torch.zeros(runs, dtype=torch.bool, device=points.device)
         self.evaluations = torch.zeros(runs, dtype=torch.long, device=points.device)
         self.residual_evaluations = 0
         self.window = settings.max_steps // settings.num_windows
@@ -76,15 +73,15 @@ class Slots:
         total = len(self.points)
         queue = torch.arange(total, device=self.points.device)
         active, queue = queue[: self.num_slots], queue[self.num_slots :]
-        self._look(active, first=True)
+        self._evaluate(active, first=True)
         while len(active):
             self._shrink(len(active) if not len(queue) else self.num_slots)
             self._climb(active)
-            self._look(active)
+            self._evaluate(active)
             kept = active[self.windows_left[active] > 0]
             entering, queue = queue[: self.num_slots - len(kept)], queue[self.num_slots - len(kept) :]
             if len(entering):
-                self._look(entering, first=True)
+                self._evaluate(entering, first=True)
             active = torch.cat([kept, entering])
             if progress is not None:
                 progress(total - len(queue) - len(active), total)
@@ -132,8 +129,8 @@ class Slots:
         self.clock[active] = clock
         self.evaluations[active] += self.window * settings.num_samples
 
-    def _look(self, runs: Tensor, *, first: bool = False) -> None:
-        """Score runs on the kept draws, keep the last rows if better than the start, hurry what gains nothing."""
+    def _evaluate(self, runs: Tensor, *, first: bool = False) -> None:
+        """Score runs on the kept draws, keep rows better than the start, let what gains nothing stop early."""
         dim = self.joint.dim
         for some in runs.split(self.num_slots):
             loc, scale = self.rows[some, :dim] * self.unit, self.rows[some, dim:].exp()
@@ -152,10 +149,10 @@ class Slots:
             self.evaluations[some] += len(log_p)
 
     def _tick(self, runs: Tensor, gain: Tensor) -> None:
-        still = ~(gain > self.settings.tolerance) & ~self.hurried[runs]
+        still = ~(gain > self.settings.tolerance) & ~self.stopped_early[runs]
         left = self.windows_left[runs] - 1
         self.windows_left[runs] = torch.where(still, (left + 1) // 2, left)
-        self.hurried[runs] |= still & (left > 0)
+        self.stopped_early[runs] |= still & (left > 0)
 
     def _shrink(self, needed: int) -> None:
         """Halve the slots while half of them would be idle."""

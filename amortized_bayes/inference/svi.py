@@ -247,11 +247,12 @@ def fit(
     options: FitOptions | None = None,
     *,
     seed: int = 0,
-    report_at: Iterable[int] = (),
     plate: str = "data",
     pass_index: bool = True,
 ) -> Iterator[StepRecord]:
     """Fit a guide, and the parameters of its model, and leave the averaged iterates in them.
+
+    :class:`Training` gives more say: which steps to report, and when to stop or go on.
 
     Args:
         model: Pyro program called as ``model(x, index)``, or ``model(x)`` with ``pass_index=False``.
@@ -260,7 +261,6 @@ def fit(
         num_steps: steps to take.
         options: how to fit.
         seed: of batches and draws.
-        report_at: steps to report, beside the last.
         plate: name of the plate over data points.
         pass_index: whether the programs take the places of the points.
 
@@ -279,5 +279,5 @@ def fit(
         [6]
     """
     training = Training(model, guide, data, options or FitOptions(), seed, plate=plate, pass_index=pass_index)
-    yield from training.run(num_steps, report_at)
+    yield from training.run(num_steps)
     training.settle()

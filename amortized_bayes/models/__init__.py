@@ -1,6 +1,6 @@
-"""Models as Pyro programs: one latent variable a data point inside the plate ``data``."""
+"""Models as Pyro programs: one latent variable per data point inside the plate ``data``."""
 
-from amortized_bayes.models.deep_generative import DeepGenerative, Likelihood
+from amortized_bayes.models.deep_generative import DeepGenerative
 from amortized_bayes.models.linear_gaussian import LinearGaussian
 
-__all__ = ["DeepGenerative", "Likelihood", "LinearGaussian"]
+__all__ = ["DeepGenerative", "LinearGaussian"]

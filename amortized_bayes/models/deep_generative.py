@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from amortized_bayes.likelihoods import LIKELIHOODS
 from amortized_bayes.networks import MLP, Activation, fan_in
 
-__all__ = ["DeepGenerative", "Likelihood"]
-
-Likelihood = Literal["bernoulli", "gaussian", "gaussian-learned"]
+__all__ = ["DeepGenerative"]
 
 
 class DeepGenerative(nn.Module):
@@ -37,11 +36,11 @@ class DeepGenerative(nn.Module):
         latent_dim: D.
         hidden: widths of the hidden layers.
         num_data: N, the size of the plate when a batch is given by ``index``.
-        likelihood: ``bernoulli``; ``gaussian`` with variance 1; or ``gaussian-learned``, one scale for all
-            pixels, point-estimated.
+        likelihood: one of ``LIKELIHOODS``: ``bernoulli``; ``gaussian`` with variance 1; or ``gaussian-learned``, with
+            one scale for all pixels, point-estimated.
         bayesian: decoder weights are latent, else point estimates.
         weight_prior: variance of the weights' priors: ``fan-in`` for 1 / inputs, or ``standard`` for 1.
-        activation: between the layers, LeakyReLU(0.2) or ELU.
+        activation: between the layers: leaky-relu, elu or tanh.
         network: a decoder ``(..., D) -> (..., P)`` of dense and convolutional layers to use instead; ``hidden`` and
             ``activation`` are then ignored.
 
@@ -66,7 +65,7 @@ class DeepGenerative(nn.Module):
         hidden: Sequence[int],
         num_data: int,
         *,
-        likelihood: Likelihood = "bernoulli",
+        likelihood: str = "bernoulli",
         bayesian: bool = True,
         weight_prior: Literal["fan-in", "standard"] = "fan-in",
         activation: Activation = "leaky-relu",
@@ -76,8 +75,8 @@ class DeepGenerative(nn.Module):
         sizes = [latent_dim, *hidden, observed]
         if min(sizes) < 1:
             raise ValueError(f"expected sizes of 1 or more, got {sizes}")
-        if likelihood not in ("bernoulli", "gaussian", "gaussian-learned"):
-            raise ValueError(f"expected likelihood bernoulli, gaussian or gaussian-learned, got {likelihood!r}")
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"expected a likelihood among {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         if weight_prior not in ("fan-in", "standard"):
             raise ValueError(f"expected weight_prior fan-in or standard, got {weight_prior!r}")
         self.latent_dim = latent_dim
@@ -90,7 +89,7 @@ class DeepGenerative(nn.Module):
         # in a tuple, a module is not registered: the weights of a Bayesian decoder are sites and no parameters
         self.network = None if bayesian else decoder
         self._form = (decoder,)
-        self.log_scale = nn.Parameter(torch.zeros(())) if likelihood == "gaussian-learned" else None
+        self.log_scale = nn.Parameter(torch.zeros(())) if LIKELIHOODS[likelihood].learned else None
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -116,10 +115,8 @@ class DeepGenerative(nn.Module):
 
     def observation(self, output: Tensor) -> dist.TorchDistribution:
         """Distribution of the pixels given the decoder's output, batch shape (..., P)."""
-        if self.likelihood == "bernoulli":
-            return dist.Bernoulli(logits=output, validate_args=False)
         scale = torch.ones_like(self.zero) if self.log_scale is None else self.log_scale.exp()
-        return dist.Normal(output, scale.expand_as(output))
+        return LIKELIHOODS[self.likelihood].distribution(output, scale)
 
     def _normal(self, shape: tuple[int, ...], scale: float) -> dist.Normal:
         return dist.Normal(self.zero.expand(shape), self.zero.new_full((), scale).expand(shape))

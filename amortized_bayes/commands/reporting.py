@@ -1,0 +1,81 @@
+"""What a run says while it runs: progress of the whole of it, failures and headlines as they come, curves."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Self
+
+from amortized_bayes.experiments.forecast import Forecast
+from amortized_bayes.labels import describe, metric_name
+from amortized_bayes.presenting.progress import Progress, duration
+from amortized_bayes.results import RunFolder
+from amortized_bayes.types import Row
+
+__all__ = ["Reporting"]
+
+HEADLINES = ("final_elbo", "inference_gap", "approximation_gap", "behind_reference", "tune_elbo")
+"""Metrics that get a line as soon as they are known."""
+
+
+class Reporting:
+    """Tells a terminal, and TensorBoard if asked to, how a run goes.
+
+    Args:
+        tensorboard: whether to write curves for it, into the run's folder.
+
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, *, tensorboard: bool = False) -> None:
+        if tensorboard and find_spec("tensorboard") is None:
+            raise ValueError(
+                "expected the package tensorboard for --tensorboard: pip install 'amortized_bayes[tensorboard]'"
+            )
+        self.tensorboard, self.writer = tensorboard, None
+        self.progress: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self.progress is not None:
+            self.progress.__exit__(kind, error, where)
+        if self.writer is not None:
+            self.writer.close()
+
+    def started(self, folder: RunFolder, num_jobs: int, forecast: Forecast) -> None:
+        """Say where a run goes, and how long it may take."""
+        self.progress = Progress(num_jobs)
+        self.progress.__enter__()
+        basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""
+        self.say(f"{num_jobs} jobs into {folder.path}; about {duration(forecast.seconds)} left{basis}")
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder.path / "tensorboard"))
+
+    def show(self, forecast: Forecast, job: str, stage: str, done: int, total: int, state: str) -> None:
+        """Show how far a stage of a job is, and the run with it."""
+        assert self.progress is not None
+        self.progress.show(forecast.fraction, forecast.seconds_left, job, stage, done, total, state)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        assert self.progress is not None
+        self.progress.say(line)
+
+    def row(self, row: Row) -> None:
+        """Say what is worth a line; pass points of curves on to TensorBoard."""
+        if row.metric == "failure":
+            self.say(f"{describe(row.factors)}: failed at step {row.step}: {row.note}")
+        elif row.metric in HEADLINES and row.value is not None and "label" not in row.factors:
+            error = "" if row.standard_error is None else f"±{row.standard_error:.2f}"
+            mark = "" if row.status == "ok" else f" ({row.status})"
+            self.say(f"{describe(row.factors)}: {metric_name(row.metric)} {row.value:.2f}{error}{mark}")
+        if self.writer is not None and row.step and row.value is not None:
+            shown: Any = [str(v) for name, v in row.factors.items() if name not in ("seed", "dataset")]
+            self.writer.add_scalar("/".join([row.metric, *shown]), row.value, row.step)

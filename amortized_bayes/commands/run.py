@@ -1,0 +1,178 @@
+"""One command per experiment: read its settings, forecast it, run or resume it, and show what came out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
+
+from amortized_bayes.configuration import load_config, replace_from_mapping
+from amortized_bayes.experiments import experiment
+
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.running import Plan
+
+__all__ = ["Run", "defaults", "given_flags", "value_of"]
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Run(Generic[C]):
+    """Run an experiment.
+
+    Args:
+        setting: What to run.
+        preset: Settings that all other flags start from.
+        config: YAML file of settings to start from, such as a run's config.yaml; flags beside it win.
+        resume: Run to resume: its path, its name, or latest. It keeps its own settings and what is finished.
+        dry_run: Print the jobs, the time and the disk space that the run would take, and stop.
+        device: Device to run on; auto uses a GPU if there is one.
+        data_dir: Folder with data sets; by default AMORTIZED_BAYES_DATA, then the cache, then a download.
+        out: Folder for results; models that were trained there before are shared.
+        wide: Print every table, those too that need a wide terminal.
+        tensorboard: Write curves for TensorBoard too, into the run's folder.
+    """
+
+    setting: C
+    preset: str = "quick"
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    wide: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    name: tyro.conf.Suppress[str] = ""
+
+    def run(self, given: Sequence[str]) -> None:
+        """Run or resume the experiment, and show what came out.
+
+        Raises:
+            ValueError: whatever is wrong with the input, in one line.
+        """
+        print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
+        plan = self._plan(given)
+        if self.dry_run:
+            _print_plan(plan)
+            return
+        from amortized_bayes.commands.reporting import Reporting
+        from amortized_bayes.experiments.running import run
+        from amortized_bayes.presenting import present
+
+        with _saying_how_to_resume(self.name), Reporting(tensorboard=self.tensorboard) as reporting:
+            folder = run(plan, reporting)
+        figures = present(plan.module, folder, wide=self.wide)
+        names = sorted({path.name for path in figures if path.suffix == ".png"})
+        print(f"figures: {', '.join(names) or 'none'}")
+        print(f"results: {folder.path}")
+        if all(status == "failed" for status in folder.done().values()):
+            raise ValueError(f"every job of {folder.path} failed, as its rows record")
+
+    def _plan(self, given: Sequence[str]) -> Plan:
+        from amortized_bayes.commands.machine import machine
+        from amortized_bayes.experiments.lab import Lab
+        from amortized_bayes.experiments.running import new_plan, resumed_plan
+        from amortized_bayes.results import environment
+
+        device, about = machine(self.device)
+        lab = Lab(self.out, device, self.data_dir)
+        lab.nested = self._nested
+        if self.resume is not None:
+            plan = resumed_plan(self.name, self.resume, lab)
+            assert plan.folder is not None
+            kept = [f"--{flag}" for flag in given_flags(given) if flag.replace("-", "_") not in SHARED]
+            ignored = f"; ignored: {', '.join(kept)}" if kept else ""
+            print(f"resuming {plan.folder.path} with the settings of its config.yaml{ignored}", flush=True)
+            return plan
+        about |= {"preset": self.preset, "command": " ".join(given)}
+        flags = [flag.replace("-", "_") for flag in given_flags(given)]
+        return new_plan(self.name, self.setting, lab, flags, environment(about["threads"]) | about)
+
+    def _nested(self, name: str, config: Any) -> Any:
+        """Run another experiment to its end first; nothing in a dry run."""
+        from amortized_bayes.commands.reporting import Reporting
+        from amortized_bayes.experiments.running import run
+
+        plan = replace(self, name=name, setting=config, resume=None)._plan(["--dataset"])
+        if self.dry_run:
+            _print_plan(plan)
+            return None
+        with _saying_how_to_resume(name), Reporting(tensorboard=self.tensorboard) as reporting:
+            return run(plan, reporting)
+
+
+SHARED = frozenset(entry.name for entry in fields(Run)) - {"setting", "preset", "config"}
+"""Flags that say how to run, not what."""
+
+
+def defaults(name: str, given: Sequence[str]) -> Run[Any]:
+    """The command of an experiment, with the settings of ``--preset`` and ``--config``.
+
+    Raises:
+        ValueError: an unknown preset, a flag given twice, or a file that is no configuration.
+    """
+    module = experiment(name)
+    preset = value_of(given, "--preset") or "quick"
+    if preset not in module.PRESETS:
+        raise ValueError(f"expected --preset {' or '.join(module.PRESETS)}, got {preset!r}")
+    setting = module.PRESETS[preset]
+    if (path := value_of(given, "--config")) is not None:
+        load_config(module.Config, Path(path))  # checks the file
+        import yaml
+
+        setting = replace_from_mapping(setting, yaml.safe_load(Path(path).read_bytes().decode("utf-8-sig")), path)
+    return Run(setting, preset, name=name)
+
+
+def value_of(given: Sequence[str], flag: str) -> str | None:
+    """What a flag was given on the command line; ``None`` without it.
+
+    Raises:
+        ValueError: it was given twice.
+    """
+    values = []
+    for i, argument in enumerate(given):
+        if argument == flag and i + 1 < len(given):
+            values.append(given[i + 1])
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.split("=", 1)[1])
+    if len(values) > 1:
+        raise ValueError(f"expected {flag} once, got it {len(values)} times: {', '.join(values)}")
+    return values[0] if values else None
+
+
+def given_flags(given: Sequence[str]) -> list[str]:
+    """Names of the flags on a command line, without dashes in front; that of ``--no-flag`` is ``flag``."""
+    names = [argument[2:].split("=")[0].replace("_", "-") for argument in given if argument.startswith("--")]
+    return [name.removeprefix("no-") for name in names]
+
+
+def _print_plan(plan: Plan) -> None:
+    from amortized_bayes.presenting.progress import duration
+
+    forecast = plan.forecast
+    for config in plan.missing:
+        key = plan.training_key(config)
+        print(f"{key}: {duration(forecast.seconds_of(key))}")
+    for job in plan.left:
+        print(f"{job.key}: {duration(forecast.seconds_of(job.key))}")
+    basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""
+    print(f"in all {len(plan.missing)} models to train and {len(plan.left)} jobs of {plan.name}")
+    print(f"time: about {duration(forecast.seconds)} on {plan.lab.device}{basis}")
+    print(f"disk: about {forecast.disk / 1e6:,.1f} MB in {plan.lab.out}, by arithmetic")
+
+
+@contextmanager
+def _saying_how_to_resume(name: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"what is finished is kept: `{name} --resume latest` resumes the run", file=sys.stderr)
+        raise

@@ -1,0 +1,198 @@
+"""Constant, amortized and factorized guides, built from anybody's Pyro model, fitted and compared."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from amortized_bayes.comparing.between import best_fit
+from amortized_bayes.comparing.comparison import Comparison, FittedGuide
+from amortized_bayes.comparing.fitting import Start, continue_fit, finish_fit, run_fit, start_at, start_fit
+from amortized_bayes.comparing.problem import FitProblem
+from amortized_bayes.guides.registry import GUIDES, Fit, list_fits
+from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.seeding import torch_seed
+from amortized_bayes.sites import LatentSites, latent_sites
+from amortized_bayes.types import Model
+
+__all__ = ["compare"]
+
+
+def compare(
+    model: Model,
+    x: Tensor,
+    widths: Sequence[int] = (1, 16, 64),
+    *,
+    depth: int = 1,
+    epochs: int = 200,
+    options: FitOptions | None = None,
+    plate: str = "data",
+    num_draws: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+    guides: Sequence[str] = ("constant", "amortized", "factorized"),
+) -> Comparison:
+    """Fit constant, amortized (each width) and factorized guides, built from the model's own trace, and compare them.
+
+    Shared latents get a mean-field Gaussian, started at a draw from their priors; parameters of the model are fitted
+    beside each guide and put back to their start before the next. All families start from the same q(z).
+
+    Args:
+        model: Pyro program called as ``model(x)``, or ``model(x, index)`` if it has a parameter of that name, with
+            continuous latent sites inside one plate over data points. It must take any number of points.
+        x: data, (N, ...).
+        widths: encoder widths k.
+        depth: hidden layers of the encoder.
+        epochs: passes over the data for each fit; A-VI and F-VI get as many again, to see what that gains.
+        options: how to fit; the batch is made smaller where there are fewer points.
+        plate: name of the plate over data points.
+        num_draws: draws for the final ELBO.
+        seed: of starts, batches and draws.
+        progress: show a bar on a terminal.
+        guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`.
+
+    Raises:
+        ValueError: no such plate, discrete latents, data that are no finite tensor, widths below 1, unknown guides.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> import amortized_bayes
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
+        >>> x = torch.randn(100, 3)
+        >>> report = amortized_bayes.compare(model, x, widths=(4,), epochs=5, progress=False)
+        >>> report.to_frame()["guide"].tolist()
+        ['constant', 'amortized', 'factorized', 'factorized-from-amortized']
+    """
+    _check_data(x)
+    if not widths or min(widths) < 1:
+        raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
+    for name, value, least in (("depth", depth, 0), ("epochs", epochs, 1), ("num_draws", num_draws, 1)):
+        if value < least:
+            raise ValueError(f"expected {name} of {least} or more, got {value}")
+    fits = list_fits(tuple(guides), tuple(widths))
+    torch.manual_seed(torch_seed(seed, "start"))
+    program = model if "index" in inspect.signature(_callable(model)).parameters else _WithoutIndex(model, plate)
+    index = torch.arange(len(x), device=x.device)
+    sites = latent_sites(program, x[:2], index[:2], plate=plate)
+    if not sites.local:
+        raise ValueError(f"expected a latent site in plate {plate!r}, got none")
+    put_back = _snapshot(program)
+    chosen = options or FitOptions()
+
+    def new_model() -> tuple[Any, LatentSites]:
+        put_back()
+        return program, sites
+
+    problem = FitProblem(
+        data=x,
+        new_model=new_model,
+        options=lambda _: chosen,
+        seed=seed,
+        epochs=epochs,
+        depth=depth,
+        num_draws=num_draws,
+        plate=plate,
+        analytic_kl=chosen.analytic_kl,
+        local_reparametrization=chosen.local_reparametrization,
+        num_reports=20,
+    )
+    try:
+        return Comparison(tuple(_fit_all(problem, fits, progress)), len(x), seed)
+    finally:
+        put_back()
+
+
+def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[FittedGuide]:
+    """Fit one guide after another; what starts at another guide's answer starts at that of its best fit."""
+    elbos: dict[Fit, Tensor] = {}
+    starts: dict[Fit, Start] = {}
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task("compare", total=len(fits))
+        for fit in fits:
+            bar.update(task, description=fit.guide if fit.k is None else f"{fit.guide} k = {fit.k}")
+            origin = GUIDES[fit.guide].starts_from
+            best = best_fit(elbos, origin)
+            if origin and best is None:
+                yield FittedGuide(*fit, 0, 0.0, None, [])
+                continue
+            fitted, start = _fit(problem, fit, None if best is None else starts[best])
+            if fitted.elbo is not None and start is not None:
+                elbos[fit], starts[fit] = fitted.elbo.value, start
+            bar.advance(task)
+            yield fitted
+
+
+def _fit(problem: FitProblem, fit: Fit, start: Start | None) -> tuple[FittedGuide, Start | None]:
+    """Fit one guide, train it as long again where that is done, and say where another may start at it."""
+    fitting = start_fit(problem, fit, start)
+    curve: list[tuple[int, float, float]] = []
+    try:
+        for step, seconds, measures in run_fit(problem, fitting):
+            curve.append((step, seconds, measures["elbo"].value or 0.0))
+        elbo = finish_fit(problem, fitting).elbo
+    except Divergence as error:
+        return FittedGuide(*fit, error.step, fitting.training.seconds, None, curve), None
+    training = fitting.training
+    end = (training.steps, training.seconds)
+    state = {name: tensor.clone() for name, tensor in training.state().items()}
+    doubled = None
+    if GUIDES[fit.guide].doubled:
+        with suppress(Divergence):
+            doubled = continue_fit(problem, fitting)[1].value
+    training.load_state(state)
+    training.settle()
+    return FittedGuide(*fit, *end, elbo, curve, doubled), start_at(problem, fitting, _snapshot(fitting.model))
+
+
+class _WithoutIndex(nn.Module):
+    """A model that does not take the places of its points and whose plate counts the batch."""
+
+    def __init__(self, model: Model, plate: str) -> None:
+        super().__init__()
+        self.model = model
+        self.plate = plate
+
+    def forward(self, x: Tensor, index: Tensor) -> Any:
+        del index
+        return poutine.block(self.model, hide=[self.plate])(x)
+
+
+def _callable(model: Any) -> Any:
+    return model.forward if isinstance(model, nn.Module) else model
+
+
+def _snapshot(model: Any) -> Callable[[], None]:
+    """Remember the parameters of a model, and of the param store, and return what puts them back."""
+    modules = list(model.parameters()) + list(model.buffers()) if isinstance(model, nn.Module) else []
+    tensors = [*modules, *pyro.get_param_store()._params.values()]
+    values = [t.detach().clone() for t in tensors]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+
+    return put_back
+
+
+def _check_data(x: object) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"expected data as a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.dim() < 1 or len(x) < 2:
+        raise ValueError(f"expected data of shape (N, ...) with two points or more, got {tuple(x.shape)}")
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise ValueError(f"expected finite data, got {bad} values that are nan or infinite")

@@ -1,0 +1,194 @@
+"""What :func:`~amortized_bayes.comparing.any_model.compare` found: a frame, words and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from amortized_bayes.comparing.between import Curve, Finding, compare_fits, find_reference
+from amortized_bayes.comparing.measures import Measure, over_points
+from amortized_bayes.evaluation.bounds import Elbo
+from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.per_point import VACUOUS_KL, is_vacuous, mean_over_points
+from amortized_bayes.types import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "FittedGuide"]
+
+
+class FittedGuide(NamedTuple):
+    """One guide's result.
+
+    Args:
+        guide: its name.
+        k: its width, where it has one.
+        step: steps taken; where a fit failed, at which.
+        seconds: that they took.
+        elbo: of each point; ``None`` for a fit that failed.
+        curve: steps, seconds and ELBO on the way.
+        doubled: ELBO of each point after as many epochs again, where they were run.
+    """
+
+    guide: str
+    k: int | None
+    step: int
+    seconds: float
+    elbo: Elbo | None
+    curve: list[tuple[int, float, float]]
+    doubled: Tensor | None = None
+
+    @property
+    def fit(self) -> Fit:
+        """Guide and width."""
+        return Fit(self.guide, self.k)
+
+    @property
+    def status(self) -> str:
+        """Ok, vacuous or failed."""
+        if self.elbo is None:
+            return "failed"
+        return "vacuous" if is_vacuous(mean_over_points(self.elbo.kl)[0]) else "ok"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found: a row a guide, against the best F-VI found.
+
+    Args:
+        fits: results of all guides.
+        num_data: N.
+        seed: of the run.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> x = torch.zeros(4, 3)
+        >>> report = ab.compare(model, x, widths=(2,), epochs=1, progress=False)
+        >>> report
+        Comparison(4 guides, 4 points, elbo_reference=...)
+    """
+
+    fits: tuple[FittedGuide, ...]
+    num_data: int
+    seed: int
+
+    @property
+    def reference(self) -> FittedGuide | None:
+        """The best F-VI: from its own start, or from the best A-VI."""
+        found = find_reference(self._elbos)
+        return None if found is None else next(f for f in self.fits if f.fit == found)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a guide: ELBO, KL and family gap in nats per point, standard errors over points, and time."""
+        import pandas as pd
+
+        return pd.DataFrame([self._row(f) for f in self.fits]).astype({"k": "Int64"})
+
+    def summary(self) -> str:
+        """What was found, in words."""
+        import pandas as pd
+
+        best = self.reference.elbo if self.reference is not None else None
+        if best is None:
+            return "no F-VI fit succeeded: there is no reference to compare with"
+        lines = [f"ELBO of the best F-VI found: {best.mean()[0]:.3f} nats per point"]
+        for row in self.to_frame().to_dict("records"):
+            label = GUIDES[row["guide"]].label
+            name = label if pd.isna(row["k"]) else f"{label}, k = {row['k']}"
+            if row["status"] == "failed":
+                lines.append(f"{name}: failed at step {row['step']}")
+                continue
+            gap = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)"
+            more = row["unconverged_by"]
+            tail = "" if math.isnan(more) else f"; doubling the epochs gains another {more:.3f} nats"
+            dead = f"; vacuous: KL below {VACUOUS_KL:g} nat" if row["status"] == "vacuous" else ""
+            lines.append(f"{name}: family gap {gap}{tail}{dead}")
+        return "\n".join(lines)
+
+    def plot(self) -> Figure:
+        """Draw the family gap against k."""
+        from amortized_bayes.plotting import family_gap_figure
+
+        return family_gap_figure(self.to_rows())
+
+    def plot_curves(self) -> Figure:
+        """Draw the negative ELBO against iterations and seconds."""
+        from amortized_bayes.plotting import curve_figure
+
+        return curve_figure(self.to_rows(), "data", "elbo")
+
+    def to_rows(self) -> pd.DataFrame:
+        """The same as tidy rows, as the sweep writes them."""
+        from amortized_bayes.results.rows import to_frame
+
+        return to_frame({**row._asdict(), "factors": dict(row.factors)} for row in self._rows())
+
+    def _rows(self) -> Iterator[Row]:
+        of_run = {"dataset": "data", "seed": self.seed}
+        status = {fit.fit: fit.status for fit in self.fits}
+        for fitted in self.fits:
+            factors = {**of_run, **fitted.fit.factors}
+            row = Row("compare", factors, fitted.step, fitted.seconds, "failure", None, status=fitted.status)
+            if fitted.elbo is None:
+                yield row
+                continue
+            for step, seconds, value in fitted.curve:
+                yield row._replace(step=step, seconds=seconds, metric="elbo", value=value)
+            for metric, values in (("final_elbo", fitted.elbo.value), ("final_kl", fitted.elbo.kl)):
+                yield _with(row._replace(metric=metric), over_points(values))
+        for fit, metric, measure, within in self._findings():
+            factors = {**of_run, **fit.factors} | ({} if within is None else {"within": within})
+            note = ""
+            if metric == "elbo_reference":
+                factors, note = {**of_run, "guide": "reference"}, GUIDES[fit.guide].label
+            fitted = next(f for f in self.fits if f.fit == fit)
+            row = Row("compare", factors, fitted.step, fitted.seconds, metric, None, status=status[fit], note=note)
+            yield _with(row, measure)
+
+    @cached_property
+    def _elbos(self) -> dict[Fit, Tensor]:
+        return {f.fit: f.elbo.value for f in self.fits if f.elbo is not None}
+
+    def _findings(self) -> Iterator[Finding]:
+        doubled = {f.fit: f.doubled for f in self.fits if f.doubled is not None}
+        curves = {f.fit: Curve(*np.array(f.curve, dtype=float).T) for f in self.fits if f.fit in self._elbos}
+        return compare_fits(self._elbos, doubled, curves)
+
+    def _row(self, fitted: FittedGuide) -> dict[str, Any]:
+        row: dict[str, Any] = dict(zip(("guide", "k", "step", "seconds"), fitted[:4], strict=True))
+        if fitted.elbo is None:
+            return {**row, "status": fitted.status}
+        found = {f.metric: f.measure for f in self._findings() if f.fit == fitted.fit}
+        nothing = Measure(math.nan)
+        gap, more = found.get("family_gap", nothing), found.get("unconverged_by", nothing)
+        value, error = fitted.elbo.mean()
+        return {
+            **row,
+            "elbo": value,
+            "elbo_error": error,
+            "kl": mean_over_points(fitted.elbo.kl)[0],
+            "family_gap": gap.value,
+            "family_gap_error": math.nan if gap.error is None else gap.error,
+            "unconverged_by": more.value,
+            "seconds_per_step": fitted.seconds / max(1, fitted.step),
+            "status": fitted.status,
+        }
+
+    def __repr__(self) -> str:
+        best = self.reference
+        value = "no reference" if best is None or best.elbo is None else f"elbo_reference={best.elbo.mean()[0]:.3f}"
+        return f"Comparison({len(self.fits)} guides, {self.num_data} points, {value})"
+
+
+def _with(row: Row, measure: Measure) -> Row:
+    return row._replace(value=measure.value, standard_error=measure.error, error_over=measure.error_over)

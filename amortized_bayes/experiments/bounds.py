@@ -1,0 +1,180 @@
+"""All bounds at the same points of one model: L[q], L[q*] of several families, IWAE, AIS and its certificate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amortized_bayes.evaluation.ais import ais
+from amortized_bayes.evaluation.bdmc import bdmc
+from amortized_bayes.evaluation.bounds import iwae
+from amortized_bayes.evaluation.gaps import Estimate, Gap, log_evidence, paired_gap
+from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.evaluation.streaming import weight_blocks
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
+from amortized_bayes.experiments.setup import flow_settings
+from amortized_bayes.experiments.spec import GAPS, Measured, Work, measured
+from amortized_bayes.experiments.trained import Trained
+from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
+from amortized_bayes.inference.optimize import LocalSettings, optimize_local
+from amortized_bayes.joint import global_seed, log_joint
+from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.seeding import numpy_generator
+from amortized_bayes.types import Guide, Model
+
+__all__ = [
+    "PointBounds",
+    "at",
+    "bound_rows",
+    "bounds_work",
+    "choose",
+    "class_rows",
+    "elbo_of",
+    "gap_rows",
+    "gaps_of",
+    "shared_bounds",
+]
+
+PointBounds = dict[str, np.ndarray]
+"""By name, values ``(B,)`` in nats, and under ``<name>_error`` their Monte Carlo standard errors."""
+STAR = "elbo_star_"
+"""Before the family, in names of arrays, of the best q of each point."""
+ELBO_DRAWS = 1_000
+MAX_ROWS = 20_000
+FLOW_COST = 4.0
+"""A step of a flow of each point's own over one of the Gaussian, with 10 draws, measured once on a 50-latent VAE."""
+
+
+def choose(images: Tensor, count: int, seed: int, *names: str) -> np.ndarray:
+    """Places of ``count`` images, after a shuffle by the stream ``names`` of ``seed``, in order."""
+    return np.sort(numpy_generator(seed, *(names or ("points",))).permutation(len(images))[:count])
+
+
+def at(images: Tensor, places: np.ndarray) -> Tensor:
+    """Images at these places, as floats."""
+    return images[torch.from_numpy(places).to(images.device)].float()
+
+
+def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
+    """L[q] of a guide."""
+    with global_seed(seed, "elbo"):
+        log_w = torch.cat(list(weight_blocks(log_joint(model, x), guide, ELBO_DRAWS, MAX_ROWS))).double()
+    return _named("elbo", Estimate(log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))))
+
+
+def shared_bounds(
+    trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab
+) -> tuple[PointBounds, Measured]:
+    """What belongs to decoder and points alone: the best q of each family, log p(x), and the certificate of AIS.
+
+    The Gaussian is searched from the guide's answer, the others from the best Gaussian.
+    """
+    model, guide = trained.model, trained.guide
+    settings = LocalSettings(max_steps=config.local_steps, num_score=ELBO_DRAWS)
+    begin = optimize_local(
+        model,
+        guide,
+        x,
+        settings=settings,
+        seed=seed,
+        progress=lambda done, total: lab.watch("q* gaussian", done, total),
+    )
+    found = _named(f"{STAR}gaussian", Estimate(begin.elbo_star, begin.standard_error))
+    for family in config.best_families[1:]:
+        best = optimize_flow(
+            model,
+            begin,
+            x,
+            settings=flow_settings(trained.config, family),
+            search=FlowSearchSettings(num_steps=config.flow_steps),
+            seed=seed,
+            progress=lambda done, total, f=family: lab.watch(f"q* {f}", done, total),
+        )
+        found |= _named(f"{STAR}{family}", Estimate(best.elbo_star, best.standard_error))
+    ais_settings = AISSettings(
+        num_chains=config.chains,
+        num_temperatures=config.temperatures,
+        num_leapfrog=config.leapfrog,
+        start=config.start,
+        mass=config.mass,
+    )
+    lower = ais(
+        model, guide, x, settings=ais_settings, seed=seed, progress=lambda done, total: lab.watch("ais", done, total)
+    )
+    both = bdmc(
+        model,
+        guide,
+        x,
+        num_points=config.simulated,
+        settings=ais_settings,
+        seed=seed,
+        progress=lambda done, total: lab.watch("certificate", done, total),
+    )
+    with global_seed(seed, "iwae"):
+        weighted = iwae(model, guide, x, num_particles=config.particles)
+    found |= _named("log_p_lower", Estimate(lower.log_p, lower.standard_error))
+    found |= _named("iwae", Estimate(weighted.value, weighted.standard_error))
+    return found, Measured("certificate_gap", both.mean_gap, both.gap_error, "points")
+
+
+def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -> list[Work]:
+    """Costs of :func:`shared_bounds`, in decoder evaluations with gradient."""
+
+    def evaluations(stage: str, each: float) -> Work:
+        return Work(stage, points * each, lambda: lab.evaluation_seconds(model), "a few decoder evaluations")
+
+    gradients = config.chains * config.leapfrog * (config.temperatures + 24)
+    return [
+        evaluations("q* gaussian", 10 * config.local_steps),
+        *(evaluations(f"q* {family}", FLOW_COST * 10 * config.flow_steps) for family in config.best_families[1:]),
+        evaluations("ais", 1.2 * gradients),
+        evaluations("certificate", 2.4 * gradients * min(1.0, config.simulated / points) + config.particles / 2),
+    ]
+
+
+def gaps_of(found: PointBounds, family: str) -> dict[str, Gap]:
+    """The three gaps with the best q of ``family`` in the middle, paired by point."""
+    log_p = log_evidence(_estimate(found, "log_p_lower"), _estimate(found, "iwae")).chosen
+    best, own = _estimate(found, f"{STAR}{family.removesuffix('-contextual')}"), _estimate(found, "elbo")
+    return {
+        "approximation_gap": paired_gap(log_p, best),
+        "amortization_gap": paired_gap(best, own),
+        "inference_gap": paired_gap(log_p, own),
+    }
+
+
+def bound_rows(found: Mapping[str, np.ndarray]) -> Iterator[Measured]:
+    """Means of all bounds with standard errors over points."""
+    for name, values in found.items():
+        if not name.endswith("_error"):
+            searched = {"searched": name.removeprefix(STAR)} if name.startswith(STAR) else {}
+            yield measured("elbo_star" if searched else name, mean_over_points(values), **searched)
+
+
+def gap_rows(gaps: Mapping[str, Gap]) -> Iterator[Measured]:
+    """Means of gaps with standard errors over points; negative ones say so."""
+    for name, gap in gaps.items():
+        note = f"negative, z = {gap.mean_z:.1f}" if gap.mean < 0 else ""
+        yield measured(name, (gap.mean, gap.mean_error))._replace(note=note)
+
+
+def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> Iterator[Measured]:
+    """Means of each gap by class of two points or more; nothing without labels."""
+    for label in np.unique(labels) if labels is not None else []:
+        here = labels == label
+        if here.sum() > 1:
+            yield from (measured(name, mean_over_points(arrays[name][here]), label=int(label)) for name in GAPS)
+
+
+def _named(name: str, estimate: Estimate) -> PointBounds:
+    value, error = (part.double().cpu().numpy() for part in estimate)
+    return {name: value, f"{name}_error": error}
+
+
+def _estimate(found: PointBounds, name: str) -> Estimate:
+    return Estimate(torch.from_numpy(found[name]), torch.from_numpy(found[f"{name}_error"]))

@@ -1,0 +1,37 @@
+"""Experiments on the model of one run of ``train``: which run is meant, and what it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from amortized_bayes.configuration import load_config
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.results import RunFolder, find_run
+
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.lab import Lab
+
+__all__ = ["checkpoint_config", "datasets", "prepare"]
+
+
+def prepare(config: Any, lab: Lab) -> Any:
+    """The configuration with the run that is meant, relative to the folder of results where it lies there.
+
+    Raises:
+        ValueError: no such run, one that is not finished or failed, or one of another kind.
+    """
+    path = find_run(lab.out, config.checkpoint, "train", ("finished",)).resolve()
+    lab.checkpoint(path)  # refuses what cannot be loaded
+    out = lab.out.resolve()
+    return replace(config, checkpoint=str(path.relative_to(out) if path.is_relative_to(out) else path))
+
+
+def checkpoint_config(checkpoint: str, lab: Lab) -> VAEConfig:
+    """The configuration of a run of ``train``, by its path, which may be relative to the folder of results."""
+    return load_config(VAEConfig, RunFolder.open(lab.out / checkpoint).path / "config.yaml")
+
+
+def datasets(config: Any, lab: Lab) -> tuple[str, ...]:
+    """The data set of the model."""
+    return (checkpoint_config(config.checkpoint, lab).dataset,)

@@ -1,0 +1,107 @@
+"""How the decoder's capacity moves the approximation gap.
+
+After Cremer, Li & Duvenaud (*Inference Suboptimality in Variational Autoencoders*, ICML 2018), 5.4 and Table 5:
+decoders of 0, 2 and 4 hidden layers, log p(x) and the best factorized Gaussian of each point, on training points. A
+richer decoder has posteriors that a Gaussian fits better.
+
+``python run_experiments.py decoder-capacity`` runs preset *quick* on fixed binarized MNIST: three models of 60 epochs,
+100 points each, about ten minutes on two cores. Expect gaps that fall as layers are added; published: 3.90, 1.83, 1.63
+nats per point. *paper* has the settings of Tables 4 and 5 (tanh, batches of 20, KL warm-up over 100 epochs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated
+
+from amortized_bayes.configuration import AtLeast, Different, Settings
+from amortized_bayes.experiments.settings import (
+    PAPER_BOUNDS,
+    TABLE_4_MODEL,
+    BoundsConfig,
+    VAEConfig,
+    dataset_name,
+    image_substitutes,
+)
+from amortized_bayes.experiments.spec import Arrays, Column, Job, Measured, Points, Table
+
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.lab import Lab
+
+__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
+
+substitutes = image_substitutes
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Train decoders of different depths and measure how well a Gaussian can fit their posteriors (Table 5).
+
+    Args:
+        model: Settings of the VAE; the width of its first hidden layer is that of all.
+        layers: Numbers of hidden layers of the decoder.
+        points: Training points at which bounds are estimated.
+        bounds: How the bounds are estimated.
+    """
+
+    model: VAEConfig = field(default_factory=VAEConfig)
+    layers: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0, 2, 4)
+    points: Annotated[int, AtLeast(2)] = 100
+    bounds: BoundsConfig = field(default_factory=lambda: BoundsConfig(best_families=("gaussian",)))
+
+
+PRESETS = {
+    "quick": Config(),
+    "paper": Config(TABLE_4_MODEL, points=1_000, bounds=replace(PAPER_BOUNDS, best_families=("gaussian",))),
+}
+TABLES = (
+    Table(
+        ("decoder_layers",),
+        ("log_p_lower", Column("elbo_star", {"searched": "gaussian"}), "approximation_gap", "status"),
+        "{dataset}: how deep the decoder is, and what the best Gaussian loses",
+        published="cremer2018_table5",
+    ),
+    Table(("decoder_layers",), ("iwae", "elbo"), "{dataset}: more bounds", wide=True),
+)
+FIGURES = {
+    "decoder_capacity": (
+        Points(
+            "decoder_layers",
+            "approximation_gap",
+            hue="dataset",
+            title="{dataset}: what the best Gaussian loses, by depth of the decoder",
+        ),
+        Points("decoder_layers", "log_p_lower", hue="dataset"),
+    )
+}
+
+
+def jobs(config: Config, lab: Lab) -> Iterator[Job]:
+    """A job per decoder."""
+    from amortized_bayes.experiments.bounds import bounds_work
+
+    for layers in config.layers:
+        model = replace(config.model, hidden=config.model.hidden[:1] * layers)
+        yield Job(
+            {"dataset": dataset_name(model.dataset), "seed": model.seed, "decoder_layers": layers},
+            lambda model=model: _measure(config, model, lab),
+            work=bounds_work(config.bounds, model, config.points, lab),
+            needs=[model],
+            disk=16.0 * config.points * 8,
+        )
+
+
+def _measure(config: Config, model: VAEConfig, lab: Lab) -> Iterator[Measured | Arrays]:
+    from amortized_bayes.experiments.bounds import at, bound_rows, choose, elbo_of, gap_rows, gaps_of, shared_bounds
+
+    trained = lab.trained(model)
+    places = choose(trained.data.train, config.points, model.seed)
+    x = at(trained.data.train, places)
+    shared, certificate = shared_bounds(trained, x, config.bounds, model.seed, lab)
+    found = {**elbo_of(trained.model, trained.guide, x, model.seed), **shared}
+    gaps = gaps_of(found, "gaussian")
+    yield from bound_rows(found)
+    yield from gap_rows(gaps)
+    yield certificate
+    yield Arrays({"places": places, **found, **{name: gap.value.numpy() for name, gap in gaps.items()}})

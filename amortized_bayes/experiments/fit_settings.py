@@ -1,0 +1,104 @@
+"""Settings that ``sweep`` and ``tune`` share: which guides are fitted to which data, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
+from amortized_bayes.guides.registry import GUIDES, Rates
+
+__all__ = ["PAPER", "FitSettings", "rates_field", "rates_of", "substitutes"]
+
+Config = TypeVar("Config", bound="FitSettings")
+
+
+@dataclass(frozen=True)
+class FitSettings(Settings):
+    """Which guides are fitted to which data, and how.
+
+    Args:
+        dataset: mnist, fashion-mnist, binarized-mnist, digits, or the path of an .npz or .npy file.
+        guides: Guides to compare. F-VI started at the best A-VI solution comes with these two.
+        widths: Encoder widths k.
+        depth: Hidden layers of the encoder, each of width k; 0 makes it linear.
+        likelihood: Likelihood of the pixels; bernoulli binarizes them once, by seed.
+        gaussian_scale: Standard deviation of the gaussian likelihood, fixed at 1 or learned.
+        latent_dim: D, latents per image.
+        hidden: Widths of the decoder's hidden layers.
+        decoder: Bayesian (a mean-field Gaussian over its weights) or point-estimated.
+        weight_prior: Variance of the decoder weights' priors, 1 / inputs or 1.
+        init: Common starts for all guides, or the published ones, which differ.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        num_train: Number of training images, after a seeded shuffle; all if there are fewer.
+        num_test: Number of test images, likewise.
+        local_reparametrization: Draw the decoder's outputs instead of its weights while fitting.
+        compile_step: Replay the captured step, compile it too, do so where it pays (auto), or do neither.
+    """
+
+    dataset: Annotated[tuple[str, ...], Different()] = ("mnist", "fashion-mnist")
+    guides: Annotated[tuple[str, ...], Different()] = ("constant", "amortized", "factorized")
+    widths: Annotated[tuple[int, ...], Different(), AtLeast(1)] = (1, 4, 16, 64, 256)
+    depth: Annotated[int, AtLeast(0)] = 1
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    gaussian_scale: Literal["fixed", "learned"] = "fixed"
+    latent_dim: Annotated[int, AtLeast(1)] = 16
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (64,)
+    decoder: Literal["bayesian", "point"] = "bayesian"
+    weight_prior: Literal["fan-in", "standard"] = "fan-in"
+    init: Literal["common", "published"] = "common"
+    epochs: Annotated[int, AtLeast(1)] = 200
+    batch_size: Annotated[int, AtLeast(1)] = 250
+    num_train: Annotated[int, AtLeast(1)] = 10_000
+    num_test: Annotated[int, AtLeast(1)] = 2_000
+    local_reparametrization: bool = True
+    compile_step: Literal["auto", "replay", "inductor", "off"] = "replay"
+
+    def check(self) -> None:
+        """Refuse guides that are not there, and data sets that rows could not tell apart."""
+        if len({Path(dataset).stem for dataset in self.dataset}) != len(self.dataset):  # rows and figures are named so
+            raise SettingError(f"expected --dataset with files of different names, got {list(self.dataset)}")
+        known = [name for name, entry in GUIDES.items() if not entry.starts_from]
+        if unknown := [guide for guide in self.guides if guide not in known]:
+            raise SettingError(f"expected --guides among {', '.join(known)}, got {unknown[0]}")
+
+
+PAPER: Mapping[str, Any] = {
+    "widths": (1, 64, 128, 256),
+    "depth": 2,
+    "likelihood": "gaussian",
+    "latent_dim": 64,
+    "hidden": (256, 256),
+    "weight_prior": "standard",
+    "epochs": 5_000,
+    "batch_size": 1_000,
+    "num_test": 10_000,
+    "local_reparametrization": False,
+}
+"""The setting of Margossian & Blei (UAI 2024), with its known bugs fixed."""
+
+
+def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, str]]:
+    """Settings to use where the default data are unavailable, each with a note that says so.
+
+    There are fewer digits: more passes over them, unless ``given`` settings name the epochs.
+    """
+    epochs = config.epochs if "epochs" in given else 4 * config.epochs
+    note = "using scikit-learn's embedded digits (8x8) instead of MNIST and FashionMNIST, which are unavailable"
+    return [(replace(config, dataset=("digits",), epochs=epochs), note)]
+
+
+def rates_of(config: Any, guide: str) -> Rates:
+    """Learning rates of a guide: its own setting, or that in ``rates_others``, or those of its entry."""
+    name = GUIDES[guide].like or guide
+    others = {other: rates for other, *rates in getattr(config, "rates_others", ())}
+    own = getattr(config, rates_field(name), None)
+    return Rates(*(own or others.get(name) or GUIDES[name].rates))
+
+
+def rates_field(guide: str) -> str:
+    """Name of the setting that holds a guide's learning rates, where it has one of its own."""
+    return f"rates_{guide.replace('-', '_')}"

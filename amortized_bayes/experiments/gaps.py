@@ -1,0 +1,170 @@
+"""Where a trained model loses its nats: the decomposition on training and test points, overall and by class.
+
+``python run_experiments.py gaps CHECKPOINT`` runs preset *quick*: 300 points of each split, in about four minutes on
+two cores for the model of ``train``. Expect gaps of one to three nats, the amortization gap the larger one. Preset
+*paper* has the settings of Cremer, Li & Duvenaud (*Inference Suboptimality in Variational Autoencoders*, ICML 2018):
+1,000 points, 100 chains from the prior over 10,000 temperatures with 10 leapfrog steps each, IWAE with 5,000 particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings
+from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
+from amortized_bayes.experiments.settings import model_factors
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Measured, Table, Work
+
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.lab import Lab
+
+__all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "datasets", "jobs", "prepare"]
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Say where a trained model loses nats, family or amortization, on training and test points and by class.
+
+    Args:
+        checkpoint: Run of `train` to measure: its path, its name, or latest.
+        splits: Which points to measure.
+        points: Points of each split, after a seeded shuffle; all if there are fewer.
+        particles: Draws from the guide for ELBO, IWAE, k-hat and effective sample size.
+        restarts: Runs of the search for the best q of each point; from two on, what restarts gain is reported too.
+        local_steps: Steps of each of these runs.
+        chains: AIS chains per point.
+        temperatures: AIS temperatures to begin with; raised until the certificate reaches the target.
+        leapfrog: Gradients per temperature.
+        start: Where chains start, the guide's q widened or the prior.
+        mass: Mass of the chains, from the scales of the guide's q or 1.
+        target_gap: Mean gap between both bounds on simulated points to reach, in nats.
+        max_temperatures: Where to stop raising the number of temperatures for it.
+        simulated: Points drawn from the model for the certificate.
+        shared_draws: Draws of a Bayesian decoder's weights, each held fixed.
+        seed: Random seed for all draws.
+    """
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "latest"
+    splits: Annotated[tuple[Literal["train", "test"], ...], Different()] = ("train", "test")
+    points: Annotated[int, AtLeast(2)] = 300
+    particles: Annotated[int, AtLeast(25)] = 1_000
+    restarts: Annotated[int, AtLeast(1)] = 2
+    local_steps: Annotated[int, AtLeast(10)] = 300
+    chains: Annotated[int, AtLeast(2)] = 16
+    temperatures: Annotated[int, AtLeast(1)] = 120
+    leapfrog: Annotated[int, AtLeast(1)] = 2
+    start: Literal["guide", "prior"] = "guide"
+    mass: Literal["guide", "unit"] = "guide"
+    target_gap: Annotated[float, Above(0)] = 0.1
+    max_temperatures: Annotated[int, AtLeast(1)] = 1_000
+    simulated: Annotated[int, AtLeast(2)] = 100
+    shared_draws: Annotated[int, AtLeast(1)] = 3
+    seed: Annotated[int, AtLeast(0)] = 0
+
+    def check(self) -> None:
+        """The temperatures to begin with are among those that may be used."""
+        if self.temperatures > self.max_temperatures:
+            raise SettingError(f"expected --temperatures of at most {self.max_temperatures}, got {self.temperatures}")
+
+
+PRESETS = {
+    "quick": Config(),
+    "paper": Config(
+        points=1_000,
+        particles=5_000,
+        restarts=5,
+        local_steps=3_000,
+        chains=100,
+        temperatures=10_000,
+        max_temperatures=10_000,
+        leapfrog=10,
+        start="prior",
+        mass="unit",
+        simulated=200,
+    ),
+}
+TABLES = (
+    Table(
+        (),
+        ("elbo", "elbo_star", "elbo_best", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
+        "{model}",
+        across="split",
+    ),
+    Table(("label",), GAPS, "gaps by class: {model}", apart=("dataset", "split")),
+    Table(
+        (),
+        ("k_hat", "ess", "residual", "acceptance", "doubtful"),
+        "how far the estimates can be trusted: {model}",
+        across="split",
+        wide=True,
+    ),
+)
+FIGURES = {
+    "gaps": (
+        Bars(
+            ("split",),
+            GAPS[:2],
+            title="Where the nats go: {model}",
+        ),
+        Gaps("split", GAPS[:2]),
+    ),
+    "gaps_by_class": (
+        Bars(
+            ("label",),
+            GAPS[:2],
+            apart="split",
+            title="Gaps by class: {model}",
+        ),
+    ),
+}
+FINDINGS = ("notes",)
+
+
+def jobs(config: Config, lab: Lab) -> list[Job]:
+    """A job per split."""
+    model = checkpoint_config(config.checkpoint, lab)
+    return [
+        Job(
+            {**model_factors(model), "split": split},
+            lambda split=split: _split(config, split, lab),
+            work=_work(config, split, lab),
+            disk=200.0 * config.points,
+        )
+        for split in config.splits
+    ]
+
+
+def _work(config: Config, split: str, lab: Lab) -> list[Work]:
+    """Costs in decoder evaluations with gradient; the certificate's first rounds are the largest unknown."""
+    model = checkpoint_config(config.checkpoint, lab)
+    draws = config.shared_draws if model.decoder == "bayesian" else 1
+    gradients = config.chains * config.leapfrog * (config.temperatures + 24)
+    costs = {
+        "q*": config.points * 10 * config.local_steps * config.restarts,
+        "bdmc": min(config.simulated, config.points) * 4 * gradients,
+        "ais": config.points * 1.2 * gradients,
+    }
+    seconds = lambda: lab.evaluation_seconds(model)  # noqa: E731
+    return [
+        Work(f"{split} {stage}", draws * cost, seconds, "a few decoder evaluations") for stage, cost in costs.items()
+    ]
+
+
+def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:
+    from amortized_bayes.experiments.bounds import class_rows
+    from amortized_bayes.experiments.diagnosing import diagnose_split, report_rows
+
+    trained = lab.checkpoint(lab.out / config.checkpoint)
+    report, places = diagnose_split(config, trained, split, lab)
+    frame = report.to_frame()
+    frame = frame[frame["kind"] == "real"]
+    arrays = {name: frame[name].to_numpy() for name in frame.columns if name not in ("kind", "point")}
+    labels = lab.labels(trained, split, places)
+    yield from report_rows(report)
+    yield from class_rows(arrays, labels)
+    yield File(f"diagnosis_{split}.safetensors", report.to_bytes())
+    yield Arrays({"places": places, **arrays, **({} if labels is None else {"labels": labels})})

@@ -1,0 +1,169 @@
+"""The problem that ``sweep`` and ``tune`` fit guides to, and what a fit costs, in seconds and bytes."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from amortized_bayes.experiments.fit_settings import FitSettings, rates_of
+from amortized_bayes.experiments.spec import Work
+from amortized_bayes.guides.registry import GUIDES, Fit, Rates
+
+if TYPE_CHECKING:
+    from amortized_bayes.comparing.fitting import Watch
+    from amortized_bayes.comparing.problem import FitProblem
+    from amortized_bayes.inference.options import FitOptions
+
+__all__ = ["Place", "Sizes", "fit_disk", "local_size"]
+
+EVALUATION = 1.3
+"""A fit with its evaluations takes about this times its steps."""
+TIMED_STEPS = 10
+
+
+class Sizes(NamedTuple):
+    """N training points of P values, and steps per epoch."""
+
+    num_data: int
+    observed: int
+    per_epoch: int
+
+
+class Place(NamedTuple):
+    """What guides are fitted to: a data set of a configuration, and a seed."""
+
+    config: FitSettings
+    lab: Any
+    dataset: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the data set in rows."""
+        return Path(self.dataset).name
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes of the data, as far as the settings let them be used."""
+        available, *shape = self.lab.cached(("shape", self.dataset), self._shape)
+        num_data = min(self.config.num_train, available)
+        return Sizes(num_data, math.prod(shape), num_data // min(self.config.batch_size, num_data))
+
+    def work(self, stage: str, epochs: int) -> Work:
+        """What fitting one guide takes: its steps, each as long as one with the widest encoder."""
+        seconds = partial(self.lab.cached, ("seconds per step", self.dataset, self.config), self._seconds_per_step)
+        basis = f"{TIMED_STEPS} steps with the widest encoder"
+        return Work(stage, epochs * self.sizes.per_epoch, seconds, basis)
+
+    def problem(self, num_draws: int = 2, particles: int = 1, points: int = 1) -> FitProblem:
+        """The data as the model sees them, and the model; the numbers are those of final evaluations."""
+        from amortized_bayes.comparing.problem import FitProblem, Held
+        from amortized_bayes.experiments.setup import build_model
+
+        config, images = self.config, self._images()
+        return FitProblem(
+            data=images.train,
+            new_model=lambda: build_model(config, images, self.seed),
+            options=self.options,
+            seed=self.seed,
+            epochs=config.epochs,
+            depth=config.depth,
+            num_draws=num_draws,
+            local_reparametrization=config.decoder == "bayesian",
+            published=config.init == "published",
+            name=f"{_stream_name(self.dataset)}_seed{self.seed}",
+            held=Held(images.grey_train, images.test, images.grey_test, particles, points),
+        )
+
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of an image, or of a vector."""
+        channels, *shape = self._images().image_shape or (1, -1)
+        return (*shape, channels) if channels > 1 else tuple(shape)
+
+    def options(self, guide: str, rates: Rates | None = None) -> FitOptions:
+        """How to fit a guide; ``rates`` instead of its own."""
+        from amortized_bayes.inference.options import FitOptions
+
+        config, chosen = self.config, rates or rates_of(self.config, guide)
+        return FitOptions(
+            batch_size=min(config.batch_size, self.sizes.num_data),
+            learning_rate=chosen.local,
+            shared_learning_rate=chosen.shared,
+            row_learning_rate=chosen.local,
+            local_reparametrization=config.local_reparametrization and config.decoder == "bayesian",
+            capture=config.compile_step,
+        )
+
+    def watch(self, stage: str) -> Watch:
+        """What reports the progress of a fit to the lab."""
+
+        def watch(done: int, total: int, elbo: float) -> None:
+            self.lab.watch(stage, done, total, f"ELBO {elbo:.2f} nats per point")
+
+        return watch
+
+    def _shape(self) -> tuple[int, ...]:
+        return self.lab.dataset(self.dataset, self.seed).train.pixels.shape
+
+    def _images(self) -> Any:
+        """The images, on the device."""
+        from amortized_bayes.experiments.setup import load_images
+        from amortized_bayes.likelihoods import with_scale
+
+        likelihood = with_scale(self.config.likelihood, self.config.gaussian_scale)
+        sizes = {"num_train": self.config.num_train, "num_test": self.config.num_test}
+        source = self.lab.dataset(self.dataset, self.seed)
+        load = partial(load_images, source, likelihood=likelihood, seed=self.seed, device=self.lab.device, **sizes)
+        return self.lab.cached(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
+
+    def _seconds_per_step(self) -> float:
+        """Evaluations included."""
+        import time
+
+        from amortized_bayes.comparing.fitting import start_fit
+        from amortized_bayes.inference.options import Divergence
+
+        wide = next((guide for guide in self.config.guides if GUIDES[guide].has_width), None)
+        fit = Fit(self.config.guides[0]) if wide is None else Fit(wide, max(self.config.widths))
+        training = start_fit(self.problem(), fit).training
+        start = time.perf_counter()
+        with suppress(Divergence):  # its fit will record that
+            for _ in training.run(TIMED_STEPS):  # the first run captures
+                pass
+            start = time.perf_counter()
+            for _ in training.run(TIMED_STEPS):
+                pass
+        return EVALUATION * (time.perf_counter() - start) / TIMED_STEPS
+
+
+def local_size(config: FitSettings, fit: Fit, observed: int, num_data: int) -> tuple[int, int]:
+    """Parameters that give local factors for ``num_data`` points, and bytes that fitting them holds, by arithmetic.
+
+    Bytes are four floats per parameter (itself, two moments, an average) and a count per row.
+    """
+    entry, outputs = GUIDES[fit.guide], 2 * config.latent_dim
+    if entry.per_point:
+        return num_data * outputs, num_data * (16 * outputs + 4)
+    layers = [observed, *[fit.k or 1] * config.depth, outputs]
+    parameters = sum(i * o + o for i, o in pairwise(layers)) if entry.has_width else outputs
+    return parameters, 16 * parameters
+
+
+def fit_disk(config: FitSettings, fit: Fit, sizes: Sizes) -> float:
+    """Bytes that a fit leaves: the state of its training, and the ELBO of each point."""
+    layers = [config.latent_dim, *config.hidden, sizes.observed]
+    decoder = sum(i * o + o for i, o in pairwise(layers)) * (2 if config.decoder == "bayesian" else 1)
+    return local_size(config, fit, sizes.observed, sizes.num_data)[1] + 16 * decoder + 4 * sizes.num_data
+
+
+def _stream_name(dataset: str) -> str:
+    """Name of a data set in those of random streams; files of equal names in other folders have other ones."""
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in Path(dataset).stem)[:60]
+    if name != dataset and dataset.endswith((".npz", ".npy")):
+        name = f"{name.strip('-') or 'data'}-{sha256(dataset.encode()).hexdigest()[:8]}"
+    return name

@@ -1,0 +1,187 @@
+"""What a job may ask for: data, trained models, and results of earlier jobs; each loaded or computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from amortized_bayes.data import load_dataset
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.setup import ImageData, build_vae, find_labels, load_vae_images, vae_options
+from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
+from amortized_bayes.inference.options import Divergence
+from amortized_bayes.inference.svi import Training
+from amortized_bayes.results import RunFolder
+from amortized_bayes.types import Dataset
+
+__all__ = ["Lab"]
+
+T = TypeVar("T")
+Watch = Callable[[str, int, int, str], None]
+STEPS = 5
+"""Steps that are timed for a forecast."""
+ROWS = 2_000
+"""Decoder evaluations that are timed at once, in a block of about the size that estimators use."""
+
+
+@dataclass
+class Lab:
+    """Where jobs get what they need.
+
+    Args:
+        out: folder with results; models trained there before are shared.
+        device: where to compute.
+        data_dir: where to look for data first.
+        folder: the run that jobs write to; ``None`` while jobs are only listed.
+        report: called with a stage of the running job, what is done of it, all of it, and a state in words.
+        nested: runs another experiment to its end, in a run of its own; returns nothing in a dry run.
+        cache: what was made before.
+    """
+
+    out: Path
+    device: torch.device
+    data_dir: Path | None = None
+    folder: RunFolder | None = None
+    report: Watch = lambda *_: None
+    nested: Callable[[str, Any], RunFolder | None] = lambda *_: None
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    def watch(self, stage: str, done: int, total: int, state: str = "") -> None:
+        """Say how far a stage of the running job is."""
+        self.report(stage, done, total, state)
+
+    def cached(self, key: Any, make: Callable[[], T]) -> T:
+        """What ``make`` made when this key was first asked for."""
+        if key not in self.cache:
+            self.cache[key] = make()
+        return self.cache[key]
+
+    # results of this run
+
+    @property
+    def run(self) -> RunFolder:
+        """The run that jobs write to."""
+        if self.folder is None:
+            raise RuntimeError("a job reads results while jobs are only listed")
+        return self.folder
+
+    def status(self, key: str) -> str | None:
+        """How a job ended, ``"ok"`` or ``"failed"``; ``None`` for one that has not."""
+        return self.run.done().get(key)
+
+    def arrays(self, key: str) -> dict[str, np.ndarray]:
+        """Arrays of a job that ended well.
+
+        Raises:
+            ArithmeticError: it failed.
+            ValueError: its file is missing or damaged.
+        """
+        if self.status(key) == "failed":
+            raise ArithmeticError(f"{key} failed")
+        return self.run.load_arrays(key)
+
+    def tensors(self, key: str) -> dict[str, np.ndarray]:
+        """Checkpoint of a job; errors as :meth:`arrays`."""
+        if self.status(key) == "failed":
+            raise ArithmeticError(f"{key} failed")
+        return self.run.load_tensors(key)
+
+    def rows(self, key: str) -> pd.DataFrame:
+        """Rows of a job."""
+        return self.run.rows(key)
+
+    def unfinished(self, key: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]] | None:
+        """What a job that was interrupted has kept under ``name``: tensors and texts; ``None`` for a new job."""
+        place = f"{key}.{name}"
+        if not (self.run.path / "checkpoints" / f"{place}.safetensors").exists():
+            return None
+        return self.run.load_tensors(place), self.run.load_metadata(place)
+
+    # data and models
+
+    def dataset(self, name: str, seed: int = 0) -> Dataset:
+        """A data set in memory, its files checked once.
+
+        Raises:
+            ValueError: it is unavailable or damaged.
+        """
+        return self.cached(("dataset", name, seed), lambda: load_dataset(name, data_dir=self.data_dir, seed=seed))
+
+    def images(self, config: VAEConfig) -> ImageData:
+        """Images of a model's data set as the model sees them, on the device."""
+        seen = (config.dataset, config.pixels, config.likelihood, config.num_train, config.num_test, config.seed)
+        held_out = (config.early_stopping, config.num_validation)
+        source = self.dataset(config.dataset, config.seed)
+        return self.cached(("images", *seen, *held_out), lambda: load_vae_images(config, source, self.device))
+
+    def find(self, config: VAEConfig) -> RunFolder | None:
+        """The run that trained this model, finished or failed; ``None`` without one."""
+        return find_trained(self.out, config, ("finished", "failed"))
+
+    def trained(self, config: VAEConfig) -> Trained:
+        """A trained model that some job of the run needs.
+
+        Raises:
+            TrainingFailed: its training diverged.
+            ValueError: it was not trained, or its run is damaged.
+        """
+        folder = self.find(config)
+        if folder is None:
+            raise ValueError(f"expected a trained model ({model_key(config)}) in {self.out}, got none")
+        return self.cached(("trained", folder.path), lambda: load_trained(folder, self))
+
+    def checkpoint(self, path: Path) -> Trained:
+        """The model of a run of ``train``."""
+        return self.cached(("trained", path), lambda: load_trained(RunFolder.open(path), self))
+
+    def labels(self, trained: Trained, split: str, places: np.ndarray) -> np.ndarray | None:
+        """Labels of points of a split, ``(n,)``; ``None`` where none are known."""
+        return find_labels(trained.data, split, places, self._origin)
+
+    def _origin(self, name: str) -> Dataset:
+        return self.cached(("labels", name), lambda: load_dataset(name, data_dir=self.data_dir, download=False))
+
+    # costs, for the forecast
+
+    def epoch_seconds(self, config: VAEConfig) -> float:
+        """Seconds that an epoch of training takes, from a few steps."""
+        return self.step_seconds(config) * max(1, len(self.images(config).train) // config.batch_size)
+
+    def step_seconds(self, config: VAEConfig) -> float:
+        """Seconds that a training step of a model takes, from a few of them."""
+        key = ("step", config.dataset, config.family, config.encoder, config.hidden, config.batch_size, config.network)
+        return self.cached((*key, config.decoder), lambda: self._step_seconds(config))
+
+    def _step_seconds(self, config: VAEConfig) -> float:
+        data = self.images(config)
+        training = Training(*build_vae(config, data), data.train, vae_options(config), config.seed)
+        start = time.perf_counter()
+        with suppress(Divergence):  # training itself will record it
+            list(training.run(STEPS))  # captures
+            start = time.perf_counter()
+            list(training.run(STEPS))
+        return (time.perf_counter() - start) / STEPS
+
+    def evaluation_seconds(self, config: VAEConfig) -> float:
+        """Seconds that a decoder evaluation with its gradient takes, in blocks."""
+        key = ("evaluation", config.dataset, config.hidden, config.latent_dim, config.network)
+        return self.cached(key, lambda: self._evaluation_seconds(config))
+
+    def _evaluation_seconds(self, config: VAEConfig) -> float:
+        model, _ = build_vae(replace(config, decoder="point", family="gaussian"), self.images(config))
+        z = torch.randn(ROWS, config.latent_dim, device=self.device, requires_grad=True)
+        least = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            output = model.decode(z, model.weights())
+            torch.autograd.grad(model.observation(output).log_prob(torch.ones_like(output)).sum(), z)
+            least = min(least, time.perf_counter() - start)
+        return least / ROWS

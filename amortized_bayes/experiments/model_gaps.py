@@ -1,0 +1,185 @@
+"""Gaps of models trained with different families, encoders and objectives, on training points.
+
+After Cremer, Li & Duvenaud (*Inference Suboptimality in Variational Autoencoders*, ICML 2018), 5.2 and Tables 2 and 3.
+A model's own family stands in the middle of its gaps; the best q of the other families are reported beside it.
+
+``python run_experiments.py model-gaps`` runs preset *quick* on fixed binarized MNIST: four models of 60 epochs, 100
+points each, about 15 minutes on two cores, less where a model was trained before. Expect an amortization gap of one to
+three nats, larger than the approximation gap. *paper* has the published settings, but for the searches for q*, which
+start at the encoder's answer: days on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from amortized_bayes.configuration import Above, AtLeast, Different, Settings
+from amortized_bayes.experiments.settings import (
+    PAPER_BOUNDS,
+    BoundsConfig,
+    Family,
+    VAEConfig,
+    image_substitutes,
+    model_factors,
+)
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, Column, Job, Measured, Table
+
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.lab import Lab
+
+__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "models", "substitutes"]
+
+ANNEALED_PART = 400 / 3280
+"""Part of the run over which the paper anneals the entropy."""
+substitutes = image_substitutes
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Train models with and without flows and entropy annealing, and measure three gaps of each (Tables 2 and 3).
+
+    Args:
+        dataset: Data sets; one or more of binarized-mnist, mnist, fashion-mnist, digits, or a path.
+        families: Families of q(z|x).
+        encoders: Capacities of the encoder.
+        annealing: Whether to train with entropy annealing; both by default.
+        epochs: Passes over the training images for each model.
+        batch_size: Images per step.
+        learning_rate: Initial learning rate of Adam.
+        schedule: How the learning rate falls.
+        early_stopping: Keep the iterate that is best on validation images.
+        num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
+        flow_hidden: Width of the two hidden layers of each network inside a flow.
+        points: Training points at which gaps are measured.
+        bounds: How the bounds are estimated.
+        seed: Random seed for images, pixels, starting values and draws.
+    """
+
+    dataset: Annotated[tuple[str, ...], Different()] = ("binarized-mnist",)
+    families: Annotated[tuple[Family, ...], Different()] = ("gaussian", "auxiliary")
+    encoders: Annotated[tuple[Literal["small", "standard", "wide"], ...], Different()] = ("standard",)
+    annealing: Annotated[tuple[bool, ...], Different()] = (True, False)
+    epochs: Annotated[int, AtLeast(1)] = 60
+    batch_size: Annotated[int, AtLeast(1)] = 250
+    learning_rate: Annotated[float, Above(0)] = 2e-3
+    schedule: Literal["burda", "cosine", "constant"] = "cosine"
+    early_stopping: bool = True
+    num_flows: Annotated[int, AtLeast(1)] = 2
+    flow_hidden: Annotated[int, AtLeast(1)] = 100
+    points: Annotated[int, AtLeast(2)] = 100
+    bounds: BoundsConfig = field(default_factory=BoundsConfig)
+    seed: Annotated[int, AtLeast(0)] = 0
+
+    def check(self) -> None:
+        """Gaps of a family need the best q of that family."""
+        self.bounds.require(self.families)
+
+
+PRESETS = {
+    "quick": Config(),
+    "paper": Config(
+        dataset=("binarized-mnist", "fashion-mnist"),
+        families=("gaussian", "auxiliary", "realnvp", "realnvp-contextual"),
+        encoders=("standard", "wide"),
+        epochs=3_280,
+        batch_size=100,
+        learning_rate=1e-3,
+        schedule="burda",
+        early_stopping=False,
+        points=1_000,
+        bounds=PAPER_BOUNDS,
+    ),
+}
+
+
+def models(config: Config) -> list[VAEConfig]:
+    """The models that are compared."""
+    return [
+        VAEConfig(
+            dataset=dataset,
+            family=family,
+            encoder=encoder,
+            num_flows=config.num_flows,
+            flow_hidden=config.flow_hidden,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            schedule=config.schedule,
+            entropy_annealing=max(1, round(ANNEALED_PART * config.epochs)) if annealed else 0,
+            early_stopping=config.early_stopping,
+            seed=config.seed,
+        )
+        for dataset in config.dataset
+        for encoder in config.encoders
+        for family in config.families
+        for annealed in config.annealing
+    ]
+
+
+TABLES = (
+    Table(
+        ("family", "encoder", "annealed"),
+        (*GAPS, "elbo", "certificate_gap"),
+        "{dataset}: gaps of models on training points",
+        published="cremer2018_models",
+    ),
+    Table(
+        ("family", "encoder", "annealed"),
+        (
+            "log_p_lower",
+            "iwae",
+            *(
+                Column("elbo_star", {"searched": q})
+                for q in ("spline", "sylvester", "auxiliary", "realnvp", "planar", "gaussian")
+            ),
+            "elbo",
+        ),
+        "{dataset}: bounds of models on training points",
+        published="cremer2018_models",
+        wide=True,
+    ),
+)
+FIGURES = {
+    "model_gaps": (
+        Bars(
+            ("family", "encoder", "annealed"),
+            GAPS[:2],
+            apart="dataset",
+            title="Gaps of models of each family, encoder and objective",
+        ),
+    )
+}
+
+
+def jobs(config: Config, lab: Lab) -> list[Job]:
+    """A job per model."""
+    from amortized_bayes.experiments.bounds import bounds_work
+
+    return [
+        Job(
+            model_factors(model),
+            lambda model=model: _measure(config, model, lab),
+            work=bounds_work(config.bounds, model, config.points, lab),
+            needs=[model],
+            disk=16.0 * config.points * 2 * (4 + len(config.bounds.best_families)),
+        )
+        for model in models(config)
+    ]
+
+
+def _measure(config: Config, wanted: VAEConfig, lab: Lab) -> Iterator[Measured | Arrays]:
+    from amortized_bayes.experiments.bounds import at, bound_rows, choose, elbo_of, gap_rows, gaps_of, shared_bounds
+
+    trained = lab.trained(wanted)
+    places = choose(trained.data.train, config.points, config.seed)
+    x = at(trained.data.train, places)
+    found = elbo_of(trained.model, trained.guide, x, config.seed)
+    shared, certificate = shared_bounds(trained, x, config.bounds, config.seed, lab)
+    found |= shared
+    gaps = gaps_of(found, wanted.family)
+    yield from bound_rows(found)
+    yield from gap_rows(gaps)
+    yield certificate
+    yield Arrays({"places": places, **found, **{name: gap.value.numpy() for name, gap in gaps.items()}})

@@ -1,0 +1,145 @@
+"""How far q*, the best q of a point, can be trusted: restarts, initial spreads, starts and budgets.
+
+``python run_experiments.py qstar CHECKPOINT`` runs preset *quick*: 50 points, in about three minutes on two cores for
+the model of ``train``. Expect searches from the encoder's answer within 0.1 nat of the reference after 100 steps (1,000
+decoder evaluations), and those from the prior far behind at that budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import tyro
+
+from amortized_bayes.configuration import AtLeast, Different, Even, Settings
+from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
+from amortized_bayes.experiments.settings import model_factors
+from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, Work
+from amortized_bayes.types import Factor
+
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.lab import Lab
+
+__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "Search", "datasets", "jobs", "prepare"]
+
+PAIRS = Even("since draws come in pairs")
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Say how far q*, the best q of a point, can be trusted: restarts, initial spreads, starts and budgets.
+
+    Args:
+        checkpoint: Run of `train` to measure: its path, its name, or latest.
+        split: Which points to measure.
+        points: Number of points, after a seeded shuffle; all if there are fewer.
+        restarts: Searches per point from each start, all from moved means.
+        spreads: By how many scales of q these means are moved.
+        starts: Where searches start: the encoder's answer, or the prior.
+        budgets: Steps of a search.
+        samples: Draws of each q per step.
+        reference_steps: Steps of the reference, which starts at the encoder's answer.
+        reference_samples: Draws of each q per step of the reference.
+        score: Fresh draws that each q is scored on.
+        seed: Random seed for all draws.
+    """
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "latest"
+    split: Literal["train", "test"] = "train"
+    points: Annotated[int, AtLeast(2)] = 50
+    restarts: Annotated[int, AtLeast(2)] = 3
+    spreads: Annotated[tuple[float, ...], Different(), AtLeast(0)] = (0.5, 2.0)
+    starts: Annotated[tuple[Literal["encoder", "prior"], ...], Different()] = ("encoder", "prior")
+    budgets: Annotated[tuple[int, ...], Different(), AtLeast(10)] = (30, 100, 300, 1_000)
+    samples: Annotated[int, AtLeast(4), PAIRS] = 10
+    reference_steps: Annotated[int, AtLeast(10)] = 5_000
+    reference_samples: Annotated[int, AtLeast(4), PAIRS] = 20
+    score: Annotated[int, AtLeast(2)] = 1_000
+    seed: Annotated[int, AtLeast(0)] = 0
+
+
+PRESETS = {
+    "quick": Config(),
+    "paper": Config(
+        points=1_000,
+        restarts=10,
+        spreads=(0.5, 1.0, 2.0),
+        budgets=(30, 100, 300, 1_000, 3_000, 10_000),
+        reference_steps=20_000,
+        reference_samples=100,
+        score=5_000,
+    ),
+}
+
+
+class Search(NamedTuple):
+    """One kind of search: where it starts, how far restarts are moved, how many steps, draws and restarts it has."""
+
+    start: str
+    spread: float
+    budget: int
+    samples: int
+    restarts: int
+
+    @property
+    def factors(self) -> dict[str, Factor]:
+        """What tells its numbers from those of other searches; the reference is moved by nothing."""
+        moved: dict[str, Factor] = {} if self.start == "reference" else {"spread": self.spread}
+        return {"start": self.start, **moved, "budget": self.budget}
+
+
+TABLES = (
+    Table(
+        ("start", "spread", "budget"),
+        ("evaluations", "behind_reference", "residual", "restart_variance"),
+        "searches for q*: {model}",
+    ),
+)
+FIGURES = {"qstar": Drawn("qstar")}
+
+
+def jobs(config: Config, lab: Lab) -> Iterator[Job]:
+    """The reference, then all searches, cheap ones first."""
+    model = checkpoint_config(config.checkpoint, lab)
+    reference = Search("reference", 0.0, config.reference_steps, config.reference_samples, 1)
+    first = ""
+    for search in [
+        reference,
+        *(
+            Search(a, b, c, config.samples, config.restarts)
+            for c in config.budgets
+            for a in config.starts
+            for b in config.spreads
+        ),
+    ]:
+        cost = config.points * search.restarts * (search.budget * search.samples + config.score)
+        job = Job(
+            {**model_factors(model), **search.factors},
+            lambda search=search, first=first: _search(config, search, first, lab),
+            work=[Work("q*", cost, lambda: lab.evaluation_seconds(model), "a few decoder evaluations")],
+            after=[first] if first else [],
+            disk=40.0 * config.points * search.restarts,
+        )
+        first = first or job.key
+        yield job
+
+
+def _search(config: Config, search: Search, reference: str, lab: Lab) -> Iterator[Measured | Arrays]:
+    """What a search found: means over restarts, with errors over points."""
+    import numpy as np
+
+    from amortized_bayes.experiments.searching import search_points
+    from amortized_bayes.experiments.spec import measured
+    from amortized_bayes.per_point import mean_over_points
+
+    trained = lab.checkpoint(lab.out / config.checkpoint)
+    found = search_points(config, trained, search, lab)
+    values = {name: found[name].mean(0) for name in ("elbo_star", "residual", "evaluations")}
+    if reference:
+        values["behind_reference"] = (lab.arrays(reference)["elbo_star"] - found["elbo_star"]).mean(0)
+        # the spread over restarts, freed of the scoring's own noise
+        values["restart_variance"] = found["elbo_star"].var(0, ddof=1) - np.square(found["error"]).mean(0)
+    yield from (measured(name, mean_over_points(value)) for name, value in values.items())
+    yield Arrays(found)

@@ -1,0 +1,276 @@
+"""Settings that several experiments share: which VAE is trained, and how bounds are estimated at its points. No torch.
+
+The setting of *paper* is that of Cremer, Li & Duvenaud (*Inference Suboptimality in Variational Autoencoders*, ICML
+2018): encoder 784-200-200, 50 latents, mirrored decoder, ELU, Bernoulli pixels, batches of 100, Adam with Burda's
+schedule over 3,280 epochs, entropy annealing over 400. *quick* is the same model with fewer and longer steps and
+without annealing: a few minutes on two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings, flag
+from amortized_bayes.data.catalogue import DATASETS
+from amortized_bayes.data.catalogue import display_name as dataset_name
+from amortized_bayes.flows import FAMILIES, FLOWS
+from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
+from amortized_bayes.types import Factor
+
+__all__ = [
+    "CHANNELS",
+    "DATASET_HELP",
+    "ENCODERS",
+    "PAPER_BOUNDS",
+    "TABLE_4_MODEL",
+    "VAE_PRESETS",
+    "BoundsConfig",
+    "EncoderName",
+    "Family",
+    "LikelihoodName",
+    "QFamily",
+    "VAEConfig",
+    "dataset_name",
+    "datasets_of",
+    "image_substitutes",
+    "model_factors",
+    "same_model",
+]
+
+ENCODERS: dict[str, tuple[int, ...]] = {"linear": (), "small": (100,), "standard": (200, 200), "wide": (500, 500)}
+"""Hidden layers of the dense encoders."""
+CHANNELS: dict[str, tuple[int, int]] = {"small": (16, 32), "standard": (32, 64), "wide": (64, 128)}
+"""Channels of the convolutional ones."""
+DATASET_HELP = f"{', '.join(DATASETS)}, or the path of an .npz or .npy file."
+"""What ``--dataset`` may be."""
+
+if TYPE_CHECKING:
+    EncoderName = Family = LikelihoodName = QFamily = str
+else:  # choices of flags, from the dictionaries
+    EncoderName = Literal[tuple(ENCODERS)]
+    LikelihoodName = Literal[CHOICES]
+    Family = Literal[FAMILIES]
+    QFamily = Literal[("gaussian", *FLOWS)]
+
+
+@dataclass(frozen=True)
+class VAEConfig(Settings):
+    """Train a VAE, or a decoder with a posterior over its weights.
+
+    Args:
+        dataset: The data set.
+        binarization: Draw binary pixels once, by seed (fixed), draw them anew at each visit (dynamic), or set them
+            where the grey value is above one half (threshold). With auto, fashion-mnist is thresholded, as in the
+            paper, and other data sets are drawn once. A Gaussian likelihood takes the grey values as they are.
+        network: Type of the networks, dense or convolutional.
+        encoder: Size of the encoder. Its hidden layers have 100 units (small), 200 and 200 (standard), or 500 and
+            500 (wide); a linear encoder has none.
+        family: Family of q(z|x), a Gaussian or a flow. A contextual flow gets its parameters from the encoder.
+        num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
+        flow_hidden: Width of the two hidden layers of each network inside the flow.
+        decoder: Decoder with point-estimated weights (a VAE) or Bayesian (a mean-field Gaussian over its weights).
+        likelihood: Likelihood of the pixels.
+        gaussian_scale: Standard deviation of the Gaussian likelihood, fixed at 1 or learned.
+        activation: Activation between the layers of encoder and decoder.
+        latent_dim: Number of latent variables per image (D).
+        hidden: Widths of the dense decoder's hidden layers. Without a value the decoder is linear.
+        epochs: Number of passes over the training images.
+        batch_size: Number of images per step.
+        learning_rate: Learning rate of Adam at the start.
+        schedule: How the learning rate falls. Burda's stages are scaled to the number of epochs.
+        entropy_annealing: Number of epochs over which the weight of log q alone rises from 0 to 1.
+        kl_warm_up: Number of epochs over which the weight of the whole KL divergence rises from 0 to 1.
+        early_stopping: Stop when the ELBO of validation images no longer improves, and keep the best iterate.
+        num_validation: Number of training images held out for early stopping, a tenth of them at most.
+        patience: Number of evaluations without a better validation ELBO before stopping, out of fifty in all.
+        num_train: Number of training images, after a shuffle by seed; all if there are fewer.
+        num_test: Number of test images, after a shuffle by seed; all if there are fewer.
+        seed: Random seed for images, pixels, starting values and draws.
+    """
+
+    dataset: Annotated[str, tyro.conf.arg(help=DATASET_HELP)] = "binarized-mnist"
+    binarization: Literal["auto", "fixed", "dynamic", "threshold"] = "auto"
+    network: Literal["dense", "convolutional"] = "dense"
+    encoder: EncoderName = "standard"
+    family: Family = "gaussian"
+    num_flows: Annotated[int, AtLeast(1)] = 2
+    flow_hidden: Annotated[int, AtLeast(1)] = 100
+    decoder: Literal["point", "bayesian"] = "point"
+    likelihood: LikelihoodName = "bernoulli"
+    gaussian_scale: Literal["fixed", "learned"] = "fixed"
+    activation: Literal["elu", "tanh"] = "elu"
+    latent_dim: Annotated[int, AtLeast(1)] = 50
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (200, 200)
+    epochs: Annotated[int, AtLeast(1)] = 60
+    batch_size: Annotated[int, AtLeast(1)] = 250
+    learning_rate: Annotated[float, Above(0)] = 2e-3
+    schedule: Literal["burda", "cosine", "constant"] = "cosine"
+    entropy_annealing: Annotated[int, AtLeast(0)] = 0
+    kl_warm_up: Annotated[int, AtLeast(0)] = 0
+    early_stopping: bool = True
+    num_validation: Annotated[int, AtLeast(1)] = 5_000
+    patience: Annotated[int, AtLeast(1)] = 10
+    num_train: Annotated[int, AtLeast(2)] = 60_000
+    num_test: Annotated[int, AtLeast(2)] = 10_000
+    seed: Annotated[int, AtLeast(0)] = 0
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other."""
+        for name in ("entropy_annealing", "kl_warm_up"):
+            if getattr(self, name) > self.epochs:
+                raise SettingError(f"expected {flag(name)} of at most {self.epochs} epochs, got {getattr(self, name)}")
+        if self.network == "convolutional" and self.encoder not in CHANNELS:
+            raise SettingError(f"expected a convolutional --encoder {' or '.join(CHANNELS)}, got {self.encoder!r}")
+        if self.likelihood not in LIKELIHOODS:
+            raise SettingError(f"expected --likelihood {' or '.join(CHOICES)}, got {self.likelihood!r}")
+        if self.binarization != "auto" and not LIKELIHOODS[self.likelihood].binary:
+            raise SettingError(
+                f"expected --binarization auto for --likelihood {self.likelihood}, which takes grey values as they "
+                f"are, got {self.binarization!r}"
+            )
+        known = DATASETS.get(self.dataset)
+        if known and not known.grey and self.binarization not in ("auto", "fixed"):
+            grey = f"; --dataset {known.labels_from} has grey values" if known.labels_from else ""
+            raise SettingError(
+                f"expected --binarization fixed for {self.dataset}, which is binary already, got "
+                f"{self.binarization!r}{grey}"
+            )
+
+    @property
+    def pixels(self) -> Literal["fixed", "dynamic", "threshold", "grey"]:
+        """How grey values become pixels; ``grey``: they stay as they are."""
+        if not LIKELIHOODS[self.likelihood].binary:
+            return "grey"
+        if self.binarization != "auto":
+            return self.binarization
+        return DATASETS[self.dataset].binarization if self.dataset in DATASETS else "fixed"
+
+
+def model_factors(config: VAEConfig) -> dict[str, Factor]:
+    """What tells a trained model from others in rows; the later factors only where they are not the default."""
+    factors: dict[str, Factor] = {
+        "dataset": dataset_name(config.dataset),
+        "family": config.family,
+        "encoder": config.encoder,
+        "annealed": config.entropy_annealing > 0,
+        "seed": config.seed,
+    }
+    factors |= {"network": config.network} if config.network != "dense" else {}
+    factors |= {"decoder": config.decoder} if config.decoder != "point" else {}
+    likelihood = with_scale(config.likelihood, config.gaussian_scale)
+    factors |= {"likelihood": likelihood} if likelihood != "bernoulli" else {}
+    return factors | ({"kl_warm_up": True} if config.kl_warm_up else {})
+
+
+def same_model(a: VAEConfig, b: VAEConfig) -> bool:
+    """Whether two configurations train the same model: settings that have no effect in either may differ.
+
+    Example:
+        >>> same_model(VAEConfig(), VAEConfig(num_flows=7, binarization="fixed"))
+        True
+    """
+    return _effective(a) == _effective(b)
+
+
+def _effective(config: VAEConfig) -> dict[str, Any]:
+    """The settings that have an effect, by name."""
+    idle = {
+        "num_flows": config.family == "gaussian",
+        "flow_hidden": config.family == "gaussian",
+        "gaussian_scale": with_scale(config.likelihood, "learned") == config.likelihood,
+        "hidden": config.network == "convolutional",
+        "num_validation": not config.early_stopping,
+        "patience": not config.early_stopping,
+    }
+    values = {f.name: getattr(config, f.name) for f in fields(config) if not idle.get(f.name, False)}
+    return values | {"binarization": config.pixels}
+
+
+VAE_PRESETS: dict[str, VAEConfig] = {
+    "quick": VAEConfig(),
+    "paper": VAEConfig(
+        epochs=3_280,
+        batch_size=100,
+        learning_rate=1e-3,
+        schedule="burda",
+        entropy_annealing=400,
+        early_stopping=False,
+    ),
+}
+"""Settings by name; the models of all quick presets are this one, or differ from it only in what they compare."""
+TABLE_4_MODEL = replace(
+    VAE_PRESETS["paper"], activation="tanh", batch_size=20, entropy_annealing=0, kl_warm_up=100, early_stopping=True
+)
+"""The VAE of Tables 4 and 5; it stops early on validation images, which its encoders need, and is not annealed."""
+
+
+def datasets_of(config: Any) -> tuple[str, ...]:
+    """The data sets of an experiment's settings, which may stand in those of its model."""
+    found = getattr(config, "dataset", None) or config.model.dataset
+    return (found,) if isinstance(found, str) else found
+
+
+def image_substitutes(config: Any, given: Collection[str]) -> Iterator[tuple[Any, str]]:
+    """Settings with other images where the default ones are unavailable, each with a note."""
+    del given
+    wanted = " and ".join(datasets_of(config))
+    for name, words in (("mnist", "MNIST, binarized once by seed,"), ("digits", "scikit-learn's digits (8x8)")):
+        note = f"using {words} instead of {wanted}, which is unavailable"
+        if hasattr(config, "model"):
+            yield replace(config, model=replace(config.model, dataset=name)), note
+        else:
+            yield replace(config, dataset=name if isinstance(config.dataset, str) else (name,)), note
+
+
+@dataclass(frozen=True)
+class BoundsConfig(Settings):
+    """How the bounds at each point are estimated.
+
+    Args:
+        best_families: Families of which the best q of each point is searched for. The Gaussian comes first; searches
+            for the others start there, with flows of the size that the model's own would have.
+        particles: Number of IWAE particles.
+        local_steps: Number of steps of the search for the best Gaussian.
+        flow_steps: Number of steps of the search for the best flow, from the best Gaussian.
+        chains: Number of AIS chains per point.
+        temperatures: Number of AIS temperatures.
+        leapfrog: Number of leapfrog steps per temperature.
+        start: Where AIS chains start, at the guide's q, widened, or at the prior.
+        mass: Masses of the AIS chains, from the scales of the guide's q (guide) or 1 (unit).
+        simulated: Number of points drawn from each model for the certificate of AIS.
+    """
+
+    best_families: Annotated[tuple[QFamily, ...], Different("gaussian")] = ("gaussian", "auxiliary", "realnvp")
+    particles: Annotated[int, AtLeast(2)] = 5_000
+    local_steps: Annotated[int, AtLeast(10)] = 300
+    flow_steps: Annotated[int, AtLeast(1)] = 600
+    chains: Annotated[int, AtLeast(2)] = 16
+    temperatures: Annotated[int, AtLeast(1)] = 200
+    leapfrog: Annotated[int, AtLeast(1)] = 2
+    start: Literal["guide", "prior"] = "guide"
+    mass: Literal["guide", "unit"] = "guide"
+    simulated: Annotated[int, AtLeast(2)] = 50
+
+    def require(self, families: Collection[str]) -> None:
+        """Refuse families without a best q: held against another family's, their gaps would mean something else."""
+        missing = [f for f in families if f.removesuffix("-contextual") not in self.best_families]
+        if missing:
+            among = ", ".join(self.best_families)
+            raise SettingError(f"expected --families among those of --best-families ({among}), got {missing[0]!r}")
+
+
+PAPER_BOUNDS = replace(
+    BoundsConfig(),
+    local_steps=3_000,
+    flow_steps=10_000,
+    chains=100,
+    temperatures=10_000,
+    leapfrog=10,
+    start="prior",
+    mass="unit",
+)
+"""The bounds of preset *paper*."""

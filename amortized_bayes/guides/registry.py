@@ -1,0 +1,195 @@
+r"""Guides by name: what ``sweep``, ``tune`` and ``compare`` fit, and all that they need to know of each.
+
+A guide is one entry of ``GUIDES`` (docs/add_a_guide.md). Flags, tables, figures and tuning read names and labels here,
+so this file loads no torch: what builds a guide imports its class when it is called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from amortized_bayes.guides.local import LocalGuide
+    from amortized_bayes.types import LatentSite
+
+__all__ = ["GUIDES", "Fit", "GuideEntry", "GuideSpec", "Rates", "list_fits"]
+
+
+class Fit(NamedTuple):
+    """One guide, by its name in ``GUIDES``; ``k`` is ``None`` unless it is fitted for each width."""
+
+    guide: str
+    k: int | None = None
+
+    @property
+    def factors(self) -> dict[str, str | int]:
+        """What tells it from other fits, as factors of a row."""
+        return {"guide": self.guide} if self.k is None else {"guide": self.guide, "k": self.k}
+
+
+class Rates(NamedTuple):
+    """Learning rates of one guide.
+
+    Args:
+        shared: of q(theta) and of the model's parameters.
+        local: of what gives the local factors: the encoder (A-VI), the rows (F-VI), the shared vector (constant VI).
+    """
+
+    shared: float
+    local: float
+
+
+class GuideSpec(NamedTuple):
+    """What a guide is built from; torch's global generator stands at a place of the guide's own.
+
+    Args:
+        sites: local latent sites of the model.
+        data: (N, ...), what it will be fitted to.
+        width: k, where the guide has one.
+        depth: hidden layers of an encoder.
+        shared: guide of the shared sites, ``None`` where there are none.
+        plate: name of the plate over data points.
+        start: locations and log scales to start at, (N, 2 D), for entries that start at another guide's answer.
+        published: start as the code of Margossian & Blei (2024) does, instead of at the q(z) that all guides share.
+    """
+
+    sites: Sequence[LatentSite]
+    data: Tensor
+    width: int = 1
+    depth: int = 1
+    shared: nn.Module | None = None
+    plate: str = "data"
+    start: Tensor | None = None
+    published: bool = False
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return len(self.data)
+
+    @property
+    def observed(self) -> int:
+        """P, size of one data point, flattened."""
+        return self.data[0].numel()
+
+    @property
+    def latent_dim(self) -> int:
+        """D, on the unconstrained space."""
+        from amortized_bayes.guides.local import unconstrained_shape
+
+        return sum(math.prod(unconstrained_shape(site)) for site in self.sites)
+
+
+@dataclass(frozen=True)
+class GuideEntry:
+    """A guide as experiments and :func:`~amortized_bayes.compare` know it.
+
+    Args:
+        label: its name for readers.
+        build: makes the guide.
+        rates: learning rates that it is fitted with where nothing else is asked for.
+        tuned_over: local rates that ``tune`` tries, each with every shared rate.
+        has_width: whether it is fitted once for each width k.
+        per_point: whether its parameters are the training points' own, so that test points need fresh ones.
+        is_reference: whether the best of its fits may be the reference of the family gap.
+        doubled: whether it is trained as long again, to see what that gains.
+        starts_from: the guide whose best fit it starts at; such an entry is fitted along with its two guides, is no
+            value of ``--guides``, and is timed against no other.
+        like: for such an entry, the guide that it is otherwise: the other of the two, whose learning rates it has.
+    """
+
+    label: str
+    build: Callable[[GuideSpec], LocalGuide]
+    rates: Rates
+    tuned_over: tuple[float, ...]
+    has_width: bool = False
+    per_point: bool = False
+    is_reference: bool = False
+    doubled: bool = True
+    starts_from: str = ""
+    like: str = ""
+
+
+def _constant(spec: GuideSpec) -> LocalGuide:
+    from amortized_bayes.guides.constant import Constant
+
+    start = _published_rows(1, spec)[0] if spec.published else None
+    return Constant(spec.sites, spec.num_data, start=start, shared=spec.shared, plate=spec.plate)
+
+
+def _amortized(spec: GuideSpec) -> LocalGuide:
+    from torch import nn
+
+    from amortized_bayes.guides.amortized import Amortized
+    from amortized_bayes.networks import MLP
+
+    sizes = (spec.observed, spec.width, spec.depth)
+    encoder = None
+    if spec.published:  # it starts like any network of torch's, ours at the common q(z)
+        encoder = nn.Sequential(nn.Flatten(), MLP([sizes[0], *[spec.width] * spec.depth, 2 * spec.latent_dim]))
+    return Amortized(spec.sites, spec.num_data, *sizes, encoder=encoder, shared=spec.shared, plate=spec.plate)
+
+
+def _factorized(spec: GuideSpec) -> LocalGuide:
+    from amortized_bayes.guides.factorized import Factorized
+
+    start = spec.start
+    if start is None and spec.published:
+        start = _published_rows(spec.num_data, spec)
+    return Factorized(spec.sites, spec.num_data, start=start, shared=spec.shared, plate=spec.plate)
+
+
+def _published_rows(count: int, spec: GuideSpec) -> Tensor:
+    """Location ~ N(0, 1) and log scale ~ N(0, 1) - 1, as in the code of Margossian & Blei (2024)."""
+    import torch
+
+    location, log_scale = torch.randn(count, spec.latent_dim), torch.randn(count, spec.latent_dim) - 1
+    return torch.cat([location, log_scale], 1)
+
+
+GUIDES: dict[str, GuideEntry] = {
+    "constant": GuideEntry(
+        "constant VI", _constant, Rates(1.6e-2, 1.6e-2), tuned_over=(4e-3, 8e-3, 1.6e-2), doubled=False
+    ),
+    "amortized": GuideEntry("A-VI", _amortized, Rates(8e-3, 4e-3), tuned_over=(2e-3, 4e-3, 8e-3), has_width=True),
+    "factorized": GuideEntry(
+        *("F-VI", _factorized, Rates(8e-3, 0.2)),
+        tuned_over=(0.1, 0.2, 0.4),  # rows are visited once an epoch only
+        per_point=True,
+        is_reference=True,
+    ),
+    "factorized-from-amortized": GuideEntry(
+        *("F-VI from A-VI", _factorized, Rates(8e-3, 0.2)),
+        tuned_over=(),
+        per_point=True,
+        is_reference=True,
+        doubled=False,
+        starts_from="amortized",
+        like="factorized",
+    ),
+}
+"""Every guide that can be fitted by name. Rates are winners of ``python run_experiments.py tune``."""
+
+
+def list_fits(guides: tuple[str, ...], widths: tuple[int, ...]) -> list[Fit]:
+    """All fits of guides, in the order in which they are run: what starts at another guide's fit comes last.
+
+    Raises:
+        ValueError: a name that is not in ``GUIDES``, or of a guide that comes along with others.
+
+    Example:
+        >>> [fit.guide for fit in list_fits(("amortized", "factorized"), (4,))]
+        ['amortized', 'factorized', 'factorized-from-amortized']
+    """
+    known = [name for name, entry in GUIDES.items() if not entry.starts_from]
+    for guide in guides:
+        if guide not in known:
+            raise ValueError(f"expected guides among {', '.join(known)}, got {guide!r}")
+    fits = [Fit(guide, k) for guide in guides for k in (widths if GUIDES[guide].has_width else (None,))]
+    along = [name for name, entry in GUIDES.items() if entry.starts_from in guides and entry.like in guides]
+    return [*fits, *map(Fit, along)]

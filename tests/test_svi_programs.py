@@ -1,0 +1,109 @@
+"""Training of any Pyro program, captured or not."""
+
+import dataclasses
+import logging
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from fits import FAMILIES, OPTIONS, N, P, parts_of, same_bits, steps, training
+from pyro.nn import PyroModule, PyroParam
+from torch import nn
+from torch.distributions import constraints
+
+from amortized_bayes.inference.options import FitOptions
+from amortized_bayes.inference.svi import Training, fit
+from amortized_bayes.models import DeepGenerative
+
+
+def param_model(x):
+    shift = pyro.param("shift", torch.zeros(2))
+    scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+    with pyro.plate("points", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z + shift, scale).to_event(1), obs=x)
+
+
+def param_guide(x):
+    slope = pyro.param("slope", torch.zeros(2))
+    with pyro.plate("points", len(x)):
+        pyro.sample("z", dist.Normal(slope * x, 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("capture", ["off", "replay"])
+def test_functions_with_params_are_fitted(float64, capture):
+    x = 3.0 + torch.randn(40, 2) * 2
+    options = FitOptions(20, learning_rate=0.03, shared_learning_rate=0.03, capture=capture)
+    list(fit(param_model, param_guide, x, 500, options, plate="points", pass_index=False))
+    assert (pyro.param("shift") - x.mean(0)).abs().max() < 1.0
+    assert pyro.param("slope").abs().max() > 0.05
+    assert pyro.param("scale").min() > 0
+
+
+class ParamModule(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.scale = PyroParam(torch.ones(2), constraint=constraints.positive)
+
+    def forward(self, x):
+        with pyro.plate("points", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, self.scale).to_event(1), obs=x)
+
+
+def test_constrained_parameters_of_a_pyro_module_are_fitted_once(float64):
+    model, x = ParamModule(), torch.randn(40, 2) * 4
+    options = FitOptions(20, shared_learning_rate=0.05, capture="off")
+    run = Training(model, param_guide, x, options, plate="points", pass_index=False)
+    assert len(run.variables.parameters) == 2
+    steps(run, 200)
+    assert model.scale.min() > 2
+
+
+def test_a_step_that_cannot_be_captured_says_so_once_and_gives_the_same_numbers(caplog):
+    class Branching(DeepGenerative):
+        def forward(self, x, index=None):
+            return super().forward(x if x.sum() > -1 else -x, index)
+
+    found = []
+    for capture in ("off", "replay"):
+        plain = training()
+        model = Branching(P, 2, [5], N, likelihood="gaussian-learned")
+        run = Training(model, plain.guide, plain.data, dataclasses.replace(OPTIONS, capture=capture))
+        with caplog.at_level(logging.WARNING):
+            steps(run, 3)
+            steps(run, 3)
+        assert run.captured is None
+        found.append(parts_of(run))
+    assert same_bits(*found)
+    warnings = [r.getMessage() for r in caplog.records if r.name.startswith("amortized_bayes")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the step runs uncaptured, which is slower and gives the same numbers")
+
+
+def test_batch_norm_runs_the_same_captured_or_not(float64):
+    found = []
+    for capture in ("off", "replay"):
+        run = training()
+        run.guide.encoder = nn.Sequential(nn.BatchNorm1d(P), run.guide.encoder)
+        run = Training(run.model, run.guide, run.data, dataclasses.replace(OPTIONS, capture=capture))
+        steps(run, 6)
+        assert (run.captured is not None) == (capture == "replay")
+        found.append(parts_of(run))
+    assert any(name.endswith("running_mean") for name in found[0])
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_run_agrees(float64, family):
+    found = []
+    for capture in ("off", "inductor"):
+        run = training(family, capture=capture)
+        steps(run, 10)
+        found.append(parts_of(run))
+    assert run.captured.backend == "inductor"
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=1e-9, atol=1e-9, msg=name)
