@@ -37,6 +37,7 @@ from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.joint import log_joint
 from amortized_bayes.plotting import save_figure, style
+from amortized_bayes.plotting.annotations import format_tick
 
 WAYS = (("guide", "guide"), ("guide", "unit"), ("prior", "guide"), ("prior", "unit"))
 

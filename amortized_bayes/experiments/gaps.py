@@ -91,14 +91,14 @@ TABLES = (
     Table(
         (),
         ("elbo", "elbo_star", "elbo_best", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
-        "{dataset}: {encoder} encoder, {family}, {annealed}, seed {seed}",
+        "{model}",
         across="split",
     ),
-    Table(("label",), GAPS, "{dataset}: gaps by class, {split} points", apart=("dataset", "split")),
+    Table(("label",), GAPS, "gaps by class: {model}", apart=("dataset", "split")),
     Table(
         (),
         ("k_hat", "ess", "residual", "acceptance", "doubtful"),
-        "{dataset}: how far the estimates can be trusted",
+        "how far the estimates can be trusted: {model}",
         across="split",
         wide=True,
     ),
@@ -108,7 +108,7 @@ FIGURES = {
         Bars(
             ("split",),
             GAPS[:2],
-            title="Where the nats go: {dataset}, {encoder} encoder, {family}, {annealed}, seed {seed}",
+            title="Where the nats go: {model}",
         ),
         Gaps("split", GAPS[:2]),
     ),
@@ -117,7 +117,7 @@ FIGURES = {
             ("label",),
             GAPS[:2],
             apart="split",
-            title="Gaps by class: {dataset}, {encoder} encoder, {family}, {annealed}, seed {seed}",
+            title="Gaps by class: {model}",
         ),
     ),
 }

@@ -78,7 +78,7 @@ TABLES = (
     Table(
         ("start", "spread", "budget"),
         ("evaluations", "behind_reference", "residual", "restart_variance"),
-        "{dataset}: searches for q*, {encoder} encoder, {family}, {annealed}, seed {seed}",
+        "searches for q*: {model}",
     ),
 )
 FIGURES = {"qstar": Drawn("qstar")}
