@@ -172,7 +172,8 @@ def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> I
 
 
 def _named(name: str, estimate: Estimate) -> PointBounds:
-    value, error = (part.double().cpu().numpy() for part in estimate)
+    assert estimate.standard_error is not None
+    value, error = (part.double().cpu().numpy() for part in (estimate.value, estimate.standard_error))
     return {name: value, f"{name}_error": error}
 
 
