@@ -236,7 +236,7 @@ def find_labels(data: ImageData, split: str, places: np.ndarray, load: Callable[
 def build_model(config: SweepSettings, data: ImageData, seed: int) -> tuple[DeepGenerative, LatentSites]:
     """The sweep's model, and its latent sites with the start of q(theta), equal for all guides of a seed."""
     torch.manual_seed(torch_seed(seed, "start", data.name))
-    model = _model(config, data, weight_prior=config.weight_prior)
+    model = _model(config, data, config.hidden, weight_prior=config.weight_prior)
     return model, latent_sites(model, data.train[:2].float())
 
 
@@ -247,19 +247,19 @@ def build_decoder(config: VAEConfig, data: ImageData) -> DeepGenerative:
         ValueError: images that the network cannot take.
     """
     torch.manual_seed(torch_seed(config.seed, "decoder"))
-    network = None
+    hidden = config.hidden
     if config.network == "convolutional":
         first, second = CHANNELS["standard"]
         shape = _image_shape(config, data)
-        network = ConvolutionalDecoder(config.latent_dim, DENSE_WIDTH, (second, first), shape, config.activation)
-    return _model(config, data, activation=config.activation, network=network)
+        hidden = ConvolutionalDecoder(config.latent_dim, DENSE_WIDTH, (second, first), shape, config.activation)
+    return _model(config, data, hidden, activation=config.activation)
 
 
-def _model(config: ModelSettings, data: ImageData, **options: Any) -> DeepGenerative:
+def _model(config: ModelSettings, data: ImageData, hidden: Sequence[int] | nn.Module, **options: Any) -> DeepGenerative:
     model = DeepGenerative(
         data.train.shape[1],
         config.latent_dim,
-        config.hidden,
+        hidden,
         len(data.train),
         likelihood=with_scale(config.likelihood, config.gaussian_scale),
         bayesian=config.decoder == "bayesian",
