@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels
+from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.presenting.claims import of_guide
 from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
@@ -142,7 +143,9 @@ def _gaps(rows: pd.DataFrame, label: str) -> Iterator[str]:
     found = {
         guide: gap
         for guide in selection.guides(rows)
-        if guide[0] != "factorized-from-amortized" and (gap := of_guide(rows, "family_gap", *guide)) and gap.value
+        if not (guide[0] in GUIDES and GUIDES[guide[0]].starts_from)
+        and (gap := of_guide(rows, "family_gap", *guide))
+        and gap.value
     }
     dead = {guide for guide in found if _is_vacuous(rows, guide)}
     if not found:
