@@ -194,8 +194,11 @@ def _times(rows: pd.DataFrame, label: str) -> Iterator[str]:
 def _convergence(rows: pd.DataFrame, label: str) -> Iterator[str]:
     gains = {guide: gain for guide in selection.guides(rows) if (gain := of_guide(rows, "unconverged_by", *guide))}
     if gains:
-        parts = ", ".join(f"{labels.guide_label(*guide)} {gain.value:+.1f}" for guide, gain in gains.items())
-        yield f"{label}: not converged: doubling the epochs changes the ELBO by {parts} nats per point."
+        parts = ", ".join(
+            f"{'gains' if gain.value >= 0 else 'costs'} {labels.guide_label(*guide)} another {abs(gain.value):.1f}"
+            for guide, gain in gains.items()
+        )
+        yield f"{label}: not converged: doubling the epochs {parts} nats per point."
     for guide, gain in gains.items():
         gap = of_guide(rows, "family_gap", *guide)
         if guide[0] == "amortized" and gap:  # F-VI from A-VI had A-VI's epochs and its own
