@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from amortized_bayes import labels, plotting
+from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
@@ -87,14 +88,18 @@ def _as_images(pixels: np.ndarray) -> np.ndarray | None:
 def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """Parameters and bytes as measured; those of guides with parameters for each point grow with the data set."""
     finals = summarise(rows)
-    guides = [g for g in selection.guides(finals) if g[0] != "factorized-from-amortized"]
+    guides = [g for g in selection.guides(finals) if g[0] not in GUIDES or not GUIDES[g[0]].starts_from]
     panels: dict[str, list[Series]] = {"num_parameters": [], "memory_bytes": []}
     for guide, k in guides:
         jobs = [job for job in run.find({"guide": guide, "k": k}) if "elbo" in run.arrays(job)][:1]
         for metric, series in panels.items():
             own = selection.where(finals, {"guide": guide, "k": k, "metric": metric})
             if jobs and len(own):
-                growth = SIZES / len(run.arrays(jobs[0])["elbo"]) if guide == "factorized" else np.ones(len(SIZES))
+                growth = (
+                    SIZES / len(run.arrays(jobs[0])["elbo"])
+                    if guide in GUIDES and GUIDES[guide].per_point
+                    else np.ones(len(SIZES))
+                )
                 y = growth * float(own["value"].iloc[0]) * labels.metric_label(metric).scale
                 look = plotting.guide_style(guide, k, [k for _, k in guides if k is not None])
                 series.append(Series(labels.guide_label(guide, k), look, SIZES, y, y, y))
