@@ -157,10 +157,9 @@ def bound_rows(found: Mapping[str, np.ndarray]) -> Iterator[Measured]:
 
 
 def gap_rows(gaps: Mapping[str, Gap]) -> Iterator[Measured]:
-    """Means of gaps with standard errors over points; negative ones say so."""
+    """Means of gaps with standard errors over points."""
     for name, gap in gaps.items():
-        note = f"negative, z = {gap.mean_z:.1f}" if gap.mean < 0 else ""
-        yield measured(name, (gap.mean, gap.mean_error))._replace(note=note)
+        yield measured(name, (gap.mean, gap.mean_error))
 
 
 def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> Iterator[Measured]:

@@ -2,14 +2,15 @@
 
 What they read of a run besides rows are arrays of jobs: ``original`` and ``reconstruction`` of a fit of the sweep;
 ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of ``toy-posteriors`` ``axes`` and
-``density`` of the job named ``posterior``, and ``draws``, ``best_draws`` ``(S, 4, 2)``, ``inference_gap`` and
-``approximation_gap`` ``(B,)`` of each family.
+``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo`` ``(B,)`` of each family's jobs named
+``amortized`` and ``best``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -159,17 +160,13 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
     densities = list(zip(truth["axes"], truth["density"], strict=True))
     clouds: list[list[plotting.Cloud]] = [[] for _ in densities]
     families = [key["family"] for key, _ in selection.groups(rows, ("family",))]
-    for family in families:
-        for key in run.find({"family": family})[:1]:
+    for family, way in product(families, ("amortized", "best")):
+        for key in run.find({"family": family}, way):
             arrays = run.arrays(key)
-            for way, draws, gap in (
-                ("amortized", "draws", "inference_gap"),
-                ("best", "best_draws", "approximation_gap"),
-            ):
-                if draws in arrays and gap in arrays:
-                    for point, own in enumerate(clouds):
-                        name = f"{labels.value_label('family', family)},\n{way}"
-                        own.append(plotting.Cloud(name, arrays[draws][:, point], float(arrays[gap][point])))
+            for point, own in enumerate(clouds):
+                name = f"{labels.value_label('family', family)},\n{way}"
+                gap = float(truth["log_p"][point] - arrays["elbo"][point])
+                own.append(plotting.Cloud(name, arrays["draws"][:, point], gap))
     if not clouds[0]:
         return None
     datasets = ", ".join(labels.dataset_label(name) for name in rows["dataset"].unique())
