@@ -1,8 +1,8 @@
 """The command line: ``amortized-bayes`` or ``python run_experiments.py``.
 
-Typed dataclasses are the only configuration: their fields are the flags, and their docstrings the help. A command per
-entry of ``EXPERIMENTS``, with the same flags for how to run it, and a few that look at runs. Nothing here imports torch,
-so that ``--help`` answers at once.
+Typed dataclasses are the only configuration: their fields are the flags, and their docstrings the help. There is a
+command per entry of ``EXPERIMENTS``, with the same flags for how to run it, and a few that show runs. Nothing here
+imports torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 __all__ = [
     "DATASETS",
     "FACTORS",
-    "GUIDES",
     "METRICS",
     "Metric",
     "axis_label",
@@ -26,6 +25,7 @@ __all__ = [
     "metric_name",
     "names",
     "order",
+    "read_guides",
     "value_label",
 ]
 
@@ -100,7 +100,6 @@ METRICS: dict[str, Metric] = {
 
 FACTORS = {
     "dataset": "data set",
-    "seed": "seed",
     "guide": "guide",
     "k": "width k",
     "within": "target",
@@ -120,16 +119,10 @@ FACTORS = {
     "decoder_layers": "decoder layers",
     "shared_rate": "rate of q(theta)",
     "local_rate": "local rate",
+    "seed": "seed",
 }
 """Factors that the experiments use, in the order in which they describe a line."""
 
-GUIDES = {
-    "constant": "constant VI",
-    "amortized": "A-VI",
-    "factorized": "F-VI",
-    "factorized-from-amortized": "F-VI from A-VI",
-    "reference": "reference",
-}
 DATASETS = {
     "mnist": "MNIST",
     "binarized-mnist": "binarized MNIST",
@@ -145,13 +138,30 @@ FLAGS = {
 }
 """What truth values are called, where "yes" would say too little."""
 ORDERS: Mapping[str, tuple[Any, ...]] = {
-    "guide": tuple(GUIDES),
     "split": ("train", "validation", "test"),
     "family": ("gaussian", "planar", "realnvp", "auxiliary", "sylvester", "spline"),
     "encoder": ("linear", "small", "standard", "wide"),
     "start": ("encoder", "prior", "reference"),
 }
 """Values in the order in which people read them; others follow, in the order of the rows."""
+
+
+class Named(Protocol):
+    """What has a name for readers."""
+
+    @property
+    def label(self) -> str:
+        """The name."""
+        ...
+
+
+_guides: Mapping[str, Named] = {}
+
+
+def read_guides(entries: Mapping[str, Named]) -> None:
+    """Take the names of guides, and their order, from their own dictionary: ``guides.registry`` hands it over."""
+    global _guides
+    _guides = entries
 
 
 def metric_label(metric: str) -> Metric:
@@ -178,7 +188,7 @@ def factor_label(factor: str) -> str:
 
 def guide_label(guide: str, k: int | None = None) -> str:
     """The name of a guide: ``"A-VI, k = 16"``, ``"F-VI"``, ``"constant VI"``."""
-    name = GUIDES.get(guide, guide)
+    name = _guides[guide].label if guide in _guides else guide
     return name if k is None else f"{name}, k = {k}"
 
 
@@ -223,7 +233,7 @@ def describe(factors: Mapping[str, Any]) -> str:
         text = value_label(name, known[name])
         if name == "k":
             text = f"k = {known[name]}"
-        elif name in ("encoder", "split"):
+        elif name in ("encoder", "split", "decoder", "likelihood", "network"):
             text = f"{text} {FACTORS[name]}"
         elif name not in ("dataset", "guide", "family", "start", *FLAGS):
             text = f"{factor_label(name)} {text}"
@@ -234,7 +244,7 @@ def describe(factors: Mapping[str, Any]) -> str:
 def order(factor: str, values: Iterable[Any]) -> list[Any]:
     """Distinct values as people read them: known ones in their order, numbers rising, others as they come."""
     distinct = [value for value in dict.fromkeys(values) if not is_missing(value)]
-    known = ORDERS.get(factor, ())
+    known = tuple(_guides) if factor == "guide" else ORDERS.get(factor, ())
     numbers = bool(distinct) and all(isinstance(value, int | float) for value in distinct)
     places = {value: place for place, value in enumerate(sorted(distinct) if numbers else distinct)}
     return sorted(distinct, key=lambda v: (known.index(v) if v in known else len(known), places[v]))

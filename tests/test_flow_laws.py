@@ -8,7 +8,8 @@ from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from amortized_bayes.guides.flow_family import FAMILIES, Conditioner, Flow, FlowSettings
+from amortized_bayes.flows import FAMILIES, FLOWS, FlowSettings
+from amortized_bayes.guides.flow_layers import LAYERS, Conditioner, Flow
 from amortized_bayes.guides.transforms import (
     BoxSpline,
     Sylvester,
@@ -21,7 +22,7 @@ from amortized_bayes.guides.transforms import (
 
 B, C = 6, 4
 MOVING = [name for name in FAMILIES if name != "gaussian"]
-INVERTIBLE = [name for name in MOVING if name.split("-")[0] in ("realnvp", "spline", "auxiliary")]
+INVERTIBLE = [name for name in MOVING if FlowSettings(name).kind.has_halves]
 ONE_WAY = [name for name in MOVING if name not in INVERTIBLE]
 
 every_flow = pytest.mark.parametrize("family", MOVING)
@@ -44,17 +45,12 @@ def problem(family, dim, **options):
     """A flow with its parameters moved, a context for each point (or none), and points."""
     flow = scrambled(Flow(dim, settings(family, **options)))
     context = torch.randn(B, C).tanh() if family.endswith("contextual") else None
-    return flow, context, torch.randn(B, dim)
+    return flow, context, torch.randn(B, flow.size)
 
 
 def moved(flow, context, z):
     """Values (B, D) and log determinants (B,)."""
-    log_det = z.new_zeros(len(z))
-    for transform in flow(context):
-        y = transform(z)
-        log_det = log_det + transform.log_abs_det_jacobian(z, y)
-        z = y
-    return z, log_det
+    return flow.push(z, context)
 
 
 def jacobian_log_det(flow, context, z):
@@ -122,11 +118,15 @@ def test_gradients_reach_every_parameter(float64, family):
     flow, context, z = problem(family, 3)
     y, log_det = moved(flow, context, z)
     for target in (y * torch.randn_like(y), log_det):
-        gradients = torch.autograd.grad(target.sum(), list(flow.parameters()), retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            target.sum(), list(flow.layers.parameters()), retain_graph=True, allow_unused=True
+        )
         reached = [g is not None and g.isfinite().all() and bool(g.abs().max() > 0) for g in gradients]
-        names = [name for (name, _), found in zip(flow.named_parameters(), reached, strict=True) if not found]
+        names = [name for (name, _), found in zip(flow.layers.named_parameters(), reached, strict=True) if not found]
         # The last layer's shift moves z and leaves the volume alone.
-        assert names == [] or (target is log_det and all(name.startswith("layers.2") for name in names)), names
+        assert names == [] or (
+            target is log_det and all(name.startswith(f"{len(flow.layers) - 1}.") for name in names)
+        ), names
 
 
 @every_flow
@@ -134,7 +134,7 @@ def test_gradients_reach_every_parameter(float64, family):
 def test_flows_start_at_the_identity_or_near(family, dim):
     flow = Flow(dim, settings(family))
     context = torch.randn(B, C).tanh() if family.endswith("contextual") else None
-    z = torch.randn(B, dim)
+    z = torch.randn(B, flow.size)
     y, log_det = moved(flow, context, z)
     allowed = {"spline": 0.01, "auxiliary": 2.0}.get(family.split("-")[0], 1e-6)
     assert (y - z).abs().max() < allowed
@@ -151,12 +151,12 @@ def test_context_matters(float64, family):
 @every_flow
 @pytest.mark.parametrize("size", [1e3, 1e6])
 def test_far_points_stay_finite_and_so_do_gradients(family, size):
-    flow, context, _ = problem(family, 4, hidden=(20, 20))
-    z = size * torch.randn(B, 4)
+    flow, context, z = problem(family, 4, hidden=(20, 20))
+    z = size * z
     y, log_det = moved(flow, context, z)
     assert y.isfinite().all()
     assert log_det.isfinite().all()
-    gradients = torch.autograd.grad(y.sum() + log_det.sum(), list(flow.parameters()))
+    gradients = torch.autograd.grad(y.sum() + log_det.sum(), list(flow.layers.parameters()))
     assert all(g.isfinite().all() for g in gradients)
 
 
@@ -193,7 +193,7 @@ def test_one_thing_remembered_does_not_mix_with_another(float64, family):
 def test_another_value_is_scored_after_a_draw(float64, family):
     flow, context, z = problem(family, 3)
     transforms = flow(context)
-    base = dist.Normal(torch.zeros(B, 3), 1.0).to_event(1)
+    base = dist.Normal(torch.zeros_like(z), 1.0).to_event(1)
     drawn = dist.TransformedDistribution(base, transforms)
     drawn.rsample()
     y, log_det = moved(flow, context, z)
@@ -334,10 +334,13 @@ def test_bad_dimension():
         Flow(0, FlowSettings())
 
 
-def test_every_family_has_a_contextual_form_but_the_gaussian():
-    plain = [name for name in FAMILIES if not name.endswith("-contextual")]
-    assert sorted(FAMILIES) == sorted([*plain, *(f"{name}-contextual" for name in plain if name != "gaussian")])
+def test_every_family_is_an_entry_of_the_registry_in_two_forms_but_the_gaussian():
+    assert sorted(FAMILIES) == sorted(["gaussian", *FLOWS, *(f"{name}-contextual" for name in FLOWS)])
     assert len(Flow(2, FlowSettings("gaussian")).layers) == 0
+    for name, kind in FLOWS.items():
+        assert FlowSettings(name).kind is FlowSettings(f"{name}-contextual").kind is kind
+        assert {type(layer) for layer in Flow(2, FlowSettings(name)).layers} == {LAYERS[kind.layer]}
+        assert FlowSettings(f"{name}-contextual", num_flows=3).plain == FlowSettings(name, num_flows=3)
 
 
 def test_conditioner_reads_all_parts_and_broadcasts_them(float64):

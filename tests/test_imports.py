@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "labels", "seeding", "networks", "likelihoods", "per_point"),
+    ("types", "labels", "seeding", "networks", "likelihoods", "per_point", "flows"),
     ("data", "results", "configuration", "running"),
     ("models", "guides", "plotting"),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
@@ -253,7 +253,21 @@ def loads_torch(module):
 
 QUICK = [
     name
-    for name in ("", "types", "labels", "seeding", "likelihoods", "per_point", "configuration", "results", "data", "plotting", "presenting", "cli")
+    for name in (
+        "",
+        "types",
+        "labels",
+        "seeding",
+        "likelihoods",
+        "flows",
+        "per_point",
+        "configuration",
+        "results",
+        "data",
+        "plotting",
+        "presenting",
+        "cli",
+    )
     if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
 ]
 

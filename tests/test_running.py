@@ -56,7 +56,15 @@ def test_an_added_experiment_has_every_command(command, tmp_path):
 def test_help_is_that_of_the_experiment(command):
     shown = command("coins", "--help")
     assert shown.code == 0
-    for words in ("Throw coins.", "--throws", "Probabilities of heads.", "--preset", "--config", "--resume", "--dry-run"):
+    for words in (
+        "Throw coins.",
+        "--throws",
+        "Probabilities of heads.",
+        "--preset",
+        "--config",
+        "--resume",
+        "--dry-run",
+    ):
         assert words in shown.out
 
 

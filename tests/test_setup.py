@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amortized_bayes.data import DATASETS, DataUnavailable, binarize, load_dataset
-from amortized_bayes.diagnosis.run import diagnose
+from amortized_bayes.diagnosis.run import DiagnosisSettings, diagnose
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.experiments.settings import ENCODERS, VAEConfig
 from amortized_bayes.experiments.setup import (
@@ -101,6 +101,7 @@ def test_other_likelihoods_take_grey_values_as_they_are(likelihood):
 def test_sweep_and_vae_see_the_same_bits():
     assert torch.equal(vae_images(TINY).train, sweep_images().train)
     assert torch.equal(vae_images(TINY).test, sweep_images().test)
+    assert torch.equal(vae_images(replace(TINY, seed=4)).train, sweep_images(seed=4).train)
 
 
 def test_validation_images_are_held_out_of_training():
@@ -246,6 +247,23 @@ def test_the_start_depends_on_no_activation_and_no_likelihood():
     torch.testing.assert_close(model.decode(z, model.weights()), torch.tanh(z @ w0.T + b0) @ w1.T + b1)
 
 
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+def test_the_activation_is_that_of_all_networks(network):
+    config = replace(TINY, network=network)
+    data = vae_images(config)
+    latents, x = torch.randn(4, 3), data.train[:4].float()
+    answers = []
+    for activation in ("elu", "tanh"):
+        model, guide = build_vae(replace(config, activation=activation), data)
+        networks = [module for module in (*model.modules(), *guide.modules()) if hasattr(module, "activation")]
+        assert len(networks) == (2 if network == "dense" else 4)  # convolutional ones have dense layers in them
+        assert {module.activation for module in networks} == {activation}
+        with torch.no_grad():
+            guide.encoder[-1].weight.normal_() if network == "dense" else guide.encoder.dense[-1].weight.normal_()
+        answers.append((model.decode(latents, model.weights()), guide.locate(x, torch.arange(4))))
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(*answers, strict=True))
+
+
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 7, 6, 5)])
 def test_decoders_of_any_depth(hidden):
     config = replace(TINY, hidden=hidden)
@@ -330,9 +348,7 @@ def test_a_gaussian_vae_is_diagnosed(scale):
         module.requires_grad_(False)
     ais = AISSettings(num_chains=16, num_temperatures=100, num_leapfrog=3)
     search = LocalSettings(max_steps=200)
-    report = diagnose(
-        model, guide, data.train[:20], num_simulated=20, ais_settings=ais, local_settings=search, num_restarts=1
-    )
+    report = diagnose(model, guide, data.train[:20], settings=DiagnosisSettings(ais=ais, local=search))
     means = report.summary()["mean"]
     assert means["elbo"] <= means["elbo_star"] + 0.05
     assert means["elbo_star"] <= means["log_p_lower"] + 0.1

@@ -10,8 +10,7 @@ MAX_PARAMETERS = 8
 MAX_LINES = 400
 
 MANY_PARAMETERS = {
-    "diagnosis/comparing.py: compare",
-    "diagnosis/comparing.py: _Runner.__init__",
+    "comparing/any_model.py: compare",
     "diagnosis/run.py: diagnose",
     "evaluation/bdmc.py: bdmc",
     "guides/auxiliary.py: AuxiliaryFlow.__init__",

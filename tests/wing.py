@@ -37,7 +37,6 @@ BOUNDS = BoundsConfig(
     particles=30,
     local_steps=10,
     flow_steps=3,
-    flow_hidden=4,
     chains=3,
     temperatures=4,
     simulated=3,

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from amortized_bayes.experiments.forecast import Forecast
-from amortized_bayes.presenting.labels import name_of
+from amortized_bayes.labels import describe, metric_name
 from amortized_bayes.presenting.progress import Progress, duration
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
@@ -34,21 +34,23 @@ class Reporting:
                 "expected the package tensorboard for --tensorboard: pip install 'amortized_bayes[tensorboard]'"
             )
         self.tensorboard, self.writer = tensorboard, None
-        self.progress = Progress()
+        self.progress: Progress | None = None
 
     def __enter__(self) -> Self:
-        self.progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.progress.__exit__(kind, error, where)
+        if self.progress is not None:
+            self.progress.__exit__(kind, error, where)
         if self.writer is not None:
             self.writer.close()
 
     def started(self, folder: RunFolder, num_jobs: int, forecast: Forecast) -> None:
         """Say where a run goes, and how long it may take."""
+        self.progress = Progress(num_jobs)
+        self.progress.__enter__()
         basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""
         self.say(f"{num_jobs} jobs into {folder.path}; about {duration(forecast.seconds)} left{basis}")
         if self.tensorboard:
@@ -58,20 +60,22 @@ class Reporting:
 
     def show(self, forecast: Forecast, job: str, stage: str, done: int, total: int, state: str) -> None:
         """Show how far a stage of a job is, and the run with it."""
+        assert self.progress is not None
         self.progress.show(forecast.fraction, forecast.seconds_left, job, stage, done, total, state)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
+        assert self.progress is not None
         self.progress.say(line)
 
     def row(self, row: Row) -> None:
         """Say what is worth a line; pass points of curves on to TensorBoard."""
         if row.metric == "failure":
-            self.say(f"{name_of(row.factors)}: failed at step {row.step}: {row.note}")
+            self.say(f"{describe(row.factors)}: failed at step {row.step}: {row.note}")
         elif row.metric in HEADLINES and row.value is not None and "label" not in row.factors:
             error = "" if row.standard_error is None else f"±{row.standard_error:.2f}"
             mark = "" if row.status == "ok" else f" ({row.status})"
-            self.say(f"{name_of(row.factors)}: {row.metric.replace('_', ' ')} {row.value:.2f}{error}{mark}")
+            self.say(f"{describe(row.factors)}: {metric_name(row.metric)} {row.value:.2f}{error}{mark}")
         if self.writer is not None and row.step and row.value is not None:
             shown: Any = [str(v) for name, v in row.factors.items() if name not in ("seed", "dataset")]
             self.writer.add_scalar("/".join([row.metric, *shown]), row.value, row.step)

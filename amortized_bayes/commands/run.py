@@ -68,7 +68,9 @@ class Run(Generic[C]):
 
         with _saying_how_to_resume(self.name), Reporting(tensorboard=self.tensorboard) as reporting:
             folder = run(plan, reporting)
-        present(plan.module, folder, wide=self.wide)
+        figures = present(plan.module, folder, wide=self.wide)
+        names = sorted({path.name for path in figures if path.suffix == ".png"})
+        print(f"figures: {', '.join(names) or 'none'}")
         print(f"results: {folder.path}")
         if all(status == "failed" for status in folder.done().values()):
             raise ValueError(f"every job of {folder.path} failed, as its rows record")

@@ -60,7 +60,8 @@ class Plot:
         from amortized_bayes.presenting import draw
 
         folder = RunFolder.open(find_run(self.out, self.name))
-        draw(experiment(folder.experiment), folder, self.into)
+        for path in draw(experiment(folder.experiment), folder, self.into):
+            print(path)
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,21 @@ from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.evaluation.gaps import Estimate, Gap, log_evidence, paired_gap
-from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
-from amortized_bayes.experiments.spec import Measured, Work, measured
+from amortized_bayes.experiments.setup import flow_settings
+from amortized_bayes.experiments.spec import GAPS, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
-from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Guide, Model
 
 __all__ = [
-    "GAPS",
     "PointBounds",
     "at",
     "bound_rows",
@@ -40,7 +40,6 @@ __all__ = [
     "shared_bounds",
 ]
 
-GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
 PointBounds = dict[str, np.ndarray]
 """By name, values ``(B,)`` in nats, and under ``<name>_error`` their Monte Carlo standard errors."""
 STAR = "elbo_star_"
@@ -71,7 +70,7 @@ def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
 def shared_bounds(
     trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab
 ) -> tuple[PointBounds, Measured]:
-    """What belongs to the decoder and the points alone: the best q of each family, log p(x), and the certificate of AIS.
+    """What belongs to decoder and points alone: the best q of each family, log p(x), and the certificate of AIS.
 
     The Gaussian is searched from the guide's answer, the others from the best Gaussian.
     """
@@ -91,10 +90,8 @@ def shared_bounds(
             model,
             begin,
             x,
-            family=family,
-            num_flows=config.num_flows,
-            hidden=config.flow_hidden,
-            settings=FlowSearchSettings(num_steps=config.flow_steps),
+            settings=flow_settings(trained.config, family),
+            search=FlowSearchSettings(num_steps=config.flow_steps),
             seed=seed,
             progress=lambda done, total, f=family: lab.watch(f"q* {f}", done, total),
         )
@@ -113,8 +110,8 @@ def shared_bounds(
         model,
         guide,
         x,
-        num_points=config.simulated,
         settings=ais_settings,
+        certificate=CertificateSettings(config.simulated),
         seed=seed,
         progress=lambda done, total: lab.watch("certificate", done, total),
     )
@@ -160,10 +157,9 @@ def bound_rows(found: Mapping[str, np.ndarray]) -> Iterator[Measured]:
 
 
 def gap_rows(gaps: Mapping[str, Gap]) -> Iterator[Measured]:
-    """Means of gaps with standard errors over points; negative ones say so."""
+    """Means of gaps with standard errors over points."""
     for name, gap in gaps.items():
-        note = f"negative, z = {gap.mean_z:.1f}" if gap.mean < 0 else ""
-        yield measured(name, (gap.mean, gap.mean_error))._replace(note=note)
+        yield measured(name, (gap.mean, gap.mean_error))
 
 
 def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> Iterator[Measured]:
@@ -175,7 +171,8 @@ def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> I
 
 
 def _named(name: str, estimate: Estimate) -> PointBounds:
-    value, error = (part.double().cpu().numpy() for part in estimate)
+    assert estimate.standard_error is not None
+    value, error = (part.double().cpu().numpy() for part in (estimate.value, estimate.standard_error))
     return {name: value, f"{name}_error": error}
 
 

@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import tyro
+
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
+from amortized_bayes.experiments.settings import DATASET_HELP, LikelihoodName
 from amortized_bayes.guides.registry import GUIDES, Rates
 
 __all__ = ["PAPER", "FitSettings", "rates_field", "rates_of", "substitutes"]
 
 Config = TypeVar("Config", bound="FitSettings")
+CHOICES = tuple(name for name, entry in GUIDES.items() if not entry.starts_from)
+GUIDES_HELP = f"Guides to compare: {', '.join(CHOICES)}. F-VI started at the best A-VI solution comes with these two."
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class FitSettings(Settings):
     """Which guides are fitted to which data, and how.
 
     Args:
-        dataset: mnist, fashion-mnist, binarized-mnist, digits, or the path of an .npz or .npy file.
-        guides: Guides to compare. F-VI started at the best A-VI solution comes with these two.
+        dataset: Data sets by name, or paths of .npz or .npy files.
+        guides: Guides to compare, by their names in ``GUIDES``.
         widths: Encoder widths k.
         depth: Hidden layers of the encoder, each of width k; 0 makes it linear.
         likelihood: Likelihood of the pixels; bernoulli binarizes them once, by seed.
@@ -39,11 +44,15 @@ class FitSettings(Settings):
         compile_step: Replay the captured step, compile it too, do so where it pays (auto), or do neither.
     """
 
-    dataset: Annotated[tuple[str, ...], Different()] = ("mnist", "fashion-mnist")
-    guides: Annotated[tuple[str, ...], Different()] = ("constant", "amortized", "factorized")
+    dataset: Annotated[tuple[str, ...], Different(), tyro.conf.arg(help=DATASET_HELP)] = ("mnist", "fashion-mnist")
+    guides: Annotated[tuple[str, ...], Different(), tyro.conf.arg(help=GUIDES_HELP)] = (
+        "constant",
+        "amortized",
+        "factorized",
+    )
     widths: Annotated[tuple[int, ...], Different(), AtLeast(1)] = (1, 4, 16, 64, 256)
     depth: Annotated[int, AtLeast(0)] = 1
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    likelihood: LikelihoodName = "bernoulli"
     gaussian_scale: Literal["fixed", "learned"] = "fixed"
     latent_dim: Annotated[int, AtLeast(1)] = 16
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (64,)

@@ -26,7 +26,7 @@ from amortized_bayes.experiments.settings import (
     dataset_name,
     image_substitutes,
 )
-from amortized_bayes.experiments.spec import Arrays, Checkpoint, Job, Measured, Work
+from amortized_bayes.experiments.spec import GAPS, Arrays, Checkpoint, Column, Job, Measured, Points, Table, Work
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -76,8 +76,42 @@ PRESETS = {
         bounds=replace(PAPER_BOUNDS, best_families=("gaussian", "planar", "auxiliary", "realnvp")),
     ),
 }
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        ("encoder", "family"),
+        ("elbo", *GAPS),
+        "{dataset}: encoders trained for one decoder",
+        published="cremer2018_table4",
+    ),
+    Table(
+        (),
+        (
+            "log_p_lower",
+            "iwae",
+            *(
+                Column("elbo_star", {"searched": q})
+                for q in ("spline", "sylvester", "auxiliary", "realnvp", "planar", "gaussian")
+            ),
+            "certificate_gap",
+        ),
+        "{dataset}: what belongs to the decoder",
+        where={"encoder": None},
+        published="cremer2018_table4",
+    ),
+)
+FIGURES = {
+    "frozen_decoder": (
+        Points(
+            "encoder",
+            "amortization_gap",
+            hue="family",
+            log="y",
+            title="One decoder on {dataset}: what encoders of each family lose",
+            where={"label": None},
+        ),
+        Points("label", "amortization_gap", hue="encoder", log="y", where={"family": "gaussian"}),
+    )
+}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:

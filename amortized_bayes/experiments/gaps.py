@@ -17,12 +17,12 @@ import tyro
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import Arrays, File, Job, Measured, Work
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Measured, Table, Work
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
-__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "datasets", "jobs", "prepare"]
+__all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "datasets", "jobs", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,30 @@ PRESETS = {
         simulated=200,
     ),
 }
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        (),
+        ("elbo", "elbo_star", "elbo_best", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
+        "{model}",
+        across="split",
+    ),
+    Table(("label",), GAPS, "gaps by class: {model}", apart=("dataset", "split")),
+    Table(
+        (),
+        ("k_hat", "ess", "residual", "acceptance", "doubtful"),
+        "how far the estimates can be trusted: {model}",
+        across="split",
+        wide=True,
+    ),
+)
+FIGURES = {
+    "gaps": (
+        Bars(("split",), GAPS[:2], title="Where the nats go: {model}"),
+        Gaps("split", GAPS[:2]),
+    ),
+    "gaps_by_class": (Bars(("label",), GAPS[:2], apart="split", title="Gaps by class: {model}"),),
+}
+FINDINGS = ("notes",)
 
 
 def jobs(config: Config, lab: Lab) -> list[Job]:
@@ -122,11 +144,30 @@ def _work(config: Config, split: str, lab: Lab) -> list[Work]:
 
 
 def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:
-    from amortized_bayes.experiments.bounds import class_rows
-    from amortized_bayes.experiments.diagnosing import diagnose_split, report_rows
+    from amortized_bayes.diagnosis import DiagnosisSettings, diagnose
+    from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
+    from amortized_bayes.experiments.bounds import at, choose, class_rows
+    from amortized_bayes.experiments.diagnosing import report_rows
+    from amortized_bayes.inference.settings import LocalSettings
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
-    report, places = diagnose_split(config, trained, split, lab)
+    images = trained.data.train if split == "train" else trained.data.test
+    places = choose(images, config.points, config.seed, "gaps", split)
+    settings = DiagnosisSettings(
+        num_shared=config.shared_draws,
+        num_particles=config.particles,
+        ais=AISSettings(config.chains, config.temperatures, config.leapfrog, config.start, config.mass),
+        certificate=CertificateSettings(config.simulated, config.target_gap, config.max_temperatures),
+        local=LocalSettings(max_steps=config.local_steps, num_restarts=config.restarts),
+    )
+    report = diagnose(
+        trained.model,
+        trained.guide,
+        at(images, places),
+        settings=settings,
+        seed=config.seed,
+        progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
+    )
     frame = report.to_frame()
     frame = frame[frame["kind"] == "real"]
     arrays = {name: frame[name].to_numpy() for name in frame.columns if name not in ("kind", "point")}

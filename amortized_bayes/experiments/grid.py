@@ -13,6 +13,7 @@ from amortized_bayes.evaluation.gaps import Estimate, paired_gap
 from amortized_bayes.experiments.bounds import PointBounds
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.setup import flow_settings
 from amortized_bayes.experiments.spec import Measured, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
@@ -143,9 +144,8 @@ def best_of_family(
             trained.model,
             gaussian,
             x,
-            family=family,
-            num_flows=wanted.num_flows,
-            settings=FlowSearchSettings(num_steps=steps, num_score=SCORE_DRAWS),
+            settings=flow_settings(wanted, family),
+            search=FlowSearchSettings(num_steps=steps, num_score=SCORE_DRAWS),
             seed=seed,
             progress=lambda done, total: lab.watch(f"q* {family}", done, total),
         )

@@ -8,15 +8,19 @@ from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from amortized_bayes.experiments.fit_settings import FitSettings, rates_of
+from amortized_bayes.experiments.settings import dataset_name
 from amortized_bayes.experiments.spec import Work
 from amortized_bayes.guides.registry import GUIDES, Fit, Rates
+from amortized_bayes.likelihoods import with_scale
 
 if TYPE_CHECKING:
     from amortized_bayes.comparing.fitting import Watch
     from amortized_bayes.comparing.problem import FitProblem
+    from amortized_bayes.experiments.lab import Lab
+    from amortized_bayes.experiments.setup import ImageData
     from amortized_bayes.inference.options import FitOptions
 
 __all__ = ["Place", "Sizes", "fit_disk", "local_size"]
@@ -38,14 +42,14 @@ class Place(NamedTuple):
     """What guides are fitted to: a data set of a configuration, and a seed."""
 
     config: FitSettings
-    lab: Any
+    lab: Lab
     dataset: str
     seed: int
 
     @property
     def name(self) -> str:
         """Name of the data set in rows."""
-        return Path(self.dataset).name
+        return dataset_name(self.dataset)
 
     @property
     def sizes(self) -> Sizes:
@@ -53,6 +57,21 @@ class Place(NamedTuple):
         available, *shape = self.lab.cached(("shape", self.dataset), self._shape)
         num_data = min(self.config.num_train, available)
         return Sizes(num_data, math.prod(shape), num_data // min(self.config.batch_size, num_data))
+
+    @property
+    def images(self) -> ImageData:
+        """The data as the model sees them, on the device.
+
+        Raises:
+            ValueError: data that are unavailable, or do not fit the likelihood.
+        """
+        from amortized_bayes.experiments.setup import load_images
+
+        likelihood = with_scale(self.config.likelihood, self.config.gaussian_scale)
+        sizes = {"num_train": self.config.num_train, "num_test": self.config.num_test}
+        source = self.lab.dataset(self.dataset, self.seed)
+        load = partial(load_images, source, likelihood=likelihood, seed=self.seed, device=self.lab.device, **sizes)
+        return self.lab.cached(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
 
     def work(self, stage: str, epochs: int) -> Work:
         """What fitting one guide takes: its steps, each as long as one with the widest encoder."""
@@ -65,7 +84,7 @@ class Place(NamedTuple):
         from amortized_bayes.comparing.problem import FitProblem, Held
         from amortized_bayes.experiments.setup import build_model
 
-        config, images = self.config, self._images()
+        config, images = self.config, self.images
         return FitProblem(
             data=images.train,
             new_model=lambda: build_model(config, images, self.seed),
@@ -79,11 +98,6 @@ class Place(NamedTuple):
             name=f"{_stream_name(self.dataset)}_seed{self.seed}",
             held=Held(images.grey_train, images.test, images.grey_test, particles, points),
         )
-
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of an image, or of a vector."""
-        channels, *shape = self._images().image_shape or (1, -1)
-        return (*shape, channels) if channels > 1 else tuple(shape)
 
     def options(self, guide: str, rates: Rates | None = None) -> FitOptions:
         """How to fit a guide; ``rates`` instead of its own."""
@@ -109,17 +123,6 @@ class Place(NamedTuple):
 
     def _shape(self) -> tuple[int, ...]:
         return self.lab.dataset(self.dataset, self.seed).train.pixels.shape
-
-    def _images(self) -> Any:
-        """The images, on the device."""
-        from amortized_bayes.experiments.setup import load_images
-        from amortized_bayes.likelihoods import with_scale
-
-        likelihood = with_scale(self.config.likelihood, self.config.gaussian_scale)
-        sizes = {"num_train": self.config.num_train, "num_test": self.config.num_test}
-        source = self.lab.dataset(self.dataset, self.seed)
-        load = partial(load_images, source, likelihood=likelihood, seed=self.seed, device=self.lab.device, **sizes)
-        return self.lab.cached(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
 
     def _seconds_per_step(self) -> float:
         """Evaluations included."""

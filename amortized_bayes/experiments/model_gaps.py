@@ -24,7 +24,7 @@ from amortized_bayes.experiments.settings import (
     image_substitutes,
     model_factors,
 )
-from amortized_bayes.experiments.spec import Arrays, Job, Measured
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, Column, Job, Measured, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -50,6 +50,8 @@ class Config(Settings):
         learning_rate: Initial learning rate of Adam.
         schedule: How the learning rate falls.
         early_stopping: Keep the iterate that is best on validation images.
+        num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
+        flow_hidden: Width of the two hidden layers of each network inside a flow.
         points: Training points at which gaps are measured.
         bounds: How the bounds are estimated.
         seed: Random seed for images, pixels, starting values and draws.
@@ -64,6 +66,8 @@ class Config(Settings):
     learning_rate: Annotated[float, Above(0)] = 2e-3
     schedule: Literal["burda", "cosine", "constant"] = "cosine"
     early_stopping: bool = True
+    num_flows: Annotated[int, AtLeast(1)] = 2
+    flow_hidden: Annotated[int, AtLeast(1)] = 100
     points: Annotated[int, AtLeast(2)] = 100
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
     seed: Annotated[int, AtLeast(0)] = 0
@@ -97,6 +101,8 @@ def models(config: Config) -> list[VAEConfig]:
             dataset=dataset,
             family=family,
             encoder=encoder,
+            num_flows=config.num_flows,
+            flow_hidden=config.flow_hidden,
             epochs=config.epochs,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
@@ -112,8 +118,39 @@ def models(config: Config) -> list[VAEConfig]:
     ]
 
 
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        ("family", "encoder", "annealed"),
+        (*GAPS, "elbo", "certificate_gap"),
+        "{dataset}: gaps of models on training points",
+        published="cremer2018_models",
+    ),
+    Table(
+        ("family", "encoder", "annealed"),
+        (
+            "log_p_lower",
+            "iwae",
+            *(
+                Column("elbo_star", {"searched": q})
+                for q in ("spline", "sylvester", "auxiliary", "realnvp", "planar", "gaussian")
+            ),
+            "elbo",
+        ),
+        "{dataset}: bounds of models on training points",
+        published="cremer2018_models",
+        wide=True,
+    ),
+)
+FIGURES = {
+    "model_gaps": (
+        Bars(
+            ("family", "encoder", "annealed"),
+            GAPS[:2],
+            apart="dataset",
+            title="Gaps of models of each family, encoder and objective",
+        ),
+    )
+}
 
 
 def jobs(config: Config, lab: Lab) -> list[Job]:

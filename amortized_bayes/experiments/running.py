@@ -1,9 +1,9 @@
 """The life of a run, the same for every experiment: its folder, what it needs, its jobs, failures, resuming.
 
-A job is done when it is marked so, with how it ended; a run is finished when ``FINISHED`` stands. Resuming runs the jobs
-that are not done and finishes; nothing else decides. A job that raises ``ArithmeticError`` (a divergence, an estimate
-that is not finite, a model that could not be trained) is recorded as failed, and the others go on; anything else is a
-mistake in the input or in the code and ends the run, which can then be resumed.
+A job is done when it is marked so, with how it ended; a run is finished when ``FINISHED`` stands. Resuming runs the
+jobs that are not done and finishes; nothing else decides. A job that raises ``ArithmeticError`` (a divergence, an
+estimate that is not finite, a model that could not be trained) is recorded as failed, and the others go on; anything
+else is a mistake in the input or in the code and ends the run, which can then be resumed.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import tyro
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings, flag
 from amortized_bayes.data.catalogue import DATASETS
 from amortized_bayes.data.catalogue import display_name as dataset_name
+from amortized_bayes.flows import FAMILIES, FLOWS
 from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
 from amortized_bayes.types import Factor
 
@@ -25,13 +26,13 @@ __all__ = [
     "DATASET_HELP",
     "ENCODERS",
     "PAPER_BOUNDS",
+    "TABLE_4_MODEL",
     "VAE_PRESETS",
     "BoundsConfig",
     "EncoderName",
     "Family",
     "LikelihoodName",
     "QFamily",
-    "TABLE_4_MODEL",
     "VAEConfig",
     "dataset_name",
     "datasets_of",
@@ -48,27 +49,12 @@ DATASET_HELP = f"{', '.join(DATASETS)}, or the path of an .npz or .npy file."
 """What ``--dataset`` may be."""
 
 if TYPE_CHECKING:
-    EncoderName = LikelihoodName = str
+    EncoderName = Family = LikelihoodName = QFamily = str
 else:  # choices of flags, from the dictionaries
     EncoderName = Literal[tuple(ENCODERS)]
     LikelihoodName = Literal[CHOICES]
-
-Family = Literal[
-    "gaussian",
-    "planar",
-    "realnvp",
-    "auxiliary",
-    "sylvester",
-    "spline",
-    "planar-contextual",
-    "realnvp-contextual",
-    "auxiliary-contextual",
-    "sylvester-contextual",
-    "spline-contextual",
-]
-"""Families of q(z|x)."""
-QFamily = Literal["gaussian", "planar", "realnvp", "auxiliary"]
-"""Families of which the best q of each point can be searched for."""
+    Family = Literal[FAMILIES]
+    QFamily = Literal[("gaussian", *FLOWS)]
 
 
 @dataclass(frozen=True)
@@ -85,6 +71,7 @@ class VAEConfig(Settings):
             500 (wide); a linear encoder has none.
         family: Family of q(z|x), a Gaussian or a flow. A contextual flow gets its parameters from the encoder.
         num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
+        flow_hidden: Width of the two hidden layers of each network inside the flow.
         decoder: Decoder with point-estimated weights (a VAE) or Bayesian (a mean-field Gaussian over its weights).
         likelihood: Likelihood of the pixels.
         gaussian_scale: Standard deviation of the Gaussian likelihood, fixed at 1 or learned.
@@ -111,6 +98,7 @@ class VAEConfig(Settings):
     encoder: EncoderName = "standard"
     family: Family = "gaussian"
     num_flows: Annotated[int, AtLeast(1)] = 2
+    flow_hidden: Annotated[int, AtLeast(1)] = 100
     decoder: Literal["point", "bayesian"] = "point"
     likelihood: LikelihoodName = "bernoulli"
     gaussian_scale: Literal["fixed", "learned"] = "fixed"
@@ -192,6 +180,7 @@ def _effective(config: VAEConfig) -> dict[str, Any]:
     """The settings that have an effect, by name."""
     idle = {
         "num_flows": config.family == "gaussian",
+        "flow_hidden": config.family == "gaussian",
         "gaussian_scale": with_scale(config.likelihood, "learned") == config.likelihood,
         "hidden": config.network == "convolutional",
         "num_validation": not config.early_stopping,
@@ -243,12 +232,10 @@ class BoundsConfig(Settings):
 
     Args:
         best_families: Families of which the best q of each point is searched for. The Gaussian comes first; searches
-            for the others start there.
+            for the others start there, with flows of the size that the model's own would have.
         particles: Number of IWAE particles.
         local_steps: Number of steps of the search for the best Gaussian.
         flow_steps: Number of steps of the search for the best flow, from the best Gaussian.
-        num_flows: Number of layers of these flows.
-        flow_hidden: Width of the networks in these flows.
         chains: Number of AIS chains per point.
         temperatures: Number of AIS temperatures.
         leapfrog: Number of leapfrog steps per temperature.
@@ -261,8 +248,6 @@ class BoundsConfig(Settings):
     particles: Annotated[int, AtLeast(2)] = 5_000
     local_steps: Annotated[int, AtLeast(10)] = 300
     flow_steps: Annotated[int, AtLeast(1)] = 600
-    num_flows: Annotated[int, AtLeast(1)] = 2
-    flow_hidden: Annotated[int, AtLeast(1)] = 32
     chains: Annotated[int, AtLeast(2)] = 16
     temperatures: Annotated[int, AtLeast(1)] = 200
     leapfrog: Annotated[int, AtLeast(1)] = 2
@@ -282,7 +267,6 @@ PAPER_BOUNDS = replace(
     BoundsConfig(),
     local_steps=3_000,
     flow_steps=10_000,
-    flow_hidden=100,
     chains=100,
     temperatures=10_000,
     leapfrog=10,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from amortized_bayes.data import DATASETS, DataUnavailable, binarize
 from amortized_bayes.data.labels import labels_of_binarized
 from amortized_bayes.experiments.settings import CHANNELS, ENCODERS, VAEConfig
-from amortized_bayes.guides import Amortized, AuxiliaryFlow, FlowGuide, FlowSettings, LocalGuide, MeanField
+from amortized_bayes.flows import FlowSettings
+from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
 from amortized_bayes.likelihoods import LIKELIHOODS, with_scale
@@ -33,6 +34,7 @@ __all__ = [
     "build_vae",
     "check_pixels",
     "find_labels",
+    "flow_settings",
     "load_images",
     "load_vae_images",
     "vae_options",
@@ -234,7 +236,7 @@ def find_labels(data: ImageData, split: str, places: np.ndarray, load: Callable[
 def build_model(config: SweepSettings, data: ImageData, seed: int) -> tuple[DeepGenerative, LatentSites]:
     """The sweep's model, and its latent sites with the start of q(theta), equal for all guides of a seed."""
     torch.manual_seed(torch_seed(seed, "start", data.name))
-    model = _model(config, data, weight_prior=config.weight_prior)
+    model = _model(config, data, config.hidden, weight_prior=config.weight_prior)
     return model, latent_sites(model, data.train[:2].float())
 
 
@@ -245,19 +247,19 @@ def build_decoder(config: VAEConfig, data: ImageData) -> DeepGenerative:
         ValueError: images that the network cannot take.
     """
     torch.manual_seed(torch_seed(config.seed, "decoder"))
-    network = None
+    hidden = config.hidden
     if config.network == "convolutional":
         first, second = CHANNELS["standard"]
         shape = _image_shape(config, data)
-        network = ConvolutionalDecoder(config.latent_dim, DENSE_WIDTH, (second, first), shape, config.activation)
-    return _model(config, data, activation=config.activation, network=network)
+        hidden = ConvolutionalDecoder(config.latent_dim, DENSE_WIDTH, (second, first), shape, config.activation)
+    return _model(config, data, hidden, activation=config.activation)
 
 
-def _model(config: ModelSettings, data: ImageData, **options: Any) -> DeepGenerative:
+def _model(config: ModelSettings, data: ImageData, hidden: Sequence[int] | nn.Module, **options: Any) -> DeepGenerative:
     model = DeepGenerative(
         data.train.shape[1],
         config.latent_dim,
-        config.hidden,
+        hidden,
         len(data.train),
         likelihood=with_scale(config.likelihood, config.gaussian_scale),
         bayesian=config.decoder == "bayesian",
@@ -286,10 +288,14 @@ def build_encoder(
     device, observed, num_data = data.train.device, data.train.shape[1], len(data.train)
     if config.family == "gaussian":
         return Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared).to(device)
-    settings = FlowSettings(config.family, num_flows=config.num_flows)
+    settings = flow_settings(config, config.family)
     encoder = _encoder(config, data, settings.context_dim)
-    cls = AuxiliaryFlow if settings.layer == "auxiliary" else FlowGuide
-    return cls(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device)
+    return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device)
+
+
+def flow_settings(config: VAEConfig, family: str) -> FlowSettings:
+    """A flow family in the size of the model's own flow, for guides and for the best flow of each point alike."""
+    return FlowSettings(family, num_flows=config.num_flows, hidden=(config.flow_hidden,) * 2)
 
 
 def _encoder(config: VAEConfig, data: ImageData, context_dim: int) -> nn.Module:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from amortized_bayes.experiments.settings import VAEConfig
 
 __all__ = [
+    "GAPS",
     "Arrays",
     "Bars",
     "Checkpoint",
@@ -48,6 +49,9 @@ __all__ = [
     "job_key",
     "measured",
 ]
+
+GAPS = ("approximation_gap", "amortization_gap", "inference_gap")
+"""The gaps of Cremer, Li & Duvenaud (2018); the first two add up to the third."""
 
 
 class Measured(NamedTuple):
@@ -187,7 +191,7 @@ class Table:
         rows: factors that name a line, ``()`` where there is one line.
         columns: metrics, each with all rows of a line or with some of them; ``"status"`` is a column too, which says
             what is vacuous or failed, and is added where something is.
-        title: what it shows; braces name factors that all rows share, ``"{dataset}: gaps"``.
+        title: what it shows; braces name factors, ``"{dataset}: gaps"``, and ``{model}`` is all that its rows share.
         across: a factor whose values become columns, with one line per metric instead (train beside test).
         apart: factors for each of whose values there is a table.
         where: which rows.

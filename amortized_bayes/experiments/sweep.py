@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError
 from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, substitutes
 from amortized_bayes.experiments.guide_fits import Place
-from amortized_bayes.experiments.guide_grid import Grid
-from amortized_bayes.experiments.spec import Job
+from amortized_bayes.experiments.guide_jobs import GuideJobs
+from amortized_bayes.experiments.spec import Claims, Column, Drawn, Job, Table
 from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.likelihoods import with_scale
 from amortized_bayes.types import Factor
 
-__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "factors", "jobs", "prepare", "substitutes"]
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.lab import Lab
+
+__all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "factors", "jobs", "prepare", "substitutes"]
 
 Pair = Annotated[tuple[float, float], Above(0)]
 
@@ -75,9 +78,36 @@ PRESETS: dict[str, Config] = {
     ),
 }
 """Settings by name. *quick*'s rates are winners of ``python run_experiments.py tune``, *paper*'s are published."""
-
-TABLES: tuple[Any, ...] = ()
-FIGURES: dict[str, tuple[Any, ...]] = {}
+TABLES = (
+    Table(("guide", "k"), ("final_elbo", "family_gap", "final_kl", "status"), "{dataset}, seed {seed}"),
+    Table(
+        ("guide", "k"),
+        (
+            "final_iwae_gain",
+            "active_units",
+            "final_mse_train",
+            "final_mse_test",
+            "log_predictive",
+            "seconds_per_step",
+            Column("seconds_to_target", {"within": 1.0}, "s to 1 nat"),
+            Column("seconds_to_target", {"within": 3.0}, "s to 3 nats"),
+            "unconverged_by",
+        ),
+        "{dataset}, seed {seed}: more",
+        wide=True,
+    ),
+    Claims("sweep_claims"),
+)
+FIGURES = {
+    "{dataset}_elbo": Drawn("curves", {"metric": "elbo"}),
+    "{dataset}_mse": Drawn("curves", {"metric": "mse_train"}),
+    "{dataset}_mse_test": Drawn("curves", {"metric": "mse_test"}),
+    "{dataset}_comp": Drawn("time_to_target"),
+    "re{number}": Drawn("reconstructions"),
+    "family_gap": Drawn("family_gap"),
+    "memory": Drawn("memory"),
+}
+FINDINGS = ("sweep",)
 
 
 def factors(config: Config) -> dict[str, Factor]:
@@ -85,7 +115,7 @@ def factors(config: Config) -> dict[str, Factor]:
     return {"likelihood": with_scale(config.likelihood, config.gaussian_scale), "decoder": config.decoder}
 
 
-def prepare(config: Config, lab: Any) -> Config:
+def prepare(config: Config, lab: Lab) -> Config:
     """The configuration with learning rates that ``tune`` chose, where that is asked for."""
     if not config.tune:
         return config
@@ -95,8 +125,8 @@ def prepare(config: Config, lab: Any) -> Config:
     return replace(config, tune=False) if folder is None else tune.with_winners(config, folder.rows())
 
 
-def jobs(config: Config, lab: Any) -> list[Job]:
+def jobs(config: Config, lab: Lab) -> list[Job]:
     """All fits of each data set and seed, what doubling the epochs gains the best of them, and the comparison."""
     places = [Place(config, lab, dataset, seed) for dataset in config.dataset for seed in config.seeds]
     numbers = (config.elbo_draws, config.iwae_particles, config.iwae_points)
-    return [job for place in places for job in Grid(place, partial(place.problem, *numbers)).jobs()]
+    return [job for place in places for job in GuideJobs(place, partial(place.problem, *numbers)).jobs()]

@@ -23,7 +23,7 @@ from amortized_bayes.experiments.settings import (
     dataset_name,
     image_substitutes,
 )
-from amortized_bayes.experiments.spec import Arrays, Job, Measured, Work
+from amortized_bayes.experiments.spec import Arrays, Column, Drawn, Job, Measured, Table, Work
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -78,8 +78,14 @@ PRESETS = {
         steps=5_000,
     ),
 }
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        ("family",),
+        (Column("inference_gap", heading="amortized loses"), Column("approximation_gap", heading="best q loses")),
+        "{dataset}: a model with two latents, seed {seed}",
+    ),
+)
+FIGURES = {"toy_posteriors": Drawn("toy_posteriors")}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from amortized_bayes.experiments.settings import VAE_PRESETS, VAEConfig, image_substitutes, model_factors
-from amortized_bayes.experiments.spec import Checkpoint, Job, Measured, Work
+from amortized_bayes.experiments.spec import Checkpoint, Job, Lines, Measured, Table, Work
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -24,8 +24,21 @@ PRESETS = VAE_PRESETS
 substitutes = image_substitutes
 CHECKPOINTS = 14
 """Copies of a model that its run keeps: the model, the best one, and two generations of the training's state."""
-TABLES = ()
-FIGURES: dict = {}
+TABLES = (
+    Table(
+        (),
+        ("final_elbo", "final_iwae", "final_kl"),
+        "{model}",
+        across="split",
+    ),
+    Table((), ("active_units", "seconds_per_step", "status"), "of the model"),
+)
+FIGURES = {
+    "training": (
+        Lines("step", ("elbo",), hue="split", log="x", title="{model}"),
+        Lines("step", ("kl",), hue="split", log="x"),
+    )
+}
 
 
 def jobs(config: VAEConfig, lab: Lab) -> list[Job]:

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, rates_field, substitutes
 from amortized_bayes.experiments.guide_fits import Place
-from amortized_bayes.experiments.spec import Job, Measured
+from amortized_bayes.experiments.spec import Job, Measured, Points, Table
 from amortized_bayes.guides.registry import GUIDES, Fit, Rates, list_fits
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from amortized_bayes.experiments.lab import Lab
+
 __all__ = [
     "FIGURES",
+    "FINDINGS",
     "PRESETS",
     "SHARED",
     "TABLES",
@@ -53,9 +56,15 @@ class Config(FitSettings):
 
 
 PRESETS: dict[str, Config] = {"quick": Config(), "paper": Config(**PAPER)}
-
-TABLES: tuple[Any, ...] = ()
-FIGURES: dict[str, tuple[Any, ...]] = {}
+TABLES = (
+    Table(
+        ("guide", "k", "shared_rate", "local_rate"), ("tune_elbo", "status"), "{dataset}: learning rates, seed {seed}"
+    ),
+)
+FIGURES = {
+    "tune": (Points("local_rate", "tune_elbo", hue="guide", apart="shared_rate", title="ELBO by learning rates"),)
+}
+FINDINGS = ("best_guides",)
 
 
 def config_of(config: FitSettings) -> Config:
@@ -68,7 +77,7 @@ def rates_tried(guide: str) -> list[Rates]:
     return [Rates(shared, local) for shared in SHARED for local in GUIDES[guide].tuned_over]
 
 
-def jobs(config: Config, lab: Any) -> list[Job]:
+def jobs(config: Config, lab: Lab) -> list[Job]:
     """A fit for each pair of rates, of each guide on each data set."""
     found = []
     for dataset in config.dataset:

@@ -10,36 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amortized_bayes.guides.amortized import Amortized
-    from amortized_bayes.guides.auxiliary import AuxiliaryFlow
     from amortized_bayes.guides.constant import Constant
     from amortized_bayes.guides.factorized import Factorized
     from amortized_bayes.guides.flow import FlowGuide
-    from amortized_bayes.guides.flow_family import FAMILIES, Flow, FlowSettings
+    from amortized_bayes.guides.flow_layers import Flow
     from amortized_bayes.guides.local import LocalGuide
     from amortized_bayes.guides.mean_field import MeanField
 
 __all__ = [
-    "FAMILIES",
     "Amortized",
-    "AuxiliaryFlow",
     "Constant",
     "Factorized",
     "Flow",
     "FlowGuide",
-    "FlowSettings",
     "LocalGuide",
     "MeanField",
 ]
 
 _MODULE_OF = {
-    "FAMILIES": "flow_family",
     "Amortized": "amortized",
-    "AuxiliaryFlow": "auxiliary",
     "Constant": "constant",
     "Factorized": "factorized",
-    "Flow": "flow_family",
+    "Flow": "flow_layers",
     "FlowGuide": "flow",
-    "FlowSettings": "flow_family",
     "LocalGuide": "local",
     "MeanField": "mean_field",
 }

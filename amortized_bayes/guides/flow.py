@@ -7,13 +7,26 @@ r"""Amortized flows: a Gaussian from an encoder, moved by a flow.
 (Rezende & Mohamed, 2015). Draw and density are made together: planar and Sylvester flows have no inverse, and can
 score a draw only while it is known where it came from. Pyro's transforms remember that for the very tensor they made,
 and every call of the guide makes transforms of its own.
+
+An auxiliary flow moves z together with auxiliary variables v,
+
+.. math::
+    v_0 \sim q(v_0 \mid z_0), \quad (z_T, v_T) = f(z_0, v_0), \qquad
+    z' = z \circ \sigma_1(v) + \mu_1(v), \quad v' = v \circ \sigma_2(z') + \mu_2(z'),
+
+.. math::
+    \log p(x) \ge E\left[\log p(x, z_T) + \log r(v_T \mid x, z_T) - \log q(z_0 \mid x) - \log q(v_0 \mid z_0)
+    + \log \left| \det \frac{\partial (z_T, v_T)}{\partial (z_0, v_0)} \right| \right]
+
+(Cremer, Li & Duvenaud, 2018, after Ranganath, Tran & Blei and Maaloe et al., 2016). What q(z_T|x) is remains unknown;
+r(v|x, z) takes the place of q(v|x, z), and the bound loses the divergence between the two. The terms enter the guide's
+log density as follows: z_0 and v_0 are auxiliary sites, the reverse model and the determinant one factor for each
+point, and the sites of the model point masses.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pyro
@@ -22,11 +35,11 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import ReshapeTransform, biject_to
 
-from amortized_bayes.guides.flow_family import Flow, FlowSettings
+from amortized_bayes.flows import FlowSettings
+from amortized_bayes.guides.flow_layers import Flow
 from amortized_bayes.guides.local import (
     INITIAL_LOG_SCALE,
     LocalGuide,
-    gaussian_site,
     initial_parameters,
     is_real,
     unconstrained_shape,
@@ -35,14 +48,14 @@ from amortized_bayes.guides.transforms import softclip
 from amortized_bayes.networks import MLP, start_at
 from amortized_bayes.types import LatentSite
 
-__all__ = ["AUXILIARY", "Encoded", "EncodedGuide", "FlowGuide", "pass_on"]
+__all__ = ["Encoded", "FlowGuide", "pass_on"]
 
 LATENT_NAME = "_latent"
 """Auxiliary site of the whole unconstrained vector, where that is not a site of the model itself."""
+BASE_NAME, AUXILIARY_NAME, REVERSE_NAME = "_base", "_auxiliary", "_reverse"
+"""Sites of z_0 and v_0, and the factor -log r - log |det|."""
 LOG_SCALE_RANGE = 8.0
 """How far, in nats, the base Gaussian's log scale may go from its start: scales from 1e-4 to 1e3."""
-AUXILIARY = "auxiliary"
-"""Families with auxiliary variables, which are another guide's."""
 
 
 class Encoded(NamedTuple):
@@ -58,106 +71,26 @@ class Encoded(NamedTuple):
     context: Tensor | None
 
 
-class EncodedGuide(LocalGuide):
-    """A base Gaussian, and a context where the flow wants one, for each point from an encoder; what is made of them
-    is the subclass's.
+class FlowGuide(LocalGuide):
+    """A flow for the local sites of each data point, after the Gaussian of an encoder P -> k -> ... -> k -> 2 D + C.
+
+    At the start it is the Gaussian of every other guide (auxiliary flows: near it). Several sites share one flow over
+    all their dimensions; a site with constraints gets the flow's value through the transform to its support. Both go
+    through an auxiliary site that holds the whole vector.
 
     Args:
         sites: local latent sites of the model; D is their total size on the unconstrained space.
         num_data: N.
-        observed: size P of one data point, flattened.
-        settings: which flow.
-        width: k, width of each hidden layer of the encoder.
-        depth: number of its hidden layers; 0 makes it linear.
-        encoder: a network ``(B, ...) -> (B, 2 D + C)`` to use instead, for locations, log scales and context.
-        shared: guide of the shared sites.
-        plate: name of the plate over data points.
-
-    Raises:
-        ValueError: sizes below 1, or no sites.
-
-    Example:
-        >>> from torch.distributions import constraints
-        >>> site = LatentSite("z", Size([2]), constraints.real_vector)
-        >>> class Centre(EncodedGuide):
-        ...     def sample(self, x, encoded):
-        ...         pass_on(self.sites, self.sizes, encoded.loc)
-        >>> guide = Centre([site], 4, 3, FlowSettings("planar"), 8, 1, None, None, "data")
-        >>> guide.encode(torch.zeros(4, 3)).loc.tolist()[0]
-        [0.0, 0.0]
-    """
-
-    def __init__(
-        self,
-        sites: Sequence[LatentSite],
-        num_data: int,
-        observed: int,
-        settings: FlowSettings,
-        width: int,
-        depth: int,
-        encoder: nn.Module | None,
-        shared: nn.Module | None,
-        plate: str,
-    ) -> None:
-        super().__init__(sites, num_data, shared=shared, plate=plate)
-        if width < 1 or depth < 0:
-            raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
-        self.settings = settings
-        self.encoder = encoder or _encoder([observed, *[width] * depth], self.latent_dim, settings.context_dim)
-
-    def encode(self, x: Tensor) -> Encoded:
-        """Base Gaussian and context of data ``x`` (B, ...).
-
-        Log scales and contexts are bounded, smoothly and out of the way of training data: a point unlike any of those
-        would otherwise get a scale of e^100 or a flow with parameters to match, and one such point ruins a mean.
-        """
-        out = self.encoder(x)
-        sizes = [self.latent_dim, self.latent_dim, self.settings.context_dim]
-        if out.shape != (len(x), sum(sizes)):
-            raise ValueError(f"expected an encoder that gives {(len(x), sum(sizes))}, got {tuple(out.shape)}")
-        loc, log_scale, context = out.split(sizes, -1)
-        log_scale = INITIAL_LOG_SCALE + softclip(log_scale - INITIAL_LOG_SCALE, LOG_SCALE_RANGE)
-        return Encoded(loc, log_scale, torch.tanh(context) if self.settings.context_dim else None)
-
-    def locate(self, x: Tensor, index: Tensor) -> Tensor:
-        """Locations and log scales of the base Gaussian, ``(B, 2 D)``."""
-        encoded = self.encode(x)
-        return torch.cat([encoded.loc, encoded.log_scale], -1)
-
-    def forward(self, x: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
-        """Sample every latent site; further arguments of the model are ignored."""
-        if self.shared is not None:
-            self.shared()
-        size = len(x) if index is None else self.num_data
-        with pyro.plate(self.plate, size, subsample=index):
-            self.sample(x, self.encode(x))
-
-    @abstractmethod
-    def sample(self, x: Tensor, encoded: Encoded) -> None:
-        """Sample every local site, inside the plate."""
-
-
-class FlowGuide(EncodedGuide):
-    """A flow for the local sites of each data point, after the Gaussian of an encoder P -> k -> ... -> k -> 2 D + C.
-
-    At the start it is the Gaussian of every other guide. Several sites share one flow over all their dimensions; a
-    site with constraints gets the flow's value through the transform to its support. Both go through an auxiliary site
-    that holds the whole vector.
-
-    Args:
-        sites: local latent sites of the model.
-        num_data: N.
-        observed: size P of one data point, flattened.
+        observed: size P of one data point, flattened, of which r(v|x, z) of an auxiliary flow reads all.
         settings: which flow; ``family="gaussian"`` is none.
         width: k, width of each hidden layer of the encoder.
         depth: number of its hidden layers; 0 makes it linear.
-        encoder: a network ``(B, ...) -> (B, 2 D + C)`` to use instead, C being ``settings.context_dim``; ``observed``,
-            ``width`` and ``depth`` are then ignored.
-        shared: guide of the shared sites.
-        plate: name of the plate over data points.
+        encoder: a network ``(B, ...) -> (B, 2 D + C)`` to use instead, C being ``settings.context_dim``; ``width`` and
+            ``depth`` are then ignored.
+        options: ``shared`` and ``plate``, as in :class:`~amortized_bayes.guides.local.LocalGuide`.
 
     Raises:
-        ValueError: an auxiliary family, or sizes out of their range.
+        ValueError: no sites, or sizes out of their range.
 
     Example:
         >>> import torch
@@ -180,40 +113,67 @@ class FlowGuide(EncodedGuide):
         depth: int = 1,
         *,
         encoder: nn.Module | None = None,
-        shared: nn.Module | None = None,
-        plate: str = "data",
+        **options: Any,
     ) -> None:
-        settings = settings or FlowSettings()
-        if settings.layer == AUXILIARY:
-            raise ValueError(
-                f"expected a family without auxiliary variables, got {settings.family!r}: see AuxiliaryFlow"
-            )
-        super().__init__(sites, num_data, observed, settings, width, depth, encoder, shared, plate)
-        self.flow = Flow(self.latent_dim, settings)
+        super().__init__(sites, num_data, **options)
+        if width < 1 or depth < 0:
+            raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
+        self.settings, self.observed = settings or FlowSettings(), observed
+        self.encoder = encoder or _encoder([observed, *[width] * depth], self.latent_dim, self.settings.context_dim)
+        self.flow = Flow(self.latent_dim, self.settings, observed)
 
-    def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """q(z|x) on the unconstrained space, batch shape (B,), event shape (D,); score its own last draw only."""
-        return self._moved(self.encode(x), Size([self.latent_dim]))
+    def encode(self, x: Tensor) -> Encoded:
+        """Base Gaussian and context of data ``x`` (B, ...).
 
-    def sample(self, x: Tensor, encoded: Encoded) -> None:
+        Log scales and contexts are bounded, smoothly and far outside what training data reach: a point unlike any of
+        those would otherwise get a scale of e^100 or a flow with parameters to match, and one such point ruins a mean.
+        """
+        out = self.encoder(x)
+        sizes = [self.latent_dim, self.latent_dim, self.settings.context_dim]
+        if out.shape != (len(x), sum(sizes)):
+            raise ValueError(f"expected an encoder that gives {(len(x), sum(sizes))}, got {tuple(out.shape)}")
+        loc, log_scale, context = out.split(sizes, -1)
+        log_scale = INITIAL_LOG_SCALE + softclip(log_scale - INITIAL_LOG_SCALE, LOG_SCALE_RANGE)
+        return Encoded(loc, log_scale, torch.tanh(context) if self.settings.context_dim else None)
+
+    def locate(self, x: Tensor, index: Tensor) -> Tensor:
+        """Locations and log scales of the base Gaussian, ``(B, 2 D)``."""
+        encoded = self.encode(x)
+        return torch.cat([encoded.loc, encoded.log_scale], -1)
+
+    def sample(self, x: Tensor, index: Tensor) -> None:
         """Sample every local site, inside the plate."""
-        only = self.sites[0] if len(self.sites) == 1 else None
         if not self.flow.layers:
-            for site, size, end in zip(self.sites, self.sizes, accumulate(self.sizes), strict=True):
-                part = slice(end - size, end)
-                pyro.sample(site.name, gaussian_site(site, encoded.loc[:, part], encoded.log_scale[:, part]))
+            super().sample(x, index)
+            return
+        encoded = self.encode(x)
+        base = dist.Normal(encoded.loc, encoded.log_scale.exp()).to_event(1)
+        only = self.sites[0] if len(self.sites) == 1 else None
+        if self.flow.auxiliary:
+            pass_on(self.sites, self.sizes, self._sample_with_auxiliary(x, base, encoded.context))
         elif only and is_real(only.support):
-            pyro.sample(only.name, self._moved(encoded, only.event_shape))
+            pyro.sample(only.name, self._moved(base, encoded.context, only.event_shape))
         else:
-            joint = self._moved(encoded, Size([self.latent_dim]))
+            joint = self._moved(base, encoded.context, Size([self.latent_dim]))
             pass_on(self.sites, self.sizes, pyro.sample(LATENT_NAME, joint, infer={"is_auxiliary": True}))
 
-    def _moved(self, encoded: Encoded, shape: Size) -> dist.TorchDistribution:
-        base = dist.Normal(encoded.loc, encoded.log_scale.exp()).to_event(1)
-        transforms = self.flow(encoded.context)
+    def _moved(self, base: dist.TorchDistribution, context: Tensor | None, shape: Size) -> dist.TorchDistribution:
+        transforms = self.flow(context)
         if len(shape) != 1:
             transforms.append(ReshapeTransform(Size([self.latent_dim]), shape, cache_size=1))
-        return dist.TransformedDistribution(base, transforms) if transforms else base
+        return dist.TransformedDistribution(base, transforms)
+
+    def _sample_with_auxiliary(self, x: Tensor, base: dist.TorchDistribution, context: Tensor | None) -> Tensor:
+        """Sample z_0 and v_0, count what else the bound has, and give z_T, ``(B, D)``."""
+        if x[0].numel() != self.observed:
+            raise ValueError(f"expected data points of size {self.observed}, which r(v|x, z) reads, got {x[0].numel()}")
+        z = pyro.sample(BASE_NAME, base, infer={"is_auxiliary": True})
+        v = pyro.sample(AUXILIARY_NAME, _normal(*self.flow.draw_model(z)), infer={"is_auxiliary": True})
+        state, log_det = self.flow.push(torch.cat([v, z], -1), context)
+        v, z = state.chunk(2, -1)
+        reverse = _normal(*self.flow.score_model(z, x.flatten(1))).log_prob(v)
+        pyro.factor(REVERSE_NAME, -reverse - log_det, has_rsample=True)
+        return z
 
 
 def pass_on(sites: Sequence[LatentSite], sizes: Sequence[int], flat: Tensor) -> None:
@@ -236,6 +196,10 @@ def pass_on(sites: Sequence[LatentSite], sizes: Sequence[int], flat: Tensor) -> 
         value = transform(unconstrained)
         moved = transform.log_abs_det_jacobian(unconstrained, value).reshape(len(part), -1).sum(-1)
         pyro.sample(site.name, dist.Delta(value, log_density=-moved, event_dim=len(site.event_shape)))
+
+
+def _normal(loc: Tensor, log_scale: Tensor) -> dist.TorchDistribution:
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
 def _encoder(sizes: list[int], latent_dim: int, context_dim: int) -> nn.Module:

@@ -81,10 +81,14 @@ class LocalGuide(nn.Module, ABC):
         size = len(x) if index is None else self.num_data
         with pyro.plate(self.plate, size, subsample=index) as places:
             assert places is not None
-            loc, log_scale = self.locate(x, places).chunk(2, -1)
-            for site, size, end in zip(self.sites, self.sizes, accumulate(self.sizes), strict=True):
-                part = slice(end - size, end)
-                pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
+            self.sample(x, places)
+
+    def sample(self, x: Tensor, index: Tensor) -> None:
+        """Sample every local site, inside the plate: a Gaussian of what :meth:`locate` gives."""
+        loc, log_scale = self.locate(x, index).chunk(2, -1)
+        for site, size, end in zip(self.sites, self.sizes, accumulate(self.sizes), strict=True):
+            part = slice(end - size, end)
+            pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
 
 
 def unconstrained_shape(site: LatentSite) -> Size:

@@ -1,16 +1,18 @@
-r"""The best member of a flow family for each point alone, from its best factorized Gaussian on.
+r"""The best flow of each point alone, from its best factorized Gaussian on.
 
-Every one of B points has a flow of its own, :math:`q_b(z) = q(z; \theta_b)`, with everything else held fixed. Started
-at the Gaussian, Adam climbs
+Every one of B points has a flow of its own, :math:`q_b(z) = q(z; \theta_b)`, with everything else held fixed. It is the
+flow of a guide with the same :class:`~amortized_bayes.flows.FlowSettings`
+(:class:`~amortized_bayes.inference.flow_points.PointFlows`), so that L[q*flow] − L[q] is the cost of sharing
+parameters, with no difference of families in it. Started at the Gaussian, Adam climbs
 
 .. math:: L_b(\theta_b) = \mathbb{E}_\epsilon\,[\log p(x_b, z_b) - \log q_b(z_b)], \qquad z_b = z(\epsilon; \theta_b),
 
 for all points at once: the gradient of :math:`\sum_b L_b` with respect to :math:`\theta_b` is that of its own term. A
-flow shared by the points of a batch would end below the Gaussian; one that holds the Gaussian cannot, and here does
+flow shared by the points of a batch would end below the Gaussian; one that contains the Gaussian cannot, and here does
 not (Cremer, Li & Duvenaud, *Inference Suboptimality in Variational Autoencoders*, ICML 2018, compare the two).
 
-The draws of a point come from streams of its own: its neighbours, and the chunk it is worked on in, do not change its
-answer. Whether the flow or its start is kept is decided on draws kept for that; both are scored on further ones.
+The draws of a point come from streams of its own: its neighbours, and the chunk it is in, do not change its answer.
+Whether the flow or its start is chosen is decided on draws kept for that; both are scored on fresh ones.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.flows import FlowSettings
 from amortized_bayes.inference.flow_climb import FlowChunk
-from amortized_bayes.inference.flow_families import FAMILIES, FamilyName, FlowFamily
+from amortized_bayes.inference.flow_points import PointFlows, gaussian_draws
 from amortized_bayes.inference.optimize import LocalOptimum
 from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, log_joint
@@ -39,22 +42,21 @@ class FlowOptimum(NamedTuple):
         elbo_star: L[q*flow], on fresh draws.
         standard_error: its Monte Carlo error.
         elbo_start: L of the Gaussian that the search started from, on the same draws.
-        gain: ``elbo_star`` − ``elbo_start``, paired draw by draw: 0 where the start was kept.
+        gain: ``elbo_star`` − ``elbo_start``, paired draw by draw: 0 where the start was chosen.
         gain_error: its Monte Carlo error.
-        improved: whether the flow was kept, because it was better by more than the error on draws kept for that.
+        improved: whether the flow was chosen, because it was better by more than the error on draws kept for that.
         num_skipped: steps that were left out for a gradient with a NaN or an infinity in it.
-        evaluations: decoder evaluations, those for scoring among them.
-        q: location and scale of the flow, ``(B, D)`` each, on the unconstrained space.
-        parameters: the flow's own, ``(B, ...)`` each.
-        family: the family of which they choose a member.
+        q: location and scale of the Gaussian that the flow moves, ``(B, D)`` each, on the unconstrained space.
+        parameters: the flow's own, ``(B, ...)`` each; without meaning where the start was chosen.
+        flows: the family of which they are members.
+        evaluations: decoder evaluations of each point, those for scoring among them: one number.
 
     Example:
         >>> import torch
         >>> import amortized_bayes as ab
-        >>> from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
         >>> model, x = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5), torch.zeros(4, 3)
         >>> start = ab.optimize_local(model, None, x, settings=ab.LocalSettings(max_steps=10))
-        >>> found = optimize_flow(model, start, x, family="realnvp", settings=FlowSearchSettings(num_steps=10))
+        >>> found = ab.optimize_flow(model, start, x, search=ab.FlowSearchSettings(num_steps=10))
         >>> z, log_q = found.sample(50, torch.Generator().manual_seed(0))
         >>> z.shape, log_q.shape
         (torch.Size([50, 4, 2]), torch.Size([50, 4]))
@@ -67,87 +69,82 @@ class FlowOptimum(NamedTuple):
     gain_error: Tensor
     improved: Tensor
     num_skipped: Tensor
-    evaluations: Tensor
     q: Gaussian
     parameters: dict[str, Tensor]
-    family: FlowFamily
+    flows: PointFlows
+    evaluations: int
 
+    @torch.no_grad()
     def sample(self, num_samples: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Draws z ``(S, B, D)`` and log q of each, or what stands for it, ``(S, B)``: importance weights take both."""
-        loc, scale = self.q
-        noise = loc.new_empty(num_samples, len(loc), self.family.noise_dim(loc.shape[-1]))
-        return self.family.sample(self.parameters, loc, scale, noise.normal_(generator=generator))
+        noise = self.q.loc.new_empty(num_samples, len(self.q.loc), self.flows.noise_dim).normal_(generator=generator)
+        z, log_q = self.flows.sample(self.parameters, self.q, noise)
+        start, log_start = gaussian_draws(self.q, noise[..., : self.flows.dim])
+        return torch.where(self.improved[:, None], z, start), torch.where(self.improved, log_q, log_start)
 
 
 def optimize_flow(
     model: Model,
     start: Gaussian | LocalOptimum,
     *args: Any,
-    family: FamilyName = "auxiliary",
-    num_flows: int = 2,
-    hidden: int = 32,
-    settings: FlowSearchSettings | None = None,
+    settings: FlowSettings | None = None,
+    search: FlowSearchSettings | None = None,
     plate: str = "data",
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    memory_budget: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> FlowOptimum:
-    """Find the best member of a flow family for each point, given the model and the latents outside the plate.
+    """Find the best flow of each point, given the model and the latents outside the plate.
 
     Args:
         model: Pyro program with a plate over data points; its parameters stay as they are.
         start: a Gaussian for each point on the unconstrained space, best the q* of
             :func:`amortized_bayes.inference.optimize.optimize_local`, or what that returns.
         args: arguments of the model, data of B points.
-        family: ``"auxiliary"``, ``"realnvp"``, ``"planar"``, or ``"gaussian"``, which goes on with the start.
-        num_flows: T, bijections of the family.
-        hidden: width of the networks in it.
-        settings: how the best member is looked for.
+        settings: which flow, as for a guide (a guide's own is ``guide.settings``). A contextual family is searched in
+            its plain form, which contains it; ``gaussian`` continues with the start.
+        search: how the best member is searched.
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
-        seed: of all draws; torch's global generator is left as it was.
-        memory_budget: bytes that one chunk of points may take, about; 512 MB by default, 8 GB on a GPU.
+        seed: seed of all draws; torch's global generator is left as it was.
         progress: called with steps done and steps in all.
         kwargs: keyword arguments of the model.
 
     Raises:
-        ValueError: as :func:`amortized_bayes.joint.log_joint`, a start that does not fit, an unknown family, too few
-            latents for it, or a number out of its range.
+        ValueError: as :func:`amortized_bayes.joint.log_joint`, or a start that does not fit.
 
     Example:
         >>> import torch
         >>> import amortized_bayes as ab
-        >>> from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
         >>> model, x = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5), torch.zeros(4, 3)
         >>> start = ab.optimize_local(model, None, x, settings=ab.LocalSettings(max_steps=50))
-        >>> found = optimize_flow(model, start, x, family="realnvp", settings=FlowSearchSettings(num_steps=300))
+        >>> settings = ab.FlowSettings("realnvp", num_flows=2, hidden=(32,))
+        >>> found = ab.optimize_flow(model, start, x, settings=settings, search=ab.FlowSearchSettings(num_steps=300))
         >>> bool((found.gain > 0.3).all())
         True
     """
-    if family not in FAMILIES:
-        raise ValueError(f"expected family among {tuple(FAMILIES)}, got {family!r}")
-    settings, flow = settings or FlowSearchSettings(), FAMILIES[family](num_flows, hidden)
-    joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
+    search, joint = search or FlowSearchSettings(), log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     begin = _checked(start.q if isinstance(start, LocalOptimum) else start, joint)
-    size = _points_per_chunk(joint, flow, settings.num_samples, memory_budget)
+    flows = PointFlows(joint.dim, settings or FlowSettings(), begin.loc)
+    size = _points_per_chunk(joint, flows, search)
     num_chunks = math.ceil(joint.num_points / size)
     program, reports, parameters = None, [], []
     for number in range(num_chunks):
         # Every chunk has the one size that the captured program serves: the last is filled up from the first points.
         points = torch.arange(number * size, (number + 1) * size, device=joint.device) % joint.num_points
         part = Gaussian(begin.loc[points], begin.scale[points])
-        chunk = FlowChunk(joint.select(points), part, flow, settings, points.tolist(), seed)
-        program = chunk.climb(program, _shifted(progress, number * settings.num_steps, num_chunks * settings.num_steps))
+        chunk = FlowChunk(joint.select(points), part, flows, search, points.tolist(), seed)
+        program = chunk.climb(program, _shifted(progress, number * search.num_steps, num_chunks * search.num_steps))
         reports.append(chunk.report())
-        parameters.append(chunk.flow_parameters)
-    columns = (torch.cat(part)[: joint.num_points] for part in zip(*reports, strict=True))
-    elbo_star, error, elbo_start, gain, gain_error, improved, skipped, loc, scale = columns
-    own = {name: torch.cat([p[name] for p in parameters])[: joint.num_points] for name in parameters[0]}
-    total = settings.num_steps * settings.num_samples + 2 * (settings.num_kept + settings.num_score)
-    evaluations, q = torch.full_like(skipped, total), Gaussian(loc, scale)
-    return FlowOptimum(elbo_star, error, elbo_start, gain, gain_error, improved, skipped, evaluations, q, own, flow)
+        parameters.append(chunk.parameters)
+    columns, own = (
+        {name: torch.cat([part[name] for part in parts])[: joint.num_points] for name in parts[0]}
+        for parts in (reports, parameters)
+    )
+    q = Gaussian(columns.pop("loc"), columns.pop("scale"))
+    evaluations = search.num_steps * search.num_samples + 2 * (search.num_kept + search.num_score)
+    return FlowOptimum(**columns, q=q, parameters=own, flows=flows, evaluations=evaluations)
 
 
 def _checked(start: Gaussian, joint: LogJoint) -> Gaussian:
@@ -163,15 +160,15 @@ def _checked(start: Gaussian, joint: LogJoint) -> Gaussian:
     return Gaussian(*(part.detach().to(joint.device, joint.dtype) for part in start))
 
 
-def _points_per_chunk(joint: LogJoint, family: FlowFamily, num_samples: int, memory_budget: float | None) -> int:
-    """Points a chunk, such that all chunks have about the same size."""
-    budget = memory_budget if memory_budget is not None else (8e9 if joint.device.type == "cuda" else 512e6)
-    own = family.init(1, joint.dim, Generator(joint.device), joint.dtype).values()
+def _points_per_chunk(joint: LogJoint, flows: PointFlows, search: FlowSearchSettings) -> int:
+    """Points per chunk, such that all chunks have about the same size."""
+    budget = search.memory_budget or (8e9 if joint.device.type == "cuda" else 512e6)
+    own = list(flows.point.parameters())
     data, item = sum(t[0].numel() * t.element_size() for t in joint.inputs(1)), torch.finfo(joint.dtype).bits // 8
     # A draw holds its data and some arrays of their size, z, and what each layer makes of it. A parameter is there with
-    # its gradient, two moments, its start, and twice in passing.
-    draw = 6 * data + item * (20 * joint.dim + 5 * sum(p.shape[-1] for p in own))
-    largest = max(1, int(budget / (num_samples * draw + 7 * item * sum(p.numel() for p in own))))
+    # its gradient, two moments, and twice in passing.
+    draw = 6 * data + item * (20 * joint.dim + 5 * sum(p.shape[0] for p in own))
+    largest = max(1, int(budget / (search.num_samples * draw + 6 * item * sum(p.numel() for p in own))))
     return math.ceil(joint.num_points / math.ceil(joint.num_points / largest))
 
 

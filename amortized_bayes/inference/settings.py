@@ -25,6 +25,7 @@ class LocalSettings:
         num_fit: draws of the guide that a Gaussian is fitted to, where its q is none.
         num_restarts: runs per point; all but the first start from means moved at random.
         restart_spread: by how many scales of q those means are moved.
+        memory_budget: bytes that one chunk of points may take, about; by default 64 MB, on a GPU 8 GB.
 
     Raises:
         ValueError: a number out of its range.
@@ -46,6 +47,7 @@ class LocalSettings:
     num_fit: int = 100
     num_restarts: int = 1
     restart_spread: float = 1.0
+    memory_budget: float | None = None
 
     def __post_init__(self) -> None:
         least = {"num_samples": 4, "num_windows": 1, "num_kept": 1, "num_score": 2, "num_residual": 2, "num_fit": 10}
@@ -66,15 +68,16 @@ class LocalSettings:
 
 @dataclass(frozen=True)
 class FlowSearchSettings:
-    """How to find the best flow of each point; the default takes 12,400 decoder evaluations per point.
+    """How the best flow of each point is searched; the default takes 12,400 decoder evaluations per point.
 
     Args:
         num_samples: S, draws of each q per step; those of z_0 come in pairs, so an even number.
         num_steps: steps of Adam.
-        learning_rate: its first step, in scales of the Gaussian; it falls to 0 as a cosine.
+        learning_rate: its highest step size, reached after a tenth of the steps; it then falls to 0 as a cosine.
         max_growth: a gradient this many times longer than usual at its point is cut to that length.
         num_kept: draws that decide between flow and start.
         num_score: fresh draws for the final ELBOs.
+        memory_budget: bytes that one chunk of points may take, about; by default 512 MB, on a GPU 8 GB.
 
     Raises:
         ValueError: a number out of its range.
@@ -91,6 +94,7 @@ class FlowSearchSettings:
     max_growth: float = 10.0
     num_kept: int = 200
     num_score: int = 1000
+    memory_budget: float | None = None
 
     def __post_init__(self) -> None:
         least = {"num_samples": 2, "num_steps": 1, "num_kept": 2, "num_score": 2}

@@ -5,32 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import amortized_bayes.guides.registry  # noqa: F401  names of guides
 from amortized_bayes.presenting.progress import Progress, duration
 from amortized_bayes.results import RunFolder
 
-__all__ = ["Progress", "duration", "present"]
+__all__ = ["Progress", "draw", "duration", "present", "tell"]
 
 
-def present(
-    experiment: Any,
-    folder: RunFolder,
-    *,
-    wide: bool = False,
-    claims: bool = True,
-    draw: bool = True,
-    into: Path | None = None,
-) -> list[Path]:
-    """Print what a run found, in sentences and then in tables, then draw its figures; return their files.
+def present(experiment: Any, folder: RunFolder, *, wide: bool = False) -> list[Path]:
+    """Print what a run found, then draw its figures, and return their files; see :func:`tell` and :func:`draw`."""
+    tell(experiment, folder, wide=wide, claims=False)
+    return draw(experiment, folder)
 
-    A table or figure that cannot be made is a line that says why, and the others follow.
+
+def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool = True) -> None:
+    """Print what a run found, in sentences and then in tables.
+
+    A table that cannot be made is a line that says why, and the others follow.
 
     Args:
-        experiment: with ``TABLES``, ``FIGURES`` and perhaps ``FINDINGS``.
+        experiment: the file of the run's experiment, with ``TABLES`` and perhaps ``FINDINGS``.
         folder: a run.
         wide: whether to print wide tables too.
         claims: whether to print published claims too.
-        draw: whether to draw figures.
-        into: folder for figures; the run's own by default.
 
     Raises:
         ValueError: rows that cannot be read.
@@ -42,7 +39,7 @@ def present(
     rows = folder.rows()
     if not len(rows):
         print(f"{folder.path} has no rows yet")
-        return []
+        return
     for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
         print(sentence)
     print()
@@ -52,9 +49,23 @@ def present(
                 print_tables([table], rows, wide=wide)
             except ValueError as error:
                 print(f"table {table.title!r} cannot be printed: {error}")
-    if not draw:
-        return []
+
+
+def draw(experiment: Any, folder: RunFolder, into: Path | None = None) -> list[Path]:
+    """Draw the figures of a run, into its folder or ``into``, and return their files.
+
+    A figure that cannot be drawn is a line that says why, and the others follow.
+
+    Args:
+        experiment: the file of the run's experiment, with ``FIGURES``.
+        folder: a run.
+        into: another folder.
+
+    Raises:
+        ValueError: rows that cannot be read.
+    """
     from amortized_bayes.presenting.figures import draw_figures
     from amortized_bayes.presenting.view import RunView
 
-    return draw_figures(experiment.FIGURES, RunView(folder), rows, into)
+    rows = folder.rows()
+    return draw_figures(experiment.FIGURES, RunView(folder), rows, into) if len(rows) else []

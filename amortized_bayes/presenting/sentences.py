@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels
+from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.presenting.claims import of_guide
 from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
@@ -128,7 +129,7 @@ def best_guides(finals: pd.DataFrame) -> Iterator[str]:
     """Yield the learning rates with the highest ELBO for each guide."""
     chosen = cast("pd.DataFrame", finals[(finals["metric"] == "tune_elbo") & finals["value"].notna()])
     for key, rows in selection.groups(chosen, ("dataset", "guide", "k")):
-        best = rows.loc[rows["value"].idxmax()]
+        best = rows.sort_values("value").to_dict("records")[-1]
         rates = f"{best['shared_rate']:g} for q(theta), {best['local_rate']:g} for the local factors"
         yield f"{labels.describe(key)}: the best rates are {rates} (ELBO {best['value']:.1f})."
 
@@ -142,7 +143,9 @@ def _gaps(rows: pd.DataFrame, label: str) -> Iterator[str]:
     found = {
         guide: gap
         for guide in selection.guides(rows)
-        if guide[0] != "factorized-from-amortized" and (gap := of_guide(rows, "family_gap", *guide)) and gap.value
+        if not (guide[0] in GUIDES and GUIDES[guide[0]].starts_from)
+        and (gap := of_guide(rows, "family_gap", *guide))
+        and gap.value
     }
     dead = {guide for guide in found if _is_vacuous(rows, guide)}
     if not found:
@@ -191,8 +194,11 @@ def _times(rows: pd.DataFrame, label: str) -> Iterator[str]:
 def _convergence(rows: pd.DataFrame, label: str) -> Iterator[str]:
     gains = {guide: gain for guide in selection.guides(rows) if (gain := of_guide(rows, "unconverged_by", *guide))}
     if gains:
-        parts = ", ".join(f"{labels.guide_label(*guide)} {gain.value:+.1f}" for guide, gain in gains.items())
-        yield f"{label}: not converged: doubling the epochs changes the ELBO by {parts} nats per point."
+        parts = ", ".join(
+            f"{'gains' if gain.value >= 0 else 'costs'} {labels.guide_label(*guide)} another {abs(gain.value):.1f}"
+            for guide, gain in gains.items()
+        )
+        yield f"{label}: not converged: doubling the epochs {parts} nats per point."
     for guide, gain in gains.items():
         gap = of_guide(rows, "family_gap", *guide)
         if guide[0] == "amortized" and gap:  # F-VI from A-VI had A-VI's epochs and its own
@@ -223,4 +229,5 @@ def _names(rows: pd.DataFrame, some: pd.DataFrame, ignored: tuple[str, ...] = ()
 
 
 def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital at the start of a word; a symbol, as in ``q*``, stays as it is."""
+    return text[:1].upper() + text[1:] if text[1:2].isalpha() else text

@@ -28,8 +28,14 @@ class Config(Settings):
     seed: Annotated[int, AtLeast(0)] = 0
 
 
+def findings(rows):
+    """Sentences about what was found."""
+    yield f"{len(rows[rows['metric'] == 'heads'])} coins were thrown."
+
+
 PRESETS = {"quick": Config(), "paper": Config(throws=1_000)}
 TABLES = (Table(rows=("coin",), columns=("heads", "throws"), title="Coins", apart=()),)
+FINDINGS = (findings,)
 FIGURES = {"coins": (Points(x="coin", y="heads"),)}
 
 
@@ -51,7 +57,3 @@ def throw(config, coin, lab):
     yield Measured("heads", float(heads.mean()), float(heads.std() / config.throws**0.5), "points", status="ok")
     yield Measured("throws", float(config.throws))
     yield Arrays({"heads": heads})
-
-
-def findings(rows):
-    yield f"{len(rows[rows['metric'] == 'heads'])} coins were thrown."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amortized_bayes.comparing.fitting import Evaluation, Finished, Fitting
     from amortized_bayes.comparing.problem import FitProblem
 
-__all__ = ["Grid"]
+__all__ = ["GuideJobs"]
 
 FIT, DOUBLING = "fit", "doubling the epochs"
 """Stages of the progress."""
@@ -32,7 +32,7 @@ class Final(NamedTuple):
     status: str
 
 
-class Grid(NamedTuple):
+class GuideJobs(NamedTuple):
     """The jobs of one data set and seed; they find each other's results by keys.
 
     Args:
@@ -78,10 +78,15 @@ class Grid(NamedTuple):
         """Key of the job that trains the best fit of a guide as long again."""
         return job_key(self.factors({"guide": guide}), "doubled")
 
-    def elbos(self, fits: Iterable[Fit]) -> dict[Fit, np.ndarray]:
+    def elbos(self, fits: Iterable[Fit]) -> dict[Fit, Tensor]:
         """ELBO of each point of the fits that succeeded."""
-        lab = self.place.lab
-        return {fit: lab.arrays(self.key(fit))["elbo"] for fit in fits if lab.status(self.key(fit)) == "ok"}
+        return {fit: self.elbo(self.key(fit)) for fit in fits if self.place.lab.status(self.key(fit)) == "ok"}
+
+    def elbo(self, key: str) -> Tensor:
+        """What a job found for each point."""
+        import torch
+
+        return torch.from_numpy(self.place.lab.arrays(key)["elbo"])
 
     def best(self, guide: str) -> Fit | None:
         """The best fit of a guide."""
@@ -118,8 +123,10 @@ class Grid(NamedTuple):
 
     def images(self, done: Finished) -> dict[str, np.ndarray]:
         """Some test images, and what becomes of them."""
-        shape = self.place.image_shape()
-        return {name: _array(seen).reshape(len(seen), *shape) for name, seen in done.examples.items()}
+        from amortized_bayes.data import to_pictures
+
+        shape = self.place.images.image_shape
+        return {name: to_pictures(_array(seen), shape) for name, seen in done.examples.items()}
 
     def double(self, guide: str) -> Iterator[Measured | Arrays]:
         """Train the best fit of a guide as long again; what comes of it takes nothing from what is finished."""
@@ -148,7 +155,7 @@ class Grid(NamedTuple):
         for guide in self.doubled():
             best = self.best(guide)
             if best is not None and lab.rows(self.doubled_key(guide))["value"].notna().all():
-                doubled[best] = lab.arrays(self.doubled_key(guide))["elbo"]
+                doubled[best] = self.elbo(self.doubled_key(guide))
         curves = {}
         for fit in elbos:
             rows = lab.rows(self.key(fit))
