@@ -95,7 +95,7 @@ def test_presets_and_configurations_are_where_flags_start(command, tmp_path):
         (("--throws", "0"), "expected --throws of 1 or more, got 0"),
         (("--coins", "0.5", "0.5"), "expected --coins with one or more different values, got [0.5, 0.5]"),
         (("--config", "nowhere.yaml"), "cannot read nowhere.yaml"),
-        (("--resume", "latest"), "expected a unfinished run of coins"),
+        (("--resume", "latest"), "expected an unfinished run of coins"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_no_run(command, tmp_path, arguments, words):
