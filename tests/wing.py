@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
+from amortized_bayes.capture import CaptureError
 from amortized_bayes.experiments import running
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import build_vae
 from amortized_bayes.experiments.trained import Trained, load_trained
+from amortized_bayes.inference import capturing
+from amortized_bayes.joint import replay
 from amortized_bayes.results import RunFolder, find_run
 from amortized_bayes.types import ROW_FIELDS
 
@@ -79,15 +83,30 @@ class Recorder:
         pass
 
 
+@contextmanager
+def uncaptured() -> Iterator[None]:
+    """Run programs as they are: for a few steps, capturing them costs more than it saves."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CaptureError("there are too few steps")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (capturing, replay):
+            patch.setattr(module, "capture", refuse)
+        yield
+
+
 def go(name: str, config: Any, out: Path, watch: Watch = lambda *_: None, given: Iterable[str] = ("dataset",)):
     """Run an experiment to its end, in a process that has loaded nothing yet."""
     plan = running.new_plan(name, config, QuickLab(out, CPU), list(given), {"threads": 1})
-    return running.run(plan, Recorder(watch))
+    with uncaptured():
+        return running.run(plan, Recorder(watch))
 
 
 def resume(name: str, out: Path, text: str = "latest", watch: Watch = lambda *_: None) -> RunFolder:
     """Resume a run and finish it."""
-    return running.run(running.resumed_plan(name, text, QuickLab(out, CPU)), Recorder(watch))
+    with uncaptured():
+        return running.run(running.resumed_plan(name, text, QuickLab(out, CPU)), Recorder(watch))
 
 
 def cut(name: str, config: Any, out: Path, watch: Watch = lambda *_: None) -> RunFolder:
