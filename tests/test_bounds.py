@@ -1,6 +1,5 @@
 """Bounds against exact values, whatever the chunks, with standard errors that mean what they say."""
 
-import math
 from itertools import pairwise
 
 import pytest
