@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from amortized_bayes.comparing.any_model import compare
     from amortized_bayes.comparing.comparison import Comparison
     from amortized_bayes.data import load_dataset
-    from amortized_bayes.diagnosis import Diagnosis, diagnose
+    from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose
     from amortized_bayes.evaluation.ais import ais
     from amortized_bayes.evaluation.bdmc import bdmc
     from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive
     from amortized_bayes.evaluation.errors import active_units, mean_prediction, mean_squared_error
     from amortized_bayes.evaluation.gaps import gaps
     from amortized_bayes.evaluation.psis import psis_khat
-    from amortized_bayes.evaluation.settings import AISSettings
+    from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
     from amortized_bayes.flows import FlowSettings
     from amortized_bayes.guides import (
         Amortized,
@@ -43,14 +43,14 @@ _WHERE = {
     "comparing.any_model": ("compare",),
     "comparing.comparison": ("Comparison",),
     "data": ("load_dataset",),
-    "diagnosis": ("Diagnosis", "diagnose"),
+    "diagnosis": ("Diagnosis", "DiagnosisSettings", "diagnose"),
     "evaluation.ais": ("ais",),
     "evaluation.bdmc": ("bdmc",),
     "evaluation.bounds": ("elbo", "iwae", "log_predictive"),
     "evaluation.errors": ("active_units", "mean_prediction", "mean_squared_error"),
     "evaluation.gaps": ("gaps",),
     "evaluation.psis": ("psis_khat",),
-    "evaluation.settings": ("AISSettings",),
+    "evaluation.settings": ("AISSettings", "CertificateSettings"),
     "flows": ("FlowSettings",),
     "guides": (
         "Amortized",
@@ -75,10 +75,12 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "AISSettings",
     "Amortized",
+    "CertificateSettings",
     "Comparison",
     "Constant",
     "DeepGenerative",
     "Diagnosis",
+    "DiagnosisSettings",
     "Divergence",
     "Factorized",
     "FitOptions",

@@ -100,7 +100,6 @@ METRICS: dict[str, Metric] = {
 
 FACTORS = {
     "dataset": "data set",
-    "seed": "seed",
     "guide": "guide",
     "k": "width k",
     "within": "target",
@@ -120,6 +119,7 @@ FACTORS = {
     "decoder_layers": "decoder layers",
     "shared_rate": "rate of q(theta)",
     "local_rate": "local rate",
+    "seed": "seed",
 }
 """Factors that the experiments use, in the order in which they describe a line."""
 
@@ -223,7 +223,7 @@ def describe(factors: Mapping[str, Any]) -> str:
         text = value_label(name, known[name])
         if name == "k":
             text = f"k = {known[name]}"
-        elif name in ("encoder", "split"):
+        elif name in ("encoder", "split", "decoder", "likelihood", "network"):
             text = f"{text} {FACTORS[name]}"
         elif name not in ("dataset", "guide", "family", "start", *FLAGS):
             text = f"{factor_label(name)} {text}"

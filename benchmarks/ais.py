@@ -27,16 +27,17 @@ import torch
 import tyro
 from _measure import find_device, show_table, surroundings, use_threads, wait_for, wide_console, write_json
 from _vae import Subject, subject
+from amortized_bayes.plotting.furniture import format_tick
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.bdmc import bdmc
-from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.joint import log_joint
 from amortized_bayes.plotting import save_figure, style
-from amortized_bayes.plotting.furniture import format_tick
+from amortized_bayes.plotting.annotations import format_tick
 
 WAYS = (("guide", "guide"), ("guide", "unit"), ("prior", "guide"), ("prior", "unit"))
 
@@ -102,7 +103,7 @@ def _certified(about: Subject, options: Options, device: torch.device) -> dict[s
     wait_for(device)
     ais_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    both = bdmc(model, guide, x, settings=settings, num_points=options.simulated)
+    both = bdmc(model, guide, x, settings=settings, certificate=CertificateSettings(options.simulated))
     wait_for(device)
     return {
         "points": len(x),
@@ -125,9 +126,8 @@ def _curves(about: Subject, options: Options) -> list[dict[str, Any]]:
         for temperatures in options.temperatures:
             settings = AISSettings(num_temperatures=temperatures, start=start, mass=mass)
             begin = time.perf_counter()
-            both = bdmc(
-                about.trained.model, about.trained.guide, about.x, settings=settings, num_points=options.curve_points
-            )
+            wanted = CertificateSettings(options.curve_points)
+            both = bdmc(about.trained.model, about.trained.guide, about.x, settings=settings, certificate=wanted)
             found.append(
                 {
                     "start": start,

@@ -10,11 +10,12 @@ from matplotlib.text import Text
 from amortized_bayes.plotting import (
     reconstruction_figure,
 )
-from amortized_bayes.types import ROW_FIELDS, Row
+from amortized_bayes.results.rows import to_frame
+from amortized_bayes.types import Row
 
 WIDTHS = (1, 16, 256)
 STEPS = (0, 1, 3, 10, 30, 100, 300, 1000)
-STAND_IN = "digits stand in for FashionMNIST"
+STAND_IN = "using digits instead of FashionMNIST"
 FRESH = "fresh factors, q(theta) frozen"
 OTHERS = ("factorized", "factorized-from-amortized", "constant")
 
@@ -27,14 +28,15 @@ def fit_rows(dataset: str, guide: str, k: int | None, seed: int, failed: bool) -
     gap = gap_of(guide, k) + 0.02 * seed
     status = "vacuous" if guide == "constant" else "ok"
     note = STAND_IN if dataset == "fashion-mnist" else ""
+    factors = {"dataset": dataset, "seed": seed, "guide": guide, **({} if k is None else {"k": k})}
     rows = []
 
-    def add(metric: str, step: int, value: float | None, error: float | None = None, more: str = "") -> None:
+    def add(
+        metric: str, step: int, value: float | None, error: float | None = None, more: str = "", **own: float
+    ) -> None:
         text = "; ".join(filter(None, (note, more)))
         seconds = 0.002 * step
-        rows.append(
-            Row("sweep", dataset, "dgm", guide, k, seed, step, seconds, metric, value, error, None, status, text)
-        )
+        rows.append(Row("sweep", {**factors, **own}, step, seconds, metric, value, error, None, status, text))
 
     for step in (s for s in STEPS if not (failed and s > 100)):
         distance = (1 + step / 20) ** -1.5
@@ -46,14 +48,14 @@ def fit_rows(dataset: str, guide: str, k: int | None, seed: int, failed: bool) -
     if failed:
         return [
             *rows,
-            Row("sweep", dataset, "dgm", guide, k, seed, 120, 0.2, "failure", None, status="failed", note="nan"),
+            Row("sweep", factors, 120, 0.2, "failure", None, status="failed", note="nan"),
         ]
     add("family_gap", 1000, gap, 0.1)
     add("seconds_per_step", 1000, 0.002)
-    for name, target in (("1_nat", 1.0), ("3_nats", 3.0)):
+    for target in (1.0, 3.0):
         reached = 500.0 + 50 * seed if gap < target else None
-        add(f"steps_to_{name}", 1000, reached)
-        add(f"seconds_to_{name}", 1000, reached and 0.002 * reached)
+        add("steps_to_target", 1000, reached, within=target)
+        add("seconds_to_target", 1000, reached and 0.002 * reached, within=target)
     return rows
 
 
@@ -65,15 +67,9 @@ def make(
         for guide, k in [*(("amortized", k) for k in all_widths), *((guide, None) for guide in OTHERS)]:
             for seed in range(seeds):
                 rows += fit_rows(dataset, guide, k, seed, failed=failing and k == all_widths[-1] and seed == seeds - 1)
-        rows.append(Row("sweep", dataset, "dgm", "reference", None, 0, 1000, 2.0, "elbo_reference", -100.0))
-    return pd.DataFrame(rows, columns=list(ROW_FIELDS))
-
-
-def make_table() -> pd.DataFrame:
-    rows = [("amortized", k, n, 800 * k) for k in WIDTHS for n in (100, 1000, 60000)]
-    rows += [(guide, None, n, 20 if guide == "constant" else 20 * n) for guide in OTHERS for n in (100, 1000, 60000)]
-    table = pd.DataFrame(rows, columns=["guide", "k", "N", "num_parameters"])
-    return table.assign(memory_bytes=16 * table["num_parameters"])
+        reference = {"dataset": dataset, "seed": 0, "guide": "reference"}
+        rows.append(Row("sweep", reference, 1000, 2.0, "elbo_reference", -100.0))
+    return to_frame(row._asdict() for row in rows)
 
 
 def make_images() -> Figure:

@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from amortized_bayes.evaluation import hmc
-from amortized_bayes.evaluation.ais import AISSettings
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.hmc import ChainState, PathDensity
+from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.evaluation.simulation import simulate
 from amortized_bayes.joint import log_joint
 
@@ -54,7 +54,7 @@ def sandwich(w: Tensor, settings: AISSettings, num_points: int = 60) -> tuple[BD
 
     x = linear.evidence.sample((num_points,))
     guide = linear.guide if settings.start == "guide" or settings.mass == "guide" else None
-    result = bdmc(model, guide, x, settings=settings, num_points=num_points)
+    result = bdmc(model, guide, x, settings=settings, certificate=CertificateSettings(num_points))
     simulated = next(t for t in seen if len(t) >= num_points and not torch.isin(t[0], x).all())[:num_points]
     return result, linear.evidence.log_prob(simulated)
 
@@ -109,12 +109,12 @@ def test_target_gap_picks_the_number_of_temperatures(w: Tensor) -> None:
     linear = LinearGaussian(w)
     x = linear.evidence.sample((40,))
     few = AISSettings(num_temperatures=5, start="prior", mass="unit")
-    result = bdmc(linear.model, None, x, settings=few, target_gap=0.5)
+    result = bdmc(linear.model, None, x, settings=few, certificate=CertificateSettings(target_gap=0.5))
     assert result.reached
     assert result.mean_gap <= 0.5
     assert result.settings.num_temperatures > 5
     assert result.difficulty is None
-    stopped = bdmc(linear.model, None, x, settings=few, target_gap=1e-6, max_temperatures=8)
+    stopped = bdmc(linear.model, None, x, settings=few, certificate=CertificateSettings(200, 1e-6, max_temperatures=8))
     assert stopped.reached is False
     assert stopped.settings.num_temperatures == 8
 
@@ -176,4 +176,4 @@ def test_models_that_cannot_be_simulated_are_refused(w: Tensor) -> None:
             simulate(log_joint(model, torch.tensor([1.0, 2.0])))
     linear = LinearGaussian(w)
     with pytest.raises(ValueError, match="target_gap above 0"):
-        bdmc(linear.model, linear.guide, torch.zeros(3, 30), target_gap=-1.0)
+        bdmc(linear.model, linear.guide, torch.zeros(3, 30), certificate=CertificateSettings(target_gap=-1.0))

@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from amortized_bayes.diagnosis import Diagnosis, diagnose
+from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose
 from amortized_bayes.diagnosis.report import COLUMNS, Certificate
-from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
+from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-QUICK: dict[str, Any] = {"num_particles": 400, "ais_settings": AISSettings(num_temperatures=30), "num_simulated": 20}
+CERTIFICATE = CertificateSettings(20, target_gap=0.1, max_temperatures=1000)
+QUICK = DiagnosisSettings(num_particles=400, ais=AISSettings(num_temperatures=30), certificate=CERTIFICATE)
 
 
 class Problem:
@@ -47,7 +49,7 @@ class Problem:
 @pytest.fixture
 def spoiled(float64: None) -> tuple[Problem, Diagnosis]:
     problem = Problem(off=0.8, stretch=1.3)
-    return problem, diagnose(problem.model, problem.guide, problem.x, **QUICK)
+    return problem, diagnose(problem.model, problem.guide, problem.x, settings=QUICK)
 
 
 def test_both_gaps_in_closed_form(spoiled: tuple[Problem, Diagnosis]) -> None:
@@ -108,7 +110,7 @@ def test_saved_and_loaded(spoiled: tuple[Problem, Diagnosis], tmp_path: Path) ->
 
 def test_a_good_encoder_leaves_the_family_to_blame() -> None:
     problem = Problem(off=0.0)
-    found = diagnose(problem.model, problem.guide, problem.x, **QUICK)
+    found = diagnose(problem.model, problem.guide, problem.x, settings=QUICK)
     assert abs(found.gaps().amortization.mean) < 0.06
     assert found.verdict.cause == "approximation"
     assert "richer family" in found.verdict.words
@@ -128,7 +130,7 @@ def test_an_exact_guide_leaves_nothing_to_mend() -> None:
             pyro.sample("u", dist.LogNormal((0.3 / 0.64 + x.log() / 0.25) / precision, precision**-0.5))
 
     x = problem.x[:, 0].exp()
-    found = diagnose(model, guide, x, plate="observations", **QUICK)
+    found = diagnose(model, guide, x, plate="observations", settings=QUICK)
     assert found.verdict.cause == "nothing"
     exact = dist.LogNormal(0.3, math.hypot(0.8, 0.5)).log_prob(x)
     torch.testing.assert_close(found.estimate("elbo").value, exact)  # every weight is the evidence
@@ -138,7 +140,11 @@ def test_an_exact_guide_leaves_nothing_to_mend() -> None:
 def test_restarts_and_progress() -> None:
     problem, calls = Problem(off=0.3, num_points=6), []
     found = diagnose(
-        problem.model, problem.guide, problem.x, num_restarts=2, progress=lambda *c: calls.append(c), **QUICK
+        problem.model,
+        problem.guide,
+        problem.x,
+        settings=replace(QUICK, local=LocalSettings(num_restarts=2)),
+        progress=lambda *c: calls.append(c),
     )
     optimization = found.gaps().optimization
     assert optimization is not None
@@ -169,8 +175,8 @@ def test_the_verdict_abstains_where_the_certificate_fails(spoiled: tuple[Problem
 def test_chains_too_short_for_the_target_are_not_certified() -> None:
     problem = Problem(off=3.0)
     short = AISSettings(num_temperatures=2, num_chains=2, start="prior", mass="unit")
-    settings = {**QUICK, "ais_settings": short, "max_temperatures": 2}
-    found = diagnose(problem.model, problem.guide, problem.x, **settings)
+    settings = replace(QUICK, ais=short, certificate=CertificateSettings(20, 0.1, max_temperatures=2))
+    found = diagnose(problem.model, problem.guide, problem.x, settings=settings)
     assert isinstance(found.certificate, Certificate)
     assert found.certificate.mean_gap > 0.1
     assert found.verdict.abstains
@@ -207,7 +213,7 @@ def test_a_model_that_gives_no_data_is_diagnosed_without_a_certificate() -> None
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.5 * x, 1.0))
 
-    found = diagnose(model, guide, torch.linspace(-1, 1, 6), **QUICK)
+    found = diagnose(model, guide, torch.linspace(-1, 1, 6), settings=QUICK)
     assert found.certificate is None
     assert "factor 'energy'" in found.why_uncertified
     assert set(found.to_frame()["kind"]) == {"real"}
@@ -230,7 +236,7 @@ def test_two_sites() -> None:
             pyro.sample("a", dist.Normal(mean[:, 0] + 0.3, 1 / 3))
             pyro.sample("b", dist.Normal(mean[:, 1:], 5**-0.5).to_event(1))
 
-    found = diagnose(two_sites, guide, 1.5 * torch.randn(20, 2), **QUICK).gaps()
+    found = diagnose(two_sites, guide, 1.5 * torch.randn(20, 2), settings=QUICK).gaps()
     exact = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision)).item()
     assert abs(found.approximation.mean - exact) < 4 * found.approximation.mean_error + 0.03
     assert abs(found.amortization.mean - 0.5 * 9 * 0.09) < 4 * found.amortization.mean_error + 0.03
@@ -249,7 +255,7 @@ def test_shared_latents_are_averaged_over_and_their_spread_given() -> None:
             pyro.sample("z", dist.Normal(x.mean(-1), 0.28))
 
     x = torch.randn(10, 1) + 0.5 * torch.randn(10, 3)
-    found = diagnose(model, guide, x, num_shared=2, **QUICK)
+    found = diagnose(model, guide, x, settings=replace(QUICK, num_shared=2))
     assert found.num_shared == 2
     assert found.values["elbo"].shape == (2, 10)
     frame = found.to_frame()
@@ -298,11 +304,16 @@ def broken_encoder(x: Tensor) -> nn.Module:
         (lambda p: {"guide": Encoder(), "x": p.x[:, :5]}, r"cannot take x of shape \(24, 5\)"),
         (lambda p: {"guide": broken_encoder(p.x)}, "nan or inf in 'net.weight'"),
         (lambda p: {"x": p.x[:1]}, r"two points or more, got \(1, 8\)"),
-        (lambda p: {"num_particles": 5}, "num_particles of 25 or more"),
+        (lambda p: {"settings": replace(QUICK, num_particles=5)}, "num_particles of 25 or more"),
+        (lambda p: {"settings": replace(QUICK, certificate=CertificateSettings())}, "with a target_gap, got none"),
     ],
 )
 def test_bad_input(change: Callable[[Problem], dict[str, Any]], words: str) -> None:
     problem = Problem(off=0.0)
-    options = {"model": problem.model, "guide": problem.guide, "x": problem.x, **QUICK, **change(problem)}
+
+    def changed() -> Diagnosis:
+        options = {"model": problem.model, "guide": problem.guide, "x": problem.x, "settings": QUICK, **change(problem)}
+        return diagnose(options.pop("model"), options.pop("guide"), options.pop("x"), **options)
+
     with pytest.raises(ValueError, match=words):
-        diagnose(options.pop("model"), options.pop("guide"), options.pop("x"), **options)
+        changed()

@@ -1,5 +1,7 @@
 """A guide with a flow is held against the best flow of each point, not against the best Gaussian."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,9 +24,10 @@ def flow_problem(linear_problem):
 
 def test_gaps_of_a_flow(flow_problem):
     model, guide, x = flow_problem
-    options = {"num_particles": 500, "num_simulated": 6, "ais_settings": ab.AISSettings(num_temperatures=40)}
-    gaussian = ab.diagnose(model, guide, x, flow=ab.FlowSettings("gaussian"), **options)
-    flow = ab.diagnose(model, guide, x, **options)  # in the guide's own family
+    certificate = ab.CertificateSettings(6, target_gap=0.1, max_temperatures=1000)
+    settings = ab.DiagnosisSettings(num_particles=500, ais=ab.AISSettings(num_temperatures=40), certificate=certificate)
+    gaussian = ab.diagnose(model, guide, x, settings=replace(settings, flow=ab.FlowSettings("gaussian")))
+    flow = ab.diagnose(model, guide, x, settings=settings)  # in the guide's own family
     # the flow beats every factorized Gaussian, so that this gap is negative; a point's own flow does no worse
     assert gaussian.gaps().amortization.mean < -0.1
     assert flow.gaps().amortization.mean > -2 * flow.gaps().amortization.mean_error - 0.02

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-
-from amortized_bayes import cli
 from amortized_bayes.commands.stages import StageProgress
 from amortized_bayes.commands.tables import print_run
+from amortized_bayes.experiments.gap_study import GAPS, GapsConfig, class_rows, run_gaps
+from amortized_bayes.experiments.qstar_study import QStarConfig, Search, run_qstar, searches
+
+from amortized_bayes import cli
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.diagnosis import Diagnosis
 from amortized_bayes.experiments import gap_study, qstar_study
-from amortized_bayes.experiments.gap_study import GAPS, GapsConfig, class_rows, run_gaps
-from amortized_bayes.experiments.qstar_study import QStarConfig, Search, run_qstar, searches
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.trained import load_trained
 from amortized_bayes.experiments.training import train

@@ -79,7 +79,11 @@ def test_slots_change_hands_and_every_point_is_served() -> None:
     together = optimize_local(problem.model, problem.guide, problem.x)
     calls: list[tuple[int, int]] = []
     apart = optimize_local(
-        problem.model, problem.guide, problem.x, memory_budget=1e5, progress=lambda *c: calls.append(c)
+        problem.model,
+        problem.guide,
+        problem.x,
+        settings=LocalSettings(memory_budget=1e5),
+        progress=lambda *c: calls.append(c),
     )
     assert calls[-1] == (37, 37)
     agrees(apart, problem.best)

@@ -10,12 +10,11 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
-from sweep_rows import make, make_images, make_table
+from sweep_rows import make, make_images
 
 from amortized_bayes.plotting import (
     curve_figure,
     family_gap_figure,
-    memory_figure,
     save_figure,
     style,
     time_to_target_figure,
@@ -26,7 +25,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "gap": lambda: family_gap_figure(make(failing=True)),
     "time": lambda: time_to_target_figure(make(failing=True), "mnist"),
     "images": make_images,
-    "memory": lambda: memory_figure(make_table()),
 }
 
 
@@ -58,9 +56,9 @@ def test_figures_leave_no_trace(name: str, tmp_path: Path) -> None:
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = FIGURES["memory"]()
-    save_figure(figure, tmp_path, "memory")
-    before = (tmp_path / "memory.png").read_bytes()
+    figure = FIGURES["images"]()
+    save_figure(figure, tmp_path, "images")
+    before = (tmp_path / "images.png").read_bytes()
 
     def break_off(self: Path, content: bytes) -> None:
         self.open("wb").write(content[:10])
@@ -68,9 +66,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "write_bytes", break_off)
     with pytest.raises(OSError, match="disk full"):
-        save_figure(figure, tmp_path, "memory")
-    assert (tmp_path / "memory.png").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.pdf", "memory.png"]
+        save_figure(figure, tmp_path, "images")
+    assert (tmp_path / "images.png").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.pdf", "images.png"]
 
 
 def test_style_puts_back_what_was_there_after_an_error() -> None:

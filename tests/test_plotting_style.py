@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from amortized_bayes.plotting.furniture import format_tick, format_value
 from matplotlib.colors import to_rgb
 from sweep_rows import OTHERS
 
-from amortized_bayes.plotting import (
-    dataset_label,
-    guide_label,
-    guide_style,
-)
-from amortized_bayes.plotting.furniture import format_tick, format_value
+from amortized_bayes.labels import dataset_label, guide_label
+from amortized_bayes.plotting import guide_style
+from amortized_bayes.plotting.annotations import format_tick, format_value
+from amortized_bayes.plotting.style import MARKERS, PALETTE
 
 
 def test_labels() -> None:
@@ -86,3 +85,10 @@ def test_factorized_guides_share_a_hue_and_differ_in_line() -> None:
     assert [own.linestyle, from_amortized.linestyle, constant.linestyle] == ["-", "--", ":"]
     assert own.filled
     assert not from_amortized.filled
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_other_series_are_told_apart_by_color_or_marker(eyes: str) -> None:
+    colors = [to_lab(color, np.array(EYES[eyes])) for color in PALETTE[:6]]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(colors) for b in colors[:i]) > 12
+    assert len(set(MARKERS)) == len(MARKERS) == len(set(PALETTE))

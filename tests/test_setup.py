@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amortized_bayes.data import DATASETS, DataUnavailable, binarize, load_dataset
-from amortized_bayes.diagnosis.run import diagnose
+from amortized_bayes.diagnosis.run import DiagnosisSettings, diagnose
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.experiments.settings import ENCODERS, VAEConfig
 from amortized_bayes.experiments.setup import (
@@ -330,9 +330,7 @@ def test_a_gaussian_vae_is_diagnosed(scale):
         module.requires_grad_(False)
     ais = AISSettings(num_chains=16, num_temperatures=100, num_leapfrog=3)
     search = LocalSettings(max_steps=200)
-    report = diagnose(
-        model, guide, data.train[:20], num_simulated=20, ais_settings=ais, local_settings=search, num_restarts=1
-    )
+    report = diagnose(model, guide, data.train[:20], settings=DiagnosisSettings(ais=ais, local=search))
     means = report.summary()["mean"]
     assert means["elbo"] <= means["elbo_star"] + 0.05
     assert means["elbo_star"] <= means["log_p_lower"] + 0.1

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from amortized_bayes.commands.stages import StageProgress
 
 from amortized_bayes import cli
-from amortized_bayes.commands.stages import StageProgress
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.data import load_dataset
 from amortized_bayes.evaluation.bounds import elbo

@@ -4,7 +4,7 @@ Point by point: the family, the amortization, and the estimates themselves.
 """
 
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
-from amortized_bayes.diagnosis.run import diagnose
+from amortized_bayes.diagnosis.run import DiagnosisSettings, diagnose
 from amortized_bayes.diagnosis.verdict import Verdict
 
-__all__ = ["Certificate", "Diagnosis", "Verdict", "diagnose"]
+__all__ = ["Certificate", "Diagnosis", "DiagnosisSettings", "Verdict", "diagnose"]

@@ -8,9 +8,10 @@ settle how many temperatures AIS needs and certify them; AIS then bounds log p(x
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,19 +25,63 @@ from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold
-from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.flows import FlowSettings
-from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
-from amortized_bayes.inference.optimize import LocalSettings, optimize_local
+from amortized_bayes.inference.flow_search import optimize_flow
+from amortized_bayes.inference.optimize import optimize_local
+from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import draw_shared, global_seed, log_joint
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import trace_pair
 
-__all__ = ["diagnose"]
+__all__ = ["DiagnosisSettings", "diagnose"]
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class DiagnosisSettings:
+    """How :func:`diagnose` estimates.
+
+    Args:
+        num_shared: T, draws of the latents outside the plate, where there are any.
+        num_particles: S, draws from the guide for ELBO, IWAE and k̂.
+        ais: of the chains, to begin with.
+        certificate: how many points are simulated, and how closely both bounds must meet there: the number of
+            temperatures is raised until they do.
+        local: of the search for q*; with ``num_restarts`` of two or more, the gap of the best to the first is reported.
+        flow: family of q*, by default that of the guide: ``guide.settings`` where it has such (our flows), else the
+            Gaussian, ``FlowSettings("gaussian")``. The best flow is searched from the best Gaussian; it has neither
+            residual nor restarts.
+        flow_search: of that search.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> from amortized_bayes import DiagnosisSettings
+        >>> DiagnosisSettings(num_particles=500).num_shared
+        3
+    """
+
+    num_shared: int = 3
+    num_particles: int = 1000
+    ais: AISSettings = field(default_factory=AISSettings)
+    certificate: CertificateSettings = field(default_factory=lambda: CertificateSettings(100, 0.1, 1000))
+    local: LocalSettings = field(default_factory=LocalSettings)
+    flow: FlowSettings | None = None
+    flow_search: FlowSearchSettings = field(default_factory=FlowSearchSettings)
+
+    def __post_init__(self) -> None:
+        if self.num_shared < 1 or self.num_particles < MIN_DRAWS:
+            raise ValueError(
+                f"expected num_shared of 1 or more and num_particles of {MIN_DRAWS} or more, got {self.num_shared} "
+                f"and {self.num_particles}"
+            )
+        if self.certificate.target_gap is None:
+            raise ValueError("expected a certificate with a target_gap, got none")
 
 
 @dataclass(frozen=True)
@@ -49,19 +94,13 @@ class _Job:
     kwargs: dict[str, Any]
     plate: str
     seed: int
-    num_particles: int
-    num_simulated: int
-    target_gap: float
-    max_temperatures: int
-    local: LocalSettings
-    num_restarts: int
+    settings: DiagnosisSettings
     flow: FlowSettings
-    memory_budget: float | None
     progress: Progress | None
 
     @property
     def common(self) -> dict[str, Any]:
-        return {"plate": self.plate, "seed": self.seed, "memory_budget": self.memory_budget, **self.kwargs}
+        return {"plate": self.plate, "seed": self.seed, **self.kwargs}
 
     def watch(self, stage: str) -> Callable[[int, int], None] | None:
         """Progress of one stage."""
@@ -76,16 +115,7 @@ def diagnose(
     x: Tensor,
     *args: Any,
     plate: str = "data",
-    num_shared: int = 3,
-    num_particles: int = 1000,
-    num_simulated: int = 100,
-    target_gap: float = 0.1,
-    max_temperatures: int = 1000,
-    ais_settings: AISSettings | None = None,
-    local_settings: LocalSettings | None = None,
-    num_restarts: int = 1,
-    flow: FlowSettings | None = None,
-    memory_budget: float | None = None,
+    settings: DiagnosisSettings | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **kwargs: Any,
@@ -99,18 +129,7 @@ def diagnose(
         x: data of B points, ``(B, ...)``.
         args: further arguments of both programs.
         plate: name of the plate over data points.
-        num_shared: T, draws of the latents outside the plate, where there are any.
-        num_particles: S, draws from the guide for ELBO, IWAE and k̂.
-        num_simulated: points drawn from the model for the certificate, at most B.
-        target_gap: mean gap of the certificate to reach, in nats.
-        max_temperatures: where to stop raising the number of temperatures for it.
-        ais_settings: of the chains, to begin with.
-        local_settings: of the search for q*.
-        num_restarts: runs of it a point; from two on, the gap of the best to the first is reported too.
-        flow: family of q*, by default that of the guide: ``guide.settings`` where it has such (our flows), else the
-            Gaussian, ``FlowSettings("gaussian")``. The best flow is searched from the best Gaussian; it has neither
-            residual nor restarts.
-        memory_budget: as in :func:`amortized_bayes.evaluation.ais.ais`.
+        settings: how to estimate.
         seed: of all draws; torch's global generator is left as it was.
         progress: called with the stage's name, what is done of it and all of it.
         kwargs: further keyword arguments of both programs.
@@ -126,12 +145,12 @@ def diagnose(
         >>> x = torch.zeros(4, 3)
         >>> sites = ab.latent_sites(model, x).local
         >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
-        >>> report = ab.diagnose(model, guide, x, num_particles=100, num_simulated=4)
+        >>> report = ab.diagnose(model, guide, x, settings=ab.DiagnosisSettings(num_particles=100))
         >>> len(report.to_frame()[lambda frame: frame["kind"] == "real"])
         4
     """
-    _check(model, guide, (x, *args), kwargs, num_shared, num_particles)
-    local = local_settings or LocalSettings()
+    chosen = settings or DiagnosisSettings()
+    _check(model, guide, (x, *args), kwargs)
     job = _Job(
         model=model,
         guide=guide,
@@ -139,30 +158,25 @@ def diagnose(
         kwargs=kwargs,
         plate=plate,
         seed=seed,
-        num_particles=num_particles,
-        num_simulated=min(num_simulated, len(x)),
-        target_gap=target_gap,
-        max_temperatures=max_temperatures,
-        local=local,
-        num_restarts=num_restarts,
-        flow=(flow or _own_flow(guide)).plain,
-        memory_budget=memory_budget,
+        settings=chosen,
+        flow=(chosen.flow or _own_flow(guide)).plain,
         progress=progress,
     )
-    fixed = _shared_draws(job, num_shared)
-    found, certificates, why, settings = [], [], "", ais_settings or AISSettings()
+    found, certificates, why, walk = [], [], "", chosen.ais
+    fixed = _shared_draws(job)
     for number, values in enumerate(fixed):
-        result, problem = _certify(job, values, settings, first=number == 0)
+        result, problem = _certify(job, values, walk, first=number == 0)
         if result is not None:
             certificates.append(result)
-            settings = result.settings
+            walk = result.settings
         why = why or problem
-        found.append(_estimate(job, values, settings))
+        found.append(_estimate(job, values, walk))
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates) if len(certificates) == len(fixed) else None
-    how = {"ais": asdict(settings), "local": asdict(local), "family": job.flow.family, "plate": plate, "seed": seed}
+    how = {"ais": asdict(walk), "local": asdict(chosen.local), "family": job.flow.family, "plate": plate, "seed": seed}
     if job.flow.kind is not None:
         how["flow"] = {**asdict(job.flow), "hidden": list(job.flow.hidden)}
+    num_particles, target_gap = chosen.num_particles, chosen.certificate.target_gap or math.nan
     report = Diagnosis(values, errors, certificate, why, num_particles, target_gap, how)
     if report.doubtful > 0:
         words = "k̂ is above %.2f at %.0f%% of the points: IWAE rests on a few draws there"
@@ -170,11 +184,11 @@ def diagnose(
     return report
 
 
-def _shared_draws(job: _Job, num_shared: int) -> list[dict[str, Tensor]]:
+def _shared_draws(job: _Job) -> list[dict[str, Tensor]]:
     """Draws of the latents outside the plate, one empty dict where there are none; model and guide are checked."""
     with _said_of(job.args[0]), torch.no_grad(), global_seed(job.seed, "shared"):
         trace_pair(job.model, job.guide, job.args, job.kwargs, job.plate)
-        draws = draw_shared(job.guide, *job.args, num_draws=num_shared, plate=job.plate, **job.kwargs)
+        draws = draw_shared(job.guide, *job.args, num_draws=job.settings.num_shared, plate=job.plate, **job.kwargs)
         log_joint(job.model, *job.args, plate=job.plate, fixed=draws[0], **job.kwargs)
     return draws if draws[0] else draws[:1]
 
@@ -182,14 +196,14 @@ def _shared_draws(job: _Job, num_shared: int) -> list[dict[str, Tensor]]:
 def _estimate(job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings) -> Estimates:
     """All estimates of all points, given one draw of the shared latents."""
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
-    found = guide_estimates(joint, job.guide, job.num_particles, job.seed)
-    options, local = {"fixed": fixed, **job.common}, replace(job.local, num_restarts=job.num_restarts)
-    best = optimize_local(job.model, job.guide, *job.args, settings=local, progress=job.watch("q*"), **options)
+    found = guide_estimates(joint, job.guide, job.settings.num_particles, job.seed)
+    options = {"fixed": fixed, **job.common}
+    local = {"settings": job.settings.local, "progress": job.watch("q*")}
+    best = optimize_local(job.model, job.guide, *job.args, **local, **options)
     star = (best.elbo_star, best.standard_error)
     if job.flow.kind is not None:
-        flow_options = {"settings": job.flow, "search": FlowSearchSettings(memory_budget=job.memory_budget)}
-        flow_options |= {name: value for name, value in options.items() if name != "memory_budget"}
-        flow = optimize_flow(job.model, best, *job.args, progress=job.watch("q* flow"), **flow_options)
+        search = {"settings": job.flow, "search": job.settings.flow_search, "progress": job.watch("q* flow")}
+        flow = optimize_flow(job.model, best, *job.args, **search, **options)
         star = (flow.elbo_star, flow.standard_error)
     bound = ais(job.model, job.guide, *job.args, settings=settings, progress=job.watch("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
@@ -212,10 +226,9 @@ def _own_flow(guide: Guide) -> FlowSettings:
 def _certify(
     job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings, *, first: bool
 ) -> tuple[BDMCResult | None, str]:
-    """Bounds on simulated points, and why there are none. The first draw also settles the temperatures."""
-    target = {"target_gap": job.target_gap, "max_temperatures": job.max_temperatures} if first else {}
-    options = {**target, "settings": settings, "num_points": job.num_simulated, "fixed": fixed}
-    options["progress"] = job.watch("bdmc")
+    """Bounds on simulated points, and why there are none. The first draw also chooses the number of temperatures."""
+    wanted = job.settings.certificate if first else CertificateSettings(job.settings.certificate.num_points)
+    options = {"settings": settings, "certificate": wanted, "fixed": fixed, "progress": job.watch("bdmc")}
     try:
         return bdmc(job.model, job.guide, *job.args, **options, **job.common), ""
     except ValueError as error:
@@ -252,18 +265,11 @@ def _said_of(x: Tensor) -> Iterator[None]:
         ) from error
 
 
-def _check(
-    model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], num_shared: int, num_particles: int
-) -> None:
+def _check(model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     x = args[0]
     if not isinstance(x, Tensor) or x.dim() < 1 or len(x) < 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected x as a tensor of two points or more, got {got}")
-    if num_shared < 1 or num_particles < MIN_DRAWS:
-        raise ValueError(
-            f"expected num_shared of 1 or more and num_particles of {MIN_DRAWS} or more, got {num_shared} and "
-            f"{num_particles}"
-        )
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and not leaf.isfinite().all():
             raise ValueError(f"expected finite data, got {int((~leaf.isfinite()).sum())} values that are nan or inf")

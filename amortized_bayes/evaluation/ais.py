@@ -63,7 +63,6 @@ def ais(
     plate: str = "data",
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    memory_budget: float | None = None,
     progress: Progress | None = None,
     **kwargs: Any,
 ) -> AISResult:
@@ -77,8 +76,6 @@ def ais(
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate (a Bayesian decoder's weights), held as they are.
         seed: of all draws; torch's global generator is left as it was.
-        memory_budget: bytes that the chains of one chunk may take, by a rough count; 64 MB on a CPU (what a cache
-            holds goes fastest), 8 GB on a GPU.
         progress: called with transitions done and transitions in all.
         kwargs: keyword arguments of both programs.
 
@@ -100,7 +97,7 @@ def ais(
     joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     tick = Ticker(progress, settings, walks=1)
     walks = []
-    for chunk in chunks(joint, guide, settings, seed, memory_budget, tick):
+    for chunk in chunks(joint, guide, settings, seed, tick):
         state = chunk.draw_start(settings.num_chains)
         walks.append(chunk.keep(anneal(chunk.density, state, chunk.ladder, chunk.generator, tick=tick)))
     log_weights, acceptance, divergences = (torch.cat(part, -1) for part in zip(*walks, strict=True))

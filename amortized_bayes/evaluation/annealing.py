@@ -68,9 +68,7 @@ class Ticker:
             self.progress(self.done, self.each * self.num_chunks)
 
 
-def chunks(
-    joint: LogJoint, guide: Guide | None, settings: AISSettings, seed: int, memory_budget: float | None, tick: Ticker
-) -> Iterator[Chunk]:
+def chunks(joint: LogJoint, guide: Guide | None, settings: AISSettings, seed: int, tick: Ticker) -> Iterator[Chunk]:
     """Cut the points into chunks of one size, and tune the ladder of each on pilot chains.
 
     Raises:
@@ -78,7 +76,7 @@ def chunks(
     """
     if guide is None and "guide" in (settings.start, settings.mass):
         raise ValueError("expected a guide, got None; start='prior' and mass='unit' do without")
-    size = points_per_chunk(joint, settings.num_chains, memory_budget)
+    size = points_per_chunk(joint, settings.num_chains, settings.memory_budget)
     tick.num_chunks = math.ceil(joint.num_points / size)
     program: Callable[..., Sequence[Tensor]] | None = None
     for number in range(tick.num_chunks):

@@ -26,7 +26,7 @@ from torch import Tensor
 from amortized_bayes.evaluation.ais import mean_and_error
 from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.hmc import anneal, start_chains
-from amortized_bayes.evaluation.settings import AISSettings, Progress
+from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings, Progress
 from amortized_bayes.evaluation.simulation import simulate
 from amortized_bayes.joint import LogJoint, global_seed, log_joint
 from amortized_bayes.per_point import mean_over_points
@@ -105,13 +105,10 @@ def bdmc(
     guide: Guide | None,
     *args: Any,
     settings: AISSettings | None = None,
-    num_points: int = 200,
-    target_gap: float | None = None,
-    max_temperatures: int = 2000,
+    certificate: CertificateSettings | None = None,
     plate: str = "data",
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    memory_budget: float | None = None,
     progress: Progress | None = None,
     **kwargs: Any,
 ) -> BDMCResult:
@@ -121,14 +118,11 @@ def bdmc(
         model: Pyro program with a plate over data points.
         guide: as in :func:`amortized_bayes.evaluation.ais.ais`.
         args: arguments of both programs: real data, whose place the simulated data take, and covariates, which stay.
-        settings: of the chains; without ``target_gap`` used as they are.
-        num_points: B', at most the number of points in ``args``.
-        target_gap: raise the number of temperatures until the mean gap is at most this, in nats.
-        max_temperatures: where to stop raising it.
+        settings: of the chains; without a target used as they are.
+        certificate: how many points, and the target.
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate.
         seed: of all draws.
-        memory_budget: as in ``ais``.
         progress: called with transitions done and transitions in all, anew for each number of temperatures.
         kwargs: keyword arguments of both programs.
 
@@ -143,18 +137,17 @@ def bdmc(
         >>> sites = ab.latent_sites(model, x).local
         >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
         >>> settings = ab.AISSettings(num_chains=4, num_temperatures=10, num_pilot=4)
-        >>> ab.bdmc(model, guide, x, settings=settings, num_points=4).gap.shape
+        >>> ab.bdmc(model, guide, x, settings=settings, certificate=ab.CertificateSettings(num_points=4)).gap.shape
         torch.Size([4])
     """
-    if num_points < 2 or (target_gap is not None and target_gap <= 0):
-        raise ValueError(f"expected num_points of 2 or more and target_gap above 0, got {num_points} and {target_gap}")
-    settings = settings or AISSettings()
+    settings, wanted = settings or AISSettings(), certificate or CertificateSettings()
+    target_gap, max_temperatures = wanted.target_gap, wanted.max_temperatures
     real = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     with global_seed(seed, "simulate"):
-        simulated, z = simulate(real.select(torch.arange(min(num_points, real.num_points))))
+        simulated, z = simulate(real.select(torch.arange(min(wanted.num_points, real.num_points))))
     difficulty = _difficulty(simulated, real, guide, seed) if guide is not None else None
     while True:
-        result = _sandwich(simulated, z, guide, settings, seed, memory_budget, progress)
+        result = _sandwich(simulated, z, guide, settings, seed, progress)
         if target_gap is None:
             return result._replace(difficulty=difficulty)
         reached = result.mean_gap <= target_gap
@@ -173,12 +166,11 @@ def _sandwich(
     guide: Guide | None,
     settings: AISSettings,
     seed: int,
-    memory_budget: float | None,
     progress: Progress | None,
 ) -> BDMCResult:
     tick = Ticker(progress, settings, walks=2)
     forward, backward = [], []
-    for chunk in chunks(joint, guide, settings, seed, memory_budget, tick):
+    for chunk in chunks(joint, guide, settings, seed, tick):
         up = chunk.draw_start(settings.num_chains)
         forward.append(chunk.keep(anneal(chunk.density, up, chunk.ladder, chunk.generator, tick=tick)))
         exact = z[chunk.points.to(z.device)].expand(settings.num_chains, -1, -1).contiguous()

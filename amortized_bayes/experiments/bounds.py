@@ -13,7 +13,7 @@ from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.evaluation.gaps import Estimate, Gap, log_evidence, paired_gap
-from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
@@ -110,8 +110,8 @@ def shared_bounds(
         model,
         guide,
         x,
-        num_points=config.simulated,
         settings=ais_settings,
+        certificate=CertificateSettings(config.simulated),
         seed=seed,
         progress=lambda done, total: lab.watch("certificate", done, total),
     )

@@ -91,14 +91,14 @@ TABLES = (
     Table(
         (),
         ("elbo", "elbo_star", "elbo_best", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
-        "{dataset}: {encoder} encoder, {family}, {annealed}, seed {seed}",
+        "{model}",
         across="split",
     ),
-    Table(("label",), GAPS, "{dataset}: gaps by class, {split} points", apart=("dataset", "split")),
+    Table(("label",), GAPS, "gaps by class: {model}", apart=("dataset", "split")),
     Table(
         (),
         ("k_hat", "ess", "residual", "acceptance", "doubtful"),
-        "{dataset}: how far the estimates can be trusted",
+        "how far the estimates can be trusted: {model}",
         across="split",
         wide=True,
     ),
@@ -108,7 +108,7 @@ FIGURES = {
         Bars(
             ("split",),
             GAPS[:2],
-            title="Where the nats go: {dataset}, {encoder} encoder, {family}, {annealed}, seed {seed}",
+            title="Where the nats go: {model}",
         ),
         Gaps("split", GAPS[:2]),
     ),
@@ -117,7 +117,7 @@ FIGURES = {
             ("label",),
             GAPS[:2],
             apart="split",
-            title="Gaps by class: {dataset}, {encoder} encoder, {family}, {annealed}, seed {seed}",
+            title="Gaps by class: {model}",
         ),
     ),
 }
@@ -155,11 +155,30 @@ def _work(config: Config, split: str, lab: Lab) -> list[Work]:
 
 
 def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:
-    from amortized_bayes.experiments.bounds import class_rows
-    from amortized_bayes.experiments.diagnosing import diagnose_split, report_rows
+    from amortized_bayes.diagnosis import DiagnosisSettings, diagnose
+    from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
+    from amortized_bayes.experiments.bounds import at, choose, class_rows
+    from amortized_bayes.experiments.diagnosing import report_rows
+    from amortized_bayes.inference.settings import LocalSettings
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
-    report, places = diagnose_split(config, trained, split, lab)
+    images = trained.data.train if split == "train" else trained.data.test
+    places = choose(images, config.points, config.seed, "gaps", split)
+    settings = DiagnosisSettings(
+        num_shared=config.shared_draws,
+        num_particles=config.particles,
+        ais=AISSettings(config.chains, config.temperatures, config.leapfrog, config.start, config.mass),
+        certificate=CertificateSettings(config.simulated, config.target_gap, config.max_temperatures),
+        local=LocalSettings(max_steps=config.local_steps, num_restarts=config.restarts),
+    )
+    report = diagnose(
+        trained.model,
+        trained.guide,
+        at(images, places),
+        settings=settings,
+        seed=config.seed,
+        progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
+    )
     frame = report.to_frame()
     frame = frame[frame["kind"] == "real"]
     arrays = {name: frame[name].to_numpy() for name in frame.columns if name not in ("kind", "point")}

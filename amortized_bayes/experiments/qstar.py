@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from amortized_bayes.configuration import AtLeast, Different, Even, Settings
 from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, Work
-from amortized_bayes.types import Factor
+from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, Work, measured
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
+    from amortized_bayes.experiments.searching import Search
 
-__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "Search", "datasets", "jobs", "prepare"]
+__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "datasets", "jobs", "prepare"]
 
 PAIRS = Even("since draws come in pairs")
 
@@ -73,28 +74,11 @@ PRESETS = {
     ),
 }
 
-
-class Search(NamedTuple):
-    """One kind of search: where it starts, how far restarts are moved, how many steps, draws and restarts it has."""
-
-    start: str
-    spread: float
-    budget: int
-    samples: int
-    restarts: int
-
-    @property
-    def factors(self) -> dict[str, Factor]:
-        """What tells its numbers from those of other searches; the reference is moved by nothing."""
-        moved: dict[str, Factor] = {} if self.start == "reference" else {"spread": self.spread}
-        return {"start": self.start, **moved, "budget": self.budget}
-
-
 TABLES = (
     Table(
         ("start", "spread", "budget"),
         ("evaluations", "behind_reference", "residual", "restart_variance"),
-        "{dataset}: searches for q*, {encoder} encoder, {family}, {annealed}, seed {seed}",
+        "searches for q*: {model}",
     ),
 )
 FIGURES = {"qstar": Drawn("qstar")}
@@ -102,18 +86,14 @@ FIGURES = {"qstar": Drawn("qstar")}
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     """The reference, then all searches, cheap ones first."""
+    from amortized_bayes.experiments.searching import Search
+
     model = checkpoint_config(config.checkpoint, lab)
-    reference = Search("reference", 0.0, config.reference_steps, config.reference_samples, 1)
+    searches = [Search("reference", 0.0, config.reference_steps, config.reference_samples, 1, config.score)]
+    for budget, start, spread in product(config.budgets, config.starts, config.spreads):
+        searches.append(Search(start, spread, budget, config.samples, config.restarts, config.score))
     first = ""
-    for search in [
-        reference,
-        *(
-            Search(a, b, c, config.samples, config.restarts)
-            for c in config.budgets
-            for a in config.starts
-            for b in config.spreads
-        ),
-    ]:
+    for search in searches:
         cost = config.points * search.restarts * (search.budget * search.samples + config.score)
         job = Job(
             {**model_factors(model), **search.factors},
@@ -130,16 +110,18 @@ def _search(config: Config, search: Search, reference: str, lab: Lab) -> Iterato
     """What a search found: means over restarts, with errors over points."""
     import numpy as np
 
+    from amortized_bayes.experiments.bounds import at, choose
     from amortized_bayes.experiments.searching import search_points
-    from amortized_bayes.experiments.spec import measured
     from amortized_bayes.per_point import mean_over_points
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
-    found = search_points(config, trained, search, lab)
+    images = trained.data.train if config.split == "train" else trained.data.test
+    places = choose(images, config.points, config.seed, "qstar")
+    found = search_points(trained, at(images, places), search, config.seed, lab)
     values = {name: found[name].mean(0) for name in ("elbo_star", "residual", "evaluations")}
     if reference:
         values["behind_reference"] = (lab.arrays(reference)["elbo_star"] - found["elbo_star"]).mean(0)
         # the spread over restarts, freed of the scoring's own noise
         values["restart_variance"] = found["elbo_star"].var(0, ddof=1) - np.square(found["error"]).mean(0)
     yield from (measured(name, mean_over_points(value)) for name, value in values.items())
-    yield Arrays(found)
+    yield Arrays({"places": places, **found})

@@ -191,7 +191,7 @@ class Table:
         rows: factors that name a line, ``()`` where there is one line.
         columns: metrics, each with all rows of a line or with some of them; ``"status"`` is a column too, which says
             what is vacuous or failed, and is added where something is.
-        title: what it shows; braces name factors that all rows share, ``"{dataset}: gaps"``.
+        title: what it shows; braces name factors, ``"{dataset}: gaps"``, and ``{model}`` is all that its rows share.
         across: a factor whose values become columns, with one line per metric instead (train beside test).
         apart: factors for each of whose values there is a table.
         where: which rows.

@@ -28,7 +28,7 @@ TABLES = (
     Table(
         (),
         ("final_elbo", "final_iwae", "final_kl"),
-        "{dataset}: {encoder} encoder, {family}, {annealed}, seed {seed}",
+        "{model}",
         across="split",
     ),
     Table((), ("active_units", "seconds_per_step", "status"), "of the model"),
@@ -40,7 +40,7 @@ FIGURES = {
             ("elbo",),
             hue="split",
             log="x",
-            title="{dataset}: {encoder} encoder, {family}, {annealed}, seed {seed}",
+            title="{model}",
         ),
         Lines("step", ("kl",), hue="split", log="x"),
     )

@@ -29,7 +29,6 @@ from amortized_bayes.inference.flow_climb import FlowChunk
 from amortized_bayes.inference.flow_points import PointFlows, gaussian_draws
 from amortized_bayes.inference.optimize import LocalOptimum
 from amortized_bayes.inference.settings import FlowSearchSettings
-from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, log_joint
 from amortized_bayes.types import Model
 

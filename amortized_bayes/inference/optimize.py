@@ -66,7 +66,6 @@ def optimize_local(
     plate: str = "data",
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    memory_budget: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> LocalOptimum:
@@ -81,7 +80,6 @@ def optimize_local(
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
         seed: of all draws; torch's global generator is left as it was.
-        memory_budget: bytes of one chunk, as in :func:`amortized_bayes.evaluation.ais.ais`.
         progress: called with runs done and runs in all.
         kwargs: keyword arguments of model and guide.
 
@@ -101,7 +99,7 @@ def optimize_local(
     """
     settings = settings or LocalSettings()
     joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
-    size = points_per_chunk(joint, settings.num_samples, memory_budget)
+    size = points_per_chunk(joint, settings.num_samples, settings.memory_budget)
     with global_seed(seed, "start"):
         start = _start(joint, guide, settings.num_fit, size)
     generator = torch_generator(seed, "q*", device=joint.device)

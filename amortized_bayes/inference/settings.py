@@ -25,6 +25,7 @@ class LocalSettings:
         num_fit: draws of the guide that a Gaussian is fitted to, where its q is none.
         num_restarts: runs per point; all but the first start from means moved at random.
         restart_spread: by how many scales of q those means are moved.
+        memory_budget: bytes that one chunk of points may take, about; by default 64 MB, on a GPU 8 GB.
 
     Raises:
         ValueError: a number out of its range.
@@ -46,6 +47,7 @@ class LocalSettings:
     num_fit: int = 100
     num_restarts: int = 1
     restart_spread: float = 1.0
+    memory_budget: float | None = None
 
     def __post_init__(self) -> None:
         least = {"num_samples": 4, "num_windows": 1, "num_kept": 1, "num_score": 2, "num_residual": 2, "num_fit": 10}

@@ -5,6 +5,7 @@ They take numbers and names, and know nothing of what was measured.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from amortized_bayes.plotting.style import MARKERS, PALETTE, GuideStyle
 
 __all__ = ["Series", "bend", "draw_bars", "draw_dots", "draw_lines", "draw_points", "series_style", "zero_line"]
 
-HATCHES = ("", "//", "..", "xx")
 LINES = ("-", "--", "-.", ":")
 
 
@@ -67,8 +67,7 @@ def draw_bars(
     for place, bar in enumerate(bars):
         top = {True: 0.0, False: 0.0}
         for part, (mean, error) in bar.items():
-            number = parts.index(part)
-            look: dict[str, Any] = {"color": PALETTE[(1, 6, 2, 4)[number % 4]], "hatch": HATCHES[number % 4]}
+            look = _part_look(parts.index(part))
             base = top[mean >= 0]
             yerr = error if np.isfinite(error) else None
             label = None if part in labelled else part
@@ -100,13 +99,16 @@ def draw_dots(axes: Axes, points: pd.DataFrame) -> None:
     import seaborn as sns
 
     parts = list(dict.fromkeys(points["part"]))
-    colors = {part: PALETTE[(1, 6, 2, 4)[number % 4]] for number, part in enumerate(parts)}
+    colors = {part: _part_look(number)["color"] for number, part in enumerate(parts)}
     shared: dict[str, Any] = {"data": points, "x": "place", "y": "value", "hue": "part", "palette": colors, "ax": axes}
-    lines = {"color": "black", "linewidth": 0.9}
-    sns.stripplot(**shared, dodge=True, jitter=0.28, size=2.2, alpha=0.5, legend=False, zorder=1, rasterized=True)
-    look: dict[str, Any] = {"boxprops": {"facecolor": "none", "edgecolor": "black"}, "whiskerprops": lines}
-    look |= {"capprops": lines, "medianprops": {"color": "black", "linewidth": 1.8}, "fill": True}
-    sns.boxplot(**shared, showfliers=False, linewidth=0.9, legend=False, zorder=2, gap=0.2, **look)
+    shared |= {"legend": False}
+    black = {"color": "black", "linewidth": 0.9}
+    look: dict[str, Any] = {"boxprops": {"facecolor": "none", "edgecolor": "black"}, "whiskerprops": black}
+    look |= {"capprops": black, "medianprops": {"color": "black", "linewidth": 1.8}}
+    with warnings.catch_warnings():  # seaborn 0.13 calls matplotlib 3.11 by an older name of an argument
+        warnings.simplefilter("ignore", DeprecationWarning)
+        sns.stripplot(**shared, dodge=True, jitter=0.28, size=2.2, alpha=0.5, zorder=1, rasterized=True)
+        sns.boxplot(**shared, showfliers=False, linewidth=0.9, zorder=2, gap=0.2, **look)
     for part in parts:
         axes.plot([], [], "o", color=colors[part], label=part)
     axes.set_xlabel("")
@@ -142,6 +144,11 @@ def bend(axes: Axes, which: str, linear: float = 0.1) -> None:
     axis.set_major_formatter(FuncFormatter(format_tick))
     if which == "y":
         zero_line(axes)
+
+
+def _part_look(number: int) -> dict[str, Any]:
+    """Colour and hatching of a part, either of which tells it from the others."""
+    return {"color": PALETTE[(1, 6, 2, 4)[number % 4]], "hatch": ("", "//", "..", "xx")[number % 4]}
 
 
 def _reach(series: Series) -> np.ndarray | None:

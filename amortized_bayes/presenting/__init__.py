@@ -20,6 +20,8 @@ def present(experiment: Any, folder: RunFolder, *, wide: bool = False) -> list[P
 def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool = True) -> None:
     """Print what a run found, in sentences and then in tables.
 
+    A table that cannot be made is a line that says why, and the others follow.
+
     Args:
         experiment: the file of the run's experiment, with ``TABLES`` and perhaps ``FINDINGS``.
         folder: a run.
@@ -40,7 +42,12 @@ def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool
     for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
         print(sentence)
     print()
-    print_tables([t for t in experiment.TABLES if claims or not isinstance(t, Claims)], rows, wide=wide)
+    for table in experiment.TABLES:
+        if claims or not isinstance(table, Claims):
+            try:
+                print_tables([table], rows, wide=wide)
+            except ValueError as error:
+                print(f"table {table.title!r} cannot be printed: {error}")
 
 
 def draw(experiment: Any, folder: RunFolder, into: Path | None = None) -> list[Path]:

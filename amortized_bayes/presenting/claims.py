@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from amortized_bayes import labels
+from amortized_bayes.presenting.cells import cell
 from amortized_bayes.presenting.published import FOLDER
 from amortized_bayes.results import selection
 
@@ -54,20 +55,19 @@ def _found(rows: pd.DataFrame, kind: str, path: Path) -> str:
     what, _, width = kind.partition(" ")
     if what == "steps":
         return _step_ratios(rows, best)
-    if what == "step":
-        a, f = (of_guide(rows, "seconds_per_step", g, k) for g, k in (("amortized", best), ("factorized", None)))
-        return f"{f.value / a.value:.2f} (k = {best})" if a and f else "not measured"
-    if what == "mse":
-        a, f = (of_guide(rows, "final_mse_train", g, k) for g, k in (("amortized", 64), ("factorized", None)))
-        return f"{a.value - f.value:+.4f} ({a.value:.4f} against {f.value:.4f})" if a and f else "not run"
+    if what in ("step", "mse"):
+        metric, k = ("seconds_per_step", best) if what == "step" else ("final_mse_train", 64)
+        a, f = of_guide(rows, metric, "amortized", k), of_guide(rows, metric, "factorized")
+        if not a or not f:
+            return "not run"
+        difference = f"{a.value - f.value:+.4f} ({a.value:.4f} against {f.value:.4f})"
+        return f"{f.value / a.value:.2f} (k = {best})" if what == "step" else difference
     if what == "test":
         f = of_guide(rows, "final_mse_test", "factorized")
-        return f"{f.value:.4f}{_plus_minus(f.error, 4)}, fresh factors, q(theta) frozen" if f else "not measured"
+        return f"{cell('final_mse_test', f)}, fresh factors, q(theta) frozen" if f else "not run"
     if what == "closes" and width.isdecimal():
         gap = of_guide(rows, "family_gap", "amortized", int(width))
-        if gap is None:
-            return "not run"
-        return f"{'yes' if gap.value <= 1 else 'no'}: family gap {gap.value:.1f}{_plus_minus(gap.error, 1)}"
+        return f"{'yes' if gap.value <= 1 else 'no'}: family gap {cell('family_gap', gap)}" if gap else "not run"
     raise ValueError(f"{path.name}: expected a kind of claim (steps, step time, mse, test mse, closes k), got {kind!r}")
 
 
@@ -86,10 +86,6 @@ def _step_ratios(rows: pd.DataFrame, best: int) -> str:
 
 def _best_width(rows: pd.DataFrame) -> int | None:
     amortized = cast("pd.DataFrame", rows[rows["guide"] == "amortized"])
-    widths = [k for k in labels.order("k", amortized["k"].tolist())]
+    widths = labels.order("k", amortized["k"].tolist())
     scores = {k: found.value for k in widths if (found := of_guide(rows, "final_elbo", "amortized", k))}
     return max(scores, key=scores.__getitem__) if scores else None
-
-
-def _plus_minus(error: float, digits: int) -> str:
-    return f" ± {error:.{digits}f}" if math.isfinite(error) else ""

@@ -63,7 +63,7 @@ def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
     original = None
     for guide, k in selection.guides(finals):
         name = labels.guide_label(guide, k)
-        for job in run.find(dataset=dataset, seed=seed, guide=guide, k=k)[:1]:
+        for job in run.find({"dataset": dataset, "seed": seed, "guide": guide, "k": k})[:1]:
             arrays = run.arrays(job)
             if "reconstruction" not in arrays or (original := _as_images(arrays["original"])) is None:
                 return None
@@ -90,7 +90,7 @@ def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
     guides = [g for g in selection.guides(finals) if g[0] != "factorized-from-amortized"]
     panels: dict[str, list[Series]] = {"num_parameters": [], "memory_bytes": []}
     for guide, k in guides:
-        jobs = [job for job in run.find(guide=guide, k=k) if "elbo" in run.arrays(job)][:1]
+        jobs = [job for job in run.find({"guide": guide, "k": k}) if "elbo" in run.arrays(job)][:1]
         for metric, series in panels.items():
             own = selection.where(finals, {"guide": guide, "k": k, "metric": metric})
             if jobs and len(own):
@@ -115,12 +115,12 @@ def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """Convergence of the search for q*, and what a search reports to be missing against the truth."""
-    references = run.find(start="reference")
+    references = run.find({"start": "reference"})
     if not references:
         return None
     reference = run.arrays(references[0])["elbo_star"]
     found: dict[tuple[str, float], dict[int, dict[str, np.ndarray]]] = {}
-    for key in run.find():
+    for key in run.find({}):
         own = run.jobs[key]
         if own.get("start") not in (None, "reference"):
             by_budget = found.setdefault((str(own["start"]), float(own["spread"])), {})
@@ -147,7 +147,7 @@ def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """Posteriors of the first points, and what each family makes of them."""
-    grids = run.find("posterior")
+    grids = run.find({}, "posterior")
     if not grids:
         return None
     truth = run.arrays(grids[0])
@@ -155,7 +155,7 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
     clouds: list[list[plotting.Cloud]] = [[] for _ in densities]
     families = [key["family"] for key, _ in selection.groups(rows, ("family",))]
     for family in families:
-        for key in run.find(family=family)[:1]:
+        for key in run.find({"family": family})[:1]:
             arrays = run.arrays(key)
             for way, draws, gap in (
                 ("amortized", "draws", "inference_gap"),

@@ -27,7 +27,7 @@ from amortized_bayes.plotting.panels import (
     series_style,
 )
 from amortized_bayes.presenting import drawn
-from amortized_bayes.presenting.tables import fill
+from amortized_bayes.presenting.cells import fill
 from amortized_bayes.presenting.view import RunView
 from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
@@ -122,8 +122,10 @@ def _ready(panel: Panel, run: RunView, rows: pd.DataFrame) -> Iterator[tuple[str
             ready = _dots(panel, run)
         elif isinstance(panel, Lines):
             ready = _lines(panel, part)
+        elif isinstance(panel, Bars):
+            ready = _bars(panel, summarise(part))
         else:
-            ready = (_bars if isinstance(panel, Bars) else _points)(panel, summarise(part))
+            ready = _points(panel, summarise(part))
         if ready is not None:
             yield labels.describe(key), ready
 
@@ -234,8 +236,8 @@ def _dots(panel: Gaps, run: RunView) -> Ready | None:
     """A dot per data point and metric, of all jobs that left these arrays."""
     found: list[pd.DataFrame] = []
     wanted = {name: value for name, value in panel.where.items() if not isinstance(value, tuple)}
-    for value in labels.order(panel.x, (run.jobs[key].get(panel.x) for key in run.find(**wanted))):
-        for key in run.find(**wanted, **{panel.x: value}):
+    for value in labels.order(panel.x, (run.jobs[key].get(panel.x) for key in run.find(wanted))):
+        for key in run.find({**wanted, panel.x: value}):
             arrays = run.arrays(key)
             for metric in (metric for metric in panel.y if metric in arrays):
                 place, part = labels.value_label(panel.x, value), labels.metric_name(metric)

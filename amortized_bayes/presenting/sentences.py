@@ -128,7 +128,7 @@ def best_guides(finals: pd.DataFrame) -> Iterator[str]:
     """Yield the learning rates with the highest ELBO for each guide."""
     chosen = cast("pd.DataFrame", finals[(finals["metric"] == "tune_elbo") & finals["value"].notna()])
     for key, rows in selection.groups(chosen, ("dataset", "guide", "k")):
-        best = rows.loc[rows["value"].idxmax()]
+        best = rows.sort_values("value").to_dict("records")[-1]
         rates = f"{best['shared_rate']:g} for q(theta), {best['local_rate']:g} for the local factors"
         yield f"{labels.describe(key)}: the best rates are {rates} (ELBO {best['value']:.1f})."
 
@@ -223,4 +223,5 @@ def _names(rows: pd.DataFrame, some: pd.DataFrame, ignored: tuple[str, ...] = ()
 
 
 def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital at the start of a word; a symbol, as in ``q*``, stays as it is."""
+    return text[:1].upper() + text[1:] if text[1:2].isalpha() else text

@@ -7,10 +7,9 @@ below with the names of the lines repeated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from string import Formatter
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from rich.table import Table as Printed
 
 from amortized_bayes import labels
 from amortized_bayes.experiments.spec import Claims, Column, Table
+from amortized_bayes.presenting.cells import cell, fill
 from amortized_bayes.presenting.claims import claims_found
 from amortized_bayes.presenting.published import FOLDER, Published, find, read_published, sources
 from amortized_bayes.results import selection
@@ -29,7 +29,7 @@ from amortized_bayes.results.summary import summarise
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["STATUS", "cell", "fill", "plain_console", "print_tables"]
+__all__ = ["STATUS", "plain_console", "print_tables"]
 
 STATUS = "status"
 """A column that says which lines are vacuous or failed; added where one is."""
@@ -73,99 +73,67 @@ def plain_console() -> Console:
     return Console(markup=False, highlight=False)
 
 
-def cell(metric: str, found: Found | None) -> str:
-    """A value with its error, empty where there is none; a gap below zero carries its z-score."""
-    if found is None:
-        return ""
-    if math.isnan(found.value):
-        return "not reached" if metric.endswith("_to_target") else "none"
-    shown = labels.metric_label(metric)
-    text = f"{shown.scale * found.value:.{shown.digits}f}"
-    if not math.isfinite(found.error):
-        return text
-    z = f" (z = {found.value / found.error:.1f})" if metric.endswith("gap") and found.value < 0 < found.error else ""
-    return f"{text}±{shown.scale * found.error:.{shown.digits}f}{z}"
-
-
-def fill(title: str, rows: pd.DataFrame) -> str:
-    """A title whose braces name factors, ``"{dataset}: gaps"``, with the values that the rows have."""
-    names = {name: "" for _, name, _, _ in Formatter().parse(title) if name}
-    return title.format_map({**names, **selection.shared(rows)}) if len(rows) else title
-
-
 def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], console: Console) -> None:
     seeds = 1 if "seed" in (*table.rows, *table.apart) else selection.num_seeds(rows)
-    columns = [c if isinstance(c, Column) else Column(c) for c in table.columns]
-    lines = _across(table, columns, rows, seeds) if table.across else _lines(table, columns, rows, seeds, numbers)
-    if lines is None:
+    columns = [c if isinstance(c, Column) else Column(c) for c in table.columns if c != STATUS]
+    matched: list[Published] = []
+    if table.across:
+        names, headings, lines = [""], *_across(table, columns, rows, seeds)
+    else:
+        names = [labels.factor_label(n) for n in table.rows if not (n == "k" and "guide" in table.rows)]
+        names = names or ([""] if numbers else [])
+        headings, lines = [*map(_heading, columns), STATUS], list(_lines(table, columns, rows, seeds, numbers, matched))
+    if not lines:
         return
-    headings, cells, matched = lines
+    needed = [n for n, h in enumerate(headings) if any(own[n] for _, own in lines) or (h in table.columns)]
+    cells = [[*called, *(own[n] for n in needed)] for called, own in lines]
     over = f"± standard error over {seeds} seeds" if seeds > 1 else "± one standard error"
     has_errors = any("±" in text for line in cells for text in line)
     caption = [f"nats per point where no other unit is given, {over}"] if has_errors else []
     if matched:
         caption += ["[n s.e.]: how far ours lies from the published value", *sources(matched)]
-    names = 1 if table.across else len(_name_columns(table))
-    _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, names)
+    headings = [*names, *(headings[n] for n in needed)]
+    _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, len(names))
 
 
-Lines = tuple[Sequence[str], list[list[str]], list[Published]]
+Line = tuple[list[str], list[str]]
+"""What a line is called, and its cells."""
 
 
 def _lines(
-    table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: int, numbers: list[Published]
-) -> Lines | None:
-    """Headings, and a line per distinct factors with the published one below it."""
-    values = [column for column in columns if column.metric != STATUS]
-    wanted = {column.metric for column in values}
-    lines: list[list[str]] = []
-    found_any: set[int] = set()
-    fates: list[str] = []
-    matched: list[Published] = []
+    table: Table,
+    columns: Sequence[Column],
+    rows: pd.DataFrame,
+    seeds: int,
+    numbers: list[Published],
+    matched: list[Published],
+) -> Iterator[Line]:
+    """A line per distinct factors, its fate last, with the published one below it, which is added to ``matched``."""
+    wanted = [*(column.metric for column in columns), "failure", "final_kl"]
     for key, line in selection.groups(rows, table.rows):
-        found = [selection.mean(line, c.metric, c.where, seeds) for c in values]
-        fate = selection.fate(line[line["metric"].isin([*wanted, "failure", "final_kl"])], seeds)
-        if not fate and all(f is None for f in found):
+        found = [selection.mean(line, column.metric, column.where, seeds) for column in columns]
+        fate = selection.fate(line[line["metric"].isin(wanted)], seeds)
+        if not fate and not any(found):
             continue
-        found_any |= {place for place, f in enumerate(found) if f is not None}
-        called = list(labels.names(key).values())
-        lines.append([*called, *(cell(c.metric, f) for c, f in zip(values, found, strict=True))])
-        fates.append(fate)
-        beside = [None if f is None else find(numbers, c.metric, f.factors) for c, f in zip(values, found, strict=True)]
+        called = list(labels.names(key).values()) or (["this run"] if numbers else [])
+        yield called, [*(cell(c.metric, f) for c, f in zip(columns, found, strict=True)), fate]
+        beside = [f and find(numbers, c.metric, f.factors) for c, f in zip(columns, found, strict=True)]
         if any(beside):
-            compared = [_compared(f, p) for f, p in zip(found, beside, strict=True)]
-            lines.append([*[PUBLISHED, *[""] * len(called)][: len(called)], *compared])
-            fates.append("")
-            matched += [p for p in beside if p is not None]
-    if not lines:
-        return None
-    num_names = len(lines[0]) - len(values)
-    kept = [*range(num_names), *(num_names + place for place in sorted(found_any))]
-    headings = [*map(labels.factor_label, _name_columns(table)), *map(_heading, values)]
-    cells = [[line[place] for place in kept] for line in lines]
-    headings = [headings[place] for place in kept]
-    if any(fates) or STATUS in {column.metric for column in columns}:
-        headings.append(STATUS)
-        cells = [[*line, fate] for line, fate in zip(cells, fates, strict=True)]
-    return headings, cells, matched
+            matched += filter(None, beside)
+            compared = [_compared(f, p) if f and p else "" for f, p in zip(found, beside, strict=True)]
+            yield [PUBLISHED, *[""] * (len(called) - 1)], [*compared, ""]
 
 
-def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: int) -> Lines | None:
+def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: int) -> tuple[list[str], list[Line]]:
     """Headings are values of a factor, and there is a line per metric."""
     parts = selection.groups(rows, (table.across,))
-    cells = []
+    lines: list[Line] = []
     for column in columns:
         found = [selection.mean(part, column.metric, column.where, seeds) for _, part in parts]
-        if any(f is not None for f in found):
+        if any(found):
             name = column.heading or labels.metric_name(column.metric)
-            cells.append([name, *(cell(column.metric, f) for f in found)])
-    headings = ["", *(labels.value_label(table.across, key[table.across]) for key, _ in parts)]
-    kept = [place for place in range(len(headings)) if place == 0 or any(line[place] for line in cells)]
-    return ([headings[p] for p in kept], [[line[p] for p in kept] for line in cells], []) if cells else None
-
-
-def _name_columns(table: Table) -> list[str]:
-    return [name for name in table.rows if not (name == "k" and "guide" in table.rows)]
+            lines.append(([name], [cell(column.metric, f) for f in found]))
+    return [labels.value_label(table.across, key[table.across]) for key, _ in parts], lines
 
 
 def _heading(column: Column) -> str:
@@ -178,9 +146,7 @@ def _heading(column: Column) -> str:
     return ", ".join([name, *given])
 
 
-def _compared(found: Found | None, published: Published | None) -> str:
-    if found is None or published is None:
-        return ""
+def _compared(found: Found, published: Published) -> str:
     shown = labels.metric_label(published.metric)
     text = f"{shown.scale * published.value:.{shown.digits}f}"
     if not math.isfinite(found.value) or not found.error > 0:
@@ -208,28 +174,21 @@ def _print(
 ) -> None:
     """Print a table that is not cut anywhere; ``names`` columns at the left are repeated where it is split."""
     spaces = [max(len(line[place]) for line in cells) for place in range(len(headings))]
-    if _width([max(len(h), space) for h, space in zip(headings, spaces, strict=True)]) <= console.width:
-        wrapped = list(headings)
-    else:
-        wrapped = ["\n".join(_wrapped(h, space)) for h, space in zip(headings, spaces, strict=True)]
-    sizes = [max(space, *map(len, h.split("\n"))) for h, space in zip(wrapped, spaces, strict=True)]
+    if _width(map(max, spaces, map(len, headings))) > console.width:
+        headings = ["\n".join(_wrapped(heading, space)) for heading, space in zip(headings, spaces, strict=True)]
+    sizes = [max(space, *map(len, h.split("\n"))) for h, space in zip(headings, spaces, strict=True)]
     console.print(title, end="\n\n")
-    start = names
-    while start == names or start < len(headings):
-        stop = start
-        while stop < len(headings) and (
-            stop == start or _width([*sizes[:names], *sizes[start : stop + 1]]) <= console.width
-        ):
-            stop += 1
-        shown = [*range(names), *range(start, stop)]
+    left, rest = list(range(names)), list(range(names, len(headings)))
+    while rest:
+        fitting = [n for n in range(1, len(rest) + 1) if _width(sizes[p] for p in left + rest[:n]) <= console.width]
+        shown, rest = left + rest[: max(fitting, default=1)], rest[max(fitting, default=1) :]
         printed = _new_table()
         for place in shown:
-            left = place < names or headings[place] == STATUS
-            printed.add_column(wrapped[place], justify="left" if left else "right", overflow="fold")
+            is_text = place < names or headings[place] == STATUS
+            printed.add_column(headings[place], justify="left" if is_text else "right", overflow="fold")
         for line in cells:
             printed.add_row(*(line[place] for place in shown))
-        console.print(printed, *([""] if stop < len(headings) else []), sep="\n")
-        start = max(stop, names + 1)
+        console.print(printed, *([""] if rest else []), sep="\n")
     console.print(caption, end="\n\n" if caption else "\n")
 
 
@@ -241,6 +200,6 @@ def _wrapped(heading: str, space: int) -> list[str]:
     return wrap(heading, max(space, *map(len, [*heading.split(), ""]))) or [""]
 
 
-def _width(sizes: Sequence[int]) -> int:
+def _width(sizes: Iterable[int]) -> int:
     """Columns of a terminal that a table takes: between its columns there are two spaces."""
-    return sum(sizes) + 2 * (len(sizes) - 1)
+    return sum(size + 2 for size in sizes) - 2

@@ -42,7 +42,7 @@ class RunView:
             first, *others = of_job.get(key, [{}])
             self.jobs[key] = {n: v for n, v in first.items() if all(n in o and o[n] == v for o in others)}
 
-    def find(self, name: str = "", **factors: Factor | None) -> list[str]:
+    def find(self, factors: Mapping[str, Factor | None], name: str = "") -> list[str]:
         """Keys of finished jobs that have a name (or none), these factors, and arrays."""
         return [
             key

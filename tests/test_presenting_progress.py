@@ -1,0 +1,71 @@
+"""Progress of a whole run."""
+
+import time
+
+import pytest
+
+from amortized_bayes.presenting import Progress, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = [1_000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_away_from_a_terminal_a_line_comes_every_30_seconds(capsys, clock):
+    with Progress(3, terminal=False) as progress:
+        for second in range(100):
+            clock[0] = 1_000.0 + second
+            job = "first" if second < 50 else "second"
+            progress.show(second / 200, 200.0 - second, job, "training", 10 * second, 2_000, "ELBO -90.0")
+        progress.say("half of it")
+    assert capsys.readouterr().out.splitlines() == [
+        "[    30 s] 15%, 3 min left  job 1/3 first  training 300/2,000  ELBO -90.0",
+        "[    60 s] 30%, 2 min left  job 2/3 second  training 600/2,000  ELBO -90.0",
+        "[    90 s] 45%, 2 min left  job 2/3 second  training 900/2,000  ELBO -90.0",
+        "half of it",
+    ]
+
+
+def test_what_is_left_is_said_only_where_it_is_known(capsys, clock):
+    with Progress(1, terminal=False) as progress:
+        for fraction, left in ((0.1, None), (0.99, 0.01)):
+            clock[0] += 31
+            progress.show(fraction, left, "all", "AIS", 1, 2)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "left" not in first
+    assert "1 s left" in second  # never 0 while work remains
+
+
+def test_a_terminal_has_one_bar_for_the_run(capsys):
+    with Progress(2, terminal=True) as progress:
+        progress.show(0.5, 60.0, "k = [4]", "training", 1, 2)
+        progress.say("a [red]line[/red] above")
+        (task,) = progress.bar.tasks
+        assert task.completed == 0.5
+        assert task.description == "50%, 60 s left  job 1/2 k = [4]  training 1/2"
+    assert "a [red]line[/red] above" in capsys.readouterr().out
+
+
+def test_an_error_ends_the_bar():
+    shown = Progress(1, terminal=True)
+
+    def fail():
+        with shown as progress:
+            progress.show(0.1, None, "all", "training", 1, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not shown.bar.live.is_started
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0, "1 s"), (40, "40 s"), (720, "12 min"), (12_600, "3.5 h"), (250_000, "2.9 days")],
+)
+def test_durations_in_words(seconds, words):
+    assert duration(seconds) == words

@@ -1,0 +1,176 @@
+"""Tables from declarations: what a cell rests on, what stands beside it, and that nothing is cut."""
+
+import io
+
+import made_runs
+import pytest
+from rich.console import Console
+
+from amortized_bayes.experiments.spec import Claims, Column, Table
+from amortized_bayes.presenting.tables import print_tables
+
+GAPS = made_runs.GAPS
+HEADLINE = Table(("guide", "k"), ("final_elbo", "family_gap", "final_kl", "status"), "{dataset}, seed {seed}")
+MORE = Table(
+    ("guide", "k"),
+    (
+        "final_iwae_gain",
+        "final_mse_train",
+        "log_predictive",
+        "seconds_per_step",
+        Column("seconds_to_target", {"within": 1.0}, "s to 1 nat"),
+        Column("seconds_to_target", {"within": 3.0}, "s to 3 nats"),
+        "unconverged_by",
+    ),
+    "{dataset}: more",
+    wide=True,
+)
+ENCODERS = Table(("encoder", "family"), ("elbo", *GAPS), "{dataset}: encoders", published="cremer2018_table4")
+DECODER = Table(
+    (),
+    ("log_p_lower", *(Column("elbo_star", {"searched": q}) for q in made_runs.SEARCHED)),
+    "{dataset}: the decoder",
+    where={"encoder": None},
+    published="cremer2018_table4",
+)
+
+
+def printed(tables, made, width=80, **more):
+    out = io.StringIO()
+    console = Console(file=out, width=width, markup=False, highlight=False)
+    print_tables(tables if isinstance(tables, tuple) else (tables,), made.frame(), console=console, **more)
+    return out.getvalue()
+
+
+def line_of(text, start):
+    return " ".join(next(line for line in text.splitlines() if line.strip().startswith(start)).split())
+
+
+def test_the_headline_of_a_sweep_fits_80_columns():
+    text = printed(HEADLINE, made_runs.sweep(("mnist", "fashion-mnist"), failing=("amortized", 16)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    headings = [line for line in text.splitlines() if "family gap" in line]
+    assert [heading.split() for heading in headings] == [["guide", "ELBO", "family", "gap", "KL", "status"]] * 2
+    assert line_of(text, "A-VI, k = 256") == "A-VI, k = 256 -100.23±0.10 0.23±0.10 12.00±0.10"
+    assert line_of(text, "constant VI").endswith("vacuous")
+    assert line_of(text, "A-VI, k = 16") == "A-VI, k = 16 failed"
+    guides = [line.split("  ")[0] for line in text.splitlines() if "±0.10" in line or "failed" in line]
+    assert guides[:6] == ["constant VI", "A-VI, k = 1", "A-VI, k = 16", "A-VI, k = 256", "F-VI", "F-VI from A-VI"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_table_is_cut_at_any_width(width):
+    text = printed((HEADLINE, MORE), made_runs.sweep(), width, wide=True)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for cell in ("-101.00±0.10", "0.0200±0.1000", "not reached", "-0.25±0.10 (z = -2.5)"):
+        assert cell in text
+    guides = [line for line in text.splitlines() if line.startswith("F-VI from A-VI")]
+    assert len(guides) == (2 if width >= 120 else len(guides))  # repeated where a table is split
+    assert all(len(line.split()) > 3 for line in guides) or width < 120
+
+
+def test_wide_tables_are_printed_where_they_are_asked_for():
+    assert "more" not in printed(MORE, made_runs.sweep())
+    assert "more" in printed(MORE, made_runs.sweep(), wide=True)
+
+
+def test_several_seeds_are_averaged_and_the_error_is_over_seeds():
+    text = printed((HEADLINE, MORE), made_runs.sweep(seeds=(0, 50)), 200, wide=True)
+    assert "A-VI, k = 256   -100.73±0.50" in text
+    assert "over 2 seeds" in text
+    assert "nan" not in text
+    assert line_of(text[text.index("more") :], "F-VI ").split()[-1] == "0.40±0.00"
+
+
+def test_a_target_that_one_seed_missed_has_no_mean():
+    made = made_runs.sweep(seeds=(0, 1), widths=(62,))  # its gaps are 0.968 and 0.988
+    assert "not reached" not in line_of(printed(MORE, made, 200, wide=True), "A-VI, k = 62")
+    made = made_runs.sweep(seeds=(0, 2), widths=(62,))  # 0.968 and 1.008
+    assert line_of(printed(MORE, made, 200, wide=True), "A-VI, k = 62").count("not reached") == 1
+
+
+def test_a_fit_that_failed_with_one_seed_says_so():
+    text = printed(HEADLINE, made_runs.sweep(seeds=(0, 1), failing=("amortized", 16)))
+    assert line_of(text, "A-VI, k = 16") == "A-VI, k = 16 -103.75 3.75 12.00 1 of 2 failed"
+
+
+def test_a_guide_that_nobody_named_is_a_line_like_others():
+    text = printed(HEADLINE, made_runs.sweep(guides=("mixture",)))
+    assert line_of(text, "mixture") == "mixture -100.40±0.10 0.40±0.10 12.00±0.10"
+
+
+def test_an_unknown_metric_is_shown_under_its_own_name():
+    made = made_runs.Made("mine")
+    made.job({"dataset": "digits", "sauce": "hot"}, made_runs.plain(bite_depth=1.5))
+    assert line_of(printed(Table(("sauce",), ("bite_depth",)), made), "sauce") == "sauce bite depth"
+
+
+def test_published_numbers_stand_below_ours_with_their_distance():
+    text = printed((ENCODERS, DECODER), made_runs.frozen_decoder(), 200)
+    published = [" ".join(line.split()) for line in text.splitlines() if line.strip().startswith("published")]
+    assert len(published) == 4  # linear encoders of three families, and the decoder
+    assert published[0].startswith("published -129.83 [+298 s.e.] 1.91 [")  # the approximation gap too
+    assert line_of(text, "this run").startswith("this run -85.00±0.10")
+    assert "Table 4" in text
+    assert "gaps are computed from the printed bounds" in text
+    assert "-84.70 [-3 s.e.]" in text
+    assert "L(q*), planar" in text
+
+
+@pytest.mark.parametrize("dataset", ["digits", "fashion-mnist", "mnist"])
+def test_on_other_data_no_published_row_appears(dataset):
+    assert "published" not in printed((ENCODERS, DECODER), made_runs.frozen_decoder(dataset), 200)
+
+
+def test_a_model_that_differs_in_one_factor_has_no_published_row():
+    table = Table(("family", "encoder"), GAPS, published="cremer2018_models")
+    made = made_runs.Made("model-gaps")
+    made.job({**made_runs.MODEL, "network": "convolutional"}, made_runs.plain(approximation_gap=1.0))
+    assert "published" not in printed(table, made)
+    made = made_runs.Made("model-gaps")
+    made.job(made_runs.MODEL, made_runs.plain(approximation_gap=1.0))
+    assert "1.02 [-0 s.e.]" in printed(table, made)
+
+
+def test_negative_gaps_carry_their_z_score():
+    table = Table((), ("optimization_gap",), across="split")
+    assert "-0.30±0.10 (z = -3.0)" in printed(table, made_runs.gaps(negative=True))
+
+
+def test_a_factor_becomes_columns():
+    text = printed(Table((), ("elbo", *GAPS), across="split"), made_runs.gaps())
+    assert text.split()[:2] == ["train", "test"]
+    assert line_of(text, "ELBO") == "ELBO -92.00±0.10 -92.00±0.10"
+    assert "inference gap, both" in text
+
+
+def test_classes_are_lines_and_have_no_part_in_the_mean():
+    text = printed(Table(("label",), GAPS, "{split}", apart=("dataset", "split")), made_runs.gaps())
+    assert text.count("class ") == 2
+    assert [line.split()[0] for line in text.splitlines() if "±" in line and line[0].isdecimal()] == [*"0123456789"] * 2
+
+
+def test_numbers_that_differ_in_an_unnamed_factor_are_refused():
+    with pytest.raises(ValueError, match="expected elbo of one split, got train, test: name it in rows"):
+        printed(Table(("family",), ("elbo",)), made_runs.gaps())
+
+
+def test_every_budget_of_a_search_has_a_line():
+    text = printed(Table(("start", "spread", "budget"), ("behind_reference",)), made_runs.qstar())
+    assert len([line for line in text.splitlines() if line.startswith(("encoder", "prior"))]) == 12
+
+
+def test_claims_are_of_data_sets_of_the_run():
+    claims = Claims("sweep_claims")
+    text = printed(claims, made_runs.sweep(("fashion-mnist",), widths=(1, 64)), 250)
+    assert "FashionMNIST" in text
+    assert " MNIST" not in text
+    assert "19%" not in text  # of the saw series, never of images
+    (reading,) = [line for line in text.splitlines() if "1.7-2.2" in line]
+    assert "Amortized-Bayes" in reading
+    assert "2 to 3 times faster" in text
+    assert "no: family gap 60.00±0.10" in text
+    assert "yes: family gap 0.94±0.10" in text
+    assert not printed(claims, made_runs.sweep(("digits",))).strip()
