@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from amortized_bayes.guides.registry import GUIDES
+
 __all__ = [
     "DATASETS",
     "FACTORS",
-    "GUIDES",
     "METRICS",
     "Metric",
     "axis_label",
@@ -123,13 +124,6 @@ FACTORS = {
 }
 """Factors that the experiments use, in the order in which they describe a line."""
 
-GUIDES = {
-    "constant": "constant VI",
-    "amortized": "A-VI",
-    "factorized": "F-VI",
-    "factorized-from-amortized": "F-VI from A-VI",
-    "reference": "reference",
-}
 DATASETS = {
     "mnist": "MNIST",
     "binarized-mnist": "binarized MNIST",
@@ -145,7 +139,7 @@ FLAGS = {
 }
 """What truth values are called, where "yes" would say too little."""
 ORDERS: Mapping[str, tuple[Any, ...]] = {
-    "guide": tuple(GUIDES),
+    "guide": (*GUIDES, "reference"),
     "split": ("train", "validation", "test"),
     "family": ("gaussian", "planar", "realnvp", "auxiliary", "sylvester", "spline"),
     "encoder": ("linear", "small", "standard", "wide"),
@@ -178,7 +172,7 @@ def factor_label(factor: str) -> str:
 
 def guide_label(guide: str, k: int | None = None) -> str:
     """The name of a guide: ``"A-VI, k = 16"``, ``"F-VI"``, ``"constant VI"``."""
-    name = GUIDES.get(guide, guide)
+    name = GUIDES[guide].label if guide in GUIDES else guide
     return name if k is None else f"{name}, k = {k}"
 
 
