@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from amortized_bayes.guides.registry import GUIDES
 
 __all__ = [
     "DATASETS",
@@ -25,7 +27,6 @@ __all__ = [
     "metric_name",
     "names",
     "order",
-    "read_guides",
     "value_label",
 ]
 
@@ -138,30 +139,13 @@ FLAGS = {
 }
 """What truth values are called, where "yes" would say too little."""
 ORDERS: Mapping[str, tuple[Any, ...]] = {
+    "guide": (*GUIDES, "reference"),
     "split": ("train", "validation", "test"),
     "family": ("gaussian", "planar", "realnvp", "auxiliary", "sylvester", "spline"),
     "encoder": ("linear", "small", "standard", "wide"),
     "start": ("encoder", "prior", "reference"),
 }
 """Values in the order in which people read them; others follow, in the order of the rows."""
-
-
-class Named(Protocol):
-    """What has a name for readers."""
-
-    @property
-    def label(self) -> str:
-        """The name."""
-        ...
-
-
-_guides: Mapping[str, Named] = {}
-
-
-def read_guides(entries: Mapping[str, Named]) -> None:
-    """Take the names of guides, and their order, from their own dictionary: ``guides.registry`` hands it over."""
-    global _guides
-    _guides = entries
 
 
 def metric_label(metric: str) -> Metric:
@@ -188,7 +172,7 @@ def factor_label(factor: str) -> str:
 
 def guide_label(guide: str, k: int | None = None) -> str:
     """The name of a guide: ``"A-VI, k = 16"``, ``"F-VI"``, ``"constant VI"``."""
-    name = _guides[guide].label if guide in _guides else guide
+    name = GUIDES[guide].label if guide in GUIDES else guide
     return name if k is None else f"{name}, k = {k}"
 
 
