@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from amortized_bayes.guides.registry import GUIDES
 
 __all__ = [
     "DATASETS",
@@ -25,7 +27,6 @@ __all__ = [
     "metric_name",
     "names",
     "order",
-    "read_guides",
     "value_label",
 ]
 
@@ -146,24 +147,6 @@ ORDERS: Mapping[str, tuple[Any, ...]] = {
 """Values in the order in which people read them; others follow, in the order of the rows."""
 
 
-class Named(Protocol):
-    """What has a name for readers."""
-
-    @property
-    def label(self) -> str:
-        """The name."""
-        ...
-
-
-_guides: Mapping[str, Named] = {}
-
-
-def read_guides(entries: Mapping[str, Named]) -> None:
-    """Take the names of guides, and their order, from their own dictionary: ``guides.registry`` hands it over."""
-    global _guides
-    _guides = entries
-
-
 def metric_label(metric: str) -> Metric:
     """How a metric is shown."""
     return METRICS.get(metric, Metric(metric.replace("_", " "), unit="nats per point" if "gap" in metric else ""))
@@ -188,7 +171,7 @@ def factor_label(factor: str) -> str:
 
 def guide_label(guide: str, k: int | None = None) -> str:
     """The name of a guide: ``"A-VI, k = 16"``, ``"F-VI"``, ``"constant VI"``."""
-    name = _guides[guide].label if guide in _guides else guide
+    name = GUIDES[guide].label if guide in GUIDES else guide
     return name if k is None else f"{name}, k = {k}"
 
 
@@ -244,7 +227,7 @@ def describe(factors: Mapping[str, Any]) -> str:
 def order(factor: str, values: Iterable[Any]) -> list[Any]:
     """Distinct values as people read them: known ones in their order, numbers rising, others as they come."""
     distinct = [value for value in dict.fromkeys(values) if not is_missing(value)]
-    known = tuple(_guides) if factor == "guide" else ORDERS.get(factor, ())
+    known = (*GUIDES, "reference") if factor == "guide" else ORDERS.get(factor, ())
     numbers = bool(distinct) and all(isinstance(value, int | float) for value in distinct)
     places = {value: place for place, value in enumerate(sorted(distinct) if numbers else distinct)}
     return sorted(distinct, key=lambda v: (known.index(v) if v in known else len(known), places[v]))

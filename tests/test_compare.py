@@ -9,11 +9,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from pyro import poutine
+from sweeps import ADDED
 from torch import nn
 from torch.distributions import constraints
 
 import amortized_bayes
-from amortized_bayes.diagnosis import comparing
+from amortized_bayes.comparing import fitting
+from amortized_bayes.guides import registry
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.models import LinearGaussian
 
@@ -151,13 +153,25 @@ def test_reports(x):
     lines = report.summary().splitlines()
     assert lines[0].startswith("ELBO of the best F-VI found: -")
     assert [line.split(":")[0] for line in lines[1:]] == [
-        *("constant", "amortized, k = 1", "amortized, k = 4", "factorized", "factorized-from-amortized")
+        *("constant VI", "A-VI, k = 1", "A-VI, k = 4", "F-VI", "F-VI from A-VI")
     ]
     assert isinstance(report.plot(), Figure)
     assert isinstance(report.plot_curves(), Figure)
-    rows = report.to_rows()
-    assert set(rows["metric"]) == {"elbo", "final_elbo", "family_gap"}
-    assert rows[rows["metric"] == "final_elbo"]["value"].tolist() == report.to_frame()["elbo"].tolist()
+
+
+def test_rows_are_those_of_the_sweep(x):
+    report = compare(normal, x, widths=(1, 4))
+    rows, frame = report.to_rows(), report.to_frame()
+    assert set(rows["metric"]) == {
+        *("elbo", "final_elbo", "final_kl", "elbo_reference", "family_gap"),
+        *("unconverged_by", "steps_to_target", "seconds_to_target"),
+    }
+    for metric, column in (("final_elbo", "elbo"), ("final_kl", "kl"), ("family_gap", "family_gap")):
+        assert rows[rows["metric"] == metric]["value"].tolist() == frame[column].tolist()
+    assert rows[rows["metric"] == "unconverged_by"]["k"].tolist()[:2] == [1, 4]
+    assert set(rows["dataset"]) == {"data"}
+    assert rows[rows["metric"] == "elbo_reference"]["guide"].tolist() == ["reference"]
+    assert rows.loc[rows["within"].notna(), "metric"].str.endswith("_to_target").all()
 
 
 def test_a_seed_gives_the_same_numbers_and_another_others(x):
@@ -172,7 +186,7 @@ def test_a_fit_that_fails_is_said_and_the_others_stand(x):
     frame = report.to_frame().set_index("guide")
     assert frame.loc["factorized", "status"] == "failed"
     assert frame.loc["constant", "status"] != "failed"
-    assert "factorized: failed at step" in report.summary() or report.reference is None
+    assert "F-VI: failed at step" in report.summary() or report.reference is None
     failed = report.to_rows().query("status == 'failed'")
     assert set(failed["metric"]) == {"failure"}
 
@@ -182,7 +196,7 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
         raise Divergence(3, math.inf)
         yield
 
-    monkeypatch.setattr(comparing.Training, "run", diverge)
+    monkeypatch.setattr(fitting.Training, "run", diverge)
     report = compare(normal, x)
     assert set(report.to_frame()["status"]) == {"failed"}
     assert "no F-VI fit succeeded" in report.summary()
@@ -190,18 +204,41 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
 
 
 def test_a_continuation_that_diverges_takes_nothing_from_its_fit(x, monkeypatch):
-    run = comparing.Training.run
+    run = fitting.Training.run
 
     def diverge_later(self, num_steps, report_at=()):
         if self.steps:
             raise Divergence(self.steps + 1, math.inf)
         yield from run(self, num_steps, report_at)
 
-    monkeypatch.setattr(comparing.Training, "run", diverge_later)
+    monkeypatch.setattr(fitting.Training, "run", diverge_later)
     report = compare(normal, x)
     assert "failed" not in set(report.to_frame()["status"])
     assert report.to_frame()["unconverged_by"].isna().all()
-    assert "unconverged" not in report.summary()
+    assert "doubling" not in report.summary()
+
+
+def test_a_guide_that_was_added_is_compared(x, monkeypatch):
+    monkeypatch.setitem(registry.GUIDES, "prototypes", ADDED)
+    report = compare(shared, x, widths=(1, 3), guides=("prototypes", "factorized"))
+    frame = report.to_frame()
+    assert list(zip(frame["guide"], frame["k"].fillna(0), strict=True)) == [
+        *(("prototypes", 1), ("prototypes", 3), ("factorized", 0))
+    ]
+    assert frame["family_gap"].notna().all()
+    assert frame["unconverged_by"].notna().all()
+    assert "prototypes, k = 3: family gap" in report.summary()
+
+
+def test_guides_that_start_at_avi_take_the_parameters_of_its_model_too(x, monkeypatch):
+    starts = []
+    build = fitting._build_guide
+    monkeypatch.setattr(fitting, "_build_guide", lambda *given: starts.append(given[3]) or build(*given))
+    compare(with_param, x, epochs=5, options=FitOptions(capture="off", batch_size=20, shared_learning_rate=0.1))
+    (start,) = [start for start in starts if start is not None]
+    before = pyro.param("scale").item()
+    start.put_model()
+    assert pyro.param("scale").item() != before
 
 
 def no_plate(x):
@@ -232,6 +269,7 @@ def no_local(x):
         (normal, {"widths": ()}, "expected widths of 1 or more"),
         (normal, {"depth": -1}, "expected depth of 0 or more, got -1"),
         (normal, {"epochs": 0}, "expected epochs of 1 or more, got 0"),
+        (normal, {"guides": ("amortised",)}, "expected guides among constant, amortized, factorized, got 'amortised'"),
         (normal, {"x": torch.full((4, 3), math.nan)}, "expected finite data, got 12 values"),
         (normal, {"x": torch.zeros(1, 3)}, "two points or more"),
         (normal, {"x": torch.zeros(4, 3, dtype=torch.long)}, "tensor of floats, got torch.int64"),

@@ -11,9 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "labels", "seeding", "networks", "likelihoods", "per_point", "flows"),
+    ("types", "seeding", "networks", "likelihoods", "per_point", "flows"),
+    ("models", "guides"),
+    ("labels",),
     ("data", "results", "configuration", "running"),
-    ("models", "guides", "plotting"),
+    ("plotting",),
     ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("inference", "evaluation"),
     ("comparing",),

@@ -2,8 +2,8 @@
 
 What they read of a run besides rows are arrays of jobs: ``original`` and ``reconstruction`` of a fit of the sweep;
 ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of ``toy-posteriors`` ``axes`` and
-``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo`` ``(B,)`` of each family's jobs named
-``amortized`` and ``best``.
+``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo`` ``(B,)`` of the jobs of each family
+named ``amortized`` and ``best``.
 """
 
 from __future__ import annotations
