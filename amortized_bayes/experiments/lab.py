@@ -22,7 +22,7 @@ from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Dataset
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "Watch"]
 
 T = TypeVar("T")
 Watch = Callable[[str, int, int, str], None]

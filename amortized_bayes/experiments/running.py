@@ -9,7 +9,7 @@ else is a mistake in the input or in the code and ends the run, which can then b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
@@ -211,7 +211,9 @@ def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfi
         folder.finish()
 
 
-def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Callable[[str, int, int, str], None]:
+def _reporting(
+    reporter: Reporter, forecast: Forecast, key: Hashable, label: str
+) -> Callable[[str, int, int, str], None]:
     def report(stage: str, done: int, total: int, state: str) -> None:
         forecast.at(key, stage, done, total)
         reporter.show(forecast, label, stage, done, total, state)
