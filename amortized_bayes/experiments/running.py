@@ -211,9 +211,7 @@ def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfi
         folder.finish()
 
 
-def _reporting(
-    reporter: Reporter, forecast: Forecast, key: Hashable, label: str
-) -> Callable[[str, int, int, str], None]:
+def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Watch:
     def report(stage: str, done: int, total: int, state: str) -> None:
         forecast.at(key, stage, done, total)
         reporter.show(forecast, label, stage, done, total, state)
