@@ -21,7 +21,7 @@ from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
-from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.lab import Lab, Watch
 from amortized_bayes.experiments.settings import VAEConfig, datasets_of
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, File, Job, Measured
 from amortized_bayes.experiments.train import train_job
