@@ -142,7 +142,7 @@ def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -
     """Costs of :func:`shared_bounds`, in decoder evaluations with gradient."""
 
     def evaluations(stage: str, each: float) -> Work:
-        return Work(stage, points * each, lambda: lab.evaluation_seconds(model), "a few decoder evaluations")
+        return lab.evaluation_work(stage, model, points * each)
 
     gradients = config.chains * config.leapfrog * (config.temperatures + 24)
     return [

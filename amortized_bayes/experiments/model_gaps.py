@@ -11,7 +11,7 @@ start at the encoder's answer: days on a CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from amortized_bayes.configuration import Above, AtLeast, Different, Settings
@@ -23,7 +23,7 @@ from amortized_bayes.experiments.settings import (
     image_substitutes,
     model_factors,
 )
-from amortized_bayes.experiments.spec import GAPS, Bars, Column, Job, Table
+from amortized_bayes.experiments.spec import GAPS, SEARCHED, Bars, Job, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -95,20 +95,12 @@ PRESETS = {
 
 def models(config: Config) -> list[VAEConfig]:
     """The models that are compared."""
+    shared = {f.name: getattr(config, f.name) for f in fields(VAEConfig) if hasattr(config, f.name)}
+    annealing = max(1, round(ANNEALED_PART * config.epochs))
     return [
         VAEConfig(
-            dataset=dataset,
-            family=family,
-            encoder=encoder,
-            num_flows=config.num_flows,
-            flow_hidden=config.flow_hidden,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            schedule=config.schedule,
-            entropy_annealing=max(1, round(ANNEALED_PART * config.epochs)) if annealed else 0,
-            early_stopping=config.early_stopping,
-            seed=config.seed,
+            **shared | {"dataset": dataset, "family": family, "encoder": encoder},
+            entropy_annealing=annealing if annealed else 0,
         )
         for dataset in config.dataset
         for encoder in config.encoders
@@ -126,15 +118,7 @@ TABLES = (
     ),
     Table(
         ("family", "encoder", "annealed"),
-        (
-            "log_p_lower",
-            "iwae",
-            *(
-                Column("elbo_star", {"searched": q})
-                for q in ("spline", "sylvester", "auxiliary", "realnvp", "planar", "gaussian")
-            ),
-            "elbo",
-        ),
+        ("log_p_lower", "iwae", *SEARCHED, "elbo"),
         "{dataset}: bounds of models on training points",
         published="cremer2018_models",
         wide=True,
