@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amortized_bayes.comparing.any_model import compare
+    from amortized_bayes.comparing.any_model import ComparisonSettings, compare
     from amortized_bayes.comparing.comparison import Comparison
     from amortized_bayes.data import load_dataset
     from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from amortized_bayes.weights import LogWeights, log_weights
 
 _WHERE = {
-    "comparing.any_model": ("compare",),
+    "comparing.any_model": ("ComparisonSettings", "compare"),
     "comparing.comparison": ("Comparison",),
     "data": ("load_dataset",),
     "diagnosis": ("Diagnosis", "DiagnosisSettings", "diagnose"),
@@ -77,6 +77,7 @@ __all__ = [
     "Amortized",
     "CertificateSettings",
     "Comparison",
+    "ComparisonSettings",
     "Constant",
     "DeepGenerative",
     "Diagnosis",

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 import amortized_bayes
 from amortized_bayes.comparing import fitting
+from amortized_bayes.comparing.any_model import ComparisonSettings
 from amortized_bayes.guides import registry
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.models import LinearGaussian
@@ -24,9 +25,8 @@ GUIDES = ["constant", "amortized", "factorized", "factorized-from-amortized"]
 
 
 def compare(model, x, widths=(2,), epochs=2, options=PLAIN, **rest):
-    return amortized_bayes.compare(
-        model, x, widths=widths, epochs=epochs, options=options, num_draws=2, progress=False, **rest
-    )
+    settings = ComparisonSettings(epochs, depth=rest.pop("depth", 1), num_draws=2, fit=options)
+    return amortized_bayes.compare(model, x, widths, settings=settings, progress=False, **rest)
 
 
 def normal(x):
@@ -300,9 +300,8 @@ def test_gaps_are_the_known_ones_on_a_linear_gaussian_model(float64):
     z = torch.randn(60, 2, generator=generator)
     x = z @ weight.T + model.bias + 0.8 * torch.randn(60, 4, generator=generator)
     options = FitOptions(capture="off", batch_size=60, learning_rate=0.02, row_learning_rate=0.05)
-    report = amortized_bayes.compare(
-        model, x, widths=(1,), depth=0, epochs=300, options=options, num_draws=100, progress=False
-    )
+    settings = ComparisonSettings(epochs=300, depth=0, num_draws=100, fit=options)
+    report = amortized_bayes.compare(model, x, widths=(1,), settings=settings, progress=False)
     best, constant = (f(x).mean().item() for f in (model.best_factorized_elbo, model.best_constant_elbo))
     spread = {f.guide: f.elbo.standard_error.square().sum().sqrt().item() / len(x) for f in report.fits}
     frame = report.to_frame().set_index("guide")

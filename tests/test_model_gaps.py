@@ -152,7 +152,12 @@ def test_settings_out_of_range(change, message):
 
 
 def test_gaps_pair_points_and_do_not_clip():
-    found = {"log_p_lower": [-5.0, -7.0], "iwae": [-6.0, -6.5], "elbo_star_gaussian": [-6.0, -6.0], "elbo": [-6.5, -5.5]}
+    found = {
+        "log_p_lower": [-5.0, -7.0],
+        "iwae": [-6.0, -6.5],
+        "elbo_star_gaussian": [-6.0, -6.0],
+        "elbo": [-6.5, -5.5],
+    }
     arrays = {name: np.array(v) for name, v in found.items()} | {f"{name}_error": np.full(2, 0.1) for name in found}
     gaps = gaps_of(arrays, "gaussian")
     np.testing.assert_allclose(gaps["approximation_gap"].value, [1.0, -1.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -24,7 +25,37 @@ from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.types import Model
 
-__all__ = ["compare"]
+__all__ = ["ComparisonSettings", "compare"]
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """How :func:`compare` fits and measures.
+
+    Args:
+        epochs: passes over the data for each fit; the best A-VI and F-VI get as many again, to see what that gains.
+        depth: hidden layers of the encoder.
+        num_draws: draws for the final ELBO.
+        fit: how to fit; the batch is made smaller where there are fewer points.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> from amortized_bayes import ComparisonSettings
+        >>> ComparisonSettings(epochs=50).depth
+        1
+    """
+
+    epochs: int = 200
+    depth: int = 1
+    num_draws: int = 20
+    fit: FitOptions = field(default_factory=FitOptions)
+
+    def __post_init__(self) -> None:
+        for name, least in (("depth", 0), ("epochs", 1), ("num_draws", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} of {least} or more, got {getattr(self, name)}")
 
 
 def compare(
@@ -32,14 +63,11 @@ def compare(
     x: Tensor,
     widths: Sequence[int] = (1, 16, 64),
     *,
-    depth: int = 1,
-    epochs: int = 200,
-    options: FitOptions | None = None,
+    guides: Sequence[str] = ("constant", "amortized", "factorized"),
+    settings: ComparisonSettings | None = None,
     plate: str = "data",
-    num_draws: int = 20,
     seed: int = 0,
     progress: bool = True,
-    guides: Sequence[str] = ("constant", "amortized", "factorized"),
 ) -> Comparison:
     """Fit constant, amortized (each width) and factorized guides, built from the model's own trace, and compare them.
 
@@ -51,14 +79,11 @@ def compare(
             continuous latent sites inside one plate over data points. It must take any number of points.
         x: data, (N, ...).
         widths: encoder widths k.
-        depth: hidden layers of the encoder.
-        epochs: passes over the data for each fit; A-VI and F-VI get as many again, to see what that gains.
-        options: how to fit; the batch is made smaller where there are fewer points.
+        guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`.
+        settings: how to fit and measure.
         plate: name of the plate over data points.
-        num_draws: draws for the final ELBO.
         seed: of starts, batches and draws.
         progress: show a bar on a terminal.
-        guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`.
 
     Raises:
         ValueError: no such plate, discrete latents, data that are no finite tensor, widths below 1, unknown guides.
@@ -71,16 +96,14 @@ def compare(
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
         ...         pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
         >>> x = torch.randn(100, 3)
-        >>> report = amortized_bayes.compare(model, x, widths=(4,), epochs=5, progress=False)
+        >>> quick = amortized_bayes.ComparisonSettings(epochs=5)
+        >>> report = amortized_bayes.compare(model, x, widths=(4,), settings=quick, progress=False)
         >>> report.to_frame()["guide"].tolist()
         ['constant', 'amortized', 'factorized', 'factorized-from-amortized']
     """
     _check_data(x)
     if not widths or min(widths) < 1:
         raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
-    for name, value, least in (("depth", depth, 0), ("epochs", epochs, 1), ("num_draws", num_draws, 1)):
-        if value < least:
-            raise ValueError(f"expected {name} of {least} or more, got {value}")
     fits = list_fits(tuple(guides), tuple(widths))
     torch.manual_seed(torch_seed(seed, "start"))
     program = model if "index" in inspect.signature(_callable(model)).parameters else _WithoutIndex(model, plate)
@@ -89,7 +112,7 @@ def compare(
     if not sites.local:
         raise ValueError(f"expected a latent site in plate {plate!r}, got none")
     put_back = _snapshot(program)
-    chosen = options or FitOptions()
+    chosen = settings or ComparisonSettings()
 
     def new_model() -> tuple[Any, LatentSites]:
         put_back()
@@ -98,14 +121,14 @@ def compare(
     problem = FitProblem(
         data=x,
         new_model=new_model,
-        options=lambda _: chosen,
+        options=lambda _: chosen.fit,
         seed=seed,
-        epochs=epochs,
-        depth=depth,
-        num_draws=num_draws,
+        epochs=chosen.epochs,
+        depth=chosen.depth,
+        num_draws=chosen.num_draws,
         plate=plate,
-        analytic_kl=chosen.analytic_kl,
-        local_reparametrization=chosen.local_reparametrization,
+        analytic_kl=chosen.fit.analytic_kl,
+        local_reparametrization=chosen.fit.local_reparametrization,
         num_reports=20,
     )
     try:

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, Different, Settings
 from amortized_bayes.experiments.settings import (
+    ENCODERS,
     PAPER_BOUNDS,
     TABLE_4_MODEL,
     BoundsConfig,
+    EncoderName,
     Family,
     VAEConfig,
     dataset_name,
     image_substitutes,
 )
-from amortized_bayes.experiments.spec import GAPS, Arrays, Checkpoint, Column, Job, Measured, Points, Table, Work
+from amortized_bayes.experiments.spec import GAPS, SEARCHED, Arrays, Checkpoint, Job, Measured, Points, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -50,12 +52,7 @@ class Config(Settings):
     """
 
     model: VAEConfig = field(default_factory=VAEConfig)
-    encoders: Annotated[tuple[Literal["linear", "small", "standard", "wide"], ...], Different()] = (
-        "linear",
-        "small",
-        "standard",
-        "wide",
-    )
+    encoders: Annotated[tuple[EncoderName, ...], Different()] = tuple(ENCODERS)
     families: Annotated[tuple[Family, ...], Different()] = ("gaussian", "auxiliary", "realnvp")
     encoder_epochs: Annotated[int, AtLeast(1)] = 30
     points: Annotated[int, AtLeast(2)] = 100
@@ -85,15 +82,7 @@ TABLES = (
     ),
     Table(
         (),
-        (
-            "log_p_lower",
-            "iwae",
-            *(
-                Column("elbo_star", {"searched": q})
-                for q in ("spline", "sylvester", "auxiliary", "realnvp", "planar", "gaussian")
-            ),
-            "certificate_gap",
-        ),
+        ("log_p_lower", "iwae", *SEARCHED, "certificate_gap"),
         "{dataset}: what belongs to the decoder",
         where={"encoder": None},
         published="cremer2018_table4",
@@ -135,14 +124,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             yield Job(
                 {**factors, "encoder": encoder, "family": family},
                 lambda wanted=wanted: _encoder(config, wanted, decoder.key, lab),
-                work=[
-                    Work(
-                        "encoder",
-                        config.encoder_epochs,
-                        lambda wanted=wanted: lab.epoch_seconds(wanted),
-                        "a few steps of training",
-                    )
-                ],
+                work=[lab.training_work("encoder", wanted, config.encoder_epochs)],
                 needs=[model],
                 after=[decoder.key],
                 disk=4e6,

@@ -137,34 +137,22 @@ def _work(config: Config, split: str, lab: Lab) -> list[Work]:
         "bdmc": min(config.simulated, config.points) * 4 * gradients,
         "ais": config.points * 1.2 * gradients,
     }
-    seconds = lambda: lab.evaluation_seconds(model)  # noqa: E731
-    return [
-        Work(f"{split} {stage}", draws * cost, seconds, "a few decoder evaluations") for stage, cost in costs.items()
-    ]
+    return [lab.evaluation_work(f"{split} {stage}", model, draws * cost) for stage, cost in costs.items()]
 
 
 def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:
-    from amortized_bayes.diagnosis import DiagnosisSettings, diagnose
-    from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
+    from amortized_bayes.diagnosis import diagnose
     from amortized_bayes.experiments.bounds import at, choose, class_rows
-    from amortized_bayes.experiments.diagnosing import report_rows
-    from amortized_bayes.inference.settings import LocalSettings
+    from amortized_bayes.experiments.diagnosing import diagnosis_settings, report_rows
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
     images = trained.data.train if split == "train" else trained.data.test
     places = choose(images, config.points, config.seed, "gaps", split)
-    settings = DiagnosisSettings(
-        num_shared=config.shared_draws,
-        num_particles=config.particles,
-        ais=AISSettings(config.chains, config.temperatures, config.leapfrog, config.start, config.mass),
-        certificate=CertificateSettings(config.simulated, config.target_gap, config.max_temperatures),
-        local=LocalSettings(max_steps=config.local_steps, num_restarts=config.restarts),
-    )
     report = diagnose(
         trained.model,
         trained.guide,
         at(images, places),
-        settings=settings,
+        settings=diagnosis_settings(config),
         seed=config.seed,
         progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
     )

@@ -16,13 +16,14 @@ import torch
 from amortized_bayes.data import load_dataset, read_dataset, shuffle
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import ImageData, build_vae, find_labels, load_vae_images, vae_options
+from amortized_bayes.experiments.spec import Work
 from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Dataset
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "Watch"]
 
 T = TypeVar("T")
 Watch = Callable[[str, int, int, str], None]
@@ -151,6 +152,14 @@ class Lab:
         return self.cached(("labels", name), lambda: load_dataset(name, data_dir=self.data_dir, download=False))
 
     # costs, for the forecast
+
+    def training_work(self, stage: str, config: VAEConfig, epochs: int) -> Work:
+        """Passes over the training images of a model, or of an encoder for it."""
+        return Work(stage, epochs, lambda: self.epoch_seconds(config), "a few steps of training")
+
+    def evaluation_work(self, stage: str, config: VAEConfig, count: float) -> Work:
+        """Evaluations of a model's decoder with gradient."""
+        return Work(stage, count, lambda: self.evaluation_seconds(config), "a few decoder evaluations")
 
     def epoch_seconds(self, config: VAEConfig) -> float:
         """Seconds that an epoch of training takes, from a few steps."""

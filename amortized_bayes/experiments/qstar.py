@@ -17,7 +17,7 @@ import tyro
 from amortized_bayes.configuration import AtLeast, Different, Even, Settings
 from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, Work, measured
+from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, measured
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -98,7 +98,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
         job = Job(
             {**model_factors(model), **search.factors},
             lambda search=search, first=first: _search(config, search, first, lab),
-            work=[Work("q*", cost, lambda: lab.evaluation_seconds(model), "a few decoder evaluations")],
+            work=[lab.evaluation_work("q*", model, cost)],
             after=[first] if first else [],
             disk=40.0 * config.points * search.restarts,
         )

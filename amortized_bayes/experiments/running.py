@@ -9,7 +9,7 @@ else is a mistake in the input or in the code and ends the run, which can then b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
@@ -21,7 +21,7 @@ from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
-from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.lab import Lab, Watch
 from amortized_bayes.experiments.settings import VAEConfig, datasets_of
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, File, Job, Measured
 from amortized_bayes.experiments.train import train_job
@@ -211,7 +211,7 @@ def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfi
         folder.finish()
 
 
-def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Callable[[str, int, int, str], None]:
+def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Watch:
     def report(stage: str, done: int, total: int, state: str) -> None:
         forecast.at(key, stage, done, total)
         reporter.show(forecast, label, stage, done, total, state)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from amortized_bayes.flows import FLOWS
 from amortized_bayes.types import Factor
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GAPS",
+    "SEARCHED",
     "Arrays",
     "Bars",
     "Checkpoint",
@@ -179,6 +181,10 @@ class Column(NamedTuple):
     metric: str
     where: Mapping[str, Factor | tuple[Factor, ...] | None] = {}
     heading: str = ""
+
+
+SEARCHED = tuple(Column("elbo_star", {"searched": family}) for family in ("gaussian", *FLOWS))
+"""A column per family of which the best q of each point may be searched."""
 
 
 @dataclass(frozen=True)

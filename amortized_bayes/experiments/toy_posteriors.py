@@ -23,7 +23,7 @@ from amortized_bayes.experiments.settings import (
     dataset_name,
     image_substitutes,
 )
-from amortized_bayes.experiments.spec import Arrays, Column, Drawn, Job, Measured, Table, Work
+from amortized_bayes.experiments.spec import Arrays, Column, Drawn, Job, Measured, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -97,22 +97,19 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
         lambda: _truth(config, lab),
         name="posterior",
         needs=[model],
-        work=[
-            Work("grid", config.points, lambda: (config.grid**2 + 150**2) / 3 * lab.evaluation_seconds(model), BASIS)
-        ],
+        work=[lab.evaluation_work("grid", model, config.points * (config.grid**2 + 150**2) / 3)],
         disk=4 * 8.0 * config.grid**2,
     )
     yield truth
     for family in config.families:
         wanted = replace(model, family=family, num_flows=NUM_FLOWS)
         own = {**factors, "family": family}
-        fit = Work("encoder", config.encoder_epochs, lambda w=wanted: lab.epoch_seconds(w), "a few steps of training")
         yield Job(
             own,
             lambda wanted=wanted: _amortized(config, wanted, truth.key, lab),
             name="amortized",
             needs=[model],
-            work=[fit],
+            work=[lab.training_work("encoder", wanted, config.encoder_epochs)],
             after=[truth.key],
             disk=2e6,
         )
@@ -122,13 +119,10 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             lambda wanted=wanted: _best(config, wanted, truth.key, lab),
             name="best",
             needs=[model],
-            work=[Work(f"q* {family}", cost, lambda: lab.evaluation_seconds(model), BASIS)],
+            work=[lab.evaluation_work(f"q* {family}", model, cost)],
             after=[truth.key],
             disk=2e6,
         )
-
-
-BASIS = "a few decoder evaluations"
 
 
 def _truth(config: Config, lab: Lab) -> Iterator[Measured | Arrays]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from amortized_bayes.experiments.settings import VAE_PRESETS, VAEConfig, image_substitutes, model_factors
-from amortized_bayes.experiments.spec import Checkpoint, Job, Lines, Measured, Table, Work
+from amortized_bayes.experiments.spec import Checkpoint, Job, Lines, Measured, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -54,5 +54,5 @@ def train_job(config: VAEConfig, lab: Lab) -> Job:
 
         return train(config, lab)
 
-    work = Work("training", config.epochs, lambda: lab.epoch_seconds(config), "a few steps of training")
-    return Job(model_factors(config), run, work=[work], disk=CHECKPOINTS * 8.0 * 784 * max(200, *config.hidden, 0))
+    work = [lab.training_work("training", config, config.epochs)]
+    return Job(model_factors(config), run, work=work, disk=CHECKPOINTS * 8.0 * 784 * max(200, *config.hidden, 0))
