@@ -34,7 +34,7 @@ class Side(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Milliseconds a step of each side, a value a round; values of one round were taken within seconds."""
+    """Milliseconds per step of each side, one value per round; values of one round were taken within seconds."""
 
     milliseconds: dict[str, list[float]]
 

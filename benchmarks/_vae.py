@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amortized_bayes.commands.reporting import Reporting
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.running import new_plan, run
 from amortized_bayes.experiments.settings import VAEConfig
-from amortized_bayes.experiments.trained import Trained, find_trained, obtain
+from amortized_bayes.experiments.trained import Trained
+from amortized_bayes.results import environment
 
 SMALL = VAEConfig(dataset="digits", epochs=2, latent_dim=5, hidden=(16,), encoder="small", num_test=50)
 """Only to see that everything runs."""
@@ -29,13 +33,13 @@ def subject(num_points: int, device: torch.device, out: Path, *, quick: bool) ->
     """Load the model of `train` (preset quick) from ``out``, or train it first, which takes about four minutes."""
     config = SMALL if quick else VAEConfig()
     with tempfile.TemporaryDirectory() as scratch:
-        where = Path(scratch) if quick else out
-        if find_trained(where, config) is None:
-            print(f"training a VAE on {config.dataset}", flush=True)
-        trained = obtain(config, where, device=device)
-        folder = find_trained(where, config)
-        assert folder is not None
-        rows = folder.rows()
+        lab = Lab(Path(scratch) if quick else out, device)
+        folder = lab.find(config)
+        if folder is None:
+            plan = new_plan("train", config, lab, ["dataset"], environment(torch.get_num_threads()))
+            with Reporting() as reporting:
+                folder = run(plan, reporting)
+        trained, rows = lab.trained(config), folder.rows()
     places = np.sort(np.random.default_rng(0).permutation(len(trained.data.train))[:num_points])
     final = rows[rows["metric"] == "final_elbo"]["value"].iloc[0]
     described = {"dataset": config.dataset, "epochs": config.epochs, "final_elbo": float(final)}

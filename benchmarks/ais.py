@@ -4,7 +4,7 @@ Four measurements on the VAE of `train` (784-200-200-50, fixed binarized MNIST):
 
 - `ais` on 1,000 training points with 16 chains each and `bdmc` on 200 simulated points, with default settings. Aim on
   two cores: 120 seconds together, bidirectional gap of at most 0.1 nat on average;
-- the gap against gradients a chain, for starts at the prior and at the guide's q and both choices of mass, on a few
+- the gap against gradients per chain, for starts at the prior and at the guide's q and both choices of mass, on a few
   simulated points;
 - a gradient of 10,000 chains over the decoder's matrix products alone, forwards and backwards. Aim: at most 2;
 - the peak memory of a process with 10 and with 1,000 temperatures.
@@ -144,10 +144,10 @@ def _curves(about: Subject, options: Options) -> list[dict[str, Any]]:
 
 def _gradient(about: Subject, options: Options, device: torch.device, repeats: int = 20) -> float:
     """Time of the density of a chunk and its gradient over that of its products, medians of paired rounds."""
-    settings = AISSettings()
+    settings = AISSettings(memory_budget=1e12)  # one chunk
     points = max(1, min(len(about.x), options.rows // settings.num_chains))
     joint = log_joint(about.trained.model, about.x[:points])
-    chunk = next(chunks(joint, about.trained.guide, settings, 0, 1e12, Ticker(None, settings, 1)))
+    chunk = next(chunks(joint, about.trained.guide, settings, 0, Ticker(None, settings, 1)))
     z = chunk.draw_start(settings.num_chains).z
     weights = [p.detach() for p in about.trained.model.parameters() if p.dim() == 2]
     inputs = [torch.randn(z.shape[0] * z.shape[1], w.shape[1], device=device) for w in weights]
@@ -198,11 +198,11 @@ def _show(figures: dict[str, Any], about: Subject, threads: int, device: torch.d
         for c in figures["curves"]
         if c["gap"] is not None
     ]
-    show_table("Gap against gradients a chain", ("way", "gradients", "gap (nats)"), curves, wide_console())
+    show_table("Gap against gradients per chain", ("way", "gradients", "gap (nats)"), curves, wide_console())
 
 
 def draw_curves(curves: list[dict[str, Any]], num_points: int, path: Path) -> None:
-    """Gap against gradients a chain for each start and mass, bars one standard error over points."""
+    """Gap against gradients per chain for each start and mass, bars one standard error over points."""
     looks = {"guide": ("#0072B2", "o"), "prior": ("#D55E00", "s")}
     with style():
         figure = Figure(figsize=(6.2, 3.8), layout="constrained")
@@ -224,7 +224,7 @@ def draw_curves(curves: list[dict[str, Any]], num_points: int, path: Path) -> No
         axes.set_yscale("symlog", linthresh=0.1)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(format_tick))
-        axes.set_xlabel("gradients a chain")
+        axes.set_xlabel("gradients per chain")
         axes.set_ylabel(f"bidirectional gap (nats), {num_points} simulated points")
         axes.legend()
     save_figure(figure, path.parent, path.stem)

@@ -38,7 +38,7 @@ class Options:
 
     Args:
         families: Which.
-        batch: Points a step.
+        batch: Points per step.
         repeats: Rounds.
         block: Seconds of a block.
         threads: Threads of torch; 0 for all cores.
@@ -70,7 +70,7 @@ def main() -> None:
         replayed, plain, ratio = times.median("replay"), times.median("off"), times.ratio("replay", "off")
         figures[family] = {"replayed_ms": replayed, "uncaptured_ms": plain, "ratio": ratio}
         rows.append((family, f"{replayed:.2f}", f"{plain:.2f}", f"{ratio:.2f}"))
-    title = f"ms a step, batch {options.batch}, {threads} threads, {device}"
+    title = f"ms per step, batch {options.batch}, {threads} threads, {device}"
     show_table(title, ("family", "replayed", "uncaptured", "ratio"), rows, wide_console())
     write_json(options.json, {"steps": figures, "environment": surroundings(threads, device)})
 

@@ -32,7 +32,7 @@ class Options:
 
     Args:
         points: Points.
-        particles: Particles a point.
+        particles: Number of particles per point.
         threads: Threads of torch; 0 for all cores.
         device: Where to run.
         out: Folder with results, where the trained model is looked for or put.

@@ -1,7 +1,7 @@
 """How fast is q*, and how far from a search that is given twenty times the steps?
 
 `optimize_local` with its default settings on 1,000 training points of the VAE of `train` (784-200-200-50, fixed
-binarized MNIST), started from the encoder. Aim on two cores: 60 seconds, at most 5,000 decoder evaluations a point,
+binarized MNIST), started from the encoder. Aim on two cores: 60 seconds, at most 5,000 decoder evaluations per point,
 mean L[q*] within 0.05 nat of the long search, which runs on some of the points and is compared point by point.
 
     python benchmarks/local.py --json local.json
@@ -33,7 +33,7 @@ class Options:
         device: Where to run.
         out: Folder with results, where the trained model is looked for or put.
         json: File for the figures.
-        quick: A small model and a step, to see that everything runs.
+        quick: A small model and few steps, to see that everything runs.
     """
 
     points: int = 1_000
@@ -78,7 +78,7 @@ def main() -> None:
     rows = [
         (f"seconds for {len(x):,} points", f"{seconds:.1f}"),
         (
-            "decoder evaluations a point, mean and most",
+            "decoder evaluations per point, mean and most",
             f"{figures['evaluations_mean']:,.0f}, {figures['evaluations_most']:,}",
         ),
         ("mean residual (nats)", f"{figures['residual_mean']:.4f}"),

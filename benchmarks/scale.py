@@ -4,7 +4,7 @@ A step of a minibatch touches its own rows of the table, of Adam's moments and o
 it should cost the same at a million points as at ten thousand. Beside it stands what one gets without that: the table
 as one parameter, looked up by autograd and moved by dense Adam.
 
-Data are synthetic bits, 64 a point; the model is a Bayesian decoder 16-128-64; the batch is 500. Sizes take turns in
+Data are synthetic bits, 64 per point; the model is a Bayesian decoder 16-128-64; the batch is 500. Sizes take turns in
 blocks of steps; times are medians over rounds, ratios medians over rounds of the ratio within a round. Averages of
 rows are off.
 

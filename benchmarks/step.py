@@ -2,7 +2,7 @@
 
 All sides fit the same model with the same guide family to the same 10,000 binary images of 784 pixels, kept as uint8:
 an encoder 784-64-64-(2 x 64) and a decoder 64-256-784 with LeakyReLU(0.2), 64 latents, Bernoulli pixels, and decoder
-weights that are point estimates or have Gaussian priors and mean-field Gaussian factors (drawn once a step, outside the
+weights that are point estimates or have Gaussian priors and mean-field Gaussian factors (drawn once per step, outside the
 plate). Every step gathers a fresh minibatch, draws one particle, takes the gradient of the Monte Carlo ELBO (no
 analytic KL, unless a row says so) and moves all parameters by Adam.
 
@@ -562,7 +562,7 @@ def show(setting: Setting, rows: Sequence[dict[str, Any]], threads: int, device:
         for row in rows
     ]
     where = f"{threads} threads" if device.type == "cpu" else torch.cuda.get_device_name()
-    headings = ("side", "ms a step", "quartiles", "of Pyro's", "of NumPyro's", "of products", "to compile, s", "")
+    headings = ("side", "ms per step", "quartiles", "of Pyro's", "of NumPyro's", "of products", "to compile, s", "")
     show_table(f"{setting.name} ({setting.num_parameters:,} parameters, {where})", headings, cells, console)
 
 

@@ -8,9 +8,10 @@ An experiment is one file of this folder and one line of ``EXPERIMENTS``. The fi
     jobs            (config, lab) -> the jobs, cheap to list: work and torch come when a job runs
     TABLES          tables, the headline first          FIGURES     by file name, what each shows
 
-and, where they are needed, ``findings(rows)``, sentences about a data frame of rows; ``prepare(config, lab)``, which
-completes a new run's configuration; and ``substitutes(config, given)``, settings to use where the default data are
-unavailable. :mod:`~amortized_bayes.experiments.running` runs any of them.
+and, where they are needed, ``FINDINGS``, functions from rows to sentences, or names of those that presenting has;
+``prepare(config, lab)``, which completes a new run's configuration; ``substitutes(config, given)``, settings to use
+where the default data are unavailable; ``datasets(config, lab)``, names of the data sets whose checksums are kept; and
+``factors(config)``, what all rows share. :mod:`~amortized_bayes.experiments.running` runs any of them.
 """
 
 from __future__ import annotations
