@@ -12,7 +12,7 @@ start at the encoder's answer: days on a CPU.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from amortized_bayes.configuration import Above, AtLeast, Different, Settings
 from amortized_bayes.experiments.settings import (
@@ -95,11 +95,13 @@ PRESETS = {
 
 def models(config: Config) -> list[VAEConfig]:
     """The models that are compared."""
-    shared = {f.name: getattr(config, f.name) for f in fields(VAEConfig) if hasattr(config, f.name)}
+    shared: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(VAEConfig) if hasattr(config, f.name)}
     annealing = max(1, round(ANNEALED_PART * config.epochs))
     return [
         VAEConfig(
-            **shared | {"dataset": dataset, "family": family, "encoder": encoder},
+            **{**shared, "dataset": dataset},
+            family=family,
+            encoder=encoder,
             entropy_annealing=annealing if annealed else 0,
         )
         for dataset in config.dataset
