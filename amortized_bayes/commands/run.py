@@ -59,6 +59,8 @@ class Run(Generic[C]):
         """
         print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
         plan = self._plan(given)
+        if note := plan.about.get("note"):
+            print(note, flush=True)
         if self.dry_run:
             _print_plan(plan)
             return
