@@ -40,6 +40,8 @@ FLOWS: dict[str, FlowKind] = {
     "realnvp": FlowKind(
         "affine couplings (Dinh, Sohl-Dickstein & Bengio, 2017)", "AffineLayer", has_halves=True, invertible=True
     ),
+    "sylvester": FlowKind("z + Q R tanh(S Q'z + b) (van den Berg et al., 2018)", "SylvesterLayer"),
+    "spline": FlowKind("rational quadratic spline couplings (Durkan et al., 2019)", "SplineLayer", has_halves=True),
     "auxiliary": FlowKind(
         "affine couplings of z and auxiliary variables (Cremer, Li & Duvenaud, 2018)",
         "AffineLayer",
@@ -48,8 +50,6 @@ FLOWS: dict[str, FlowKind] = {
         invertible=True,
         auxiliary=True,
     ),
-    "sylvester": FlowKind("z + Q R tanh(S Q'z + b) (van den Berg et al., 2018)", "SylvesterLayer"),
-    "spline": FlowKind("rational quadratic spline couplings (Durkan et al., 2019)", "SplineLayer", has_halves=True),
 }
 
 FAMILIES = ("gaussian", *FLOWS, *(name + CONTEXTUAL for name in FLOWS))

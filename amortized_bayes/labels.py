@@ -139,7 +139,6 @@ FLAGS = {
 }
 """What truth values are called, where "yes" would say too little."""
 ORDERS: Mapping[str, tuple[Any, ...]] = {
-    "guide": (*GUIDES, "reference"),
     "split": ("train", "validation", "test"),
     "family": ("gaussian", "planar", "realnvp", "auxiliary", "sylvester", "spline"),
     "encoder": ("linear", "small", "standard", "wide"),
@@ -228,7 +227,7 @@ def describe(factors: Mapping[str, Any]) -> str:
 def order(factor: str, values: Iterable[Any]) -> list[Any]:
     """Distinct values as people read them: known ones in their order, numbers rising, others as they come."""
     distinct = [value for value in dict.fromkeys(values) if not is_missing(value)]
-    known = ORDERS.get(factor, ())
+    known = (*GUIDES, "reference") if factor == "guide" else ORDERS.get(factor, ())
     numbers = bool(distinct) and all(isinstance(value, int | float) for value in distinct)
     places = {value: place for place, value in enumerate(sorted(distinct) if numbers else distinct)}
     return sorted(distinct, key=lambda v: (known.index(v) if v in known else len(known), places[v]))

@@ -31,7 +31,7 @@ def subject(num_points: int, device: torch.device, out: Path, *, quick: bool) ->
     with tempfile.TemporaryDirectory() as scratch:
         where = Path(scratch) if quick else out
         if find_trained(where, config) is None:
-            print(f"training {config.name} on {config.dataset}", flush=True)
+            print(f"training a VAE on {config.dataset}", flush=True)
         trained = obtain(config, where, device=device)
         folder = find_trained(where, config)
         assert folder is not None

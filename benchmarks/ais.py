@@ -27,7 +27,6 @@ import torch
 import tyro
 from _measure import find_device, show_table, surroundings, use_threads, wait_for, wide_console, write_json
 from _vae import Subject, subject
-from amortized_bayes.plotting.furniture import format_tick
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 

@@ -1,8 +1,11 @@
 """What every test starts from and must leave as it was: seeds, param store, torch's global switches, the network."""
 
+import shutil
 import socket
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +13,10 @@ import pyro
 import pytest
 import torch
 from torch import Tensor
+from wing import TINY, go
 
+from amortized_bayes import cli
+from amortized_bayes.data import loading
 from amortized_bayes.models import LinearGaussian
 
 SEED = 20240
@@ -107,3 +113,58 @@ def linear_problem(float64):
             pyro.sample("z", model.posterior(x))
 
     return LinearProblem(model, x, exact_guide)
+
+
+@pytest.fixture(scope="session")
+def trained_results(tmp_path_factory):
+    """A folder of results with one trained model in it; for tests that change nothing there."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("trained") / "results"
+    go("train", replace(TINY, epochs=20, learning_rate=1e-2), out)
+    return out
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder to work in, and no data but the embedded digits and what is put there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("AMORTIZED_BAYES_DATA", raising=False)
+    monkeypatch.setattr(loading, "_try_download", lambda name: "no network here")
+    return tmp_path
+
+
+@pytest.fixture
+def results(place, trained_results):
+    """A copy of the folder with the trained model, ``results`` of the folder to work in."""
+    shutil.copytree(trained_results, place / "results")
+    return place / "results"
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command; give its exit code and what it printed."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*map(str, arguments)])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return SimpleNamespace(code=stop.value.code or 0, out=printed.out, err=printed.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(call):
+    """Run a command and give the one line that says what is wrong."""
+
+    def run(*arguments):
+        found = call(*arguments)
+        assert found.code == 2, found.out
+        assert found.err.startswith("error: "), found.err
+        assert found.err.count("\n") == 1, found.err
+        return found.err
+
+    return run

@@ -11,14 +11,17 @@ import pytest
 
 import amortized_bayes
 from amortized_bayes.results import RunFolder, durable
-from amortized_bayes.types import Row
+from amortized_bayes.types import ROW_FIELDS, Row
 
 ROOT = Path(amortized_bayes.__file__).parents[1]
+FACTORS = {"dataset": "digits", "guide": "amortized", "k": 4, "seed": 0}
 
 
 def row(**changes: Any) -> Row:
-    fields: dict[str, Any] = {"experiment": "widths", "dataset": "digits", "model": "linear", "guide": "amortized"}
-    fields |= {"k": 4, "seed": 0, "step": 10, "seconds": 0.5, "metric": "elbo", "value": -1.25}
+    """A row; changes of what is no field of a row are factors, and ``None`` takes one away."""
+    fields: dict[str, Any] = {"experiment": "widths", "step": 10, "seconds": 0.5, "metric": "elbo", "value": -1.25}
+    factors: dict[str, Any] = {**FACTORS, **{name: changes.pop(name) for name in [*changes] if name not in ROW_FIELDS}}
+    fields |= {"factors": {name: value for name, value in factors.items() if value is not None}}
     return Row(**(fields | changes))
 
 

@@ -144,30 +144,31 @@ def test_power_cut_never_loses_both_generations(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("names_first", [False, True])
-def test_power_cut_loses_no_row_of_a_fit_that_is_done(
+def test_power_cut_loses_no_row_of_a_job_that_is_done(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names_first: bool
 ) -> None:
     ends = []
     for cut_at in range(80):
         run, marked = RunFolder.create(tmp_path, "power", {}, {}, f"cut-{cut_at}"), []
 
-        def fits(run: RunFolder = run, marked: list[str] = marked) -> None:
+        def jobs(run: RunFolder = run, marked: list[str] = marked) -> None:
             with run:
                 for key in ("a", "b", "c"):
-                    run.append_all(_rows(), key)
+                    for row in _rows():
+                        run.append(row, key)
                     run.mark_done(key)
                     marked.append(key)
 
-        ends.append(survive(monkeypatch, run.path, fits, cut_at, names_first))
+        ends.append(survive(monkeypatch, run.path, jobs, cut_at, names_first))
         after = RunFolder.open(run.path)
-        assert set(marked) <= after.done()
+        assert set(marked) <= after.done().keys()
         assert len(after.rows()) == 2 * len(after.done())
         assert after.verify() == []
     assert {True, False} == set(ends)
 
 
 def _rows() -> list[Row]:
-    return [Row("widths", "digits", "linear", "amortized", 4, 0, step, 0.0, "elbo", 1.0) for step in range(2)]
+    return [Row("widths", {"seed": 0}, step, 0.0, "elbo", 1.0) for step in range(2)]
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])

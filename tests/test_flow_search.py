@@ -114,7 +114,9 @@ def test_of_two_modes_far_apart_a_flow_keeps_one(name: str) -> None:
     stays_below(found, evidence)
     lost = evidence - found.elbo_star
     assert (lost[:2] < 0.05 + 4 * found.standard_error[:2]).all()
-    assert abs(lost[2] - math.log(2)) < 0.04 + 4 * found.standard_error[2]
+    more = lost[2] - math.log(2)
+    assert more < 0.04 + 4 * found.standard_error[2]
+    assert name == "auxiliary" or more > -0.04 - 4 * found.standard_error[2]  # v may choose between the two modes
     assert found.gain[2] > 3
 
 

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from amortized_bayes import labels
+from amortized_bayes.guides.registry import GUIDES
 
 
 def test_what_has_no_entry_keeps_its_own_name():
@@ -12,6 +13,12 @@ def test_what_has_no_entry_keeps_its_own_name():
     assert labels.guide_label("mixture", 4) == "mixture, k = 4"
     assert labels.factor_label("my_knob") == "my knob"
     assert labels.describe({"my_knob": 0.5}) == "my knob 0.5"
+
+
+def test_a_guide_is_named_by_its_entry_alone(monkeypatch):
+    monkeypatch.setitem(GUIDES, "mixture", GUIDES["constant"])
+    assert labels.guide_label("mixture", 4) == "constant VI, k = 4"
+    assert labels.order("guide", ["mixture", "constant"]) == ["constant", "mixture"]
 
 
 def test_a_line_is_described_by_what_it_has():

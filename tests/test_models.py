@@ -192,7 +192,7 @@ def test_no_hidden_layer_is_a_linear_decoder(float64):
 @pytest.mark.parametrize("bayesian", [True, False])
 def test_convolutional_decoder_in_the_model(float64, bayesian):
     network = ConvolutionalDecoder(2, 5, (3, 4), (1, 8, 12))
-    model = DeepGenerative(96, 2, [], 20, bayesian=bayesian, network=network).double()
+    model = DeepGenerative(96, 2, network, 20, bayesian=bayesian).double()
     x = torch.bernoulli(torch.full((4, 96), 0.5))
     trace = poutine.trace(model).get_trace(x)
     trace.compute_log_prob()

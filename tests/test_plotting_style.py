@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from amortized_bayes.plotting.furniture import format_tick, format_value
 from matplotlib.colors import to_rgb
 from sweep_rows import OTHERS
 

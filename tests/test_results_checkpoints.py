@@ -138,8 +138,8 @@ def test_damaged_or_pickled_arrays_are_refused(run: RunFolder) -> None:
 def full_run(out: Path) -> RunFolder:
     run = create(out)
     with run:
-        run.append(row(), fit="a")
-        run.append(row(step=20, value=-1.0), fit="a")
+        run.append(row(), job="a")
+        run.append(row(step=20, value=-1.0), job="a")
         run.save_tensors("guide", {"x": np.ones(4)})
         run.save_arrays("gaps", x=np.ones(4))
         run.mark_done("a")
@@ -150,7 +150,7 @@ def full_run(out: Path) -> RunFolder:
 def test_finish_writes_the_summary(tmp_path: Path) -> None:
     run = full_run(tmp_path)
     frame = pd.read_csv(run.path / "summary.csv")
-    assert tuple(frame.columns) == ROW_FIELDS
+    assert list(frame.columns) == ["experiment", "dataset", "guide", "k", "seed", *ROW_FIELDS[2:]]
     assert frame["value"].tolist() == [-1.0]
     assert RunFolder.open(run.path).verify() == []
 

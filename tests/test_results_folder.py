@@ -114,6 +114,7 @@ def test_writing_needs_the_lock(run: RunFolder) -> None:
     actions = [
         lambda: run.append(row()),
         lambda: run.mark_done("a"),
+        lambda: run.save_file("a", b""),
         lambda: run.drop_unfinished_rows(),
         lambda: run.write_summary(pd.DataFrame()),
         lambda: run.save_tensors("a", {}),
@@ -151,13 +152,15 @@ def test_one_process_writes(run: RunFolder) -> None:
 def test_list_and_find(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert list_runs(out) == []
-    with pytest.raises(ValueError, match="got 'latest': no such run; there are 0 runs"):
+    with pytest.raises(ValueError, match="expected a run under .*out, got none"):
         find_run(out, "latest")
+    with pytest.raises(ValueError, match="got 'first': no such run; there are 0 runs"):
+        find_run(out, "first")
     first, second = create(out, "first"), create(out, "second", "gaps")
     third = create(out, "first", "gaps")
     with first:
         first.mark_done("a")
-        first.mark_done("b")
+        first.mark_done("b", "failed")
         first.finish()
     (out / "gaps" / "half-made").mkdir()
     shutil.copytree(second.path, out / "gaps" / "broken")
@@ -176,6 +179,55 @@ def test_list_and_find(tmp_path: Path) -> None:
         find_run(out, "first")
     with pytest.raises(ValueError, match="no such run; did you mean 'second'"):
         find_run(out, "secnd")
+
+
+def test_a_run_of_failures_alone_is_a_failed_run(tmp_path: Path) -> None:
+    for name, marks, status in (("all", ["failed", "failed"], "failed"), ("none", [], "finished")):
+        run = create(tmp_path, name)
+        with run:
+            for number, mark in enumerate(marks):
+                run.mark_done(f"{number}", mark)
+            unfinished = next(info for info in list_runs(tmp_path) if info.name == name)
+            assert unfinished.status == "unfinished"
+            run.finish()
+        info = next(info for info in list_runs(tmp_path) if info.name == name)
+        assert (info.status, info.num_jobs) == (status, len(marks))
+
+
+def test_latest_is_the_last_of_a_kind_and_status(tmp_path: Path) -> None:
+    def made(name: str, experiment: str, *marks: str, finish: bool = True, **about: str) -> Path:
+        run = RunFolder.create(tmp_path, experiment, {}, about, name)
+        with run:
+            for number, mark in enumerate(marks):
+                run.mark_done(f"{number}", mark)
+            if finish:
+                run.finish()
+        return run.path
+
+    good = made("good", "train", "ok")
+    failed = made("failed", "train", "failed")
+    cut = made("cut", "train", finish=False)
+    sweep = made("sweep", "sweep", "ok")
+    part = made("part", "train", "ok", part_of="sweep/sweep")
+    assert find_run(tmp_path, "latest") == sweep  # a part of another run is not meant
+    assert find_run(tmp_path, "latest", "train") == part  # unless its kind is
+    assert find_run(tmp_path, "latest", "sweep") == sweep
+    assert find_run(tmp_path, "latest", "train", ("failed",)) == failed
+    assert find_run(tmp_path, "latest", "train", ("unfinished",)) == cut
+    shutil.rmtree(part)
+    assert find_run(tmp_path, "latest", "train", ("finished",)) == good
+    with pytest.raises(ValueError, match="expected an unfinished run of sweep under .*, got none"):
+        find_run(tmp_path, "latest", "sweep", ("unfinished",))
+    with pytest.raises(ValueError, match="expected a finished or failed run of gaps under"):
+        find_run(tmp_path, "latest", "gaps", ("finished", "failed"))
+
+
+def test_a_run_of_another_kind_is_refused(tmp_path: Path) -> None:
+    run = create(tmp_path, "mine", "gaps")
+    for text in ("mine", "gaps/mine", str(run.path)):
+        assert find_run(tmp_path, text, "gaps") == run.path
+        with pytest.raises(ValueError, match="expected a run of sweep, got .*mine, a run of gaps"):
+            find_run(tmp_path, text, "sweep")
 
 
 # Environment

@@ -95,7 +95,7 @@ def test_presets_and_configurations_are_where_flags_start(command, tmp_path):
         (("--throws", "0"), "expected --throws of 1 or more, got 0"),
         (("--coins", "0.5", "0.5"), "expected --coins with one or more different values, got [0.5, 0.5]"),
         (("--config", "nowhere.yaml"), "cannot read nowhere.yaml"),
-        (("--resume", "latest"), "expected a unfinished run of coins"),
+        (("--resume", "latest"), "expected an unfinished run of coins"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_no_run(command, tmp_path, arguments, words):
@@ -282,8 +282,7 @@ def test_rows_say_what_is_used_instead(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(coins, "substitutes", substitutes, raising=False)
     monkeypatch.setattr(coins, "datasets", datasets)
-    monkeypatch.setattr("amortized_bayes.data.load_dataset", unavailable)
-    monkeypatch.setattr("amortized_bayes.experiments.lab.load_dataset", unavailable)
+    monkeypatch.setattr("amortized_bayes.experiments.lab.read_dataset", unavailable)
     assert command("coins").code == 0
     folder = only_run(tmp_path)
     assert set(folder.rows()["note"]) == {"using pennies instead of euros, which are unavailable"}
@@ -293,7 +292,7 @@ def test_rows_say_what_is_used_instead(command, tmp_path, monkeypatch):
 def test_naming_a_preset_asks_for_its_data(command, tmp_path, monkeypatch):
     monkeypatch.setattr(coins, "substitutes", lambda config, given: [(config, "pennies")], raising=False)
     monkeypatch.setattr(coins, "datasets", lambda config, lab: ("mnist",))
-    monkeypatch.setattr("amortized_bayes.experiments.lab.load_dataset", unavailable)
+    monkeypatch.setattr("amortized_bayes.experiments.lab.read_dataset", unavailable)
     refused = command("coins", "--preset", "paper")
     assert refused.code == 2
     assert "mnist is unavailable" in refused.err

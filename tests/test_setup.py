@@ -101,6 +101,7 @@ def test_other_likelihoods_take_grey_values_as_they_are(likelihood):
 def test_sweep_and_vae_see_the_same_bits():
     assert torch.equal(vae_images(TINY).train, sweep_images().train)
     assert torch.equal(vae_images(TINY).test, sweep_images().test)
+    assert torch.equal(vae_images(replace(TINY, seed=4)).train, sweep_images(seed=4).train)
 
 
 def test_validation_images_are_held_out_of_training():
@@ -244,6 +245,23 @@ def test_the_start_depends_on_no_activation_and_no_likelihood():
     model, z = build_decoder(config, vae_images(config)), torch.randn(4, 3)
     w0, b0, w1, b1 = (model.weights()[name] for name in ("0.weight", "0.bias", "1.weight", "1.bias"))
     torch.testing.assert_close(model.decode(z, model.weights()), torch.tanh(z @ w0.T + b0) @ w1.T + b1)
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+def test_the_activation_is_that_of_all_networks(network):
+    config = replace(TINY, network=network)
+    data = vae_images(config)
+    latents, x = torch.randn(4, 3), data.train[:4].float()
+    answers = []
+    for activation in ("elu", "tanh"):
+        model, guide = build_vae(replace(config, activation=activation), data)
+        networks = [module for module in (*model.modules(), *guide.modules()) if hasattr(module, "activation")]
+        assert len(networks) == (2 if network == "dense" else 4)  # convolutional ones have dense layers in them
+        assert {module.activation for module in networks} == {activation}
+        with torch.no_grad():
+            guide.encoder[-1].weight.normal_() if network == "dense" else guide.encoder.dense[-1].weight.normal_()
+        answers.append((model.decode(latents, model.weights()), guide.locate(x, torch.arange(4))))
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(*answers, strict=True))
 
 
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 7, 6, 5)])

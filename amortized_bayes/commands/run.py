@@ -155,12 +155,13 @@ def given_flags(given: Sequence[str]) -> list[str]:
 
 
 def _print_plan(plan: Plan) -> None:
+    from amortized_bayes.experiments.settings import model_factors
+    from amortized_bayes.labels import describe
     from amortized_bayes.presenting.progress import duration
 
     forecast = plan.forecast
     for config in plan.missing:
-        key = plan.training_key(config)
-        print(f"{key}: {duration(forecast.seconds_of(key))}")
+        print(f"train {describe(model_factors(config))}: {duration(forecast.seconds_of(config))}")
     for job in plan.left:
         print(f"{job.key}: {duration(forecast.seconds_of(job.key))}")
     basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""

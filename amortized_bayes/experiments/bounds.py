@@ -18,7 +18,7 @@ from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import flow_settings
-from amortized_bayes.experiments.spec import GAPS, Measured, Work, measured
+from amortized_bayes.experiments.spec import GAPS, Arrays, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
@@ -37,6 +37,7 @@ __all__ = [
     "elbo_of",
     "gap_rows",
     "gaps_of",
+    "model_bounds",
     "shared_bounds",
 ]
 
@@ -122,6 +123,21 @@ def shared_bounds(
     return found, Measured("certificate_gap", both.mean_gap, both.gap_error, "points")
 
 
+def model_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
+    """All bounds of a trained model at training points, and its gaps with the best q of its own family."""
+    trained = lab.trained(model)
+    places = choose(trained.data.train, points, model.seed)
+    x = at(trained.data.train, places)
+    found = elbo_of(trained.model, trained.guide, x, model.seed)
+    shared, certificate = shared_bounds(trained, x, config, model.seed, lab)
+    found |= shared
+    gaps = gaps_of(found, model.family)
+    yield from bound_rows(found)
+    yield from gap_rows(gaps)
+    yield certificate
+    yield Arrays({"places": places, **found, **{name: gap.value.numpy() for name, gap in gaps.items()}})
+
+
 def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -> list[Work]:
     """Costs of :func:`shared_bounds`, in decoder evaluations with gradient."""
 
@@ -157,10 +173,9 @@ def bound_rows(found: Mapping[str, np.ndarray]) -> Iterator[Measured]:
 
 
 def gap_rows(gaps: Mapping[str, Gap]) -> Iterator[Measured]:
-    """Means of gaps with standard errors over points; negative ones say so."""
+    """Means of gaps with standard errors over points."""
     for name, gap in gaps.items():
-        note = f"negative, z = {gap.mean_z:.1f}" if gap.mean < 0 else ""
-        yield measured(name, (gap.mean, gap.mean_error))._replace(note=note)
+        yield measured(name, (gap.mean, gap.mean_error))
 
 
 def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> Iterator[Measured]:
@@ -172,7 +187,8 @@ def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> I
 
 
 def _named(name: str, estimate: Estimate) -> PointBounds:
-    value, error = (part.double().cpu().numpy() for part in estimate)
+    assert estimate.standard_error is not None
+    value, error = (part.double().cpu().numpy() for part in (estimate.value, estimate.standard_error))
     return {name: value, f"{name}_error": error}
 
 

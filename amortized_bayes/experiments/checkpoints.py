@@ -22,7 +22,10 @@ def prepare(config: Any, lab: Lab) -> Any:
         ValueError: no such run, one that is not finished or failed, or one of another kind.
     """
     path = find_run(lab.out, config.checkpoint, "train", ("finished",)).resolve()
-    lab.checkpoint(path)  # refuses what cannot be loaded
+    try:
+        lab.checkpoint(path)  # refuses what cannot be loaded
+    except ArithmeticError as error:
+        raise ValueError(f"expected a trained model: {error}") from error
     out = lab.out.resolve()
     return replace(config, checkpoint=str(path.relative_to(out) if path.is_relative_to(out) else path))
 

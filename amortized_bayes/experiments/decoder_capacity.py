@@ -24,7 +24,7 @@ from amortized_bayes.experiments.settings import (
     dataset_name,
     image_substitutes,
 )
-from amortized_bayes.experiments.spec import Arrays, Column, Job, Measured, Points, Table
+from amortized_bayes.experiments.spec import Column, Job, Points, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -79,29 +79,14 @@ FIGURES = {
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     """A job per decoder."""
-    from amortized_bayes.experiments.bounds import bounds_work
+    from amortized_bayes.experiments.bounds import bounds_work, model_bounds
 
     for layers in config.layers:
         model = replace(config.model, hidden=config.model.hidden[:1] * layers)
         yield Job(
             {"dataset": dataset_name(model.dataset), "seed": model.seed, "decoder_layers": layers},
-            lambda model=model: _measure(config, model, lab),
+            lambda model=model: model_bounds(model, config.points, config.bounds, lab),
             work=bounds_work(config.bounds, model, config.points, lab),
             needs=[model],
-            disk=16.0 * config.points * 8,
+            disk=32.0 * config.points * 7,
         )
-
-
-def _measure(config: Config, model: VAEConfig, lab: Lab) -> Iterator[Measured | Arrays]:
-    from amortized_bayes.experiments.bounds import at, bound_rows, choose, elbo_of, gap_rows, gaps_of, shared_bounds
-
-    trained = lab.trained(model)
-    places = choose(trained.data.train, config.points, model.seed)
-    x = at(trained.data.train, places)
-    shared, certificate = shared_bounds(trained, x, config.bounds, model.seed, lab)
-    found = {**elbo_of(trained.model, trained.guide, x, model.seed), **shared}
-    gaps = gaps_of(found, "gaussian")
-    yield from bound_rows(found)
-    yield from gap_rows(gaps)
-    yield certificate
-    yield Arrays({"places": places, **found, **{name: gap.value.numpy() for name, gap in gaps.items()}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amortized_bayes.diagnosis import Diagnosis
-from amortized_bayes.experiments.spec import GAPS, Measured, measured
+from amortized_bayes.experiments.spec import Measured, measured
 
 __all__ = ["report_rows"]
 
@@ -14,8 +14,7 @@ def report_rows(report: Diagnosis) -> Iterator[Measured]:
     """Everything that a diagnosis says of its points, overall."""
     for name, row in report.summary().iterrows():
         mean, error = float(row["mean"]), float(row["standard_error"])
-        below = f"negative, z = {mean / error:.1f}" if str(name) in GAPS and mean < 0 else ""
-        note = report.verdict.words if name == "inference_gap" else below
+        note = report.verdict.words if name == "inference_gap" else ""
         yield measured(str(name), (mean, error))._replace(note=note)
     if (certificate := report.certificate) is not None:
         gap = (certificate.mean_gap, certificate.gap_error)

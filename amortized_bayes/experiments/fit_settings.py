@@ -45,7 +45,11 @@ class FitSettings(Settings):
     """
 
     dataset: Annotated[tuple[str, ...], Different(), tyro.conf.arg(help=DATASET_HELP)] = ("mnist", "fashion-mnist")
-    guides: Annotated[tuple[str, ...], Different(), tyro.conf.arg(help=GUIDES_HELP)] = ("constant", "amortized", "factorized")
+    guides: Annotated[tuple[str, ...], Different(), tyro.conf.arg(help=GUIDES_HELP)] = (
+        "constant",
+        "amortized",
+        "factorized",
+    )
     widths: Annotated[tuple[int, ...], Different(), AtLeast(1)] = (1, 4, 16, 64, 256)
     depth: Annotated[int, AtLeast(0)] = 1
     likelihood: LikelihoodName = "bernoulli"

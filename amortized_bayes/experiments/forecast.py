@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from amortized_bayes.experiments.spec import Job, Work
 
@@ -22,11 +22,11 @@ class Forecast:
         jobs: what is to be run, by key.
     """
 
-    def __init__(self, jobs: Mapping[str, Job]) -> None:
-        self.work: dict[str, Sequence[Work]] = {key: job.work for key, job in jobs.items()}
-        self.stages: dict[str, dict[str, float]] = {key: _stages(work) for key, work in self.work.items()}
+    def __init__(self, jobs: Mapping[Hashable, Job]) -> None:
+        self.work: dict[Hashable, Sequence[Work]] = {key: job.work for key, job in jobs.items()}
+        self.stages: dict[Hashable, dict[str, float]] = {key: _stages(work) for key, work in self.work.items()}
         self.disk = sum(job.disk for job in jobs.values())
-        self.done = dict.fromkeys(jobs, 0.0)
+        self.done: dict[Hashable, float] = dict.fromkeys(jobs, 0.0)
         self.start = time.monotonic()
 
     @property
@@ -34,7 +34,7 @@ class Forecast:
         """Of the whole run."""
         return sum(self.seconds_of(key) for key in self.stages)
 
-    def seconds_of(self, key: str) -> float:
+    def seconds_of(self, key: Hashable) -> float:
         """Of one job."""
         return FIRST + sum(self.stages[key].values())
 
@@ -48,7 +48,7 @@ class Forecast:
         """Start the clock."""
         self.start = time.monotonic()
 
-    def at(self, key: str, stage: str, done: int, total: int) -> None:
+    def at(self, key: Hashable, stage: str, done: int, total: int) -> None:
         """Take in how far a stage of a job is; the stages before it are over."""
         if stage not in self.stages.get(key, {}):
             return
@@ -56,7 +56,7 @@ class Forecast:
         before = sum(self.stages[key][name] for name in names[: names.index(stage)])
         self.done[key] = max(self.done[key], before + self.stages[key][stage] * done / max(1, total))
 
-    def finish(self, key: str) -> None:
+    def finish(self, key: Hashable) -> None:
         """Take in that a job is over."""
         if key in self.done:
             self.done[key] = self.seconds_of(key)

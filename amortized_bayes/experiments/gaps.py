@@ -105,21 +105,10 @@ TABLES = (
 )
 FIGURES = {
     "gaps": (
-        Bars(
-            ("split",),
-            GAPS[:2],
-            title="Where the nats go: {model}",
-        ),
+        Bars(("split",), GAPS[:2], title="Where the nats go: {model}"),
         Gaps("split", GAPS[:2]),
     ),
-    "gaps_by_class": (
-        Bars(
-            ("label",),
-            GAPS[:2],
-            apart="split",
-            title="Gaps by class: {model}",
-        ),
-    ),
+    "gaps_by_class": (Bars(("label",), GAPS[:2], apart="split", title="Gaps by class: {model}"),),
 }
 FINDINGS = ("notes",)
 

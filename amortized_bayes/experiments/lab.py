@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from amortized_bayes.data import load_dataset
+from amortized_bayes.data import load_dataset, read_dataset, shuffle
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import ImageData, build_vae, find_labels, load_vae_images, vae_options
 from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
@@ -22,7 +22,7 @@ from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Dataset
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "Watch"]
 
 T = TypeVar("T")
 Watch = Callable[[str, int, int, str], None]
@@ -108,12 +108,13 @@ class Lab:
     # data and models
 
     def dataset(self, name: str, seed: int = 0) -> Dataset:
-        """A data set in memory, its files checked once.
+        """A data set in memory, shuffled by ``seed``; its files are read and checked once for all seeds.
 
         Raises:
             ValueError: it is unavailable or damaged.
         """
-        return self.cached(("dataset", name, seed), lambda: load_dataset(name, data_dir=self.data_dir, seed=seed))
+        whole = self.cached(("files", name), lambda: read_dataset(name, data_dir=self.data_dir))
+        return self.cached(("dataset", name, seed), lambda: shuffle(whole, seed))
 
     def images(self, config: VAEConfig) -> ImageData:
         """Images of a model's data set as the model sees them, on the device."""

@@ -11,7 +11,6 @@ start at the encoder's answer: days on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,7 +23,7 @@ from amortized_bayes.experiments.settings import (
     image_substitutes,
     model_factors,
 )
-from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, Column, Job, Measured, Table
+from amortized_bayes.experiments.spec import GAPS, Bars, Column, Job, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -155,31 +154,15 @@ FIGURES = {
 
 def jobs(config: Config, lab: Lab) -> list[Job]:
     """A job per model."""
-    from amortized_bayes.experiments.bounds import bounds_work
+    from amortized_bayes.experiments.bounds import bounds_work, model_bounds
 
     return [
         Job(
             model_factors(model),
-            lambda model=model: _measure(config, model, lab),
+            lambda model=model: model_bounds(model, config.points, config.bounds, lab),
             work=bounds_work(config.bounds, model, config.points, lab),
             needs=[model],
-            disk=16.0 * config.points * 2 * (4 + len(config.bounds.best_families)),
+            disk=32.0 * config.points * (6 + len(config.bounds.best_families)),
         )
         for model in models(config)
     ]
-
-
-def _measure(config: Config, wanted: VAEConfig, lab: Lab) -> Iterator[Measured | Arrays]:
-    from amortized_bayes.experiments.bounds import at, bound_rows, choose, elbo_of, gap_rows, gaps_of, shared_bounds
-
-    trained = lab.trained(wanted)
-    places = choose(trained.data.train, config.points, config.seed)
-    x = at(trained.data.train, places)
-    found = elbo_of(trained.model, trained.guide, x, config.seed)
-    shared, certificate = shared_bounds(trained, x, config.bounds, config.seed, lab)
-    found |= shared
-    gaps = gaps_of(found, wanted.family)
-    yield from bound_rows(found)
-    yield from gap_rows(gaps)
-    yield certificate
-    yield Arrays({"places": places, **found, **{name: gap.value.numpy() for name, gap in gaps.items()}})

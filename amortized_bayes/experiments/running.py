@@ -9,7 +9,7 @@ else is a mistake in the input or in the code and ends the run, which can then b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
@@ -21,11 +21,11 @@ from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
-from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.lab import Lab, Watch
 from amortized_bayes.experiments.settings import VAEConfig, datasets_of
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, File, Job, Measured
 from amortized_bayes.experiments.train import train_job
-from amortized_bayes.experiments.trained import find_trained, model_key
+from amortized_bayes.experiments.trained import find_trained
 from amortized_bayes.results import RunFolder, environment, find_run
 from amortized_bayes.types import Factor, Row
 
@@ -98,11 +98,6 @@ class Plan:
         done = {} if self.folder is None else self.folder.done()
         return [job for job in self.jobs if job.key not in done]
 
-    @staticmethod
-    def training_key(config: VAEConfig) -> str:
-        """Key of a model's training in the forecast."""
-        return f"train {model_key(config)}"
-
     @cached_property
     def missing(self) -> list[VAEConfig]:
         """Models that must be trained first."""
@@ -111,8 +106,8 @@ class Plan:
 
     @cached_property
     def forecast(self) -> Forecast:
-        """How long it will take, measured on a few steps of each kind."""
-        trainings = {self.training_key(config): train_job(config, self.lab) for config in self.missing}
+        """How long it will take, measured on a few steps of each kind; trainings have their models as keys."""
+        trainings = {config: train_job(config, self.lab) for config in self.missing}
         return Forecast({**trainings, **{job.key: job for job in self.left}})
 
 
@@ -194,7 +189,7 @@ def run(plan: Plan, reporter: Reporter) -> RunFolder:
     return folder
 
 
-def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, prefix: str = "") -> None:
+def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfig | None = None) -> None:
     """Take the lock, run the jobs that are left, each after the models that it needs, and finish."""
     folder, lab = plan.folder, plan.lab
     assert folder is not None
@@ -209,14 +204,14 @@ def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, prefix: str = "
             for config in job.needs:
                 if lab.find(config) is None:
                     _train(config, plan, forecast, reporter)
-            key = f"{prefix}{job.key}"
+            key = model or job.key
             lab.report = _reporting(reporter, forecast, key, f"{number + 1}/{len(plan.jobs)} {job.key}")
             folder.mark_done(job.key, _run_job(job, plan, reporter))
             forecast.finish(key)
         folder.finish()
 
 
-def _reporting(reporter: Reporter, forecast: Forecast, key: str, label: str) -> Callable[[str, int, int, str], None]:
+def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Watch:
     def report(stage: str, done: int, total: int, state: str) -> None:
         forecast.at(key, stage, done, total)
         reporter.show(forecast, label, stage, done, total, state)
@@ -301,4 +296,4 @@ def _train(config: VAEConfig, plan: Plan, forecast: Forecast, reporter: Reporter
         kept = {name: plan.about[name] for name in ("note", "device", "threads") if name in plan.about}
         about = environment(torch.get_num_threads()) | kept | {"data": sums, "part_of": part_of}
         folder = RunFolder.create(lab.out, "train", to_mapping(config), about)
-    _execute(Plan("train", config, lab, folder.environment(), folder), forecast, reporter, "train ")
+    _execute(Plan("train", config, lab, folder.environment(), folder), forecast, reporter, config)

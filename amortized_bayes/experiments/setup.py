@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from amortized_bayes.data import DATASETS, DataUnavailable, binarize
 from amortized_bayes.data.labels import labels_of_binarized
+from amortized_bayes.experiments.fit_settings import FitSettings
 from amortized_bayes.experiments.settings import CHANNELS, ENCODERS, VAEConfig
 from amortized_bayes.flows import FlowSettings
 from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
@@ -27,7 +28,6 @@ from amortized_bayes.types import Dataset, LatentSite
 
 __all__ = [
     "ImageData",
-    "ModelSettings",
     "build_decoder",
     "build_encoder",
     "build_model",
@@ -43,44 +43,6 @@ __all__ = [
 DENSE_WIDTH = 256
 """Of the dense layers beside the convolutions."""
 SCHEDULES: dict[str, Callable[[float], float] | None] = {"burda": burda, "cosine": cosine, "constant": None}
-
-
-class ModelSettings(Protocol):
-    """Settings that a deep generative model is built from: the sweep's and a VAE's have them."""
-
-    @property
-    def likelihood(self) -> str:
-        """Of the pixels; ``gaussian_scale`` adds to it."""
-        ...
-
-    @property
-    def gaussian_scale(self) -> str:
-        """``fixed`` or ``learned``."""
-        ...
-
-    @property
-    def latent_dim(self) -> int:
-        """D."""
-        ...
-
-    @property
-    def hidden(self) -> tuple[int, ...]:
-        """Widths of the decoder's hidden layers."""
-        ...
-
-    @property
-    def decoder(self) -> Literal["point", "bayesian"]:
-        """How its weights are inferred."""
-        ...
-
-
-class SweepSettings(ModelSettings, Protocol):
-    """What the sweep's have beside them."""
-
-    @property
-    def weight_prior(self) -> Literal["fan-in", "standard"]:
-        """Variance of the priors of the decoder's weights."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,10 +195,10 @@ def find_labels(data: ImageData, split: str, places: np.ndarray, load: Callable[
     return labels_of_binarized(images.pixels[places], origin.pixels, origin.labels)
 
 
-def build_model(config: SweepSettings, data: ImageData, seed: int) -> tuple[DeepGenerative, LatentSites]:
+def build_model(config: FitSettings, data: ImageData, seed: int) -> tuple[DeepGenerative, LatentSites]:
     """The sweep's model, and its latent sites with the start of q(theta), equal for all guides of a seed."""
     torch.manual_seed(torch_seed(seed, "start", data.name))
-    model = _model(config, data, weight_prior=config.weight_prior)
+    model = _model(config, data, config.hidden, weight_prior=config.weight_prior)
     return model, latent_sites(model, data.train[:2].float())
 
 
@@ -247,19 +209,21 @@ def build_decoder(config: VAEConfig, data: ImageData) -> DeepGenerative:
         ValueError: images that the network cannot take.
     """
     torch.manual_seed(torch_seed(config.seed, "decoder"))
-    network = None
+    hidden = config.hidden
     if config.network == "convolutional":
         first, second = CHANNELS["standard"]
         shape = _image_shape(config, data)
-        network = ConvolutionalDecoder(config.latent_dim, DENSE_WIDTH, (second, first), shape, config.activation)
-    return _model(config, data, activation=config.activation, network=network)
+        hidden = ConvolutionalDecoder(config.latent_dim, DENSE_WIDTH, (second, first), shape, config.activation)
+    return _model(config, data, hidden, activation=config.activation)
 
 
-def _model(config: ModelSettings, data: ImageData, **options: Any) -> DeepGenerative:
+def _model(
+    config: FitSettings | VAEConfig, data: ImageData, hidden: Sequence[int] | nn.Module, **options: Any
+) -> DeepGenerative:
     model = DeepGenerative(
         data.train.shape[1],
         config.latent_dim,
-        config.hidden,
+        hidden,
         len(data.train),
         likelihood=with_scale(config.likelihood, config.gaussian_scale),
         bayesian=config.decoder == "bayesian",

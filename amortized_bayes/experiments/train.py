@@ -35,13 +35,7 @@ TABLES = (
 )
 FIGURES = {
     "training": (
-        Lines(
-            "step",
-            ("elbo",),
-            hue="split",
-            log="x",
-            title="{model}",
-        ),
+        Lines("step", ("elbo",), hue="split", log="x", title="{model}"),
         Lines("step", ("kl",), hue="split", log="x"),
     )
 }

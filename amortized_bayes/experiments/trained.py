@@ -73,6 +73,9 @@ def load_trained(folder: RunFolder, source: DataSource) -> Trained:
         rows = folder.rows()
         failure = rows[rows["metric"] == "failure"].iloc[-1]
         raise TrainingFailed(int(failure["step"]), f"training of {folder.path} failed: {failure['note']}")
+    if status is None and folder.finished:
+        trained = ", ".join(folder.done()) or "none"
+        raise ValueError(f"{folder.path}: expected the model of its config.yaml, {key}, got {trained}")
     if status is None:
         raise ValueError(
             f"expected a finished run of train, got {folder.path}: `train --resume {folder.path}` finishes it"
@@ -112,9 +115,9 @@ def load_state(model: DeepGenerative, guide: LocalGuide, tensors: dict[str, np.n
 
 
 def state_of(model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
-    """Weights of both by name, ``model.network.0.weight`` and so on."""
+    """Copies of the weights of both by name, ``model.network.0.weight`` and so on."""
     return {
-        f"{prefix}.{name}": value.detach().cpu().numpy()
+        f"{prefix}.{name}": value.detach().cpu().numpy().copy()
         for prefix, module in (("model", model), ("guide", guide))
         for name, value in module.state_dict().items()
     }

@@ -54,7 +54,8 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
         score, step = json.loads(texts["best"])
         best = (float(score), int(step))
         yield from rows
-    patient = not config.early_stopping or _evaluations_since(config, training, best[1]) < config.patience
+    stops_early = data.validation is not None  # of too few images none are held out
+    patient = not stops_early or _evaluations_since(config, training, best[1]) < config.patience
     state: dict[str, np.ndarray] | None = None
     for record in _remaining(config, training, lab) if patient else ():
         with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
@@ -73,7 +74,7 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
         if config.early_stopping and _evaluations_since(config, training, best[1]) >= config.patience:
             break
     training.settle()
-    if config.early_stopping:
+    if stops_early:
         if state is None and (kept := lab.unfinished(model_key(config), "best")) is not None:
             state = kept[0]
         assert state is not None

@@ -57,9 +57,9 @@ class FlowChunk:
         """Take all steps, by a captured program or, with ``None``, by one captured here; return it."""
         search, streams, values = self.search, self._streams("climb"), self.values
         inputs = (*self.start, *self.joint.inputs(search.num_samples))
-        rates = [search.learning_rate * _share(value) for value in values]
-        # Adam works entry by entry: no point sees the moments of another.
-        adam = torch.optim.Adam([{"params": [v], "lr": r} for v, r in zip(values, rates, strict=True)], fused=True)
+        groups = [{"params": [value], "lr": search.learning_rate * _share(value)} for value in values]
+        adam = torch.optim.Adam(groups, fused=True)  # works entry by entry: no point sees the moments of another
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _schedule(step / search.num_steps))
         usual, noise = torch.zeros_like(self.start.loc[:, 0]), torch.empty(0)
         for step in range(search.num_steps):
             if step % BLOCK == 0:
@@ -73,9 +73,8 @@ class FlowChunk:
                 gradients = [_scaled(gradient, factor) for gradient in gradients]
             for value, gradient in zip(values, gradients, strict=True):
                 value.grad = gradient
-            for group, rate in zip(adam.param_groups, rates, strict=True):
-                group["lr"] = rate * _schedule(step / search.num_steps)
             adam.step()
+            schedule.step()
             progress(step + 1)
         assert program is not None
         return program

@@ -34,15 +34,14 @@ class DeepGenerative(nn.Module):
     Args:
         observed: P.
         latent_dim: D.
-        hidden: widths of the hidden layers.
+        hidden: widths of the decoder's hidden layers; or, to be used as it is, a decoder ``(..., D) -> (..., P)`` of
+            dense and convolutional layers.
         num_data: N, the size of the plate when a batch is given by ``index``.
         likelihood: one of ``LIKELIHOODS``: ``bernoulli``; ``gaussian`` with variance 1; or ``gaussian-learned``, with
             one scale for all pixels, point-estimated.
         bayesian: decoder weights are latent, else point estimates.
         weight_prior: variance of the weights' priors: ``fan-in`` for 1 / inputs, or ``standard`` for 1.
-        activation: between the layers: leaky-relu, elu or tanh.
-        network: a decoder ``(..., D) -> (..., P)`` of dense and convolutional layers to use instead; ``hidden`` and
-            ``activation`` are then ignored.
+        activation: between the layers of a dense decoder: leaky-relu, elu or tanh.
 
     Raises:
         ValueError: a size below 1, or an unknown likelihood, prior or activation.
@@ -62,17 +61,16 @@ class DeepGenerative(nn.Module):
         self,
         observed: int,
         latent_dim: int,
-        hidden: Sequence[int],
+        hidden: Sequence[int] | nn.Module,
         num_data: int,
         *,
         likelihood: str = "bernoulli",
         bayesian: bool = True,
         weight_prior: Literal["fan-in", "standard"] = "fan-in",
         activation: Activation = "leaky-relu",
-        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        sizes = [latent_dim, *hidden, observed]
+        sizes = [latent_dim, *(() if isinstance(hidden, nn.Module) else hidden), observed]
         if min(sizes) < 1:
             raise ValueError(f"expected sizes of 1 or more, got {sizes}")
         if likelihood not in LIKELIHOODS:
@@ -84,7 +82,7 @@ class DeepGenerative(nn.Module):
         self.likelihood = likelihood
         # of a Bayesian decoder only the form is needed: its tensors are drawn
         with torch.device("meta" if bayesian else torch.get_default_device()):
-            decoder = network or MLP(sizes, None, activation)
+            decoder = hidden if isinstance(hidden, nn.Module) else MLP(sizes, None, activation)
         self.priors = _priors(decoder, weight_prior) if bayesian else {}
         # in a tuple, a module is not registered: the weights of a Bayesian decoder are sites and no parameters
         self.network = None if bayesian else decoder

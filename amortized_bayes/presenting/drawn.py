@@ -2,20 +2,22 @@
 
 What they read of a run besides rows are arrays of jobs: ``original`` and ``reconstruction`` of a fit of the sweep;
 ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of ``toy-posteriors`` ``axes`` and
-``density`` of the job named ``posterior``, and ``draws``, ``best_draws`` ``(S, 4, 2)``, ``inference_gap`` and
-``approximation_gap`` ``(B,)`` of each family.
+``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo`` ``(B,)`` of the jobs of each family
+named ``amortized`` and ``best``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from amortized_bayes import labels, plotting
+from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
@@ -87,14 +89,18 @@ def _as_images(pixels: np.ndarray) -> np.ndarray | None:
 def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """Parameters and bytes as measured; those of guides with parameters for each point grow with the data set."""
     finals = summarise(rows)
-    guides = [g for g in selection.guides(finals) if g[0] != "factorized-from-amortized"]
+    guides = [g for g in selection.guides(finals) if g[0] not in GUIDES or not GUIDES[g[0]].starts_from]
     panels: dict[str, list[Series]] = {"num_parameters": [], "memory_bytes": []}
     for guide, k in guides:
         jobs = [job for job in run.find({"guide": guide, "k": k}) if "elbo" in run.arrays(job)][:1]
         for metric, series in panels.items():
             own = selection.where(finals, {"guide": guide, "k": k, "metric": metric})
             if jobs and len(own):
-                growth = SIZES / len(run.arrays(jobs[0])["elbo"]) if guide == "factorized" else np.ones(len(SIZES))
+                growth = (
+                    SIZES / len(run.arrays(jobs[0])["elbo"])
+                    if guide in GUIDES and GUIDES[guide].per_point
+                    else np.ones(len(SIZES))
+                )
                 y = growth * float(own["value"].iloc[0]) * labels.metric_label(metric).scale
                 look = plotting.guide_style(guide, k, [k for _, k in guides if k is not None])
                 series.append(Series(labels.guide_label(guide, k), look, SIZES, y, y, y))
@@ -154,17 +160,13 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
     densities = list(zip(truth["axes"], truth["density"], strict=True))
     clouds: list[list[plotting.Cloud]] = [[] for _ in densities]
     families = [key["family"] for key, _ in selection.groups(rows, ("family",))]
-    for family in families:
-        for key in run.find({"family": family})[:1]:
+    for family, way in product(families, ("amortized", "best")):
+        for key in run.find({"family": family}, way):
             arrays = run.arrays(key)
-            for way, draws, gap in (
-                ("amortized", "draws", "inference_gap"),
-                ("best", "best_draws", "approximation_gap"),
-            ):
-                if draws in arrays and gap in arrays:
-                    for point, own in enumerate(clouds):
-                        name = f"{labels.value_label('family', family)},\n{way}"
-                        own.append(plotting.Cloud(name, arrays[draws][:, point], float(arrays[gap][point])))
+            for point, own in enumerate(clouds):
+                name = f"{labels.value_label('family', family)},\n{way}"
+                gap = float(truth["log_p"][point] - arrays["elbo"][point])
+                own.append(plotting.Cloud(name, arrays["draws"][:, point], gap))
     if not clouds[0]:
         return None
     datasets = ", ".join(labels.dataset_label(name) for name in rows["dataset"].unique())

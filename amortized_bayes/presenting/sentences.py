@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels
+from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.presenting.claims import of_guide
 from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
@@ -142,7 +143,9 @@ def _gaps(rows: pd.DataFrame, label: str) -> Iterator[str]:
     found = {
         guide: gap
         for guide in selection.guides(rows)
-        if guide[0] != "factorized-from-amortized" and (gap := of_guide(rows, "family_gap", *guide)) and gap.value
+        if not (guide[0] in GUIDES and GUIDES[guide[0]].starts_from)
+        and (gap := of_guide(rows, "family_gap", *guide))
+        and gap.value
     }
     dead = {guide for guide in found if _is_vacuous(rows, guide)}
     if not found:
@@ -191,8 +194,11 @@ def _times(rows: pd.DataFrame, label: str) -> Iterator[str]:
 def _convergence(rows: pd.DataFrame, label: str) -> Iterator[str]:
     gains = {guide: gain for guide in selection.guides(rows) if (gain := of_guide(rows, "unconverged_by", *guide))}
     if gains:
-        parts = ", ".join(f"{labels.guide_label(*guide)} {gain.value:+.1f}" for guide, gain in gains.items())
-        yield f"{label}: not converged: doubling the epochs changes the ELBO by {parts} nats per point."
+        parts = ", ".join(
+            f"{'gains' if gain.value >= 0 else 'costs'} {labels.guide_label(*guide)} another {abs(gain.value):.1f}"
+            for guide, gain in gains.items()
+        )
+        yield f"{label}: not converged: doubling the epochs {parts} nats per point."
     for guide, gain in gains.items():
         gap = of_guide(rows, "family_gap", *guide)
         if guide[0] == "amortized" and gap:  # F-VI from A-VI had A-VI's epochs and its own

@@ -63,8 +63,9 @@ def find_run(out: Path, text: str, experiment: str | None = None, statuses: tupl
         meant = [i for i in meant if not statuses or i.status in statuses]
         if not meant:
             kind = " ".join([" or ".join(statuses), "run"]).strip()
+            article = "an" if kind.startswith("un") else "a"
             of = f" of {experiment}" if experiment else ""
-            raise ValueError(f"expected a {kind}{of} under {out}, got none")
+            raise ValueError(f"expected {article} {kind}{of} under {out}, got none")
         return meant[-1].path
     found = [info.path for info in infos if text in (info.name, f"{info.experiment}/{info.name}")]
     if len(found) == 1:
