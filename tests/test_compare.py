@@ -228,6 +228,10 @@ def test_a_guide_that_was_added_is_compared(x, monkeypatch):
     assert frame["family_gap"].notna().all()
     assert frame["unconverged_by"].notna().all()
     assert "prototypes, k = 3: family gap" in report.summary()
+    (axes,) = report.plot().axes
+    assert axes.get_xlabel() == "encoder width k of prototypes (log2)"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "3", "F-VI"]
+    assert isinstance(report.plot_curves(), Figure)
 
 
 def test_fvi_from_avi_starts_at_the_parameters_of_its_model_too(x, monkeypatch):
