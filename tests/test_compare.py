@@ -228,17 +228,21 @@ def test_a_guide_that_was_added_is_compared(x, monkeypatch):
     assert frame["family_gap"].notna().all()
     assert frame["unconverged_by"].notna().all()
     assert "prototypes, k = 3: family gap" in report.summary()
+    (axes,) = report.plot().axes
+    assert axes.get_xlabel() == "encoder width k of prototypes (log2)"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "3", "F-VI"]
+    assert isinstance(report.plot_curves(), Figure)
 
 
-def test_guides_that_start_at_avi_take_the_parameters_of_its_model_too(x, monkeypatch):
-    starts = []
-    build = fitting._build_guide
-    monkeypatch.setattr(fitting, "_build_guide", lambda *given: starts.append(given[3]) or build(*given))
+def test_fvi_from_avi_starts_at_the_parameters_of_its_model_too(x, monkeypatch):
+    scales = []
+    train = fitting.train
+    monkeypatch.setattr(fitting, "train", lambda *given: scales.append(pyro.param("scale").item()) or train(*given))
     compare(with_param, x, epochs=5, options=FitOptions(capture="off", batch_size=20, shared_learning_rate=0.1))
-    (start,) = [start for start in starts if start is not None]
-    before = pyro.param("scale").item()
-    start.put_model()
-    assert pyro.param("scale").item() != before
+    constant, amortized, doubled, factorized, _, from_amortized = scales
+    assert constant == amortized == factorized == pytest.approx(3.0)
+    assert doubled != amortized
+    assert from_amortized != amortized
 
 
 def no_plate(x):

@@ -96,8 +96,8 @@ def test_the_best_fit_of_a_guide_is_that_with_the_highest_mean():
     assert best_fit(elbos, "amortized") == WIDE
     assert best_fit(ELBOS, "amortized") == NARROW
     assert best_fit({OWN: ELBOS[OWN]}, "amortized") is None
-    close = {NARROW: np.array([2.0**24, 1.0, 1.0], np.float32), WIDE: np.array([2.0**24, 1.0, 0.5], np.float32)}
-    assert best_fit(close, "amortized") == NARROW  # in float64
+    close = {NARROW: np.array([2.0**24, 1.0, 0.5], np.float32), WIDE: np.array([2.0**24, 1.0, 1.0], np.float32)}
+    assert best_fit(close, "amortized") == WIDE  # in float64
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import pytest
 import torch
 from sweeps import ADDED, TINY, Listener, a_lab, latest, numbers, of, resume, start, values
 
-from amortized_bayes.comparing import between, fitting
+from amortized_bayes.comparing import between, fitting, measures
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import guide_fits, sweep
 from amortized_bayes.guides import registry
 from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.inference.options import Divergence
+from amortized_bayes.seeding import torch_seed
 
 ONE = replace(TINY, widths=(1,), epochs=1)
 FITS = [
@@ -362,6 +363,23 @@ def test_what_is_tuned_is_swept(tmp_path):
     text = (folder.path / "config.yaml").read_text()
     assert f"rates_constant:\n- {best['shared_rate']}\n- {best['local_rate']}\n" in text
     assert "tune: false" in text
+
+
+def test_evaluations_draw_from_streams_named_by_their_fit(tmp_path, monkeypatch):
+    seeds = []
+    elbo = measures.fit_elbo
+
+    def watched(*given, **more):
+        seeds.append(torch.initial_seed())
+        return elbo(*given, **more)
+
+    for module in (measures, fitting):
+        monkeypatch.setattr(module, "fit_elbo", watched)
+    start(tmp_path, ONE)
+    names = ["constant", "amortized-k1", "factorized", "factorized-from-amortized"]
+    expected = [torch_seed(0, "evaluation", f"digits_seed0_{name}") for name in names]
+    doubled = [torch_seed(0, "evaluation", f"digits_seed0_{name}", "doubled") for name in names[1:3]]
+    assert list(dict.fromkeys(seeds)) == [*expected, *doubled]
 
 
 def test_the_random_streams_of_fits_have_their_names():

@@ -67,8 +67,9 @@ def _panel(axes: Axes, gaps: pd.DataFrame, all_widths: Sequence[int]) -> None:
     axes.annotate("0: best F-VI found", (0.01, 0), (0, -3), xycoords=("axes fraction", "data"), **zero)
     groups = [group for group in by_guide(gaps.dropna(subset="value")) if group.fate != "failed"]
     places = _places(groups, all_widths)
-    swept = [(places[group.guide, group.k], group.rows["value"].mean()) for group in groups if group.k is not None]
-    axes.plot(*np.array(sorted(swept)).reshape(-1, 2).T, color="0.6", linewidth=0.9, zorder=1.8)
+    for guide in dict.fromkeys(group.guide for group in groups if group.k is not None):
+        swept = [(places[guide, group.k], group.rows["value"].mean()) for group in groups if group.guide == guide]
+        axes.plot(*np.array(sorted(swept)).reshape(-1, 2).T, color="0.6", linewidth=0.9, zorder=1.8)
     for group in groups:
         look = guide_style(group.guide, group.k, all_widths)
         if group.guide == "constant":
@@ -80,11 +81,12 @@ def _panel(axes: Axes, gaps: pd.DataFrame, all_widths: Sequence[int]) -> None:
 
 def _places(groups: Sequence[Group], all_widths: Sequence[int]) -> dict[tuple[str, int | None], float]:
     """Map each guide to its x: log2 of the width, and beyond the widest for the guides that have none."""
-    places: dict[tuple[str, int | None], float] = {("amortized", k): math.log2(k) for k in all_widths}
-    exponents = list(places.values())
+    with_width = [("amortized", k) for k in all_widths] + [(g.guide, g.k) for g in groups if g.k is not None]
+    places: dict[tuple[str, int | None], float] = {(guide, k): math.log2(k) for guide, k in with_width}
+    exponents = sorted(set(places.values()))
     unit = max(1.0, (max(exponents) - min(exponents)) / (len(exponents) - 1)) if len(exponents) > 1 else 1.0
     right = max(exponents, default=0.0) + 0.3 * unit
-    others = [group for group in groups if group.guide not in ("amortized", "constant")]
+    others = [group for group in groups if group.k is None and group.guide != "constant"]
     for guide in dict.fromkeys(group.guide for group in others):
         right += unit
         places[guide, None] = right
@@ -137,9 +139,13 @@ def _error(value: float) -> float | None:
 
 
 def _ticks(axes: Axes, places: dict[tuple[str, int | None], float]) -> None:
-    names = [str(k) if k is not None else guide_label(guide).replace(" from", "\nfrom") for guide, k in places]
-    axes.set_xticks(list(places.values()), names)
-    axes.set_xlabel("encoder width k of A-VI (log2)")
+    names = {
+        x: str(k) if k is not None else guide_label(guide).replace(" from", "\nfrom")
+        for (guide, k), x in places.items()
+    }
+    axes.set_xticks(list(names), list(names.values()))
+    swept = [guide_label(guide) for guide in dict.fromkeys(guide for guide, k in places if k is not None)]
+    axes.set_xlabel(f"encoder width k of {' and '.join(swept or ['A-VI'])} (log2)")
     axes.grid(visible=False, axis="x")
     inside = [x for (_, k), x in places.items() if k is not None]
     outside = [x for (_, k), x in places.items() if k is None]
