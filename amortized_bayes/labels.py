@@ -1,17 +1,19 @@
 """Names for readers: one for each metric, factor and value, in tables, figures and sentences alike.
 
-What has no entry is shown under its own name, and after what has one: a new guide, family or metric appears everywhere
-without a line here.
+Guides, data sets and families are named by their own registries. What has no entry is shown under its own name, and
+after what has one: a new guide, family or metric appears everywhere without a line here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
+
+from amortized_bayes.data.catalogue import label_of
+from amortized_bayes.flows import FAMILIES
+from amortized_bayes.guides.registry import GUIDES
 
 __all__ = [
-    "DATASETS",
     "FACTORS",
     "METRICS",
     "Metric",
@@ -25,7 +27,6 @@ __all__ = [
     "metric_name",
     "names",
     "order",
-    "read_guides",
     "value_label",
 ]
 
@@ -123,15 +124,6 @@ FACTORS = {
 }
 """Factors that the experiments use, in the order in which they describe a line."""
 
-DATASETS = {
-    "mnist": "MNIST",
-    "binarized-mnist": "binarized MNIST",
-    "fashion-mnist": "FashionMNIST",
-    "fashionmnist": "FashionMNIST",
-    "digits": "digits",
-    "cifar10": "CIFAR-10",
-    "celeba": "CelebA",
-}
 FLAGS = {
     "annealed": ("plain", "annealed"),
     "kl_warm_up": ("no KL warm-up", "KL warm-up"),
@@ -139,29 +131,12 @@ FLAGS = {
 """What truth values are called, where "yes" would say too little."""
 ORDERS: Mapping[str, tuple[Any, ...]] = {
     "split": ("train", "validation", "test"),
-    "family": ("gaussian", "planar", "realnvp", "auxiliary", "sylvester", "spline"),
+    "family": FAMILIES,
+    "searched": FAMILIES,
     "encoder": ("linear", "small", "standard", "wide"),
     "start": ("encoder", "prior", "reference"),
 }
 """Values in the order in which people read them; others follow, in the order of the rows."""
-
-
-class Named(Protocol):
-    """What has a name for readers."""
-
-    @property
-    def label(self) -> str:
-        """The name."""
-        ...
-
-
-_guides: Mapping[str, Named] = {}
-
-
-def read_guides(entries: Mapping[str, Named]) -> None:
-    """Take the names of guides, and their order, from their own dictionary: ``guides.registry`` hands it over."""
-    global _guides
-    _guides = entries
 
 
 def metric_label(metric: str) -> Metric:
@@ -188,13 +163,13 @@ def factor_label(factor: str) -> str:
 
 def guide_label(guide: str, k: int | None = None) -> str:
     """The name of a guide: ``"A-VI, k = 16"``, ``"F-VI"``, ``"constant VI"``."""
-    name = _guides[guide].label if guide in _guides else guide
+    name = GUIDES[guide].label if guide in GUIDES else guide
     return name if k is None else f"{name}, k = {k}"
 
 
 def dataset_label(dataset: str) -> str:
     """The name of a data set; an array of the user's is named by its file."""
-    return DATASETS.get(dataset.lower(), PurePath(dataset).name or dataset)
+    return label_of(dataset)
 
 
 def value_label(factor: str, value: Any) -> str:
@@ -244,7 +219,7 @@ def describe(factors: Mapping[str, Any]) -> str:
 def order(factor: str, values: Iterable[Any]) -> list[Any]:
     """Distinct values as people read them: known ones in their order, numbers rising, others as they come."""
     distinct = [value for value in dict.fromkeys(values) if not is_missing(value)]
-    known = tuple(_guides) if factor == "guide" else ORDERS.get(factor, ())
+    known = tuple(GUIDES) if factor == "guide" else ORDERS.get(factor, ())
     numbers = bool(distinct) and all(isinstance(value, int | float) for value in distinct)
     places = {value: place for place, value in enumerate(sorted(distinct) if numbers else distinct)}
     return sorted(distinct, key=lambda v: (known.index(v) if v in known else len(known), places[v]))

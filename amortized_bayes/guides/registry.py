@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from amortized_bayes.labels import read_guides
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -176,7 +174,6 @@ GUIDES: dict[str, GuideEntry] = {
     ),
 }
 """Every guide that can be fitted by name. Rates are winners of ``python run_experiments.py tune``."""
-read_guides(GUIDES)
 
 
 def list_fits(guides: tuple[str, ...], widths: tuple[int, ...]) -> list[Fit]:
