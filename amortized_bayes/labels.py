@@ -1,19 +1,19 @@
 """Names for readers: one for each metric, factor and value, in tables, figures and sentences alike.
 
-What has no entry is shown under its own name, and after what has one: a new guide, family or metric appears everywhere
-without a line here.
+Guides, data sets and families are named by their own registries. What has no entry is shown under its own name, and
+after what has one: a new guide, family or metric appears everywhere without a line here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from amortized_bayes.data.catalogue import label_of
+from amortized_bayes.flows import FAMILIES
 from amortized_bayes.guides.registry import GUIDES
 
 __all__ = [
-    "DATASETS",
     "FACTORS",
     "METRICS",
     "Metric",
@@ -124,15 +124,6 @@ FACTORS = {
 }
 """Factors that the experiments use, in the order in which they describe a line."""
 
-DATASETS = {
-    "mnist": "MNIST",
-    "binarized-mnist": "binarized MNIST",
-    "fashion-mnist": "FashionMNIST",
-    "fashionmnist": "FashionMNIST",
-    "digits": "digits",
-    "cifar10": "CIFAR-10",
-    "celeba": "CelebA",
-}
 FLAGS = {
     "annealed": ("plain", "annealed"),
     "kl_warm_up": ("no KL warm-up", "KL warm-up"),
@@ -140,7 +131,8 @@ FLAGS = {
 """What truth values are called, where "yes" would say too little."""
 ORDERS: Mapping[str, tuple[Any, ...]] = {
     "split": ("train", "validation", "test"),
-    "family": ("gaussian", "planar", "realnvp", "auxiliary", "sylvester", "spline"),
+    "family": FAMILIES,
+    "searched": FAMILIES,
     "encoder": ("linear", "small", "standard", "wide"),
     "start": ("encoder", "prior", "reference"),
 }
@@ -177,7 +169,7 @@ def guide_label(guide: str, k: int | None = None) -> str:
 
 def dataset_label(dataset: str) -> str:
     """The name of a data set; an array of the user's is named by its file."""
-    return DATASETS.get(dataset.lower(), PurePath(dataset).name or dataset)
+    return label_of(dataset)
 
 
 def value_label(factor: str, value: Any) -> str:

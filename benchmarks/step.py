@@ -2,8 +2,8 @@
 
 All sides fit the same model with the same guide family to the same 10,000 binary images of 784 pixels, kept as uint8:
 an encoder 784-64-64-(2 x 64) and a decoder 64-256-784 with LeakyReLU(0.2), 64 latents, Bernoulli pixels, and decoder
-weights that are point estimates or have Gaussian priors and mean-field Gaussian factors (drawn once per step, outside the
-plate). Every step gathers a fresh minibatch, draws one particle, takes the gradient of the Monte Carlo ELBO (no
+weights that are point estimates or have Gaussian priors and mean-field Gaussian factors (drawn once per step, outside
+the plate). Every step gathers a fresh minibatch, draws one particle, takes the gradient of the Monte Carlo ELBO (no
 analytic KL, unless a row says so) and moves all parameters by Adam.
 
 - *captured*: the library's `Training`, as `fit` uses it, averages of iterates included; replayed, or compiled by

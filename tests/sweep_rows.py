@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-import amortized_bayes.guides.registry  # noqa: F401  names of guides
 from amortized_bayes.plotting import (
     reconstruction_figure,
 )

@@ -140,7 +140,7 @@ def test_qstar_from_an_interruption_to_its_table(call, place, refused, interrupt
     resumed = call("qstar", "--resume", "latest", "--points", "99", "--device", "cpu")
     assert resumed.code == 0, resumed.err
     assert "ignored: --points" in resumed.out
-    assert len(folder.load_arrays([*folder.done()][0])["places"]) == 6
+    assert len(folder.load_arrays(next(iter(folder.done())))["places"]) == 6
     for start in ("encoder", "prior"):
         assert start in resumed.out
 

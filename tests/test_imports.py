@@ -12,12 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
     ("types", "seeding", "networks", "likelihoods", "per_point", "flows"),
-    ("models", "guides"),
-    ("labels",),
     ("data", "results", "configuration", "running"),
+    ("models", "guides"),
+    ("labels", "weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
+    ("selection", "inference", "evaluation"),
     ("plotting",),
-    ("weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
-    ("inference", "evaluation"),
     ("comparing",),
     ("diagnosis", "experiments", "report"),
     ("presenting",),
@@ -35,7 +34,7 @@ NEIGHBOURS = {
     ("experiments", "diagnosis"),
 }
 """Files of one layer that may meet beside those of one folder."""
-NEVER_TORCH = ("labels", "plotting", "presenting")
+NEVER_TORCH = ("labels", "selection", "plotting", "presenting")
 
 
 def part_of(module):
@@ -122,7 +121,7 @@ def test_files_import_from_layers_above_them():
         ("evaluation/bad.py", "from amortized_bayes.inference import svi", "amortized_bayes.inference"),
         ("plotting/bad.py", "import torch", "torch"),
         ("plotting/bad.py", "def f():\n    from torch.nn import functional", "torch.nn"),
-        ("plotting/bad.py", "from amortized_bayes.weights import log_weights", "amortized_bayes.weights"),
+        ("plotting/bad.py", "from amortized_bayes.comparing import compare", "amortized_bayes.comparing"),
         ("types.py", "from amortized_bayes.seeding import torch_seed", "amortized_bayes.seeding"),
         ("weights.py", "from amortized_bayes.expectations import _Sums", "amortized_bayes.expectations"),
         ("weights.py", "from amortized_bayes import evaluation", "amortized_bayes.evaluation"),
@@ -259,6 +258,7 @@ QUICK = [
         "",
         "types",
         "labels",
+        "selection",
         "seeding",
         "likelihoods",
         "flows",

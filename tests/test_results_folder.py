@@ -152,7 +152,7 @@ def test_one_process_writes(run: RunFolder) -> None:
 def test_list_and_find(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert list_runs(out) == []
-    with pytest.raises(ValueError, match="expected a run under .*out, got none"):
+    with pytest.raises(ValueError, match=r"expected a run under .*out, got none"):
         find_run(out, "latest")
     with pytest.raises(ValueError, match="got 'first': no such run; there are 0 runs"):
         find_run(out, "first")
@@ -216,7 +216,7 @@ def test_latest_is_the_last_of_a_kind_and_status(tmp_path: Path) -> None:
     assert find_run(tmp_path, "latest", "train", ("unfinished",)) == cut
     shutil.rmtree(part)
     assert find_run(tmp_path, "latest", "train", ("finished",)) == good
-    with pytest.raises(ValueError, match="expected an unfinished run of sweep under .*, got none"):
+    with pytest.raises(ValueError, match=r"expected an unfinished run of sweep under .*, got none"):
         find_run(tmp_path, "latest", "sweep", ("unfinished",))
     with pytest.raises(ValueError, match="expected a finished or failed run of gaps under"):
         find_run(tmp_path, "latest", "gaps", ("finished", "failed"))
@@ -226,7 +226,7 @@ def test_a_run_of_another_kind_is_refused(tmp_path: Path) -> None:
     run = create(tmp_path, "mine", "gaps")
     for text in ("mine", "gaps/mine", str(run.path)):
         assert find_run(tmp_path, text, "gaps") == run.path
-        with pytest.raises(ValueError, match="expected a run of sweep, got .*mine, a run of gaps"):
+        with pytest.raises(ValueError, match=r"expected a run of sweep, got .*mine, a run of gaps"):
             find_run(tmp_path, text, "sweep")
 
 

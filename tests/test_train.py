@@ -219,7 +219,7 @@ def test_too_few_images_to_hold_any_out(tmp_path):
 
 
 def test_rows_of_a_model_say_which_data_are_used_instead(place):
-    """Without images, the default ones are replaced by digits, and every row says so, those of an interrupted run too."""
+    """Without images, digits replace the default ones, and every row says so, those of an interrupted run too."""
     config = replace(TINY, dataset="binarized-mnist", epochs=20)
     with pytest.raises(KeyboardInterrupt):
         go("train", config, place, stop_at("training", 40), given=())

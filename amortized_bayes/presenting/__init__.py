@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import amortized_bayes.guides.registry  # noqa: F401  names of guides
 from amortized_bayes.presenting.progress import Progress, duration
 from amortized_bayes.results import RunFolder
 

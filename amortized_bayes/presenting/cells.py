@@ -6,13 +6,12 @@ import math
 from string import Formatter
 from typing import TYPE_CHECKING
 
-from amortized_bayes import labels
-from amortized_bayes.results import selection
+from amortized_bayes import labels, selection
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from amortized_bayes.results.selection import Found
+    from amortized_bayes.selection import Found
 
 __all__ = ["cell", "fill"]
 

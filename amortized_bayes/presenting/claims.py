@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from amortized_bayes import labels
+from amortized_bayes import labels, selection
 from amortized_bayes.presenting.cells import cell
 from amortized_bayes.presenting.published import FOLDER
-from amortized_bayes.results import selection
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from amortized_bayes.results.selection import Found
+    from amortized_bayes.selection import Found
 
 __all__ = ["claims_found", "of_guide"]
 

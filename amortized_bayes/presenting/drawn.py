@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from amortized_bayes import labels, plotting
+from amortized_bayes import labels, plotting, selection
 from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
 from amortized_bayes.presenting.claims import of_guide
-from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:

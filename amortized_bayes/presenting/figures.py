@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from amortized_bayes import labels
+from amortized_bayes import labels, selection
 from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Lines, Panel, Points
 from amortized_bayes.plotting import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
@@ -29,7 +29,6 @@ from amortized_bayes.plotting.panels import (
 from amortized_bayes.presenting import drawn
 from amortized_bayes.presenting.cells import fill
 from amortized_bayes.presenting.view import RunView
-from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
 
 __all__ = ["SHORT", "draw_figures"]

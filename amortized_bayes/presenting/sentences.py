@@ -9,16 +9,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from amortized_bayes import labels
+from amortized_bayes import labels, selection
 from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.presenting.claims import of_guide
-from amortized_bayes.results import selection
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from amortized_bayes.results.selection import Found
+    from amortized_bayes.selection import Found
 
 __all__ = ["FINDINGS", "best_guides", "notes", "sentences", "sweep"]
 

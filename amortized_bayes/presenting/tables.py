@@ -17,14 +17,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Printed
 
-from amortized_bayes import labels
+from amortized_bayes import labels, selection
 from amortized_bayes.experiments.spec import Claims, Column, Table
 from amortized_bayes.presenting.cells import cell, fill
 from amortized_bayes.presenting.claims import claims_found
 from amortized_bayes.presenting.published import FOLDER, Published, find, read_published, sources
-from amortized_bayes.results import selection
-from amortized_bayes.results.selection import Found
 from amortized_bayes.results.summary import summarise
+from amortized_bayes.selection import Found
 
 if TYPE_CHECKING:
     import pandas as pd
