@@ -229,11 +229,12 @@ def toy_posteriors():
     bumps = [np.exp(-0.5 * ((axis[:, None] - p / 3) ** 2 + (axis[None] + p / 4) ** 2) / 0.3) for p in range(4)]
     area = (axis[1] - axis[0]) ** 2
     density = np.stack([b / b.sum() / area for b in bumps])
-    made.job(place, [], {"axes": axes, "density": density}, name="posterior")
+    made.job(place, [], {"axes": axes, "density": density, "log_p": np.full(20, -90.0)}, name="posterior")
     for family in ("gaussian", "auxiliary", "realnvp"):
-        clouds = {name: made.random.standard_normal((2000, 4, 2)) * 0.5 for name in ("draws", "best_draws")}
-        values = {"inference_gap": np.full(20, 0.5), "approximation_gap": np.full(20, 0.1)}
-        made.job({**place, "family": family}, plain(inference_gap=0.5, approximation_gap=0.1), {**clouds, **values})
+        for name, gap, loss in (("amortized", "inference_gap", 0.5), ("best", "approximation_gap", 0.1)):
+            draws = made.random.standard_normal((2000, 4, 2)) * 0.5
+            arrays = {"draws": draws, "elbo": np.full(20, -90.0 - loss)}
+            made.job({**place, "family": family}, plain(**{gap: loss}), arrays, name=name)
     return made
 
 

@@ -10,7 +10,7 @@ from flow_problems import P, make
 from torch import nn
 
 from amortized_bayes.evaluation.bounds import elbo
-from amortized_bayes.guides import FAMILIES
+from amortized_bayes.flows import FAMILIES
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.models import LinearGaussian

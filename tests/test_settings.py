@@ -34,8 +34,8 @@ from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
         ({"seed": -1}, "expected --seed of 0 or more, got -1"),
         ({"learning_rate": 0.0}, "expected --learning-rate above 0, got 0.0"),
         ({"learning_rate": float("nan")}, "expected --learning-rate above 0, got nan"),
-        ({"entropy_annealing": 151}, "expected --entropy-annealing of at most 150 epochs, got 151"),
-        ({"kl_warm_up": 151}, "expected --kl-warm-up of at most 150 epochs, got 151"),
+        ({"entropy_annealing": 151}, "expected --entropy-annealing of at most 60 epochs, got 151"),
+        ({"kl_warm_up": 151}, "expected --kl-warm-up of at most 60 epochs, got 151"),
         ({"network": "convolutional", "encoder": "linear"}, "convolutional --encoder small or standard or wide"),
         ({"binarization": "dynamic"}, "--binarization fixed for binarized-mnist, .*; --dataset mnist has grey values"),
         ({"binarization": "threshold"}, "which is binary already, got 'threshold'"),
@@ -111,13 +111,12 @@ IDLE = {
     "num_flows": 5,
     "gaussian_scale": "learned",
     "binarization": "fixed",
-    "num_validation": 7,
-    "patience": 3,
+    "flow_hidden": 7,
 }
 """Settings without effect in the default configuration."""
 OTHER = {
     **{"dataset": "digits", "network": "convolutional", "encoder": "wide", "family": "planar", "decoder": "bayesian"},
-    **{"likelihood": "gaussian", "activation": "tanh", "schedule": "burda", "early_stopping": True, "hidden": (3,)},
+    **{"likelihood": "gaussian", "activation": "tanh", "schedule": "burda", "early_stopping": False, "hidden": (3,)},
     **{"learning_rate": 1.0},
 }
 
@@ -135,9 +134,10 @@ def test_models_are_the_same_where_all_that_has_an_effect_is(name):
     ("base", "change", "same"),
     [
         ({"family": "planar"}, {"num_flows": 5}, False),
+        ({"family": "realnvp"}, {"flow_hidden": 7}, False),
         ({"likelihood": "gaussian"}, {"gaussian_scale": "learned"}, False),
-        ({"early_stopping": True}, {"num_validation": 7}, False),
-        ({"early_stopping": True}, {"patience": 3}, False),
+        ({"early_stopping": False}, {"num_validation": 7}, True),
+        ({"early_stopping": False}, {"patience": 3}, True),
         ({"network": "convolutional"}, {"hidden": (3,)}, True),
         ({"dataset": "fashion-mnist"}, {"binarization": "fixed"}, False),
         ({"dataset": "fashion-mnist"}, {"binarization": "threshold"}, True),

@@ -27,7 +27,15 @@ from amortized_bayes.types import Dataset, Images
 
 CPU = torch.device("cpu")
 TINY = VAEConfig(
-    dataset="digits", encoder="small", latent_dim=3, hidden=(16,), epochs=2, batch_size=50, num_train=200, num_test=50
+    dataset="digits",
+    encoder="small",
+    latent_dim=3,
+    hidden=(16,),
+    epochs=2,
+    batch_size=50,
+    early_stopping=False,
+    num_train=200,
+    num_test=50,
 )
 
 
