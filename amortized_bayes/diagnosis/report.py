@@ -63,7 +63,8 @@ class Diagnosis:
         >>> x = torch.zeros(4, 3)
         >>> sites = ab.latent_sites(model, x).local
         >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
-        >>> report = ab.diagnose(model, guide, x, num_particles=100, num_simulated=4)
+        >>> settings = ab.DiagnosisSettings(num_particles=100, num_simulated=4)
+        >>> report = ab.diagnose(model, guide, x, settings=settings)
         >>> isinstance(report, ab.Diagnosis)
         True
     """
