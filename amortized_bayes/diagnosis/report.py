@@ -63,7 +63,7 @@ class Diagnosis:
         >>> x = torch.zeros(4, 3)
         >>> sites = ab.latent_sites(model, x).local
         >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
-        >>> settings = ab.DiagnosisSettings(num_particles=100, num_simulated=4)
+        >>> settings = ab.DiagnosisSettings(num_particles=100, certificate=ab.CertificateSettings(4, 0.1, 1000))
         >>> report = ab.diagnose(model, guide, x, settings=settings)
         >>> isinstance(report, ab.Diagnosis)
         True
