@@ -173,7 +173,7 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(call, place, command
     given = ["--dataset", "digits", "--device", "cpu", "--dry-run"]
     ran = call(command, *given)
     assert ran.code == 0, ran.err
-    for words in ("in all ", f"jobs of {command}", "time: about ", "disk: about "):
+    for words in ("in all ", f" of {command}", "time: about ", "disk: about "):
         assert words in ran.out, words
     assert not list(place.iterdir())
 
@@ -217,7 +217,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(call, place, interr
 @pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_sweep_goes_on_with_the_data_it_was_started_on(call, refused, place, interrupted):
     np.save("x.npy", np.random.default_rng(0).random((40, 6), dtype=np.float32))
-    folder = interrupted("sweep", ["--dataset", "x.npy", *SWEEP], "fit", job="factorized")
+    folder = interrupted("sweep", ["--dataset", "x.npy", *SWEEP], "fit", job="F-VI")
     before = (folder.path / "rows.jsonl").read_bytes()
     kept = (place / "x.npy").read_bytes()
     np.save("x.npy", np.zeros((40, 6), dtype=np.float32))

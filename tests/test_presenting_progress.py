@@ -16,10 +16,10 @@ def clock(monkeypatch):
 
 
 def test_away_from_a_terminal_a_line_comes_every_30_seconds(capsys, clock):
-    with Progress(3, terminal=False) as progress:
+    with Progress(terminal=False) as progress:
         for second in range(100):
             clock[0] = 1_000.0 + second
-            job = "first" if second < 50 else "second"
+            job = "job 1/3 first" if second < 50 else "job 2/3 second"
             progress.show(second / 200, 200.0 - second, job, "training", 10 * second, 2_000, "ELBO -90.0")
         progress.say("half of it")
     assert capsys.readouterr().out.splitlines() == [
@@ -31,7 +31,7 @@ def test_away_from_a_terminal_a_line_comes_every_30_seconds(capsys, clock):
 
 
 def test_what_is_left_is_said_only_where_it_is_known(capsys, clock):
-    with Progress(1, terminal=False) as progress:
+    with Progress(terminal=False) as progress:
         for fraction, left in ((0.1, None), (0.99, 0.01)):
             clock[0] += 31
             progress.show(fraction, left, "all", "AIS", 1, 2)
@@ -41,17 +41,17 @@ def test_what_is_left_is_said_only_where_it_is_known(capsys, clock):
 
 
 def test_a_terminal_has_one_bar_for_the_run(capsys):
-    with Progress(2, terminal=True) as progress:
+    with Progress(terminal=True) as progress:
         progress.show(0.5, 60.0, "k = [4]", "training", 1, 2)
         progress.say("a [red]line[/red] above")
         (task,) = progress.bar.tasks
         assert task.completed == 0.5
-        assert task.description == "50%, 60 s left  job 1/2 k = [4]  training 1/2"
+        assert task.description == "50%, 60 s left  k = [4]  training 1/2"
     assert "a [red]line[/red] above" in capsys.readouterr().out
 
 
 def test_an_error_ends_the_bar():
-    shown = Progress(1, terminal=True)
+    shown = Progress(terminal=True)
 
     def fail():
         with shown as progress:

@@ -71,7 +71,7 @@ def test_help_is_that_of_the_experiment(command):
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(command, tmp_path):
     shown = command("coins", "--dry-run")
     assert shown.code == 0, shown.err
-    for words in ("coin=0.2", "2 jobs", "time: about", "from habit", "disk: about"):
+    for words in ("coin 0.2", "2 jobs", "time: about", "from habit", "disk: about"):
         assert words in shown.out
     assert not list(tmp_path.iterdir())
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.labels import describe, metric_name
-from amortized_bayes.presenting.progress import Progress, duration
+from amortized_bayes.presenting.progress import Progress, counted, duration
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
 
@@ -49,10 +49,10 @@ class Reporting:
 
     def started(self, folder: RunFolder, num_jobs: int, forecast: Forecast) -> None:
         """Say where a run goes, and how long it may take."""
-        self.progress = Progress(num_jobs)
+        self.progress = Progress()
         self.progress.__enter__()
         basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""
-        self.say(f"{num_jobs} jobs into {folder.path}; about {duration(forecast.seconds)} left{basis}")
+        self.say(f"{counted(num_jobs, 'job')} into {folder.path}; about {duration(forecast.seconds)} left{basis}")
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -157,17 +157,17 @@ def given_flags(given: Sequence[str]) -> list[str]:
 
 
 def _print_plan(plan: Plan) -> None:
-    from amortized_bayes.experiments.settings import model_factors
-    from amortized_bayes.labels import describe
-    from amortized_bayes.presenting.progress import duration
+    from amortized_bayes.experiments.running import training_title
+    from amortized_bayes.presenting.progress import counted, duration
 
     forecast = plan.forecast
     for config in plan.missing:
-        print(f"train {describe(model_factors(config))}: {duration(forecast.seconds_of(config))}")
+        print(f"{training_title(config)}: {duration(forecast.seconds_of(config))}")
     for job in plan.left:
-        print(f"{job.key}: {duration(forecast.seconds_of(job.key))}")
+        print(f"{plan.title(job)}: {duration(forecast.seconds_of(job.key))}")
     basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""
-    print(f"in all {len(plan.missing)} models to train and {len(plan.left)} jobs of {plan.name}")
+    models = f"{counted(len(plan.missing), 'model')} to train and " if plan.missing else ""
+    print(f"in all {models}{counted(len(plan.left), 'job')} of {plan.name}")
     print(f"time: about {duration(forecast.seconds)} on {plan.lab.device}{basis}")
     print(f"disk: about {forecast.disk / 1e6:,.1f} MB in {plan.lab.out}, by arithmetic")
 

@@ -22,14 +22,15 @@ from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.experiments.lab import Lab, Watch
-from amortized_bayes.experiments.settings import VAEConfig, datasets_of
+from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, File, Job, Measured
 from amortized_bayes.experiments.train import train_job
 from amortized_bayes.experiments.trained import find_trained
+from amortized_bayes.labels import describe
 from amortized_bayes.results import RunFolder, environment, find_run
 from amortized_bayes.types import Factor, Row
 
-__all__ = ["Plan", "Reporter", "new_plan", "resumed_plan", "run"]
+__all__ = ["Plan", "Reporter", "new_plan", "resumed_plan", "run", "training_title"]
 
 
 class Reporter(Protocol):
@@ -97,6 +98,13 @@ class Plan:
         """Jobs that are still to be run."""
         done = {} if self.folder is None else self.folder.done()
         return [job for job in self.jobs if job.key not in done]
+
+    def title(self, job: Job) -> str:
+        """A job in words, by what tells it from the others: ``"best, auxiliary"``."""
+        first, *others = self.jobs
+        shared = [n for n, v in first.factors.items() if others and all(o.factors.get(n) == v for o in others)]
+        own = describe({name: value for name, value in job.factors.items() if name not in shared})
+        return ", ".join(filter(None, (job.name, own))) or self.name
 
     @cached_property
     def missing(self) -> list[VAEConfig]:
@@ -183,7 +191,7 @@ def run(plan: Plan, reporter: Reporter) -> RunFolder:
     """
     forecast = plan.forecast  # before there is a folder: it finds most of what is wrong with the input
     folder = plan.folder or RunFolder.create(plan.lab.out, plan.name, to_mapping(plan.config), plan.about)
-    reporter.started(folder, len(plan.jobs), forecast)
+    reporter.started(folder, len(forecast.work), forecast)
     forecast.begin()
     _execute(replace(plan, folder=folder), forecast, reporter)
     return folder
@@ -198,17 +206,23 @@ def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfi
             reporter.say(line)
         folder.drop_unfinished_rows()
         lab.folder = folder
-        for number, job in enumerate(plan.jobs):
+        for number, job in enumerate(plan.jobs, start=1):
             if job.key in folder.done():
                 continue
             for config in job.needs:
                 if lab.find(config) is None:
                     _train(config, plan, forecast, reporter)
+            label = f"job {number}/{len(plan.jobs)} {plan.title(job)}" if model is None else training_title(model)
             key = model or job.key
-            lab.report = _reporting(reporter, forecast, key, f"{number + 1}/{len(plan.jobs)} {job.key}")
+            lab.report = _reporting(reporter, forecast, key, label)
             folder.mark_done(job.key, _run_job(job, plan, reporter))
             forecast.finish(key)
         folder.finish()
+
+
+def training_title(config: VAEConfig) -> str:
+    """The training of a model in words."""
+    return f"train {describe(model_factors(config))}"
 
 
 def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Watch:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-__all__ = ["Progress", "duration"]
+__all__ = ["Progress", "counted", "duration"]
 
 PLAIN_EVERY = 30.0
 """Seconds between lines where the output is no terminal."""
@@ -21,13 +21,10 @@ class Progress:
     """Shows how far a run is.
 
     Args:
-        num_jobs: jobs still to run.
         terminal: whether to draw a live bar; found out by default.
     """
 
-    def __init__(self, num_jobs: int, terminal: bool | None = None) -> None:
-        self.num_jobs = num_jobs
-        self.jobs: dict[str, None] = {}
+    def __init__(self, terminal: bool | None = None) -> None:
         self.start = self.last_line = time.monotonic()
         self.bar: Bar | None = None
         self.task: TaskID | None = None
@@ -61,11 +58,8 @@ class Progress:
             total: all of it.
             state: the last ELBO, say.
         """
-        self.jobs.setdefault(job)
         left = "" if seconds_left is None or fraction >= 1 else f", {duration(seconds_left)} left"
-        parts = [f"{min(fraction, 1.0):.0%}{left}", f"job {min(len(self.jobs), self.num_jobs)}/{self.num_jobs} {job}"]
-        parts += [f"{stage} {done:,}/{total:,}", *([state] if state else [])]
-        line = "  ".join(parts)
+        line = "  ".join(filter(None, (f"{min(fraction, 1.0):.0%}{left}", job, f"{stage} {done:,}/{total:,}", state)))
         now = time.monotonic()
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, description=line, completed=fraction)
@@ -79,6 +73,11 @@ class Progress:
             self.bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, flush=True)
+
+
+def counted(number: int, what: str) -> str:
+    """``"1 job"``, ``"3 jobs"``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

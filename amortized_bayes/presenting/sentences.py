@@ -78,7 +78,8 @@ def _vacuous(finals: pd.DataFrame) -> Iterator[str]:
 
 
 def _negative_gaps(finals: pd.DataFrame) -> Iterator[str]:
-    below = finals[finals["metric"].isin(NEVER_NEGATIVE) & (finals["value"] < 0)]
+    """Gaps that lie below zero by more than two of their errors."""
+    below = finals[finals["metric"].isin(NEVER_NEGATIVE) & (finals["value"] < -2 * finals["standard_error"].fillna(0))]
     below = selection.where(cast("pd.DataFrame", below), {"label": None})
     for name, row in zip(_names(finals, below), below.to_dict("records"), strict=True):
         value, error, whose = row["value"], row["standard_error"], f" of {name}" if name else ""
