@@ -21,6 +21,8 @@ class FlowKind(NamedTuple):
     Args:
         summary: the family in a line, for help and tables.
         layer: its class in :mod:`amortized_bayes.guides.flow_layers`.
+        search_cost: a step of the search for the best flow of each point over one without a flow, for the forecast;
+            measured by ``benchmarks/flows.py``.
         layers_per_flow: layers that ``num_flows`` counts as one.
         has_halves: whether a layer leaves half of its input unchanged, so that the halves have to swap.
         invertible: whether a layer has a closed inverse that a captured step can use.
@@ -29,6 +31,7 @@ class FlowKind(NamedTuple):
 
     summary: str
     layer: str
+    search_cost: float
     layers_per_flow: int = 1
     has_halves: bool = False
     invertible: bool = False
@@ -36,15 +39,18 @@ class FlowKind(NamedTuple):
 
 
 FLOWS: dict[str, FlowKind] = {
-    "planar": FlowKind("z + u tanh(w·z + b) (Rezende & Mohamed, 2015)", "PlanarLayer"),
+    "planar": FlowKind("z + u tanh(w·z + b) (Rezende & Mohamed, 2015)", "PlanarLayer", 1.2),
     "realnvp": FlowKind(
-        "affine couplings (Dinh, Sohl-Dickstein & Bengio, 2017)", "AffineLayer", has_halves=True, invertible=True
+        "affine couplings (Dinh, Sohl-Dickstein & Bengio, 2017)", "AffineLayer", 3.6, has_halves=True, invertible=True
     ),
-    "sylvester": FlowKind("z + Q R tanh(S Q'z + b) (van den Berg et al., 2018)", "SylvesterLayer"),
-    "spline": FlowKind("rational quadratic spline couplings (Durkan et al., 2019)", "SplineLayer", has_halves=True),
+    "sylvester": FlowKind("z + Q R tanh(S Q'z + b) (van den Berg et al., 2018)", "SylvesterLayer", 2.8),
+    "spline": FlowKind(
+        "rational quadratic spline couplings (Durkan et al., 2019)", "SplineLayer", 15.0, has_halves=True
+    ),
     "auxiliary": FlowKind(
         "affine couplings of z and auxiliary variables (Cremer, Li & Duvenaud, 2018)",
         "AffineLayer",
+        12.0,
         layers_per_flow=2,
         has_halves=True,
         invertible=True,

@@ -20,6 +20,7 @@ from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import flow_settings
 from amortized_bayes.experiments.spec import GAPS, Arrays, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
+from amortized_bayes.flows import FLOWS
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
@@ -47,8 +48,6 @@ STAR = "elbo_star_"
 """Before the family, in names of arrays, of the best q of each point."""
 ELBO_DRAWS = 1_000
 MAX_ROWS = 20_000
-FLOW_COST = 4.0
-"""A step of a flow of each point's own over one of the Gaussian, with 10 draws, measured once on a 50-latent VAE."""
 
 
 def choose(images: Tensor, count: int, seed: int, *names: str) -> np.ndarray:
@@ -147,7 +146,7 @@ def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -
     gradients = config.chains * config.leapfrog * (config.temperatures + 24)
     return [
         evaluations("q* gaussian", 10 * config.local_steps),
-        *(evaluations(f"q* {family}", FLOW_COST * 10 * config.flow_steps) for family in config.best_families[1:]),
+        *(evaluations(f"q* {f}", FLOWS[f].search_cost * 10 * config.flow_steps) for f in config.best_families[1:]),
         evaluations("ais", 1.2 * gradients),
         evaluations("certificate", 2.4 * gradients * min(1.0, config.simulated / points) + config.particles / 2),
     ]

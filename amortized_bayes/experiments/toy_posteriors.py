@@ -24,6 +24,7 @@ from amortized_bayes.experiments.settings import (
     image_substitutes,
 )
 from amortized_bayes.experiments.spec import Arrays, Column, Drawn, Job, Measured, Table
+from amortized_bayes.flows import FLOWS
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -113,7 +114,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             after=[truth.key],
             disk=2e6,
         )
-        cost = (20 if family == "gaussian" else 40) * config.steps * config.points
+        cost = 10 * (2 if family == "gaussian" else FLOWS[family].search_cost) * config.steps * config.points
         yield Job(
             own,
             lambda wanted=wanted: _best(config, wanted, truth.key, lab),
