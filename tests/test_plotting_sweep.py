@@ -159,18 +159,30 @@ def test_reconstructions() -> None:
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "F-VI\nMSE 0.002", "constant VI"]
     (image,) = axes.get_images()
-    mosaic = np.ma.getdata(image.get_array())
+    mosaic = np.asarray(image.get_array())
     originals = np.random.default_rng(0).random((6, 8, 8))
     np.testing.assert_array_equal(mosaic[:8, 9:17], originals[1])
     np.testing.assert_array_equal(mosaic[9:17, 45:53], originals[5] * 0.9)
     assert image.get_clim() == (0, 1)
 
 
+def test_colour_images_are_drawn_in_colour() -> None:
+    originals = 4 * np.random.default_rng(0).random((6, 8, 8, 3)) - 2  # beyond [0, 1]: scaled into it
+    originals[0, 0, 0], originals[0, 0, 1] = -2, 2
+    figure = reconstruction_figure(originals, {"F-VI": originals * 0.5}, "t")
+    (image,) = figure.axes[0].get_images()
+    mosaic = np.asarray(image.get_array())
+    assert mosaic.shape == (18, 54, 3)
+    np.testing.assert_allclose(mosaic[:8, 9:17], (originals[1] + 2) / 4)
+    np.testing.assert_allclose(mosaic[9:17, 45:53], (originals[5] * 0.5 + 2) / 4)
+    assert (mosaic[8] == 1).all()
+
+
 def test_reconstructions_refuse_what_does_not_fit() -> None:
     originals = np.zeros((4, 8, 8))
     with pytest.raises(ValueError, match=r"shape \(4, 8, 8\) as the originals, got \(3, 8, 8\) for 'F-VI'"):
         reconstruction_figure(originals, {"F-VI": originals[:3]}, "t")
-    with pytest.raises(ValueError, match=r"\(n, height, width\), got \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(n, height, width\) or .*, got \(8, 8\)"):
         reconstruction_figure(originals[0], {}, "t")
     with pytest.raises(ValueError, match="mse for A-VI"):
         reconstruction_figure(originals, {"F-VI": originals}, "t", {"A-VI": 0.1})

@@ -25,23 +25,28 @@ def reconstruction_figure(
 ) -> Figure:
     """Draw n originals in the first row and each guide's reconstructions of them in a row of its own.
 
-    Every array is ``(n, height, width)``; all rows share the grey scale of the originals: [0, 1] where they lie in
-    it, else from their least to their greatest value. ``mse`` adds the error of a row to its name.
+    Every array is ``(n, height, width)``, or ``(n, height, width, 3)`` for colour images; all rows share the scale of
+    the originals: [0, 1] where they lie in it, else from their least to their greatest value. ``mse`` adds the error of
+    a row to its name.
+
+    Raises:
+        ValueError: arrays of other shapes, or errors of rows that are not drawn.
     """
     rows = {"original": np.asarray(originals, float), **{k: np.asarray(v, float) for k, v in reconstructions.items()}}
     _check(rows, mse or {})
-    _, height, width = rows["original"].shape
-    low, high = _grey_scale(rows["original"])
+    _, height, width, *_ = rows["original"].shape
+    low, high = _scale(rows["original"])
     gap = max(1, height // 14)
     names = [f"{name}\nMSE {mse[name]:.3g}" if mse and name in mse else name for name in rows]
     with style():
-        mosaic = np.ma.masked_invalid(np.concatenate([_strip(images, gap) for images in rows.values()]))
+        strips = [_strip((images - low) / max(high - low, 1e-12), gap) for images in rows.values()]
+        mosaic = np.clip(np.concatenate(strips), 0, 1)
         inches = INCH_PER_IMAGE / width
         letters = max(len(line) for name in names for line in name.split("\n"))
         size = (mosaic.shape[1] * inches + 0.3 + 0.085 * letters, mosaic.shape[0] * inches + 0.45)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        axes.imshow(mosaic, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         _name_rows(axes, names, height + gap)
         set_title(figure, title)
         fix_layout(figure)
@@ -50,8 +55,8 @@ def reconstruction_figure(
 
 def _check(rows: Mapping[str, np.ndarray], mse: Mapping[str, float]) -> None:
     shape = rows["original"].shape
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"expected originals of shape (n, height, width), got {shape}")
+    if len(shape) not in (3, 4) or 0 in shape or shape[3:] not in ((), (3,)):
+        raise ValueError(f"expected originals of shape (n, height, width) or (n, height, width, 3), got {shape}")
     for name, images in rows.items():
         if images.shape != shape:
             raise ValueError(
@@ -62,15 +67,15 @@ def _check(rows: Mapping[str, np.ndarray], mse: Mapping[str, float]) -> None:
         raise ValueError(f"expected errors of {', '.join(rows)}, got mse for {', '.join(strangers)}")
 
 
-def _grey_scale(originals: np.ndarray) -> tuple[float, float]:
+def _scale(originals: np.ndarray) -> tuple[float, float]:
     low, high = float(originals.min()), float(originals.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 def _strip(images: np.ndarray, gap: int) -> np.ndarray:
-    """Lay images side by side, a gap of NaN after and below each: ``(height + gap, n (width + gap))``."""
-    padded = np.pad(images, ((0, 0), (0, gap), (0, gap)), constant_values=np.nan)
-    return padded.transpose(1, 0, 2).reshape(padded.shape[1], -1)
+    """Lay images side by side, a white gap after and below each: ``(height + gap, n (width + gap))``, and colours."""
+    padded = np.pad(images, ((0, 0), (0, gap), (0, gap), (0, 0))[: images.ndim], constant_values=1.0)
+    return padded.swapaxes(0, 1).reshape(padded.shape[1], -1, *images.shape[3:])
 
 
 def _name_rows(axes: Axes, names: Sequence[str], pitch: int) -> None:

@@ -79,7 +79,7 @@ def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 def _as_images(pixels: np.ndarray) -> np.ndarray | None:
     """Images as they are, and vectors as squares if they can be; ``None`` for others."""
-    if pixels.ndim == 3:
+    if pixels.ndim > 2:
         return pixels
     side = math.isqrt(pixels.shape[1])
     return pixels.reshape(-1, side, side) if side * side == pixels.shape[1] else None
