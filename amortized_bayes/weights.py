@@ -282,7 +282,7 @@ class _Tiling(Messenger):
         return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.batch
 
     def _pyro_sample(self, msg: Any) -> None:
-        # The points keep their own indices, so that a guide with a row a point finds the same row for each particle.
+        # The points keep their own indices, so that a guide with a row per point finds the same row for each particle.
         if msg["name"] == self.plate and isinstance(msg["fn"], _Subsample) and msg["value"] is None:
             msg["value"] = self.index
 

@@ -93,7 +93,7 @@ def test_not_a_number_in_a_weight_ends_the_fit(family, capture):
         list(guide.parameters())[-1].view(-1)[0] = math.nan
     with pyro.validation_enabled(False):  # or the model's own draws are refused before the first step
         training = Training(problem.model, guide, problem.x, FitOptions(batch_size=100, capture=capture))
-    with pyro.validation_enabled(False), pytest.raises(Divergence, match="loss of nan nats a point at step 1"):
+    with pyro.validation_enabled(False), pytest.raises(Divergence, match="loss of nan nats per point at step 1"):
         list(training.run(3))
 
 

@@ -29,7 +29,7 @@ def gap_figure(frame: pd.DataFrame, summary: pd.DataFrame, verdict: str) -> Figu
             points.plot(gaps, (np.arange(len(gaps)) + 0.5) / len(gaps), color=color, label=name)
         means.set_yticks([-place for place in range(len(COLORS))], list(COLORS))
         means.set_ylim(-len(COLORS) + 0.5, 0.5)
-        means.set_xlabel("mean gap (nats a point), 95% interval")
+        means.set_xlabel("mean gap (nats per point), 95% interval")
         points.set_xlabel("gap of a point (nats)")
         points.set_ylabel("share of points below")
         points.legend()

@@ -42,7 +42,7 @@ class AISResult(NamedTuple):
         acceptance: mean acceptance of the transitions, ``(B,)``.
         ess: effective number of chains, ``(B,)``.
         log_weights: ``(C, B)``, float64.
-        num_gradients: gradients a chain, those of the pilot chains among them.
+        num_gradients: gradients per chain, those of the pilot chains among them.
         divergences: transitions in which a chain's energy diverged; it then stayed where it was. ``(B,)``.
     """
 

@@ -41,7 +41,7 @@ POINTS_STREAMED = 200
 
 
 class Estimate(NamedTuple):
-    """A value a data point, ``(B,)``, in nats, and its Monte Carlo standard error, ``(B,)``."""
+    """A value per data point, ``(B,)``, in nats, and its Monte Carlo standard error, ``(B,)``."""
 
     value: Tensor
     standard_error: Tensor
@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
 
 
 class Elbo(NamedTuple):
-    """An ELBO and its terms, each a data point, ``(B,)``, in nats.
+    """An ELBO and its terms, each per data point, ``(B,)``, in nats.
 
     Args:
         value: log likelihood - KL + shared / N.
@@ -126,7 +126,7 @@ def elbo(
         values = likelihood - divergence + shared[:, None]
         error = values.std(0) / math.sqrt(num_draws) if num_draws > 1 else torch.full_like(values[0], math.nan)
         means = [values.mean(0), error, likelihood.mean(0), divergence.mean(0)]
-        parts.append([*means, shared.mean().expand_as(error)])  # a value a point: chunks differ in size
+        parts.append([*means, shared.mean().expand_as(error)])  # a value per point: chunks differ in size
     value, error, likelihood, divergence, shared = (torch.cat(p) for p in zip(*parts, strict=True))
     return Elbo(value, error, likelihood, divergence, shared.mean())
 

@@ -73,13 +73,13 @@ class Divergence(ArithmeticError):
     """
 
     def __init__(self, step: int, value: float) -> None:
-        super().__init__(f"loss of {value:.6g} nats a point at step {step}")
+        super().__init__(f"loss of {value:.6g} nats per point at step {step}")
         self.step = step
         self.value = value
 
 
 class StepRecord(NamedTuple):
-    """A fit after ``step`` steps that took ``seconds``; ``elbo`` is the last batch's noisy value, nats a point."""
+    """A fit after ``step`` steps that took ``seconds``; ``elbo`` is the last batch's noisy value, nats per point."""
 
     step: int
     seconds: float

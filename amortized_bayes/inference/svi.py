@@ -1,6 +1,6 @@
 r"""Stochastic variational inference: one loop for every family, timed, captured, and reported step by step.
 
-The loss of a step is the negative ELBO a data point,
+The loss of a step is the negative ELBO per data point,
 
 .. math::
     -\frac{1}{B} \sum_{b} \text{local}_b - \frac{1}{N} \text{shared},
@@ -101,7 +101,7 @@ class Training:
         return self.data[index].to(self.dtype)
 
     def loss_and_gradients(self, x: Tensor, index: Tensor, *more: Tensor) -> list[Tensor]:
-        """Negative ELBO a point of a batch, and its gradients: of parameters as they are, of rows times B.
+        """Negative ELBO per point of a batch, and its gradients: of parameters as they are, of rows times B.
 
         ``more`` are the weights of log prior and log q, ``(2,)``, where the options anneal, and rows.
         """

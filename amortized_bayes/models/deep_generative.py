@@ -1,4 +1,4 @@
-r"""The deep generative model: one latent vector a data point, decoded by a network.
+r"""The deep generative model: one latent vector per data point, decoded by a network.
 
 .. math::
     \theta \sim \prod_l N(0, v_l), \qquad z_n \sim N(0, I_D), \qquad x_n \sim p(x \mid f_\theta(z_n)),

@@ -81,7 +81,7 @@ class LinearGaussian(nn.Module):
         return self.log_evidence(x) - gap
 
     def best_constant_elbo(self, x: Tensor) -> Tensor:
-        r"""ELBO a point, (B,), of the factorized Gaussian that is best when all points share it.
+        r"""ELBO per point, (B,), of the factorized Gaussian that is best when all points share it.
 
         Averaged over points, log p(x, z) is quadratic in z with curvature Λ, and the best mean is the mean of the
         posterior means m_n. A point then loses, beside the factorized gap, ½ (m - m_n)^T Λ (m - m_n).
