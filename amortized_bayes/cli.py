@@ -86,6 +86,7 @@ def _command(name: str, given: list[str]) -> Any:
     """The subcommand of an experiment, whose flags start from its preset; its help is that of its settings."""
     module: Any = experiment(name)
     text = (getdoc(module.Config) or "").split("\n\n")[0].replace("\n", " ")
+    text += f" Presets: {', '.join(module.PRESETS)}." if given else ""
     return Annotated[Run[module.Config], tyro.conf.subcommand(name, default=defaults(name, given), description=text)]
 
 

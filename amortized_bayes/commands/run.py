@@ -27,7 +27,7 @@ class Run(Generic[C]):
     """Run an experiment.
 
     Args:
-        setting: What to run.
+        setting: What is run. A preset or a file sets all of these, and flags change single ones.
         preset: Settings that all other flags start from.
         config: YAML file of settings to start from, such as a run's config.yaml; flags beside it win.
         resume: Run to resume: its path, its name, or latest. It keeps its own settings and what is finished.
