@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import flow_settings
-from amortized_bayes.experiments.spec import GAPS, Arrays, Measured, Work, measured
+from amortized_bayes.experiments.spec import GAPS, Arrays, Job, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.flows import FLOWS
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
@@ -26,12 +27,12 @@ from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.seeding import numpy_generator
-from amortized_bayes.types import Guide, Model
+from amortized_bayes.types import Factor, Guide, Model
 
 __all__ = [
     "PointBounds",
-    "at",
     "bound_rows",
+    "bounds_job",
     "bounds_work",
     "choose",
     "class_rows",
@@ -39,7 +40,9 @@ __all__ = [
     "gap_rows",
     "gaps_of",
     "model_bounds",
+    "same_points",
     "shared_bounds",
+    "some_points",
 ]
 
 PointBounds = dict[str, np.ndarray]
@@ -55,8 +58,20 @@ def choose(images: Tensor, count: int, seed: int, *names: str) -> np.ndarray:
     return np.sort(numpy_generator(seed, *(names or ("points",))).permutation(len(images))[:count])
 
 
-def at(images: Tensor, places: np.ndarray) -> Tensor:
-    """Images at these places, as floats."""
+def some_points(trained: Trained, split: str, count: int, seed: int, *names: str) -> tuple[np.ndarray, Tensor]:
+    """Places of some images of a split, as :func:`choose` finds them, and the images there, as floats."""
+    images = getattr(trained.data, split)
+    places = choose(images, count, seed, *names)
+    return places, _at(images, places)
+
+
+def same_points(model: VAEConfig, key: str, lab: Lab) -> tuple[Trained, Tensor, dict[str, np.ndarray]]:
+    """A trained model, the training images that the job ``key`` chose, and the arrays that it left."""
+    trained, known = lab.trained(model), lab.arrays(key)
+    return trained, _at(trained.data.train, known["places"]), known
+
+
+def _at(images: Tensor, places: np.ndarray) -> Tensor:
     return images[torch.from_numpy(places).to(images.device)].float()
 
 
@@ -82,7 +97,7 @@ def shared_bounds(
         x,
         settings=settings,
         seed=seed,
-        progress=lambda done, total: lab.watch("q* gaussian", done, total),
+        progress=partial(lab.watch, "q* gaussian"),
     )
     found = _named(f"{STAR}gaussian", Estimate(begin.elbo_star, begin.standard_error))
     for family in config.best_families[1:]:
@@ -93,7 +108,7 @@ def shared_bounds(
             settings=flow_settings(trained.config, family),
             search=FlowSearchSettings(num_steps=config.flow_steps),
             seed=seed,
-            progress=lambda done, total, f=family: lab.watch(f"q* {f}", done, total),
+            progress=partial(lab.watch, f"q* {family}"),
         )
         found |= _named(f"{STAR}{family}", Estimate(best.elbo_star, best.standard_error))
     ais_settings = AISSettings(
@@ -103,9 +118,7 @@ def shared_bounds(
         start=config.start,
         mass=config.mass,
     )
-    lower = ais(
-        model, guide, x, settings=ais_settings, seed=seed, progress=lambda done, total: lab.watch("ais", done, total)
-    )
+    lower = ais(model, guide, x, settings=ais_settings, seed=seed, progress=partial(lab.watch, "ais"))
     both = bdmc(
         model,
         guide,
@@ -113,7 +126,7 @@ def shared_bounds(
         settings=ais_settings,
         certificate=CertificateSettings(config.simulated),
         seed=seed,
-        progress=lambda done, total: lab.watch("certificate", done, total),
+        progress=partial(lab.watch, "certificate"),
     )
     with global_seed(seed, "iwae"):
         weighted = iwae(model, guide, x, num_particles=config.particles)
@@ -122,11 +135,21 @@ def shared_bounds(
     return found, Measured("certificate_gap", both.mean_gap, both.gap_error, "points")
 
 
+def bounds_job(factors: Mapping[str, Factor], model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Job:
+    """Measure :func:`model_bounds` of a model, which is trained first."""
+    return Job(
+        factors,
+        lambda: model_bounds(model, points, config, lab),
+        work=bounds_work(config, model, points, lab),
+        needs=[model],
+        disk=32.0 * points * (6 + len(config.best_families)),
+    )
+
+
 def model_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
     """All bounds of a trained model at training points, and its gaps with the best q of its own family."""
     trained = lab.trained(model)
-    places = choose(trained.data.train, points, model.seed)
-    x = at(trained.data.train, places)
+    places, x = some_points(trained, "train", points, model.seed)
     found = elbo_of(trained.model, trained.guide, x, model.seed)
     shared, certificate = shared_bounds(trained, x, config, model.seed, lab)
     found |= shared

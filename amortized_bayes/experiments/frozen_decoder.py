@@ -25,17 +25,15 @@ from amortized_bayes.experiments.settings import (
     EncoderName,
     Family,
     VAEConfig,
-    dataset_name,
-    image_substitutes,
+    data_factors,
 )
+from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import GAPS, SEARCHED, Arrays, Checkpoint, Job, Measured, Points, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
 __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
-
-substitutes = image_substitutes
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,8 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     from amortized_bayes.experiments.bounds import bounds_work
 
     model = config.model
-    factors = {"dataset": dataset_name(model.dataset), "seed": model.seed}
     decoder = Job(
-        factors,
+        data_factors(model),
         lambda: _decoder(config, lab),
         name="decoder",
         work=bounds_work(config.bounds, model, config.points, lab),
@@ -122,7 +119,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
         for encoder in config.encoders:
             wanted = replace(model, family=family, encoder=encoder)
             yield Job(
-                {**factors, "encoder": encoder, "family": family},
+                {**decoder.factors, "encoder": encoder, "family": family},
                 lambda wanted=wanted: _encoder(config, wanted, decoder.key, lab),
                 work=[lab.training_work("encoder", wanted, config.encoder_epochs)],
                 needs=[model],
@@ -133,11 +130,11 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
 
 def _decoder(config: Config, lab: Lab) -> Iterator[Measured | Arrays]:
     """Estimate log p(x) and the best q of each family."""
-    from amortized_bayes.experiments.bounds import at, bound_rows, choose, shared_bounds
+    from amortized_bayes.experiments.bounds import bound_rows, shared_bounds, some_points
 
     trained = lab.trained(config.model)
-    places = choose(trained.data.train, config.points, config.model.seed)
-    found, certificate = shared_bounds(trained, at(trained.data.train, places), config.bounds, config.model.seed, lab)
+    places, x = some_points(trained, "train", config.points, config.model.seed)
+    found, certificate = shared_bounds(trained, x, config.bounds, config.model.seed, lab)
     yield from bound_rows(found)
     yield certificate
     labels = lab.labels(trained, "train", places)
@@ -146,12 +143,10 @@ def _decoder(config: Config, lab: Lab) -> Iterator[Measured | Arrays]:
 
 def _encoder(config: Config, wanted: VAEConfig, decoder: str, lab: Lab) -> Iterator[Measured | Arrays | Checkpoint]:
     """Fit one encoder; L[q] and its gaps, overall and by class."""
-    from amortized_bayes.experiments.bounds import at, bound_rows, class_rows, elbo_of, gap_rows, gaps_of
-    from amortized_bayes.experiments.encoders import fit_encoder
+    from amortized_bayes.experiments.bounds import bound_rows, class_rows, gap_rows, gaps_of
+    from amortized_bayes.experiments.encoders import measured_encoder
 
-    trained, shared = lab.trained(config.model), lab.arrays(decoder)
-    guide = fit_encoder(trained, wanted, config.encoder_epochs, lab)
-    found = elbo_of(trained.model, guide, at(trained.data.train, shared["places"]), wanted.seed)
+    guide, _, found, shared = measured_encoder(config.model, wanted, config.encoder_epochs, decoder, lab)
     gaps = gaps_of({**shared, **found}, wanted.family)
     yield from bound_rows(found)
     yield from gap_rows(gaps)

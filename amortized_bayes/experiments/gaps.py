@@ -142,16 +142,15 @@ def _work(config: Config, split: str, lab: Lab) -> list[Work]:
 
 def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:
     from amortized_bayes.diagnosis import diagnose
-    from amortized_bayes.experiments.bounds import at, choose, class_rows
+    from amortized_bayes.experiments.bounds import class_rows, some_points
     from amortized_bayes.experiments.diagnosing import diagnosis_settings, report_rows
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
-    images = trained.data.train if split == "train" else trained.data.test
-    places = choose(images, config.points, config.seed, "gaps", split)
+    places, x = some_points(trained, split, config.points, config.seed, "gaps", split)
     report = diagnose(
         trained.model,
         trained.guide,
-        at(images, places),
+        x,
         settings=diagnosis_settings(config),
         seed=config.seed,
         progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
