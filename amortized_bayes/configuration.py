@@ -42,7 +42,6 @@ __all__ = [
     "Even",
     "SettingError",
     "Settings",
-    "dump_config",
     "flag",
     "load_config",
     "replace_from_mapping",
@@ -157,14 +156,6 @@ def replace_from_mapping(config: Config, mapping: Mapping[str, Any], source: str
 def to_mapping(config: DataclassInstance) -> dict[str, Any]:
     """Return ``config`` as texts, numbers, lists and mappings: what YAML and JSON hold."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
-
-
-def dump_config(config: DataclassInstance) -> str:
-    """Return ``config`` as YAML, from which ``load_config`` makes an equal one."""
-    import yaml
-
-    # escaped, because PyYAML writes some line ends of Unicode (U+0085) so that they come back as blanks
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=False, width=100)
 
 
 def _plain(value: Any) -> Any:

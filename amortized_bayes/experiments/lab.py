@@ -138,11 +138,11 @@ class Lab:
         folder = self.find(config)
         if folder is None:
             raise ValueError(f"expected a trained model ({model_key(config)}) in {self.out}, got none")
-        return self.cached(("trained", folder.path), lambda: load_trained(folder, self))
+        return self.checkpoint(folder.path)
 
     def checkpoint(self, path: Path) -> Trained:
         """The model of a run of ``train``."""
-        return self.cached(("trained", path), lambda: load_trained(RunFolder.open(path), self))
+        return self.cached(("trained", path), lambda: load_trained(RunFolder.open(path), self.images))
 
     def labels(self, trained: Trained, split: str, places: np.ndarray) -> np.ndarray | None:
         """Labels of points of a split, ``(n,)``; ``None`` where none are known."""
