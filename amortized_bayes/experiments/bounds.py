@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +35,13 @@ __all__ = [
     "bound_rows",
     "bounds_job",
     "bounds_work",
+    "chains_of",
     "choose",
     "class_rows",
+    "decoder_bounds",
     "elbo_of",
-    "gap_rows",
     "gaps_of",
+    "guide_bounds",
     "model_bounds",
     "same_points",
     "shared_bounds",
@@ -111,13 +114,7 @@ def shared_bounds(
             progress=partial(lab.watch, f"q* {family}"),
         )
         found |= _named(f"{STAR}{family}", Estimate(best.elbo_star, best.standard_error))
-    ais_settings = AISSettings(
-        num_chains=config.chains,
-        num_temperatures=config.temperatures,
-        num_leapfrog=config.leapfrog,
-        start=config.start,
-        mass=config.mass,
-    )
+    ais_settings = chains_of(config)
     lower = ais(model, guide, x, settings=ais_settings, seed=seed, progress=partial(lab.watch, "ais"))
     both = bdmc(
         model,
@@ -152,12 +149,30 @@ def model_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) 
     places, x = some_points(trained, "train", points, model.seed)
     found = elbo_of(trained.model, trained.guide, x, model.seed)
     shared, certificate = shared_bounds(trained, x, config, model.seed, lab)
-    found |= shared
-    gaps = gaps_of(found, model.family)
-    yield from bound_rows(found)
-    yield from gap_rows(gaps)
+    yield from guide_bounds(found | shared, {}, model.family, places=places)
     yield certificate
-    yield Arrays({"places": places, **found, **{name: gap.value.numpy() for name, gap in gaps.items()}})
+
+
+def decoder_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
+    """What belongs to decoder and points alone, for guides that are measured at these points later."""
+    trained = lab.trained(model)
+    places, x = some_points(trained, "train", points, model.seed)
+    found, certificate = shared_bounds(trained, x, config, model.seed, lab)
+    yield from bound_rows(found)
+    yield certificate
+    yield Arrays({"places": places, **found, **lab.labels(trained, "train", places)})
+
+
+def guide_bounds(
+    found: PointBounds, known: PointBounds, family: str, **more: np.ndarray
+) -> Iterator[Measured | Arrays]:
+    """Bounds of a guide and its gaps, overall and by class, beside what is known of its points; ``more`` is kept."""
+    gaps = gaps_of({**known, **found}, family)
+    arrays = {**found, **{name: gap.value.numpy() for name, gap in gaps.items()}}
+    yield from bound_rows(found)
+    yield from (measured(name, (gap.mean, gap.mean_error)) for name, gap in gaps.items())
+    yield from class_rows(arrays, known.get("labels"))
+    yield Arrays({**more, **arrays})
 
 
 def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -> list[Work]:
@@ -166,13 +181,18 @@ def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -
     def evaluations(stage: str, each: float) -> Work:
         return lab.evaluation_work(stage, model, points * each)
 
-    gradients = config.chains * config.leapfrog * (config.temperatures + 24)
+    gradients = config.chains * chains_of(config).num_gradients
     return [
         evaluations("q* gaussian", 10 * config.local_steps),
         *(evaluations(f"q* {f}", FLOWS[f].search_cost * 10 * config.flow_steps) for f in config.best_families[1:]),
         evaluations("ais", 1.2 * gradients),
         evaluations("certificate", 2.4 * gradients * min(1.0, config.simulated / points) + config.particles / 2),
     ]
+
+
+def chains_of(config: Any) -> AISSettings:
+    """How AIS chains walk, from the flags of an experiment."""
+    return AISSettings(config.chains, config.temperatures, config.leapfrog, config.start, config.mass)
 
 
 def gaps_of(found: PointBounds, family: str) -> dict[str, Gap]:
@@ -192,12 +212,6 @@ def bound_rows(found: Mapping[str, np.ndarray]) -> Iterator[Measured]:
         if not name.endswith("_error"):
             searched = {"searched": name.removeprefix(STAR)} if name.startswith(STAR) else {}
             yield measured("elbo_star" if searched else name, mean_over_points(values), **searched)
-
-
-def gap_rows(gaps: Mapping[str, Gap]) -> Iterator[Measured]:
-    """Means of gaps with standard errors over points."""
-    for name, gap in gaps.items():
-        yield measured(name, (gap.mean, gap.mean_error))
 
 
 def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> Iterator[Measured]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, Different, Settings
@@ -103,12 +104,12 @@ FIGURES = {
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     """What belongs to the decoder, then an encoder per job."""
-    from amortized_bayes.experiments.bounds import bounds_work
+    from amortized_bayes.experiments.bounds import bounds_work, decoder_bounds
 
     model = config.model
     decoder = Job(
         data_factors(model),
-        lambda: _decoder(config, lab),
+        partial(decoder_bounds, model, config.points, config.bounds, lab),
         name="decoder",
         work=bounds_work(config.bounds, model, config.points, lab),
         needs=[model],
@@ -120,7 +121,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             wanted = replace(model, family=family, encoder=encoder)
             yield Job(
                 {**decoder.factors, "encoder": encoder, "family": family},
-                lambda wanted=wanted: _encoder(config, wanted, decoder.key, lab),
+                partial(_encoder, config, wanted, decoder.key, lab),
                 work=[lab.training_work("encoder", wanted, config.encoder_epochs)],
                 needs=[model],
                 after=[decoder.key],
@@ -128,29 +129,11 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             )
 
 
-def _decoder(config: Config, lab: Lab) -> Iterator[Measured | Arrays]:
-    """Estimate log p(x) and the best q of each family."""
-    from amortized_bayes.experiments.bounds import bound_rows, shared_bounds, some_points
-
-    trained = lab.trained(config.model)
-    places, x = some_points(trained, "train", config.points, config.model.seed)
-    found, certificate = shared_bounds(trained, x, config.bounds, config.model.seed, lab)
-    yield from bound_rows(found)
-    yield certificate
-    labels = lab.labels(trained, "train", places)
-    yield Arrays({"places": places, **found, **({} if labels is None else {"labels": labels})})
-
-
 def _encoder(config: Config, wanted: VAEConfig, decoder: str, lab: Lab) -> Iterator[Measured | Arrays | Checkpoint]:
     """Fit one encoder; L[q] and its gaps, overall and by class."""
-    from amortized_bayes.experiments.bounds import bound_rows, class_rows, gap_rows, gaps_of
+    from amortized_bayes.experiments.bounds import guide_bounds
     from amortized_bayes.experiments.encoders import measured_encoder
 
     guide, _, found, shared = measured_encoder(config.model, wanted, config.encoder_epochs, decoder, lab)
-    gaps = gaps_of({**shared, **found}, wanted.family)
-    yield from bound_rows(found)
-    yield from gap_rows(gaps)
-    arrays = {**found, **{name: gap.value.numpy() for name, gap in gaps.items()}}
-    yield from class_rows(arrays, shared.get("labels"))
+    yield from guide_bounds(found, shared, wanted.family)
     yield Checkpoint({name: value.detach().cpu().numpy() for name, value in guide.state_dict().items()})
-    yield Arrays(arrays)

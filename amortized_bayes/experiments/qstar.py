@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from amortized_bayes.configuration import AtLeast, Different, Even, Settings
-from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
+from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
 from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, measured
 
@@ -47,7 +45,7 @@ class Config(Settings):
         seed: Random seed for all draws.
     """
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "latest"
+    checkpoint: CheckpointName = "latest"
     split: Literal["train", "test"] = "train"
     points: Annotated[int, AtLeast(2)] = 50
     restarts: Annotated[int, AtLeast(2)] = 3

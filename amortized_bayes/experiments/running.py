@@ -293,8 +293,7 @@ def _train(config: VAEConfig, plan: Plan, forecast: Forecast, reporter: Reporter
     """Train a model into a run of its own, or resume the one that was interrupted; its failure is its run's."""
     lab = replace(plan.lab, folder=None)
     folder = find_trained(lab.out, config, ("unfinished",))
-    data = lab.dataset(config.dataset, config.seed)
-    sums = {data.name: dict(data.sha256)}
+    sums = _checksums(experiment("train"), config, lab)
     if folder is None or folder.environment().get("data") != sums:
         assert plan.folder is not None
         part_of = f"{plan.name}/{plan.folder.name}"

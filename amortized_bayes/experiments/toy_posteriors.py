@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
@@ -89,7 +90,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     model = config.model
     truth = Job(
         data_factors(model),
-        lambda: _truth(config, lab),
+        partial(_truth, config, lab),
         name="posterior",
         needs=[model],
         work=[lab.evaluation_work("grid", model, config.points * (config.grid**2 + 150**2) / 3)],
@@ -98,26 +99,13 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     yield truth
     for family in config.families:
         wanted = replace(model, family=family, num_flows=NUM_FLOWS)
-        own = {**truth.factors, "family": family}
-        yield Job(
-            own,
-            lambda wanted=wanted: _amortized(config, wanted, truth.key, lab),
-            name="amortized",
-            needs=[model],
-            work=[lab.training_work("encoder", wanted, config.encoder_epochs)],
-            after=[truth.key],
-            disk=2e6,
-        )
         cost = 10 * (2 if family == "gaussian" else FLOWS[family].search_cost) * config.steps * config.points
-        yield Job(
-            own,
-            lambda wanted=wanted: _best(config, wanted, truth.key, lab),
-            name="best",
-            needs=[model],
-            work=[lab.evaluation_work(f"q* {family}", model, cost)],
-            after=[truth.key],
-            disk=2e6,
-        )
+        for name, run, work in (
+            ("amortized", _amortized, lab.training_work("encoder", wanted, config.encoder_epochs)),
+            ("best", _best, lab.evaluation_work(f"q* {family}", model, cost)),
+        ):
+            factors, measure = {**truth.factors, "family": family}, partial(run, config, wanted, truth.key, lab)
+            yield Job(factors, measure, name, work=[work], needs=[model], after=[truth.key], disk=2e6)
 
 
 def _truth(config: Config, lab: Lab) -> Iterator[Measured | Arrays]:
