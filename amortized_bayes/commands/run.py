@@ -74,12 +74,11 @@ class Run(Generic[C]):
             raise ValueError(f"every job of {folder.path} failed, as its rows record")
 
     def _plan(self, given: Sequence[str]) -> Plan:
-        from amortized_bayes.commands.machine import machine
         from amortized_bayes.experiments.lab import Lab
         from amortized_bayes.experiments.running import new_plan, resumed_plan
         from amortized_bayes.results import environment
 
-        device, about = machine(self.device)
+        device, about = _machine(self.device)
         lab = Lab(self.out, device, self.data_dir)
         lab.nested = self._nested
         if self.resume is not None:
@@ -154,6 +153,21 @@ def given_flags(given: Sequence[str]) -> list[str]:
     """Names of the flags on a command line, without dashes in front; that of ``--no-flag`` is ``flag``."""
     names = [argument[2:].split("=")[0].replace("_", "-") for argument in given if argument.startswith("--")]
     return [name.removeprefix("no-") for name in names]
+
+
+def _machine(device: str) -> tuple[Any, dict[str, Any]]:
+    """The device to run on, and what ``environment.json`` says of it.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("expected a CUDA device for --device cuda, got none")
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
+    return chosen, {"device": name, "threads": torch.get_num_threads()}
 
 
 def _print_plan(plan: Plan) -> None:
