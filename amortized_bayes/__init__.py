@@ -3,6 +3,8 @@
 Names are imported when they are first used, so that ``import amortized_bayes`` needs no torch (PEP 562).
 """
 
+# ruff: noqa: F401 (the imports for type checkers; ``__all__`` is made from ``_WHERE``)
+
 from __future__ import annotations
 
 from importlib import import_module
@@ -72,49 +74,7 @@ _WHERE = {
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
-__all__ = [
-    "AISSettings",
-    "Amortized",
-    "CertificateSettings",
-    "Comparison",
-    "ComparisonSettings",
-    "Constant",
-    "DeepGenerative",
-    "Diagnosis",
-    "DiagnosisSettings",
-    "Divergence",
-    "Factorized",
-    "FitOptions",
-    "FlowGuide",
-    "FlowSearchSettings",
-    "FlowSettings",
-    "LinearGaussian",
-    "LocalGuide",
-    "LocalSettings",
-    "LogWeights",
-    "MeanField",
-    "Training",
-    "active_units",
-    "ais",
-    "bdmc",
-    "compare",
-    "diagnose",
-    "draw_shared",
-    "elbo",
-    "fit",
-    "gaps",
-    "iwae",
-    "latent_sites",
-    "load_dataset",
-    "log_joint",
-    "log_predictive",
-    "log_weights",
-    "mean_prediction",
-    "mean_squared_error",
-    "optimize_flow",
-    "optimize_local",
-    "psis_khat",
-]
+__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,10 +42,8 @@ __all__ = [
     "Even",
     "SettingError",
     "Settings",
-    "dump_config",
     "flag",
     "load_config",
-    "replace_from_mapping",
     "to_mapping",
 ]
 
@@ -137,34 +135,18 @@ def _items(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def load_config(cls: type[Config], path: Path | str) -> Config:
-    """Read a YAML mapping into a new ``cls``; keys that are not there keep their defaults.
+def load_config(cls: type[Config], path: Path | str, base: Config | None = None) -> Config:
+    """Read a YAML mapping into a new ``cls``; keys that are not there are as in ``base``, or keep their defaults.
 
     Raises ``ValueError`` of one line, with the path: for a file that cannot be read or is no mapping, a key that is
     unknown or missing, a value of the wrong type, and what ``cls`` itself refuses.
     """
-    return _build(cls, None, _read(Path(path)), str(path), "")
-
-
-def replace_from_mapping(config: Config, mapping: Mapping[str, Any], source: str = "configuration") -> Config:
-    """Return ``config`` with the values of ``mapping`` in it, which may be nested as ``config`` is.
-
-    Raises ``ValueError`` as ``load_config`` does; ``source`` is named where that names the path.
-    """
-    return _build(type(config), config, mapping, source, "")
+    return _build(cls, base, _read(Path(path)), str(path), "")
 
 
 def to_mapping(config: DataclassInstance) -> dict[str, Any]:
     """Return ``config`` as texts, numbers, lists and mappings: what YAML and JSON hold."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
-
-
-def dump_config(config: DataclassInstance) -> str:
-    """Return ``config`` as YAML, from which ``load_config`` makes an equal one."""
-    import yaml
-
-    # escaped, because PyYAML writes some line ends of Unicode (U+0085) so that they come back as blanks
-    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=False, width=100)
 
 
 def _plain(value: Any) -> Any:

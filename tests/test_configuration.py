@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from amortized_bayes.configuration import dump_config, load_config, replace_from_mapping, to_mapping
+from amortized_bayes.configuration import load_config, to_mapping
+from amortized_bayes.results.encoding import yaml_bytes
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Required:
     size: int
 
 
-def load(tmp_path: Path, text: str | bytes, cls: Any = Config) -> Any:
+def load(tmp_path: Path, text: str | bytes, cls: Any = Config, base: Any = None) -> Any:
     path = tmp_path / "config.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return load_config(cls, path)
+    return load_config(cls, path, base)
 
 
 EVERYTHING = Config(
@@ -67,7 +68,7 @@ EVERYTHING = Config(
 
 @pytest.mark.parametrize("config", [Config(), EVERYTHING, Config(either=1.5), Config(either="1e-3")])
 def test_what_is_dumped_loads_as_it_was(tmp_path: Path, config: Config) -> None:
-    loaded = load(tmp_path, dump_config(config))
+    loaded = load(tmp_path, yaml_bytes(to_mapping(config)).decode())
     assert loaded == config
     assert repr(loaded) == repr(config)  # 1 == 1.0 == True, but their texts differ
 
@@ -95,7 +96,7 @@ def test_round_trip_of_anything(tmp_path: Path) -> None:
     @hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True)
     @hypothesis.given(configs)
     def check(config: Config) -> None:
-        assert repr(load(tmp_path, dump_config(config))) == repr(config)
+        assert repr(load(tmp_path, yaml_bytes(to_mapping(config)).decode())) == repr(config)
 
     check()
 
@@ -189,21 +190,21 @@ def test_a_field_without_default_must_be_given(tmp_path: Path) -> None:
         load(tmp_path, "{}", Required)
 
 
-def test_replace_from_mapping_keeps_the_rest() -> None:
+def test_what_a_file_does_not_say_is_as_in_the_base(tmp_path: Path) -> None:
     base = Config(seed=3, training=Training(num_steps=9))
-    changed = replace_from_mapping(base, {"training": {"warm": True}, "widths": (2,)})
+    changed = load(tmp_path, "{training: {warm: true}, widths: [2]}", base=base)
     assert changed == Config(seed=3, training=Training(num_steps=9, warm=True), widths=(2,))
     assert base == Config(seed=3, training=Training(num_steps=9))
-    assert replace_from_mapping(base, {}) == base
-    assert replace_from_mapping(base, to_mapping(EVERYTHING)) == EVERYTHING
-    with pytest.raises(ValueError, match="the flags: unknown key 'sed'"):
-        replace_from_mapping(base, {"sed": 1}, source="the flags")
+    assert load(tmp_path, "{}", base=base) == base
+    assert load(tmp_path, yaml_bytes(to_mapping(EVERYTHING)), base=base) == EVERYTHING
+    with pytest.raises(ValueError, match=r"config\.yaml: unknown key 'sed'"):
+        load(tmp_path, "sed: 1", base=base)
 
 
-def test_an_annotation_that_no_file_can_fill_is_an_error_of_the_programmer() -> None:
+def test_an_annotation_that_no_file_can_fill_is_an_error_of_the_programmer(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Odd:
         table: Any = None
 
     with pytest.raises(TypeError, match="table"):
-        replace_from_mapping(Odd(), {"table": 1})
+        load(tmp_path, "table: 1", Odd)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from amortized_bayes.presenting import Progress, duration
+from amortized_bayes.presenting.progress import Progress, duration
 
 
 @pytest.fixture

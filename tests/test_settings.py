@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 import tyro
 
-from amortized_bayes.configuration import SettingError, dump_config, load_config
+from amortized_bayes.configuration import SettingError, load_config, to_mapping
 from amortized_bayes.data import DATASETS
 from amortized_bayes.experiments.settings import (
     CHANNELS,
@@ -21,6 +21,7 @@ from amortized_bayes.experiments.settings import (
     same_model,
 )
 from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
+from amortized_bayes.results.encoding import yaml_bytes
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_flags_and_files_make_the_same_settings(tmp_path, capsys):
     flags = ["--hidden", "--encoder", "linear", "--likelihood", "gaussian", "--activation", "tanh"]
     config = tyro.cli(VAEConfig, args=flags)
     assert config == VAEConfig(hidden=(), encoder="linear", likelihood="gaussian", activation="tanh")
-    (tmp_path / "config.yaml").write_text(dump_config(config))
+    (tmp_path / "config.yaml").write_bytes(yaml_bytes(to_mapping(config)))
     assert load_config(VAEConfig, tmp_path / "config.yaml") == config
-    (tmp_path / "bounds.yaml").write_text(dump_config(PAPER_BOUNDS))
+    (tmp_path / "bounds.yaml").write_bytes(yaml_bytes(to_mapping(PAPER_BOUNDS)))
     assert load_config(BoundsConfig, tmp_path / "bounds.yaml") == PAPER_BOUNDS != BoundsConfig()
     with pytest.raises(SystemExit):
         tyro.cli(VAEConfig, args=["--help"])

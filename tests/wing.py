@@ -17,7 +17,7 @@ from amortized_bayes.experiments import running
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import build_vae
-from amortized_bayes.experiments.trained import Trained, load_trained
+from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference import capturing
 from amortized_bayes.joint import replay
 from amortized_bayes.results import RunFolder, find_run
@@ -162,7 +162,7 @@ def values(rows: pd.DataFrame) -> dict[tuple[Any, ...], tuple[Any, ...]]:
 
 def loaded(folder: RunFolder) -> Trained:
     """The model of a run of ``train``."""
-    return load_trained(folder, Lab(folder.path.parents[1], CPU))
+    return Lab(folder.path.parents[1], CPU).checkpoint(folder.path)
 
 
 def weights(folder: RunFolder) -> dict[str, np.ndarray]:

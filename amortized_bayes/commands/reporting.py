@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from importlib.util import find_spec
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.labels import describe, metric_name
@@ -18,7 +18,7 @@ HEADLINES = ("final_elbo", "inference_gap", "approximation_gap", "behind_referen
 """Metrics that get a line as soon as they are known."""
 
 
-class Reporting:
+class Reporting(ExitStack):
     """Tells a terminal, and TensorBoard if asked to, how a run goes.
 
     Args:
@@ -33,30 +33,19 @@ class Reporting:
             raise ValueError(
                 "expected the package tensorboard for --tensorboard: pip install 'amortized_bayes[tensorboard]'"
             )
+        super().__init__()
         self.tensorboard, self.writer = tensorboard, None
         self.progress: Progress | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if self.progress is not None:
-            self.progress.__exit__(kind, error, where)
-        if self.writer is not None:
-            self.writer.close()
-
     def started(self, folder: RunFolder, num_jobs: int, forecast: Forecast) -> None:
         """Say where a run goes, and how long it may take."""
-        self.progress = Progress()
-        self.progress.__enter__()
-        basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""
-        self.say(f"{counted(num_jobs, 'job')} into {folder.path}; about {duration(forecast.seconds)} left{basis}")
+        self.progress = self.enter_context(Progress())
+        left = f"about {duration(forecast.seconds)} left{forecast.basis}"
+        self.say(f"{counted(num_jobs, 'job')} into {folder.path}; {left}")
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder.path / "tensorboard"))
+            self.writer = self.enter_context(SummaryWriter(str(folder.path / "tensorboard")))
 
     def show(self, forecast: Forecast, job: str, stage: str, done: int, total: int, state: str) -> None:
         """Show how far a stage of a job is, and the run with it."""

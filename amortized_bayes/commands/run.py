@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from amortized_bayes.configuration import load_config, replace_from_mapping
+from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments import experiment
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.running import Plan
+    from amortized_bayes.results import RunFolder
 
 __all__ = ["Run", "defaults", "given_flags", "value_of"]
 
@@ -61,15 +61,11 @@ class Run(Generic[C]):
         plan = self._plan(given)
         if note := plan.about.get("note"):
             print(note, flush=True)
-        if self.dry_run:
-            _print_plan(plan)
+        folder = self._carry_out(plan)
+        if folder is None:
             return
-        from amortized_bayes.commands.reporting import Reporting
-        from amortized_bayes.experiments.running import run
         from amortized_bayes.presenting import present
 
-        with _saying_how_to_resume(self.name), Reporting(tensorboard=self.tensorboard) as reporting:
-            folder = run(plan, reporting)
         figures = present(plan.module, folder, wide=self.wide)
         names = sorted({path.name for path in figures if path.suffix == ".png"})
         print(f"figures: {', '.join(names) or 'none'}")
@@ -78,12 +74,11 @@ class Run(Generic[C]):
             raise ValueError(f"every job of {folder.path} failed, as its rows record")
 
     def _plan(self, given: Sequence[str]) -> Plan:
-        from amortized_bayes.commands.machine import machine
         from amortized_bayes.experiments.lab import Lab
         from amortized_bayes.experiments.running import new_plan, resumed_plan
         from amortized_bayes.results import environment
 
-        device, about = machine(self.device)
+        device, about = _machine(self.device)
         lab = Lab(self.out, device, self.data_dir)
         lab.nested = self._nested
         if self.resume is not None:
@@ -97,17 +92,24 @@ class Run(Generic[C]):
         flags = [flag.replace("-", "_") for flag in given_flags(given)]
         return new_plan(self.name, self.setting, lab, flags, environment(about["threads"]) | about)
 
-    def _nested(self, name: str, config: Any) -> Any:
+    def _nested(self, name: str, config: Any) -> RunFolder | None:
         """Run another experiment to its end first; nothing in a dry run."""
-        from amortized_bayes.commands.reporting import Reporting
-        from amortized_bayes.experiments.running import run
+        return self._carry_out(replace(self, name=name, setting=config, resume=None)._plan(["--dataset"]))
 
-        plan = replace(self, name=name, setting=config, resume=None)._plan(["--dataset"])
+    def _carry_out(self, plan: Plan) -> RunFolder | None:
+        """Run what is planned, or in a dry run print it."""
         if self.dry_run:
             _print_plan(plan)
             return None
-        with _saying_how_to_resume(name), Reporting(tensorboard=self.tensorboard) as reporting:
-            return run(plan, reporting)
+        from amortized_bayes.commands.reporting import Reporting
+        from amortized_bayes.experiments.running import run
+
+        try:
+            with Reporting(tensorboard=self.tensorboard) as reporting:
+                return run(plan, reporting)
+        except KeyboardInterrupt:
+            print(f"what is finished is kept: `{plan.name} --resume latest` resumes the run", file=sys.stderr)
+            raise
 
 
 SHARED = frozenset(entry.name for entry in fields(Run)) - {"setting", "preset", "config"}
@@ -126,10 +128,7 @@ def defaults(name: str, given: Sequence[str]) -> Run[Any]:
         raise ValueError(f"expected --preset {' or '.join(module.PRESETS)}, got {preset!r}")
     setting = module.PRESETS[preset]
     if (path := value_of(given, "--config")) is not None:
-        load_config(module.Config, Path(path))  # checks the file
-        import yaml
-
-        setting = replace_from_mapping(setting, yaml.safe_load(Path(path).read_bytes().decode("utf-8-sig")), path)
+        setting = load_config(module.Config, path, setting)
     return Run(setting, preset, name=name)
 
 
@@ -156,6 +155,21 @@ def given_flags(given: Sequence[str]) -> list[str]:
     return [name.removeprefix("no-") for name in names]
 
 
+def _machine(device: str) -> tuple[Any, dict[str, Any]]:
+    """The device to run on, and what ``environment.json`` says of it.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("expected a CUDA device for --device cuda, got none")
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
+    return chosen, {"device": name, "threads": torch.get_num_threads()}
+
+
 def _print_plan(plan: Plan) -> None:
     from amortized_bayes.experiments.running import training_title
     from amortized_bayes.presenting.progress import counted, duration
@@ -165,17 +179,7 @@ def _print_plan(plan: Plan) -> None:
         print(f"{training_title(config)}: {duration(forecast.seconds_of(config))}")
     for job in plan.left:
         print(f"{plan.title(job)}: {duration(forecast.seconds_of(job.key))}")
-    basis = f", from {' and '.join(forecast.bases)}" if forecast.bases else ""
     models = f"{counted(len(plan.missing), 'model')} to train and " if plan.missing else ""
     print(f"in all {models}{counted(len(plan.left), 'job')} of {plan.name}")
-    print(f"time: about {duration(forecast.seconds)} on {plan.lab.device}{basis}")
+    print(f"time: about {duration(forecast.seconds)} on {plan.lab.device}{forecast.basis}")
     print(f"disk: about {forecast.disk / 1e6:,.1f} MB in {plan.lab.out}, by arithmetic")
-
-
-@contextmanager
-def _saying_how_to_resume(name: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"what is finished is kept: `{name} --resume latest` resumes the run", file=sys.stderr)
-        raise

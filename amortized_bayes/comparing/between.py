@@ -19,6 +19,7 @@ from torch import Tensor
 from amortized_bayes.comparing.measures import Measure, over_points, paired
 from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.types import Factor
 
 __all__ = ["TARGETS", "Curve", "Finding", "best_fit", "compare_fits", "find_reference", "steps_to_target"]
 
@@ -43,6 +44,18 @@ class Finding(NamedTuple):
     metric: str
     measure: Measure
     within: float | None = None
+
+    @property
+    def factors(self) -> dict[str, Factor]:
+        """What tells it from others, as factors of a row; the reference stands for itself, whichever fit it is."""
+        if self.metric == "elbo_reference":
+            return {"guide": "reference"}
+        return {**self.fit.factors, **({} if self.within is None else {"within": self.within})}
+
+    @property
+    def note(self) -> str:
+        """Which guide the reference is."""
+        return GUIDES[self.fit.guide].label if self.metric == "elbo_reference" else ""
 
 
 def best_fit(elbos: Mapping[Fit, Values], guide: str) -> Fit | None:

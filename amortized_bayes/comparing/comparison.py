@@ -135,7 +135,6 @@ class Comparison:
 
     def _rows(self) -> Iterator[Row]:
         of_run = {"dataset": "data", "seed": self.seed}
-        status = {fit.fit: fit.status for fit in self.fits}
         for fitted in self.fits:
             factors = {**of_run, **fitted.fit.factors}
             row = Row("compare", factors, fitted.step, fitted.seconds, "failure", None, status=fitted.status)
@@ -146,14 +145,10 @@ class Comparison:
                 yield row._replace(step=step, seconds=seconds, metric="elbo", value=value)
             for metric, values in (("final_elbo", fitted.elbo.value), ("final_kl", fitted.elbo.kl)):
                 yield _with(row._replace(metric=metric), over_points(values))
-        for fit, metric, measure, within in self._findings():
-            factors = {**of_run, **fit.factors} | ({} if within is None else {"within": within})
-            note = ""
-            if metric == "elbo_reference":
-                factors, note = {**of_run, "guide": "reference"}, GUIDES[fit.guide].label
-            fitted = next(f for f in self.fits if f.fit == fit)
-            row = Row("compare", factors, fitted.step, fitted.seconds, metric, None, status=status[fit], note=note)
-            yield _with(row, measure)
+        for found in self._findings():
+            fitted = next(f for f in self.fits if f.fit == found.fit)
+            row = Row("compare", {**of_run, **found.factors}, fitted.step, fitted.seconds, found.metric, None)
+            yield _with(row._replace(status=fitted.status, note=found.note), found.measure)
 
     @cached_property
     def _elbos(self) -> dict[Fit, Tensor]:

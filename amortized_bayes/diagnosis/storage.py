@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from amortized_bayes.results.checkpoints import metadata_of
 from amortized_bayes.results.durable import sha256
 
 __all__ = ["dump", "load"]
@@ -39,7 +40,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Tensor]], di
     try:
         data = Path(path).read_bytes()
         tensors = safetensors.torch.load(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        metadata = metadata_of(data)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:

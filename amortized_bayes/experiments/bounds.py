@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import flow_settings
-from amortized_bayes.experiments.spec import GAPS, Arrays, Measured, Work, measured
+from amortized_bayes.experiments.spec import GAPS, Arrays, Job, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.flows import FLOWS
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
@@ -26,20 +28,24 @@ from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.seeding import numpy_generator
-from amortized_bayes.types import Guide, Model
+from amortized_bayes.types import Factor, Guide, Model
 
 __all__ = [
     "PointBounds",
-    "at",
     "bound_rows",
+    "bounds_job",
     "bounds_work",
+    "chains_of",
     "choose",
     "class_rows",
+    "decoder_bounds",
     "elbo_of",
-    "gap_rows",
     "gaps_of",
+    "guide_bounds",
     "model_bounds",
+    "same_points",
     "shared_bounds",
+    "some_points",
 ]
 
 PointBounds = dict[str, np.ndarray]
@@ -55,8 +61,20 @@ def choose(images: Tensor, count: int, seed: int, *names: str) -> np.ndarray:
     return np.sort(numpy_generator(seed, *(names or ("points",))).permutation(len(images))[:count])
 
 
-def at(images: Tensor, places: np.ndarray) -> Tensor:
-    """Images at these places, as floats."""
+def some_points(trained: Trained, split: str, count: int, seed: int, *names: str) -> tuple[np.ndarray, Tensor]:
+    """Places of some images of a split, as :func:`choose` finds them, and the images there, as floats."""
+    images = getattr(trained.data, split)
+    places = choose(images, count, seed, *names)
+    return places, _at(images, places)
+
+
+def same_points(model: VAEConfig, key: str, lab: Lab) -> tuple[Trained, Tensor, dict[str, np.ndarray]]:
+    """A trained model, the training images that the job ``key`` chose, and the arrays that it left."""
+    trained, known = lab.trained(model), lab.arrays(key)
+    return trained, _at(trained.data.train, known["places"]), known
+
+
+def _at(images: Tensor, places: np.ndarray) -> Tensor:
     return images[torch.from_numpy(places).to(images.device)].float()
 
 
@@ -82,7 +100,7 @@ def shared_bounds(
         x,
         settings=settings,
         seed=seed,
-        progress=lambda done, total: lab.watch("q* gaussian", done, total),
+        progress=partial(lab.watch, "q* gaussian"),
     )
     found = _named(f"{STAR}gaussian", Estimate(begin.elbo_star, begin.standard_error))
     for family in config.best_families[1:]:
@@ -93,19 +111,11 @@ def shared_bounds(
             settings=flow_settings(trained.config, family),
             search=FlowSearchSettings(num_steps=config.flow_steps),
             seed=seed,
-            progress=lambda done, total, f=family: lab.watch(f"q* {f}", done, total),
+            progress=partial(lab.watch, f"q* {family}"),
         )
         found |= _named(f"{STAR}{family}", Estimate(best.elbo_star, best.standard_error))
-    ais_settings = AISSettings(
-        num_chains=config.chains,
-        num_temperatures=config.temperatures,
-        num_leapfrog=config.leapfrog,
-        start=config.start,
-        mass=config.mass,
-    )
-    lower = ais(
-        model, guide, x, settings=ais_settings, seed=seed, progress=lambda done, total: lab.watch("ais", done, total)
-    )
+    ais_settings = chains_of(config)
+    lower = ais(model, guide, x, settings=ais_settings, seed=seed, progress=partial(lab.watch, "ais"))
     both = bdmc(
         model,
         guide,
@@ -113,7 +123,7 @@ def shared_bounds(
         settings=ais_settings,
         certificate=CertificateSettings(config.simulated),
         seed=seed,
-        progress=lambda done, total: lab.watch("certificate", done, total),
+        progress=partial(lab.watch, "certificate"),
     )
     with global_seed(seed, "iwae"):
         weighted = iwae(model, guide, x, num_particles=config.particles)
@@ -122,19 +132,47 @@ def shared_bounds(
     return found, Measured("certificate_gap", both.mean_gap, both.gap_error, "points")
 
 
+def bounds_job(factors: Mapping[str, Factor], model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Job:
+    """Measure :func:`model_bounds` of a model, which is trained first."""
+    return Job(
+        factors,
+        lambda: model_bounds(model, points, config, lab),
+        work=bounds_work(config, model, points, lab),
+        needs=[model],
+        disk=32.0 * points * (6 + len(config.best_families)),
+    )
+
+
 def model_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
     """All bounds of a trained model at training points, and its gaps with the best q of its own family."""
     trained = lab.trained(model)
-    places = choose(trained.data.train, points, model.seed)
-    x = at(trained.data.train, places)
+    places, x = some_points(trained, "train", points, model.seed)
     found = elbo_of(trained.model, trained.guide, x, model.seed)
     shared, certificate = shared_bounds(trained, x, config, model.seed, lab)
-    found |= shared
-    gaps = gaps_of(found, model.family)
-    yield from bound_rows(found)
-    yield from gap_rows(gaps)
+    yield from guide_bounds(found | shared, {}, model.family, places=places)
     yield certificate
-    yield Arrays({"places": places, **found, **{name: gap.value.numpy() for name, gap in gaps.items()}})
+
+
+def decoder_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
+    """What belongs to decoder and points alone, for guides that are measured at these points later."""
+    trained = lab.trained(model)
+    places, x = some_points(trained, "train", points, model.seed)
+    found, certificate = shared_bounds(trained, x, config, model.seed, lab)
+    yield from bound_rows(found)
+    yield certificate
+    yield Arrays({"places": places, **found, **lab.labels(trained, "train", places)})
+
+
+def guide_bounds(
+    found: PointBounds, known: PointBounds, family: str, **more: np.ndarray
+) -> Iterator[Measured | Arrays]:
+    """Bounds of a guide and its gaps, overall and by class, beside what is known of its points; ``more`` is kept."""
+    gaps = gaps_of({**known, **found}, family)
+    arrays = {**found, **{name: gap.value.numpy() for name, gap in gaps.items()}}
+    yield from bound_rows(found)
+    yield from (measured(name, (gap.mean, gap.mean_error)) for name, gap in gaps.items())
+    yield from class_rows(arrays, known.get("labels"))
+    yield Arrays({**more, **arrays})
 
 
 def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -> list[Work]:
@@ -143,13 +181,18 @@ def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -
     def evaluations(stage: str, each: float) -> Work:
         return lab.evaluation_work(stage, model, points * each)
 
-    gradients = config.chains * config.leapfrog * (config.temperatures + 24)
+    gradients = config.chains * chains_of(config).num_gradients
     return [
         evaluations("q* gaussian", 10 * config.local_steps),
         *(evaluations(f"q* {f}", FLOWS[f].search_cost * 10 * config.flow_steps) for f in config.best_families[1:]),
         evaluations("ais", 1.2 * gradients),
         evaluations("certificate", 2.4 * gradients * min(1.0, config.simulated / points) + config.particles / 2),
     ]
+
+
+def chains_of(config: Any) -> AISSettings:
+    """How AIS chains walk, from the flags of an experiment."""
+    return AISSettings(config.chains, config.temperatures, config.leapfrog, config.start, config.mass)
 
 
 def gaps_of(found: PointBounds, family: str) -> dict[str, Gap]:
@@ -169,12 +212,6 @@ def bound_rows(found: Mapping[str, np.ndarray]) -> Iterator[Measured]:
         if not name.endswith("_error"):
             searched = {"searched": name.removeprefix(STAR)} if name.startswith(STAR) else {}
             yield measured("elbo_star" if searched else name, mean_over_points(values), **searched)
-
-
-def gap_rows(gaps: Mapping[str, Gap]) -> Iterator[Measured]:
-    """Means of gaps with standard errors over points."""
-    for name, gap in gaps.items():
-        yield measured(name, (gap.mean, gap.mean_error))
 
 
 def class_rows(arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> Iterator[Measured]:

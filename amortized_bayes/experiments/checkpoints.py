@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments.settings import VAEConfig
@@ -12,7 +14,10 @@ from amortized_bayes.results import RunFolder, find_run
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
-__all__ = ["checkpoint_config", "datasets", "prepare"]
+__all__ = ["CheckpointName", "checkpoint_config", "datasets", "prepare"]
+
+CheckpointName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+"""The run of ``train`` that is meant, on the command line."""
 
 
 def prepare(config: Any, lab: Lab) -> Any:

@@ -21,17 +21,15 @@ from amortized_bayes.experiments.settings import (
     TABLE_4_MODEL,
     BoundsConfig,
     VAEConfig,
-    dataset_name,
-    image_substitutes,
+    data_factors,
 )
+from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import Column, Job, Points, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
 __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
-
-substitutes = image_substitutes
 
 
 @dataclass(frozen=True)
@@ -79,14 +77,8 @@ FIGURES = {
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     """A job per decoder."""
-    from amortized_bayes.experiments.bounds import bounds_work, model_bounds
+    from amortized_bayes.experiments.bounds import bounds_job
 
     for layers in config.layers:
         model = replace(config.model, hidden=config.model.hidden[:1] * layers)
-        yield Job(
-            {"dataset": dataset_name(model.dataset), "seed": model.seed, "decoder_layers": layers},
-            lambda model=model: model_bounds(model, config.points, config.bounds, lab),
-            work=bounds_work(config.bounds, model, config.points, lab),
-            needs=[model],
-            disk=32.0 * config.points * 7,
-        )
+        yield bounds_job({**data_factors(model), "decoder_layers": layers}, model, config.points, config.bounds, lab)

@@ -1,16 +1,21 @@
-"""The library's ``diagnose`` for an experiment: its settings from flags, its report as rows."""
+"""The library's ``diagnose`` for an experiment: its settings and costs from flags, its report as rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings
-from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
-from amortized_bayes.experiments.spec import Measured, measured
+from amortized_bayes.evaluation.settings import CertificateSettings
+from amortized_bayes.experiments.bounds import chains_of
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.experiments.spec import Measured, Work, measured
 from amortized_bayes.inference.settings import LocalSettings
 
-__all__ = ["diagnosis_settings", "report_rows"]
+__all__ = ["diagnosis_settings", "diagnosis_work", "report_arrays", "report_rows"]
 
 
 def diagnosis_settings(config: Any) -> DiagnosisSettings:
@@ -18,10 +23,29 @@ def diagnosis_settings(config: Any) -> DiagnosisSettings:
     return DiagnosisSettings(
         num_shared=config.shared_draws,
         num_particles=config.particles,
-        ais=AISSettings(config.chains, config.temperatures, config.leapfrog, config.start, config.mass),
+        ais=chains_of(config),
         certificate=CertificateSettings(config.simulated, config.target_gap, config.max_temperatures),
         local=LocalSettings(max_steps=config.local_steps, num_restarts=config.restarts),
     )
+
+
+def diagnosis_work(config: Any, model: VAEConfig, split: str, lab: Lab) -> list[Work]:
+    """Costs in decoder evaluations with gradient; the certificate's first rounds are the largest unknown."""
+    draws = config.shared_draws if model.decoder == "bayesian" else 1
+    gradients = config.chains * chains_of(config).num_gradients
+    costs = {
+        "q*": config.points * 10 * config.local_steps * config.restarts,
+        "bdmc": min(config.simulated, config.points) * 4 * gradients,
+        "ais": config.points * 1.2 * gradients,
+    }
+    return [lab.evaluation_work(f"{split} {stage}", model, draws * cost) for stage, cost in costs.items()]
+
+
+def report_arrays(report: Diagnosis) -> dict[str, np.ndarray]:
+    """Everything that a diagnosis says of each real point."""
+    frame = report.to_frame()
+    frame = frame[frame["kind"] == "real"]
+    return {name: frame[name].to_numpy() for name in frame.columns if name not in ("kind", "point")}
 
 
 def report_rows(report: Diagnosis) -> Iterator[Measured]:

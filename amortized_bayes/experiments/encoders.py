@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from amortized_bayes.evaluation.bounds import elbo
+from amortized_bayes.experiments.bounds import PointBounds, elbo_of, same_points
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import build_encoder
@@ -18,12 +22,28 @@ from amortized_bayes.inference.svi import Training
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
 
-__all__ = ["fit_encoder"]
+__all__ = ["MeasuredEncoder", "fit_encoder", "measured_encoder"]
 
 NUM_EVALUATIONS = 20
 PATIENCE = 5
 """Evaluations without a better validation ELBO before stopping."""
 VALIDATION_DRAWS = 4
+
+
+class MeasuredEncoder(NamedTuple):
+    """An encoder with its flow, the points it is measured at, its L[q] there, and what an earlier job found there."""
+
+    guide: LocalGuide
+    x: Tensor
+    found: PointBounds
+    known: dict[str, np.ndarray]
+
+
+def measured_encoder(model: VAEConfig, wanted: VAEConfig, epochs: int, key: str, lab: Lab) -> MeasuredEncoder:
+    """Fit the encoder of ``wanted`` for a trained model, and measure it at the points of the job ``key``."""
+    trained, x, known = same_points(model, key, lab)
+    guide = fit_encoder(trained, wanted, epochs, lab)
+    return MeasuredEncoder(guide, x, elbo_of(trained.model, guide, x, wanted.seed), known)
 
 
 def fit_encoder(trained: Trained, wanted: VAEConfig, epochs: int, lab: Lab) -> LocalGuide:

@@ -39,10 +39,10 @@ class Forecast:
         return FIRST + sum(self.stages[key].values())
 
     @property
-    def bases(self) -> list[str]:
-        """Where the times come from, in words."""
+    def basis(self) -> str:
+        """Where the times come from, in words that follow them."""
         found = dict.fromkeys(work.basis for parts in self.work.values() for work in parts if work.basis)
-        return list(found)
+        return f", from {' and '.join(found)}" if found else ""
 
     def begin(self) -> None:
         """Start the clock."""

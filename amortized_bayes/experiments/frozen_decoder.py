@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, Different, Settings
@@ -25,17 +26,15 @@ from amortized_bayes.experiments.settings import (
     EncoderName,
     Family,
     VAEConfig,
-    dataset_name,
-    image_substitutes,
+    data_factors,
 )
+from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import GAPS, SEARCHED, Arrays, Checkpoint, Job, Measured, Points, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
 __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
-
-substitutes = image_substitutes
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,12 @@ FIGURES = {
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     """What belongs to the decoder, then an encoder per job."""
-    from amortized_bayes.experiments.bounds import bounds_work
+    from amortized_bayes.experiments.bounds import bounds_work, decoder_bounds
 
     model = config.model
-    factors = {"dataset": dataset_name(model.dataset), "seed": model.seed}
     decoder = Job(
-        factors,
-        lambda: _decoder(config, lab),
+        data_factors(model),
+        partial(decoder_bounds, model, config.points, config.bounds, lab),
         name="decoder",
         work=bounds_work(config.bounds, model, config.points, lab),
         needs=[model],
@@ -122,8 +120,8 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
         for encoder in config.encoders:
             wanted = replace(model, family=family, encoder=encoder)
             yield Job(
-                {**factors, "encoder": encoder, "family": family},
-                lambda wanted=wanted: _encoder(config, wanted, decoder.key, lab),
+                {**decoder.factors, "encoder": encoder, "family": family},
+                partial(_encoder, config, wanted, decoder.key, lab),
                 work=[lab.training_work("encoder", wanted, config.encoder_epochs)],
                 needs=[model],
                 after=[decoder.key],
@@ -131,31 +129,11 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             )
 
 
-def _decoder(config: Config, lab: Lab) -> Iterator[Measured | Arrays]:
-    """Estimate log p(x) and the best q of each family."""
-    from amortized_bayes.experiments.bounds import at, bound_rows, choose, shared_bounds
-
-    trained = lab.trained(config.model)
-    places = choose(trained.data.train, config.points, config.model.seed)
-    found, certificate = shared_bounds(trained, at(trained.data.train, places), config.bounds, config.model.seed, lab)
-    yield from bound_rows(found)
-    yield certificate
-    labels = lab.labels(trained, "train", places)
-    yield Arrays({"places": places, **found, **({} if labels is None else {"labels": labels})})
-
-
 def _encoder(config: Config, wanted: VAEConfig, decoder: str, lab: Lab) -> Iterator[Measured | Arrays | Checkpoint]:
     """Fit one encoder; L[q] and its gaps, overall and by class."""
-    from amortized_bayes.experiments.bounds import at, bound_rows, class_rows, elbo_of, gap_rows, gaps_of
-    from amortized_bayes.experiments.encoders import fit_encoder
+    from amortized_bayes.experiments.bounds import guide_bounds
+    from amortized_bayes.experiments.encoders import measured_encoder
 
-    trained, shared = lab.trained(config.model), lab.arrays(decoder)
-    guide = fit_encoder(trained, wanted, config.encoder_epochs, lab)
-    found = elbo_of(trained.model, guide, at(trained.data.train, shared["places"]), wanted.seed)
-    gaps = gaps_of({**shared, **found}, wanted.family)
-    yield from bound_rows(found)
-    yield from gap_rows(gaps)
-    arrays = {**found, **{name: gap.value.numpy() for name, gap in gaps.items()}}
-    yield from class_rows(arrays, shared.get("labels"))
+    guide, _, found, shared = measured_encoder(config.model, wanted, config.encoder_epochs, decoder, lab)
+    yield from guide_bounds(found, shared, wanted.family)
     yield Checkpoint({name: value.detach().cpu().numpy() for name, value in guide.state_dict().items()})
-    yield Arrays(arrays)

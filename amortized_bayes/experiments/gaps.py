@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings
-from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
+from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Measured, Table, Work
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Measured, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -48,7 +46,7 @@ class Config(Settings):
         seed: Random seed for all draws.
     """
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "latest"
+    checkpoint: CheckpointName = "latest"
     splits: Annotated[tuple[Literal["train", "test"], ...], Different()] = ("train", "test")
     points: Annotated[int, AtLeast(2)] = 300
     particles: Annotated[int, AtLeast(25)] = 1_000
@@ -115,52 +113,37 @@ FINDINGS = ("notes",)
 
 def jobs(config: Config, lab: Lab) -> list[Job]:
     """A job per split."""
+    from amortized_bayes.experiments.diagnosing import diagnosis_work
+
     model = checkpoint_config(config.checkpoint, lab)
     return [
         Job(
             {**model_factors(model), "split": split},
             lambda split=split: _split(config, split, lab),
-            work=_work(config, split, lab),
+            work=diagnosis_work(config, model, split, lab),
             disk=200.0 * config.points,
         )
         for split in config.splits
     ]
 
 
-def _work(config: Config, split: str, lab: Lab) -> list[Work]:
-    """Costs in decoder evaluations with gradient; the certificate's first rounds are the largest unknown."""
-    model = checkpoint_config(config.checkpoint, lab)
-    draws = config.shared_draws if model.decoder == "bayesian" else 1
-    gradients = config.chains * config.leapfrog * (config.temperatures + 24)
-    costs = {
-        "q*": config.points * 10 * config.local_steps * config.restarts,
-        "bdmc": min(config.simulated, config.points) * 4 * gradients,
-        "ais": config.points * 1.2 * gradients,
-    }
-    return [lab.evaluation_work(f"{split} {stage}", model, draws * cost) for stage, cost in costs.items()]
-
-
 def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:
     from amortized_bayes.diagnosis import diagnose
-    from amortized_bayes.experiments.bounds import at, choose, class_rows
-    from amortized_bayes.experiments.diagnosing import diagnosis_settings, report_rows
+    from amortized_bayes.experiments.bounds import class_rows, some_points
+    from amortized_bayes.experiments.diagnosing import diagnosis_settings, report_arrays, report_rows
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
-    images = trained.data.train if split == "train" else trained.data.test
-    places = choose(images, config.points, config.seed, "gaps", split)
+    places, x = some_points(trained, split, config.points, config.seed, "gaps", split)
     report = diagnose(
         trained.model,
         trained.guide,
-        at(images, places),
+        x,
         settings=diagnosis_settings(config),
         seed=config.seed,
         progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
     )
-    frame = report.to_frame()
-    frame = frame[frame["kind"] == "real"]
-    arrays = {name: frame[name].to_numpy() for name in frame.columns if name not in ("kind", "point")}
-    labels = lab.labels(trained, split, places)
+    arrays, labels = report_arrays(report), lab.labels(trained, split, places)
     yield from report_rows(report)
-    yield from class_rows(arrays, labels)
+    yield from class_rows(arrays, labels.get("labels"))
     yield File(f"diagnosis_{split}.safetensors", report.to_bytes())
-    yield Arrays({"places": places, **arrays, **({} if labels is None else {"labels": labels})})
+    yield Arrays({"places": places, **arrays, **labels})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from amortized_bayes.experiments.spec import Measured, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalOptimum, LocalSettings, optimize_local
-from amortized_bayes.joint import Gaussian, global_seed, log_joint
+from amortized_bayes.joint import Gaussian, draw, global_seed, log_joint
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide, Model
 
@@ -108,25 +110,19 @@ def best_gaussian(trained: Trained, x: Tensor, truth: dict[str, np.ndarray], ste
             x,
             settings=settings,
             seed=trained.config.seed,
-            progress=lambda done, total: lab.watch("q* gaussian", done, total),
+            progress=partial(lab.watch, "q* gaussian"),
         )
         for start in (trained.guide, moments)
     ]
     second = (searches[1].elbo_star > searches[0].elbo_star)[:, None]
     q = Gaussian(*(torch.where(second, b, a) for a, b in zip(searches[0].q, searches[1].q, strict=True)))
     generator = torch_generator(trained.config.seed, "score", device=x.device)
-    joint, total, square = log_joint(trained.model, x), 0.0, 0.0
+    joint, normal = log_joint(trained.model, x), torch.distributions.Normal(q.loc, q.scale)
     with torch.no_grad():
-        for _ in range(SCORE_DRAWS // 50):
-            noise = torch.empty(50, *q.loc.shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
-            log_q = torch.distributions.Normal(q.loc, q.scale).log_prob(q.loc + q.scale * noise).sum(-1)
-            weights = (joint(q.loc + q.scale * noise) - log_q).double()
-            total, square = total + weights.sum(0), square + weights.square().sum(0)
-    assert isinstance(total, Tensor)
-    assert isinstance(square, Tensor)
-    mean = total / SCORE_DRAWS
-    error = ((square / SCORE_DRAWS - mean.square()).clamp(min=0) / SCORE_DRAWS).sqrt()
-    return searches[0]._replace(elbo_star=mean, standard_error=error, q=q)
+        blocks = (draw(q, 50, generator) for _ in range(SCORE_DRAWS // 50))
+        log_w = torch.cat([(joint(z) - normal.log_prob(z).sum(-1)).double() for z in blocks])
+    error = log_w.std(0, correction=0) / math.sqrt(SCORE_DRAWS)
+    return searches[0]._replace(elbo_star=log_w.mean(0), standard_error=error, q=q)
 
 
 def best_of_family(
@@ -136,9 +132,7 @@ def best_of_family(
     family, seed = wanted.family, trained.config.seed
     generator = torch_generator(seed, "draws", family, device=x.device)
     if family == "gaussian":
-        q, found = gaussian.q, gaussian
-        noise = torch.empty(DRAWS, *q.loc.shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
-        draws = q.loc + q.scale * noise
+        found, draws = gaussian, draw(gaussian.q, DRAWS, generator)
     else:
         found = optimize_flow(
             trained.model,
@@ -147,7 +141,7 @@ def best_of_family(
             settings=flow_settings(wanted, family),
             search=FlowSearchSettings(num_steps=steps, num_score=SCORE_DRAWS),
             seed=seed,
-            progress=lambda done, total: lab.watch(f"q* {family}", done, total),
+            progress=partial(lab.watch, f"q* {family}"),
         )
         draws = found.sample(DRAWS, generator)[0]
     values = {"elbo": found.elbo_star.double(), "elbo_error": found.standard_error, "draws": draws[:, :DRAWN]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
@@ -126,22 +125,12 @@ class Place(NamedTuple):
 
     def _seconds_per_step(self) -> float:
         """Evaluations included."""
-        import time
-
         from amortized_bayes.comparing.fitting import start_fit
-        from amortized_bayes.inference.options import Divergence
+        from amortized_bayes.experiments.lab import seconds_per_step
 
         wide = next((guide for guide in self.config.guides if GUIDES[guide].has_width), None)
         fit = Fit(self.config.guides[0]) if wide is None else Fit(wide, max(self.config.widths))
-        training = start_fit(self.problem(), fit).training
-        start = time.perf_counter()
-        with suppress(Divergence):  # its fit will record that
-            for _ in training.run(TIMED_STEPS):  # the first run captures
-                pass
-            start = time.perf_counter()
-            for _ in training.run(TIMED_STEPS):
-                pass
-        return EVALUATION * (time.perf_counter() - start) / TIMED_STEPS
+        return EVALUATION * seconds_per_step(start_fit(self.problem(), fit).training, TIMED_STEPS)
 
 
 def local_size(config: FitSettings, fit: Fit, observed: int, num_data: int) -> tuple[int, int]:

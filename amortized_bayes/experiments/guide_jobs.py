@@ -161,12 +161,9 @@ class GuideJobs(NamedTuple):
             rows = lab.rows(self.key(fit))
             rows = rows[rows["metric"] == "elbo"].sort_values("step")
             curves[fit] = Curve(*(rows[name].to_numpy(dtype=float) for name in ("step", "seconds", "value")))
-        for fit, metric, measure, within in compare_fits(elbos, doubled, curves):
-            factors = fit.factors if within is None else {**fit.factors, "within": within}
-            found = Measured(metric, *measure, factors=factors, **self.final(fit)._asdict())
-            if metric == "elbo_reference":
-                found = found._replace(factors={"guide": "reference"}, note=GUIDES[fit.guide].label)
-            yield found
+        for found in compare_fits(elbos, doubled, curves):
+            about = {"factors": found.factors, "note": found.note, **self.final(found.fit)._asdict()}
+            yield Measured(found.metric, *found.measure, **about)
 
     def final(self, fit: Fit) -> Final:
         """Where a fit ended, and how."""

@@ -23,7 +23,7 @@ from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Dataset
 
-__all__ = ["Lab", "Watch"]
+__all__ = ["Lab", "Watch", "seconds_per_step"]
 
 T = TypeVar("T")
 Watch = Callable[[str, int, int, str], None]
@@ -31,6 +31,16 @@ STEPS = 5
 """Steps that are timed for a forecast."""
 ROWS = 2_000
 """Decoder evaluations that are timed at once, in a block of about the size that estimators use."""
+
+
+def seconds_per_step(training: Training, count: int) -> float:
+    """Seconds that a step of a fit takes, from ``count`` of them after as many that capture it."""
+    start = time.perf_counter()
+    with suppress(Divergence):  # the fit itself will record it
+        list(training.run(count))
+        start = time.perf_counter()
+        list(training.run(count))
+    return (time.perf_counter() - start) / count
 
 
 @dataclass
@@ -85,15 +95,16 @@ class Lab:
             ArithmeticError: it failed.
             ValueError: its file is missing or damaged.
         """
-        if self.status(key) == "failed":
-            raise ArithmeticError(f"{key} failed")
-        return self.run.load_arrays(key)
+        return self._kept(key, self.run.load_arrays)
 
     def tensors(self, key: str) -> dict[str, np.ndarray]:
         """Checkpoint of a job; errors as :meth:`arrays`."""
+        return self._kept(key, self.run.load_tensors)
+
+    def _kept(self, key: str, load: Callable[[str], T]) -> T:
         if self.status(key) == "failed":
             raise ArithmeticError(f"{key} failed")
-        return self.run.load_tensors(key)
+        return load(key)
 
     def rows(self, key: str) -> pd.DataFrame:
         """Rows of a job."""
@@ -138,15 +149,16 @@ class Lab:
         folder = self.find(config)
         if folder is None:
             raise ValueError(f"expected a trained model ({model_key(config)}) in {self.out}, got none")
-        return self.cached(("trained", folder.path), lambda: load_trained(folder, self))
+        return self.checkpoint(folder.path)
 
     def checkpoint(self, path: Path) -> Trained:
         """The model of a run of ``train``."""
-        return self.cached(("trained", path), lambda: load_trained(RunFolder.open(path), self))
+        return self.cached(("trained", path), lambda: load_trained(RunFolder.open(path), self.images))
 
-    def labels(self, trained: Trained, split: str, places: np.ndarray) -> np.ndarray | None:
-        """Labels of points of a split, ``(n,)``; ``None`` where none are known."""
-        return find_labels(trained.data, split, places, self._origin)
+    def labels(self, trained: Trained, split: str, places: np.ndarray) -> dict[str, np.ndarray]:
+        """Labels of points of a split, ``(n,)``, under that name; nothing where none are known."""
+        found = find_labels(trained.data, split, places, self._origin)
+        return {} if found is None else {"labels": found}
 
     def _origin(self, name: str) -> Dataset:
         return self.cached(("labels", name), lambda: load_dataset(name, data_dir=self.data_dir, download=False))
@@ -172,13 +184,7 @@ class Lab:
 
     def _step_seconds(self, config: VAEConfig) -> float:
         data = self.images(config)
-        training = Training(*build_vae(config, data), data.train, vae_options(config), config.seed)
-        start = time.perf_counter()
-        with suppress(Divergence):  # training itself will record it
-            list(training.run(STEPS))  # captures
-            start = time.perf_counter()
-            list(training.run(STEPS))
-        return (time.perf_counter() - start) / STEPS
+        return seconds_per_step(Training(*build_vae(config, data), data.train, vae_options(config), config.seed), STEPS)
 
     def evaluation_seconds(self, config: VAEConfig) -> float:
         """Seconds that a decoder evaluation with its gradient takes, in blocks."""

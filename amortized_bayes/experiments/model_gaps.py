@@ -15,14 +15,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from amortized_bayes.configuration import Above, AtLeast, Different, Settings
-from amortized_bayes.experiments.settings import (
-    PAPER_BOUNDS,
-    BoundsConfig,
-    Family,
-    VAEConfig,
-    image_substitutes,
-    model_factors,
-)
+from amortized_bayes.experiments.settings import PAPER_BOUNDS, BoundsConfig, Family, VAEConfig, model_factors
+from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import GAPS, SEARCHED, Bars, Job, Table
 
 if TYPE_CHECKING:
@@ -32,7 +26,6 @@ __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "models", "substitu
 
 ANNEALED_PART = 400 / 3280
 """Part of the run over which the paper anneals the entropy."""
-substitutes = image_substitutes
 
 
 @dataclass(frozen=True)
@@ -140,15 +133,6 @@ FIGURES = {
 
 def jobs(config: Config, lab: Lab) -> list[Job]:
     """A job per model."""
-    from amortized_bayes.experiments.bounds import bounds_work, model_bounds
+    from amortized_bayes.experiments.bounds import bounds_job
 
-    return [
-        Job(
-            model_factors(model),
-            lambda model=model: model_bounds(model, config.points, config.bounds, lab),
-            work=bounds_work(config.bounds, model, config.points, lab),
-            needs=[model],
-            disk=32.0 * config.points * (6 + len(config.bounds.best_families)),
-        )
-        for model in models(config)
-    ]
+    return [bounds_job(model_factors(model), model, config.points, config.bounds, lab) for model in models(config)]

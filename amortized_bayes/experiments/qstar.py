@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from amortized_bayes.configuration import AtLeast, Different, Even, Settings
-from amortized_bayes.experiments.checkpoints import checkpoint_config, datasets, prepare
+from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
 from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, measured
 
@@ -47,7 +45,7 @@ class Config(Settings):
         seed: Random seed for all draws.
     """
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "latest"
+    checkpoint: CheckpointName = "latest"
     split: Literal["train", "test"] = "train"
     points: Annotated[int, AtLeast(2)] = 50
     restarts: Annotated[int, AtLeast(2)] = 3
@@ -110,14 +108,13 @@ def _search(config: Config, search: Search, reference: str, lab: Lab) -> Iterato
     """What a search found: means over restarts, with errors over points."""
     import numpy as np
 
-    from amortized_bayes.experiments.bounds import at, choose
+    from amortized_bayes.experiments.bounds import some_points
     from amortized_bayes.experiments.searching import search_points
     from amortized_bayes.per_point import mean_over_points
 
     trained = lab.checkpoint(lab.out / config.checkpoint)
-    images = trained.data.train if config.split == "train" else trained.data.test
-    places = choose(images, config.points, config.seed, "qstar")
-    found = search_points(trained, at(images, places), search, config.seed, lab)
+    places, x = some_points(trained, config.split, config.points, config.seed, "qstar")
+    found = search_points(trained, x, search, config.seed, lab)
     values = {name: found[name].mean(0) for name in ("elbo_star", "residual", "evaluations")}
     if reference:
         values["behind_reference"] = (lab.arrays(reference)["elbo_star"] - found["elbo_star"]).mean(0)

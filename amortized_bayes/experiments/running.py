@@ -23,7 +23,7 @@ from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.experiments.lab import Lab, Watch
 from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors
-from amortized_bayes.experiments.spec import Arrays, Checkpoint, File, Job, Measured
+from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured
 from amortized_bayes.experiments.train import train_job
 from amortized_bayes.experiments.trained import find_trained
 from amortized_bayes.labels import describe
@@ -259,7 +259,7 @@ def _row(item: Measured, job: Job, plan: Plan) -> Row:
         ArithmeticError: it is not finite.
     """
     if item.value is not None and not math.isfinite(item.value):
-        raise NotFinite(item.step, f"{item.metric} is {item.value:g}")
+        raise FailedAt(item.step, f"{item.metric} is {item.value:g}")
     module = plan.module
     shared = module.factors(plan.config) if hasattr(module, "factors") else {}
     notes = dict.fromkeys(note for note in (str(plan.about.get("note", "")), item.note) if note)
@@ -283,27 +283,17 @@ def _keep(item: Arrays | Checkpoint | File, job: Job, plan: Plan) -> None:
     if isinstance(item, File):
         folder.save_file(item.name, item.data)
         return
-    key = f"{job.key}.{item.name}" if item.name else job.key
     if isinstance(item, Arrays):
-        folder.save_arrays(key, **item.arrays)
+        folder.save_arrays(job.key, **item.arrays)
     else:
-        folder.save_tensors(key, item.tensors, item.texts)
-
-
-class NotFinite(ArithmeticError):
-    """A number of a job is NaN or infinite, at ``step``."""
-
-    def __init__(self, step: int, words: str) -> None:
-        super().__init__(words)
-        self.step = step
+        folder.save_tensors(f"{job.key}.{item.name}" if item.name else job.key, item.tensors, item.texts)
 
 
 def _train(config: VAEConfig, plan: Plan, forecast: Forecast, reporter: Reporter) -> None:
     """Train a model into a run of its own, or resume the one that was interrupted; its failure is its run's."""
     lab = replace(plan.lab, folder=None)
     folder = find_trained(lab.out, config, ("unfinished",))
-    data = lab.dataset(config.dataset, config.seed)
-    sums = {data.name: dict(data.sha256)}
+    sums = _checksums(experiment("train"), config, lab)
     if folder is None or folder.environment().get("data") != sums:
         assert plan.folder is not None
         part_of = f"{plan.name}/{plan.folder.name}"

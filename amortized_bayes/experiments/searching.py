@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
-from amortized_bayes.joint import Gaussian, draw_shared, gaussian_start, global_seed, log_joint
+from amortized_bayes.joint import Gaussian, draw, draw_shared, gaussian_start, global_seed, log_joint
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Factor
 
@@ -56,7 +57,7 @@ def search_points(trained: Trained, x: Tensor, search: Search, seed: int, lab: L
         settings=settings,
         fixed=fixed,
         seed=seed,
-        progress=lambda done, total: lab.watch("q*", done, total),
+        progress=partial(lab.watch, "q*"),
     )
     parts = {"elbo_star": found.elbo_star, "error": found.standard_error, "residual": found.residual}
     parts |= {"residual_error": found.residual_error, "evaluations": found.evaluations}
@@ -70,6 +71,5 @@ def _start(trained: Trained, x: Tensor, fixed: dict[str, Tensor], search: Search
     if search.start == "prior":
         q = Gaussian(torch.zeros_like(q.loc), torch.ones_like(q.scale))
     generator = torch_generator(seed, "restarts", search.start, device=x.device)
-    moved = torch.empty(search.restarts, *q.loc.shape, device=x.device, dtype=q.loc.dtype).normal_(generator=generator)
-    loc = q.loc + search.spread * q.scale * moved
+    loc = draw(Gaussian(q.loc, search.spread * q.scale), search.restarts, generator)
     return Gaussian(loc.flatten(0, 1), q.scale.repeat(search.restarts, 1))

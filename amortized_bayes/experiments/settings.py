@@ -34,6 +34,7 @@ __all__ = [
     "LikelihoodName",
     "QFamily",
     "VAEConfig",
+    "data_factors",
     "dataset_name",
     "datasets_of",
     "image_substitutes",
@@ -148,6 +149,11 @@ class VAEConfig(Settings):
         if self.binarization != "auto":
             return self.binarization
         return DATASETS[self.dataset].binarization if self.dataset in DATASETS else "fixed"
+
+
+def data_factors(config: VAEConfig) -> dict[str, Factor]:
+    """What rows that compare settings of one model share: its data set and its seed."""
+    return {"dataset": dataset_name(config.dataset), "seed": config.seed}
 
 
 def model_factors(config: VAEConfig) -> dict[str, Factor]:

@@ -40,6 +40,7 @@ __all__ = [
     "Claims",
     "Column",
     "Drawn",
+    "FailedAt",
     "File",
     "Gaps",
     "Job",
@@ -91,14 +92,13 @@ def measured(metric: str, found: tuple[float, float], **factors: Factor) -> Meas
 
 
 class Arrays(NamedTuple):
-    """Arrays for figures and for other jobs, kept as ``arrays/<key>.npz``; with a ``name``, ``<key>.<name>.npz``."""
+    """Arrays for figures and for other jobs, kept as ``arrays/<key>.npz``."""
 
     arrays: Mapping[str, np.ndarray]
-    name: str = ""
 
 
 class Checkpoint(NamedTuple):
-    """Tensors from which a job, or another one, goes on: ``checkpoints/<key>.safetensors``, and texts beside them."""
+    """Tensors from which a job, or another one, goes on, and texts: ``checkpoints/<key>[.<name>].safetensors``."""
 
     tensors: Mapping[str, np.ndarray]
     texts: Mapping[str, str] = {}
@@ -110,6 +110,14 @@ class File(NamedTuple):
 
     name: str
     data: bytes
+
+
+class FailedAt(ArithmeticError):
+    """What a job found at ``step`` is no result."""
+
+    def __init__(self, step: int, words: str) -> None:
+        super().__init__(words)
+        self.step = step
 
 
 class Work(NamedTuple):

@@ -14,15 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
-from amortized_bayes.experiments.settings import (
-    QFamily,
-    VAEConfig,
-    dataset_name,
-    image_substitutes,
-)
+from amortized_bayes.experiments.settings import QFamily, VAEConfig, data_factors
+from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import Arrays, Column, Drawn, Job, Measured, Table
 from amortized_bayes.flows import FLOWS
 
@@ -33,7 +30,6 @@ __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
 
 NUM_FLOWS = 4
 """Layers of the flows of two latents."""
-substitutes = image_substitutes
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,9 @@ FIGURES = {"toy_posteriors": Drawn("toy_posteriors")}
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     """The true posteriors, then for each family its encoder and the best q of each point."""
     model = config.model
-    factors = {"dataset": dataset_name(model.dataset), "seed": model.seed}
     truth = Job(
-        factors,
-        lambda: _truth(config, lab),
+        data_factors(model),
+        partial(_truth, config, lab),
         name="posterior",
         needs=[model],
         work=[lab.evaluation_work("grid", model, config.points * (config.grid**2 + 150**2) / 3)],
@@ -104,59 +99,41 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     yield truth
     for family in config.families:
         wanted = replace(model, family=family, num_flows=NUM_FLOWS)
-        own = {**factors, "family": family}
-        yield Job(
-            own,
-            lambda wanted=wanted: _amortized(config, wanted, truth.key, lab),
-            name="amortized",
-            needs=[model],
-            work=[lab.training_work("encoder", wanted, config.encoder_epochs)],
-            after=[truth.key],
-            disk=2e6,
-        )
         cost = 10 * (2 if family == "gaussian" else FLOWS[family].search_cost) * config.steps * config.points
-        yield Job(
-            own,
-            lambda wanted=wanted: _best(config, wanted, truth.key, lab),
-            name="best",
-            needs=[model],
-            work=[lab.evaluation_work(f"q* {family}", model, cost)],
-            after=[truth.key],
-            disk=2e6,
-        )
+        for name, run, work in (
+            ("amortized", _amortized, lab.training_work("encoder", wanted, config.encoder_epochs)),
+            ("best", _best, lab.evaluation_work(f"q* {family}", model, cost)),
+        ):
+            factors, measure = {**truth.factors, "family": family}, partial(run, config, wanted, truth.key, lab)
+            yield Job(factors, measure, name, work=[work], needs=[model], after=[truth.key], disk=2e6)
 
 
 def _truth(config: Config, lab: Lab) -> Iterator[Measured | Arrays]:
-    from amortized_bayes.experiments.bounds import at, choose
+    from amortized_bayes.experiments.bounds import some_points
     from amortized_bayes.experiments.grid import log_evidence_on_grid
 
     trained = lab.trained(config.model)
-    places = choose(trained.data.train, config.points, config.model.seed)
-    grid = log_evidence_on_grid(trained.model, at(trained.data.train, places), config.grid, lab)
+    places, x = some_points(trained, "train", config.points, config.model.seed)
+    grid = log_evidence_on_grid(trained.model, x, config.grid, lab)
     yield Arrays({"places": places, **grid._asdict()})
 
 
 def _amortized(config: Config, wanted: VAEConfig, truth: str, lab: Lab) -> Iterator[Measured | Arrays]:
     """What an encoder of this family loses."""
-    from amortized_bayes.experiments.bounds import at, elbo_of
-    from amortized_bayes.experiments.encoders import fit_encoder
+    from amortized_bayes.experiments.encoders import measured_encoder
     from amortized_bayes.experiments.grid import DRAWN, draws_of, gap_to
 
-    trained, known = lab.trained(config.model), lab.arrays(truth)
-    x = at(trained.data.train, known["places"])
-    guide = fit_encoder(trained, wanted, config.encoder_epochs, lab)
-    found = elbo_of(trained.model, guide, x, wanted.seed)
+    guide, x, found, known = measured_encoder(config.model, wanted, config.encoder_epochs, truth, lab)
     yield gap_to(known["log_p"], found, "inference_gap")
     yield Arrays({"elbo": found["elbo"], "draws": draws_of(guide, x[:DRAWN], wanted.seed, wanted.family)})
 
 
 def _best(config: Config, wanted: VAEConfig, truth: str, lab: Lab) -> Iterator[Measured | Arrays]:
     """What the best q of this family loses at each point."""
-    from amortized_bayes.experiments.bounds import at
+    from amortized_bayes.experiments.bounds import same_points
     from amortized_bayes.experiments.grid import best_gaussian, best_of_family, gap_to
 
-    trained, known = lab.trained(config.model), lab.arrays(truth)
-    x = at(trained.data.train, known["places"])
+    trained, x, known = same_points(config.model, truth, lab)
     gaussian = lab.cached(
         ("best gaussian", config), lambda: best_gaussian(trained, x, known, config.steps, lab)
     )  # where the flows' searches start

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from amortized_bayes.experiments.settings import VAE_PRESETS, VAEConfig, image_substitutes, model_factors
+from amortized_bayes.experiments.settings import VAE_PRESETS, VAEConfig, model_factors
+from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import Checkpoint, Job, Lines, Measured, Table
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes", "tra
 
 Config = VAEConfig
 PRESETS = VAE_PRESETS
-substitutes = image_substitutes
 CHECKPOINTS = 14
 """Copies of a model that its run keeps: the model, the best one, and two generations of the training's state."""
 TABLES = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +12,10 @@ import torch
 from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments.settings import VAEConfig, model_factors, same_model
 from amortized_bayes.experiments.setup import ImageData, build_vae
-from amortized_bayes.experiments.spec import job_key
+from amortized_bayes.experiments.spec import FailedAt, job_key
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.results import RunFolder, list_runs
-
-if TYPE_CHECKING:
-    from amortized_bayes.types import Dataset
 
 __all__ = ["Trained", "TrainingFailed", "find_trained", "load_state", "load_trained", "model_key", "state_of"]
 
@@ -31,24 +29,8 @@ class Trained(NamedTuple):
     guide: LocalGuide
 
 
-class TrainingFailed(ArithmeticError):
+class TrainingFailed(FailedAt):
     """Training a model that an experiment needs diverged, at ``step``."""
-
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(reason)
-        self.step = step
-
-
-class DataSource(Protocol):
-    """Where a model's data come from."""
-
-    def dataset(self, name: str, seed: int = 0) -> Dataset:
-        """A data set in memory."""
-        ...
-
-    def images(self, config: VAEConfig) -> ImageData:
-        """The same as a model sees it."""
-        ...
 
 
 def model_key(config: VAEConfig) -> str:
@@ -56,8 +38,8 @@ def model_key(config: VAEConfig) -> str:
     return job_key(model_factors(config))
 
 
-def load_trained(folder: RunFolder, source: DataSource) -> Trained:
-    """Load the model of a finished training run with its data.
+def load_trained(folder: RunFolder, images: Callable[[VAEConfig], ImageData]) -> Trained:
+    """Load the model of a finished training run with its data, which ``images`` loads.
 
     Raises:
         TrainingFailed: its training diverged.
@@ -81,10 +63,9 @@ def load_trained(folder: RunFolder, source: DataSource) -> Trained:
             f"expected a finished run of train, got {folder.path}: `train --resume {folder.path}` finishes it"
         )
     before = folder.environment().get("data", {})
-    found = source.dataset(config.dataset, config.seed)
-    if found.name in before and before[found.name] != dict(found.sha256):
-        raise ValueError(f"expected the data that {folder.path} was trained on, got other files of {found.name}")
-    data = source.images(config)
+    data = images(config)
+    if data.name in before and before[data.name] != dict(data.source.sha256):
+        raise ValueError(f"expected the data that {folder.path} was trained on, got other files of {data.name}")
     model, guide = build_vae(config, data)
     load_state(model, guide, folder.load_tensors(key), str(folder.path))
     for module in (model, guide):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.inference.slots import Slots
-from amortized_bayes.joint import Gaussian, LogJoint, gaussian_start, global_seed, log_joint, points_per_chunk
+from amortized_bayes.joint import Gaussian, LogJoint, draw, gaussian_start, global_seed, log_joint, points_per_chunk
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide, Model
 
@@ -133,9 +133,8 @@ def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: 
 
 def _restarts(start: Gaussian, settings: LocalSettings, generator: torch.Generator) -> Gaussian:
     """The start itself, and R − 1 with moved means, ``(R·B, D)``."""
-    noise = torch.empty(settings.num_restarts, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
-    noise.normal_(generator=generator)[0] = 0.0
-    loc = start.loc + settings.restart_spread * start.scale * noise
+    loc = draw(Gaussian(start.loc, settings.restart_spread * start.scale), settings.num_restarts, generator)
+    loc[0] = start.loc
     return Gaussian(loc.flatten(0, 1), start.scale.repeat(settings.num_restarts, 1))
 
 

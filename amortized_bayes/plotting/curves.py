@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from amortized_bayes.labels import dataset_label
 from amortized_bayes.plotting.annotations import fix_layout, footnote, format_value, log_scale, title
-from amortized_bayes.plotting.frames import Group, by_guide, failures, notes, select, tidy, where, widths
+from amortized_bayes.plotting.frames import Group, by_guide, remarks, select, tidy, where, widths
 from amortized_bayes.plotting.style import guide_style, style
 
 __all__ = ["CURVES", "curve_figure"]
@@ -67,8 +67,7 @@ def curve_figure(frame: pd.DataFrame, dataset: str, metric: str) -> Figure:
             labelspacing=0.7,
         )
         title(figure, f"{curve.name}, {dataset_label(dataset)}")
-        failed = failures(rows, dataset)
-        footnote(figure, [*notes(chosen), *([f"failed: {'; '.join(failed)}"] if failed else [])])
+        footnote(figure, remarks(chosen, rows, dataset))
         fix_layout(figure)
     return figure
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from amortized_bayes.labels import guide_label, is_missing, order
 
-__all__ = ["Group", "by_guide", "failures", "notes", "select", "tidy", "where", "widths"]
+__all__ = ["Group", "by_guide", "failures", "notes", "remarks", "select", "tidy", "where", "widths"]
 
 FIT = ("experiment", "dataset", "guide", "k", "seed")
 NEEDED = ("dataset", "guide", "seed", "step", "seconds", "metric", "value", "standard_error", "status", "note")
@@ -110,6 +110,12 @@ def notes(rows: pd.DataFrame) -> list[str]:
     """Return what rows say of themselves, each phrase once; those of failed fits are left to ``failures``."""
     found = rows.loc[rows["status"] != "failed", "note"]
     return list(dict.fromkeys(phrase for note in found for phrase in note.split("; ") if phrase))
+
+
+def remarks(chosen: pd.DataFrame, rows: pd.DataFrame, dataset: str) -> list[str]:
+    """Return lines to be written under a figure: notes of the rows it shows, and which fits of the data set failed."""
+    failed = failures(rows, dataset)
+    return [*notes(chosen), *([f"failed: {'; '.join(failed)}"] if failed else [])]
 
 
 def where(rows: pd.DataFrame, mask: Any) -> pd.DataFrame:

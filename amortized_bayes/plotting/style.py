@@ -18,6 +18,8 @@ import matplotlib as mpl
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from amortized_bayes.results.durable import write_atomically
+
 __all__ = ["MARKERS", "PALETTE", "GuideStyle", "guide_style", "save_figure", "style"]
 
 RC: Any = {
@@ -124,24 +126,14 @@ def save_figure(figure: Figure, folder: str | os.PathLike[str], name: str, dpi: 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return [
-        _replace(folder / f"{name}.png", _render(figure, "png", {"Software": None}, dpi)),
-        _replace(folder / f"{name}.pdf", _render(figure, "pdf", {"CreationDate": None}, dpi)),
+        _save(figure, folder / f"{name}.png", {"Software": None}, dpi),
+        _save(figure, folder / f"{name}.pdf", {"CreationDate": None}, dpi),
     ]
 
 
-def _render(figure: Figure, kind: str, metadata: dict[str, Any], dpi: int) -> bytes:
+def _save(figure: Figure, path: Path, metadata: dict[str, Any], dpi: int) -> Path:
     buffer = io.BytesIO()
     with style():
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
-    return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    """Write beside ``path``, then rename, so that a reader finds the old file or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        figure.savefig(buffer, format=path.suffix[1:], dpi=dpi, metadata=metadata)
+    write_atomically(path, buffer.getvalue())
     return path

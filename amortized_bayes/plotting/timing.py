@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from amortized_bayes.labels import dataset_label
 from amortized_bayes.plotting.annotations import fix_layout, footnote, log_scale, title
-from amortized_bayes.plotting.frames import Group, by_guide, failures, notes, select, tidy, widths
+from amortized_bayes.plotting.frames import Group, by_guide, remarks, select, tidy, widths
 from amortized_bayes.plotting.style import GuideStyle, guide_style, style
 
 __all__ = ["time_to_target_figure"]
@@ -45,8 +45,7 @@ def time_to_target_figure(frame: pd.DataFrame, dataset: str) -> Figure:
             figure,
             f"Time to come within 1 and 3 nats per point of the best ELBO of F-VI, {dataset_label(dataset)}",
         )
-        failed = failures(rows, dataset)
-        footnote(figure, [_legend(groups), *notes(chosen), *([f"failed: {'; '.join(failed)}"] if failed else [])])
+        footnote(figure, [_legend(groups), *remarks(chosen, rows, dataset)])
         fix_layout(figure)
     return figure
 

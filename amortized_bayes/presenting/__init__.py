@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from amortized_bayes.presenting.progress import Progress, duration
 from amortized_bayes.results import RunFolder
 
-__all__ = ["Progress", "draw", "duration", "present", "tell"]
+__all__ = ["draw", "present", "tell"]
 
 
 def present(experiment: Any, folder: RunFolder, *, wide: bool = False) -> list[Path]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amortized_bayes import labels, selection
+from amortized_bayes.data.catalogue import short_name
 from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Lines, Panel, Points
 from amortized_bayes.plotting import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
@@ -31,10 +31,8 @@ from amortized_bayes.presenting.cells import fill
 from amortized_bayes.presenting.view import RunView
 from amortized_bayes.results.summary import summarise
 
-__all__ = ["SHORT", "draw_figures"]
+__all__ = ["draw_figures"]
 
-SHORT = {"mnist": "mnist", "fashion-mnist": "fmnist"}
-"""Names of data sets in names of files; others keep their own."""
 ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 """What may go wrong in drawing one figure; the others are drawn all the same."""
 CLOCKS = {"step": "steps", "seconds": "training time (seconds)"}
@@ -49,7 +47,6 @@ def draw_figures(
     run: RunView,
     rows: pd.DataFrame,
     into: Path | None = None,
-    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Draw every figure that the rows allow into the run's folder or ``into``, and return the files.
 
@@ -58,7 +55,6 @@ def draw_figures(
         run: to be drawn.
         rows: of the run.
         into: another folder.
-        say: told of a figure that cannot be drawn.
     """
     saved: list[Path] = []
     for pattern, panels in figures.items():
@@ -68,7 +64,7 @@ def draw_figures(
                 figure = _figure(panels, run, part)
                 saved += [] if figure is None else save_figure(figure, into or run.folder.path, name)
             except ERRORS as error:
-                say(f"figure {name} cannot be drawn: {' '.join(str(error).split())}")
+                print(f"figure {name} cannot be drawn: {' '.join(str(error).split())}")
     return saved
 
 
@@ -78,9 +74,7 @@ def _named(pattern: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame
         yield pattern, rows
         return
     for number, (key, part) in enumerate(selection.groups(rows, ("dataset",)), start=1):
-        dataset = str(key["dataset"])
-        short = SHORT.get(dataset, re.sub(r"[^A-Za-z0-9_.=+-]+", "-", PurePath(dataset).stem))
-        yield pattern.format(dataset=short, number=number), part
+        yield pattern.format(dataset=short_name(str(key["dataset"])), number=number), part
 
 
 def _figure(panels: Sequence[Panel], run: RunView, rows: pd.DataFrame) -> Figure | None:

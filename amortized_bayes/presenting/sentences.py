@@ -164,11 +164,9 @@ def _gaps(rows: pd.DataFrame, label: str) -> Iterator[str]:
         yield f"{label}: no encoder width tried comes within 1 nat of the best F-VI."
 
 
-def _loses(gap: Found, digits: int = 1) -> str:
-    error = f"±{gap.error:.{digits}f}" if math.isfinite(gap.error) else ""
-    if gap.value < 0:
-        return f"is {abs(gap.value):.{digits}f}{error} better"
-    return f"loses {gap.value:.{digits}f}{error}"
+def _loses(gap: Found) -> str:
+    error = f"±{gap.error:.1f}" if math.isfinite(gap.error) else ""
+    return f"is {-gap.value:.1f}{error} better" if gap.value < 0 else f"loses {gap.value:.1f}{error}"
 
 
 def _is_vacuous(rows: pd.DataFrame, guide: tuple[str, int | None]) -> bool:

@@ -47,24 +47,18 @@ class RunView:
         return [
             key
             for key, own in self.jobs.items()
-            if _name(key) == name and self.has(key) and all(own.get(n) == v for n, v in factors.items())
+            if _name(key) == name
+            and (self.folder.path / "arrays" / f"{key}.npz").is_file()
+            and all(own.get(n) == v for n, v in factors.items())
         ]
 
-    def has(self, key: str, part: str = "") -> bool:
-        """Whether a job left arrays; ``part`` is the name that it gave them."""
-        return (self.folder.path / "arrays" / f"{_file(key, part)}.npz").is_file()
-
-    def arrays(self, key: str, part: str = "") -> dict[str, np.ndarray]:
+    def arrays(self, key: str) -> dict[str, np.ndarray]:
         """The arrays of a job.
 
         Raises:
             ValueError: there are none, or they are damaged.
         """
-        return self.folder.load_arrays(_file(key, part))
-
-
-def _file(key: str, part: str) -> str:
-    return f"{key}.{part}" if part else key
+        return self.folder.load_arrays(key)
 
 
 def _name(key: str) -> str:

@@ -14,7 +14,7 @@ from amortized_bayes.results.places import check_name, file_inside, saved_file
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["checkpoint_names", "load_metadata", "load_tensors", "save_tensors"]
+__all__ = ["checkpoint_names", "load_metadata", "load_tensors", "metadata_of", "save_tensors"]
 
 
 def save_tensors(
@@ -49,10 +49,15 @@ def load_tensors(run: Path, name: str) -> dict[str, np.ndarray]:
 def load_metadata(run: Path, name: str) -> dict[str, str]:
     """Return the texts saved with checkpoint ``name``; see ``RunFolder.load_metadata``."""
     data = load_generation(_checkpoint(run, name))
-    try:  # the format: eight bytes that say how long the header is, then the header, which is JSON
-        return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    try:
+        return metadata_of(data)
     except (ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"checkpoint {name!r} cannot be read: {one_line(error)}") from error
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file: eight bytes say how long it is, then it comes, as JSON."""
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
 
 
 def checkpoint_names(run: Path) -> set[str]:

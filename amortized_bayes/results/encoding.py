@@ -14,7 +14,8 @@ def yaml_bytes(config: Mapping[str, Any]) -> bytes:
     import yaml
 
     try:
-        return yaml.safe_dump(dict(config), sort_keys=False, width=100).encode()
+        # escaped, because PyYAML writes some line ends of Unicode (U+0085) so that they come back as blanks
+        return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=False, width=100).encode()
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ValueError(f"config: expected texts, numbers, lists and mappings, got {one_line(error)}") from error
 
