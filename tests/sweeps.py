@@ -35,7 +35,7 @@ class Listener:
     """Nobody who is told how far a run is, unless ``watch`` wants to know job, stage and what is done of it."""
 
     def __init__(self, watch=lambda job, stage, done: None):
-        self.watch, self.rows = watch, []
+        self.watch, self.rows, self.lines = watch, [], []
 
     def started(self, folder, num_jobs, forecast):
         self.folder = folder
@@ -44,7 +44,7 @@ class Listener:
         self.watch(job, stage, done)
 
     def say(self, line):
-        pass
+        self.lines.append(line)
 
     def row(self, row):
         self.rows.append(row)
@@ -63,10 +63,10 @@ def start(out: Path, config=TINY, name="sweep", listener=None) -> RunFolder:
 
 
 def resume(out: Path, name="sweep") -> SimpleNamespace:
-    """Resume the latest run of an experiment; give its folder and the rows that were new."""
+    """Resume the latest run of an experiment; give its folder, the rows that were new, and what was said."""
     listener = Listener()
     folder = run(resumed_plan(name, "latest", a_lab(out)), listener)
-    return SimpleNamespace(folder=folder, rows=listener.rows)
+    return SimpleNamespace(folder=folder, rows=listener.rows, lines=listener.lines)
 
 
 def latest(out: Path, name="sweep") -> RunFolder:

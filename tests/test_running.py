@@ -2,8 +2,11 @@
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 from toy import coins
@@ -168,6 +171,53 @@ def test_a_run_stopped_before_its_last_mark_is_finished_on_resuming(command, tmp
     assert len(only_run(tmp_path).done()) == 2
     assert command("coins", "--resume", "latest").code == 0
     assert only_run(tmp_path).finished
+
+
+def lose_the_array(run):
+    (run / "arrays" / "coin=0.2.npz").unlink()
+
+
+def cut_the_array(run):
+    (run / "arrays" / "coin=0.2.npz").write_bytes(b"half of it")
+
+
+def swap_the_arrays(run):
+    (run / "arrays" / "coin=0.2.npz").write_bytes((run / "arrays" / "coin=0.1.npz").read_bytes())
+
+
+def lose_the_rows(run):
+    lines = (run / "rows.jsonl").read_text().splitlines(keepends=True)
+    (run / "rows.jsonl").write_text("".join(line for line in lines if '"coin": 0.2' not in line))
+
+
+@pytest.mark.parametrize("damage", [lose_the_array, cut_the_array, swap_the_arrays, lose_the_rows])
+def test_a_finished_job_whose_results_are_damaged_is_run_again(command, tmp_path, monkeypatch, damage):
+    thrown = []
+
+    def jobs(config, lab):
+        """Each coin is thrown after that before it."""
+        before = []
+        for job in plain(config, lab):
+            run = partial(lambda job: thrown.append(job.key) or job.run(), job)
+            yield replace(job, run=run, after=before)
+            before = [job.key]
+
+    plain = coins.jobs
+    monkeypatch.setattr(coins, "jobs", jobs)
+    assert command("coins", "--coins", 0.1, 0.2, 0.3).code == 0
+    folder = only_run(tmp_path)
+    before = folder.rows()
+    (folder.path / "FINISHED").unlink()
+    thrown.clear()
+    damage(folder.path)
+    resumed = command("coins", "--resume", "latest")
+    assert resumed.code == 0, resumed.err
+    assert "coin=0.2 is run again: " in resumed.out
+    assert thrown == ["coin=0.2", "coin=0.3"]  # what was made of it too
+    after = only_run(tmp_path).rows()
+    pd.testing.assert_frame_equal(after.drop(columns="seconds"), before.drop(columns="seconds"))
+    assert folder.finished
+    assert not folder.damaged()
 
 
 def test_a_run_of_another_kind_is_not_resumed(command, tmp_path, monkeypatch):

@@ -137,7 +137,8 @@ class Lab:
 
     def find(self, config: VAEConfig) -> RunFolder | None:
         """The run that trained this model, finished or failed; ``None`` without one."""
-        return find_trained(self.out, config, ("finished", "failed"))
+        data = self.dataset(config.dataset, config.seed)
+        return find_trained(self.out, config, ("finished", "failed"), {data.name: data.sha256})
 
     def trained(self, config: VAEConfig) -> Trained:
         """A trained model that some job of the run needs.

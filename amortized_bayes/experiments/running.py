@@ -95,9 +95,13 @@ class Plan:
 
     @property
     def left(self) -> list[Job]:
-        """Jobs that are still to be run."""
-        done = {} if self.folder is None else self.folder.done()
-        return [job for job in self.jobs if job.key not in done]
+        """Jobs that are still to be run: those that are not done, or whose results are damaged, and what reads them."""
+        done = set() if self.folder is None else self.folder.done().keys() - self.folder.damaged().keys()
+        left: dict[str, Job] = {}
+        for job in self.jobs:
+            if job.key not in done or any(key in left for key in job.after):
+                left[job.key] = job
+        return list(left.values())
 
     def title(self, job: Job) -> str:
         """A job in words, by what tells it from the others: ``"best, auxiliary"``."""
@@ -204,6 +208,9 @@ def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfi
     with folder:
         for line in folder.recovered:
             reporter.say(line)
+        for key, damage in folder.damaged().items():
+            reporter.say(f"{key} is run again: {damage}")
+        folder.forget([job.key for job in plan.left])
         folder.drop_unfinished_rows()
         lab.folder = folder
         for number, job in enumerate(plan.jobs, start=1):
@@ -292,9 +299,9 @@ def _keep(item: Arrays | Checkpoint | File, job: Job, plan: Plan) -> None:
 def _train(config: VAEConfig, plan: Plan, forecast: Forecast, reporter: Reporter) -> None:
     """Train a model into a run of its own, or resume the one that was interrupted; its failure is its run's."""
     lab = replace(plan.lab, folder=None)
-    folder = find_trained(lab.out, config, ("unfinished",))
     sums = _checksums(experiment("train"), config, lab)
-    if folder is None or folder.environment().get("data") != sums:
+    folder = find_trained(lab.out, config, ("unfinished",), sums)
+    if folder is None:
         assert plan.folder is not None
         part_of = f"{plan.name}/{plan.folder.name}"
         kept = {name: plan.about[name] for name in ("note", "device", "threads") if name in plan.about}

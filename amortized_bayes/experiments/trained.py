@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,14 +104,28 @@ def state_of(model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
     }
 
 
-def find_trained(out: Path, config: VAEConfig, statuses: tuple[str, ...]) -> RunFolder | None:
-    """The latest run under ``out``, of one of these statuses, that trains this model; ``None`` without one."""
+def find_trained(
+    out: Path, config: VAEConfig, statuses: tuple[str, ...], data: Mapping[str, Mapping[str, str]] = {}
+) -> RunFolder | None:
+    """The latest run under ``out``, of one of these statuses, that trains this model; ``None`` without one.
+
+    ``data`` are checksums of files by data set: a run on other files is passed over.
+    """
     for info in reversed(list_runs(out)):
         if info.experiment == "train" and info.status in statuses:
             try:
                 found = load_config(VAEConfig, info.path / "config.yaml")
             except ValueError:  # of a configuration that this version cannot read
                 continue
-            if same_model(found, config):
-                return RunFolder.open(info.path)
+            folder = RunFolder.open(info.path)
+            if same_model(found, config) and _is_on(folder, data):
+                return folder
     return None
+
+
+def _is_on(folder: RunFolder, data: Mapping[str, Mapping[str, str]]) -> bool:
+    try:
+        before = folder.environment().get("data", {})
+    except ValueError:  # damaged
+        return False
+    return all(name not in before or before[name] == dict(sums) for name, sums in data.items())

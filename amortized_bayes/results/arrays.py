@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["load_arrays", "save_arrays"]
 
 
-def save_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Save ``arrays/<name>.npz`` of the run folder ``run``; see ``RunFolder.save_arrays``."""
+def save_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Save ``arrays/<name>.npz`` of the run folder ``run``, and return its path; see ``RunFolder.save_arrays``."""
     import numpy as np
 
     path = file_inside(run, "arrays", f"{check_name('arrays', name)}.npz")
@@ -29,6 +29,7 @@ def save_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **plain)  # pyright: ignore[reportArgumentType]
     write_atomically(path, buffer.getvalue())
+    return path
 
 
 def load_arrays(run: Path, name: str) -> dict[str, np.ndarray]:

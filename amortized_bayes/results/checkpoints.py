@@ -19,8 +19,8 @@ __all__ = ["checkpoint_names", "load_metadata", "load_tensors", "metadata_of", "
 
 def save_tensors(
     run: Path, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Save the checkpoint ``name`` of the run folder ``run``; see ``RunFolder.save_tensors``."""
+) -> Path:
+    """Save the checkpoint ``name`` of the run folder ``run``, and return its path; see ``RunFolder.save_tensors``."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -33,6 +33,7 @@ def save_tensors(
     except Exception as error:  # safetensors raises types of its own, and KeyError for a dtype
         raise ValueError(f"checkpoint {name!r}: expected arrays of numbers, got {one_line(error)}") from error
     save_generation(path, data)
+    return path
 
 
 def load_tensors(run: Path, name: str) -> dict[str, np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,12 +14,12 @@ from amortized_bayes.results import durable
 from amortized_bayes.results.arrays import load_arrays, save_arrays
 from amortized_bayes.results.checkpoints import load_metadata, load_tensors, save_tensors
 from amortized_bayes.results.creation import create_run
-from amortized_bayes.results.durable import write_atomically, writing
+from amortized_bayes.results.durable import sha256, write_atomically, writing
 from amortized_bayes.results.encoding import json_bytes
 from amortized_bayes.results.places import REQUIRED, check_name
 from amortized_bayes.results.rows import check_mark, check_row, good_lines, to_frame
 from amortized_bayes.results.summary import summarise
-from amortized_bayes.results.verification import checksums, problems
+from amortized_bayes.results.verification import checksums, problems, wrong_files
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class RunFolder:
         self._lock: int | None = None
         self._files: dict[str, int] = {}
         self._done: dict[str, str] = {}
+        self._rows: Counter[str] = Counter()
+        self._kept: dict[str, str] = {}
 
     @classmethod
     def create(
@@ -76,6 +79,7 @@ class RunFolder:
             if not self.finished:
                 self._recover()
                 self._done = self.done()
+                self._rows, self._kept = Counter(), {}
                 for file in ("rows.jsonl", "done.jsonl"):
                     self._files[file] = durable.open_for_append(self.path / file)
         except BaseException:
@@ -109,18 +113,42 @@ class RunFolder:
             raise ValueError(f"job {job!r} of {self.path} is done already: expected rows of another job")
         with writing(self.path / "rows.jsonl"):
             durable.append_line(files["rows.jsonl"], line)
+        self._rows[job] += 1
 
     def mark_done(self, key: str, status: str = "ok") -> None:
-        """Sync the rows to disk, then record that the job ``key`` has ended, ``"ok"`` or ``"failed"``."""
+        """Sync the rows to disk, then record that the job ``key`` has ended, ``"ok"`` or ``"failed"``.
+
+        The mark says how many rows the job has, and the checksum of each file that was saved since the mark before.
+        """
         files = self._writable()
-        line = json.dumps(check_mark({"job": key, "status": status}))
+        mark = {"job": key, "status": status, "rows": self._rows[key], "files": self._kept}
+        line = json.dumps(check_mark(mark))
         if key in self._done:
             return
         with writing(self.path / "done.jsonl"):
             os.fsync(files["rows.jsonl"])
             durable.append_line(files["done.jsonl"], line)
             os.fsync(files["done.jsonl"])
-        self._done[key] = status
+        self._done[key], self._kept = status, {}
+
+    def damaged(self) -> dict[str, str]:
+        """Return the jobs whose results are no longer those that they were marked with, and what is wrong with each."""
+        counts = Counter(line["job"] for line in good_lines(self.path / "rows.jsonl", check_row))
+        found = {}
+        for mark in good_lines(self.path / "done.jsonl", check_mark):
+            wrong = wrong_files(self.path, mark["files"])
+            if counts[mark["job"]] < mark["rows"]:
+                wrong.append(f"rows.jsonl: {counts[mark['job']]} of {mark['rows']} rows")
+            if wrong:
+                found[mark["job"]] = wrong[0]
+        return found
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Take back the marks of jobs, which are then run again."""
+        self._writable()
+        kept = [line for line in good_lines(self.path / "done.jsonl", check_mark) if line["job"] not in keys]
+        self._rewrite("done.jsonl", kept)
+        self._done = {line["job"]: line["status"] for line in kept}
 
     def done(self) -> dict[str, str]:
         """Return the keys of the jobs that have ended, and how each did: ``"ok"`` or ``"failed"``."""
@@ -138,11 +166,14 @@ class RunFolder:
         lines = good_lines(self.path / "rows.jsonl", check_row)
         kept = [line for line in lines if line["job"] in keep]
         if len(kept) < len(lines):
-            data = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in kept).encode()
-            write_atomically(self.path / "rows.jsonl", data)
-            os.close(self._files.pop("rows.jsonl"))
-            self._files["rows.jsonl"] = durable.open_for_append(self.path / "rows.jsonl")
+            self._rewrite("rows.jsonl", kept)
         return len(lines) - len(kept)
+
+    def _rewrite(self, file: str, lines: list[dict[str, Any]]) -> None:
+        data = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines).encode()
+        write_atomically(self.path / file, data)
+        os.close(self._files.pop(file))
+        self._files[file] = durable.open_for_append(self.path / file)
 
     def rows(self, job: str | None = None) -> pd.DataFrame:
         """Return the rows of jobs that are done, or of one ``job``, as a frame, in the order of writing.
@@ -165,12 +196,6 @@ class RunFolder:
             raise ValueError(f"{path} cannot be read: {error}") from error
         return content
 
-    def write_summary(self, frame: pd.DataFrame) -> None:
-        """Write ``summary.csv``."""
-        self._writable()
-        text = frame.to_csv(index=False, lineterminator="\n")
-        write_atomically(self.path / "summary.csv", text.encode(errors="backslashreplace"))
-
     def save_tensors(
         self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
     ) -> None:
@@ -179,7 +204,7 @@ class RunFolder:
         ``metadata`` maps texts to texts. Raises ``ValueError`` for what is not numbers.
         """
         self._writable()
-        save_tensors(self.path, name, tensors, metadata)
+        self._keep(save_tensors(self.path, name, tensors, metadata))
 
     def load_tensors(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of checkpoint ``name``, checked against its checksum.
@@ -195,7 +220,7 @@ class RunFolder:
     def save_arrays(self, name: str, /, **arrays: np.ndarray) -> None:
         """Save what figures need as ``arrays/<name>.npz``. Raises ``ValueError`` for an array of objects."""
         self._writable()
-        save_arrays(self.path, name, arrays)
+        self._keep(save_arrays(self.path, name, arrays))
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays saved under ``name``. Nothing is unpickled. Raises ``ValueError`` for a damaged file."""
@@ -204,25 +229,28 @@ class RunFolder:
     def save_file(self, name: str, data: bytes) -> None:
         """Write a file of the run's own, such as ``diagnosis_train.safetensors``, whole or not at all."""
         self._writable()
-        write_atomically(self.path / check_name("file", name), data)
+        path = self.path / check_name("file", name)
+        write_atomically(path, data)
+        self._keep(path)
+
+    def _keep(self, path: Path) -> None:
+        self._kept[str(path.relative_to(self.path))] = sha256(path.read_bytes())
 
     def finish(self) -> None:
-        """Close the run for good: write the checksums of all its files to ``FINISHED``.
+        """Close the run for good: write ``summary.csv``, and the checksums of all files to ``FINISHED``.
 
-        A summary that nobody wrote is made by ``summarise``. Raises ``ValueError`` where rows of a job are there that
-        was not marked done.
+        Raises ``ValueError`` where rows of a job are there that was not marked done.
         """
         files = self._writable()
         lines = good_lines(self.path / "rows.jsonl", check_row)
         unfinished = sorted({line["job"] for line in lines} - self._done.keys() - {""})
         if unfinished:
             raise ValueError(f"{self.path} cannot be finished: job {unfinished[0]!r} has rows and is not marked done")
-        if not (self.path / "summary.csv").exists():
-            self.write_summary(summarise(self.rows()))
+        text = summarise(self.rows()).to_csv(index=False, lineterminator="\n")
+        write_atomically(self.path / "summary.csv", text.encode(errors="backslashreplace"))
         with writing(self.path / "rows.jsonl"):
             os.fsync(files["rows.jsonl"])
-        sha256 = checksums(self.path)
-        content = {"finished": datetime.now(UTC).isoformat(), "sha256": sha256}
+        content = {"finished": datetime.now(UTC).isoformat(), "sha256": checksums(self.path)}
         write_atomically(self.path / "FINISHED", json_bytes(content))
 
     def verify(self) -> list[str]:

@@ -85,10 +85,16 @@ def _number(field: str, value: Any, whole: bool | None = None) -> int | float:
 
 
 def check_mark(line: dict[str, Any]) -> dict[str, Any]:
-    """Check a line of ``done.jsonl``. Raises ``ValueError``."""
-    good = line.keys() == {"job", "status"} and isinstance(line["job"], str) and line["job"]
-    if not good or line["status"] not in JOB_STATUSES:
-        raise ValueError(f"expected the key of a job, and {' or '.join(JOB_STATUSES)}, got {reprlib.repr(line)}")
+    """Check a line of ``done.jsonl``: a job, how it ended, how many rows it has, and the files that it left.
+
+    Raises ``ValueError``.
+    """
+    kinds = {"job": str, "status": str, "rows": int, "files": dict}
+    good = line.keys() == kinds.keys() and all(isinstance(line[name], kind) for name, kind in kinds.items())
+    if not good or not line["job"] or line["status"] not in JOB_STATUSES:
+        raise ValueError(
+            f"expected the key of a job, {' or '.join(JOB_STATUSES)}, rows and files, got {reprlib.repr(line)}"
+        )
     return line
 
 

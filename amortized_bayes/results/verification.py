@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from amortized_bayes.results.checkpoints import checkpoint_names
@@ -11,7 +11,7 @@ from amortized_bayes.results.durable import check_generations, sha256
 from amortized_bayes.results.places import REQUIRED
 from amortized_bayes.results.rows import bad_lines, check_mark, check_row
 
-__all__ = ["checksums", "problems"]
+__all__ = ["checksums", "problems", "wrong_files"]
 
 
 def checksums(run: Path) -> dict[str, str]:
@@ -32,13 +32,18 @@ def problems(run: Path) -> list[str]:
         expected = dict(json.loads((run / "FINISHED").read_bytes())["sha256"])
     except (OSError, ValueError, LookupError, TypeError):
         return [*found, "FINISHED: cannot be read"]
+    return list(dict.fromkeys([*found, *wrong_files(run, expected)]))
+
+
+def wrong_files(run: Path, expected: Mapping[str, str]) -> list[str]:
+    """Return a line for each file that is missing, or has another checksum than it was kept with."""
+    found = []
     for file, checksum in expected.items():
-        actual = run / file
-        if not actual.is_file():
+        if not (run / file).is_file():
             found.append(f"{file}: missing")
-        elif sha256(actual.read_bytes()) != checksum:
-            found.append(f"{file}: changed since the run was finished")
-    return list(dict.fromkeys(found))
+        elif sha256((run / file).read_bytes()) != checksum:
+            found.append(f"{file}: changed since it was written")
+    return found
 
 
 def _results(run: Path) -> Iterator[str]:
