@@ -19,6 +19,7 @@ from amortized_bayes.plotting import (
     style,
     time_to_target_figure,
 )
+from amortized_bayes.results import durable
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     "curve": lambda: curve_figure(make(failing=True), "mnist", "elbo"),
@@ -60,12 +61,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     save_figure(figure, tmp_path, "images")
     before = (tmp_path / "images.png").read_bytes()
 
-    def break_off(self: Path, content: bytes) -> None:
-        self.open("wb").write(content[:10])
+    def break_off(path: Path, content: bytes) -> None:
+        path.write_bytes(content[:10])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_bytes", break_off)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(durable, "_write_synced", break_off)
+    with pytest.raises(ValueError, match=r"cannot write to .*: disk full"):
         save_figure(figure, tmp_path, "images")
     assert (tmp_path / "images.png").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.pdf", "images.png"]
