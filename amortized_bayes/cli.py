@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from amortized_bayes.commands.download import Download
-from amortized_bayes.commands.run import Run, defaults
+from amortized_bayes.commands.run import Run, defaults, flags_of_run, given_flags
 from amortized_bayes.commands.runs import List, Plot, Table
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import ALIASES, EXPERIMENTS, experiment
@@ -65,6 +66,8 @@ def _parse(given: list[str]) -> Any:
     if not asks_for_help and (not given or given[0].startswith("-")):
         given = ["sweep", *given]
     given = [ALIASES.get(given[0], given[0]), *given[1:]]
+    if "resume" in given_flags(given):  # which keeps the settings of its run: flags for others are not even read
+        given = [given[0], *flags_of_run(given[1:])]
     union: Any = None
     for name in EXPERIMENTS:
         member = _command(name, given if given[0] == name else [])
@@ -73,13 +76,15 @@ def _parse(given: list[str]) -> Any:
         union = union | Annotated[cls, tyro.conf.subcommand(name)]
     form = tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[union]]
     options: dict[str, Any] = {"args": given, "prog": "run_experiments.py", "description": DESCRIPTION}
-    if not {"-h", "--help"} & set(given):
-        try:
-            with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-                return tyro.cli(form, **options)
-        except SystemExit as stop:
-            _raise_refusal(stop)
-    return tyro.cli(form, **options)  # once more, for what it says
+    if {"-h", "--help"} & set(given):
+        return tyro.cli(form, **options)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            return tyro.cli(form, **options)
+    except SystemExit as stop:
+        _raise_refusal(stop)
+        raise SettingError(_one_line(said.getvalue())) from None
 
 
 def _command(name: str, given: list[str]) -> Any:
@@ -97,6 +102,18 @@ def _raise_refusal(stop: SystemExit) -> None:
         if isinstance(cause, SettingError):
             raise SettingError(str(cause)) from None
         cause = cause.__context__
+
+
+def _one_line(box: str) -> str:
+    """What tyro says of flags that it cannot read, in a box of several sections, in one line."""
+    lines = [line.strip("│|+╭╮╰╯ ") for line in box.splitlines()[1:]]
+    parts = " ".join("\n" if set(line) in ({"─"}, {"-"}) else line for line in lines).split("\n")
+    text, *rest = filter(None, (part.strip().rstrip(".") for part in parts))
+    more = "  ".join(rest)
+    if found := re.search(r"Available subcommands: (.+?)  ", f"{more}  "):
+        return f"expected a command among {found[1].strip()}, got {text.removeprefix('Unrecognized options: ')}"
+    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", more)
+    return f"{text}; did you mean {meant[1]}?" if meant else text
 
 
 if __name__ == "__main__":

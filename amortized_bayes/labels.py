@@ -54,7 +54,6 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {
     "elbo": Metric("ELBO"),
     "elbo_star": Metric("L(q*)", "L(q*), ELBO of the best q of each point"),
-    "elbo_best": Metric("L(q*), best restart"),
     "iwae": Metric("IWAE"),
     "log_p_lower": Metric("log p (AIS)", "log p(x) by AIS, a lower bound"),
     "approximation_gap": Metric("approx. gap", "approximation gap"),

@@ -278,7 +278,8 @@ def test_without_images_a_bare_sweep_takes_digits_and_says_so(call, place):
     rows = folder.rows()
     assert rows["note"].str.contains(note, regex=False).all()
     assert set(rows["dataset"]) == {"digits"}
-    assert ran.out.splitlines().count(note) == 2  # before it runs, and with what it found
+    said = [line for line in ran.out.splitlines() if note[1:] in line]
+    assert said == [note, f"U{note[1:]}."]  # before it runs, and with what it found
     config = yaml.safe_load((info.path / "config.yaml").read_text())
     assert (config["dataset"], config["epochs"]) == (["digits"], 1)
 
@@ -291,7 +292,8 @@ def test_without_images_a_bare_model_takes_digits_and_says_so(call, place):
     (info,) = list_runs(place / "results")
     note = "using scikit-learn's digits (8x8) instead of binarized-mnist, which is unavailable"
     assert set(RunFolder.open(info.path).rows()["note"]) == {note}
-    assert ran.out.splitlines().count(note) == 2  # before it runs, and with what it found
+    said = [line for line in ran.out.splitlines() if note[1:] in line]
+    assert said == [note, f"U{note[1:]}."]  # before it runs, and with what it found
 
 
 @pytest.mark.parametrize("command", ["sweep", "train", "frozen-decoder"])

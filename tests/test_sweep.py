@@ -208,9 +208,9 @@ def test_when_all_fail_there_is_no_gap_and_no_crash(tmp_path, monkeypatch):
     poison(monkeypatch, lambda fit: True)
     folder = start(tmp_path, replace(TINY, epochs=1))
     frame = folder.rows()
-    assert (frame["metric"] == "failure").sum() == 5
+    assert (frame["metric"] == "failure").all()
+    assert set(folder.done().values()) == {"failed"}  # the comparison too: there is nothing to compare
     assert not values(frame, "family_gap")
-    assert list(folder.done().values()).count("failed") == 5
 
 
 def test_a_value_that_is_not_finite_fails_its_fit_and_saves_nothing(tmp_path, monkeypatch):

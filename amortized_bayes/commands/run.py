@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amortized_bayes.experiments.running import Plan
     from amortized_bayes.results import RunFolder
 
-__all__ = ["Run", "defaults", "given_flags", "value_of"]
+__all__ = ["Run", "defaults", "flags_of_run", "given_flags", "value_of"]
 
 C = TypeVar("C")
 
@@ -40,7 +40,7 @@ class Run(Generic[C]):
     """
 
     setting: C
-    preset: str = "quick"
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "quick"
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -108,7 +108,8 @@ class Run(Generic[C]):
             with Reporting(tensorboard=self.tensorboard) as reporting:
                 return run(plan, reporting)
         except KeyboardInterrupt:
-            print(f"what is finished is kept: `{plan.name} --resume latest` resumes the run", file=sys.stderr)
+            place = "" if self.out == Path("results") else f" --out {self.out}"
+            print(f"what is finished is kept: `{plan.name} --resume latest{place}` resumes the run", file=sys.stderr)
             raise
 
 
@@ -168,6 +169,18 @@ def _machine(device: str) -> tuple[Any, dict[str, Any]]:
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
     return chosen, {"device": name, "threads": torch.get_num_threads()}
+
+
+def flags_of_run(given: Sequence[str]) -> list[str]:
+    """The flags that say how to run, with their values, without those that say what."""
+    kept, keeps = [], False
+    for argument in given:
+        if argument.startswith("--"):
+            (name,) = given_flags([argument])
+            keeps = name.replace("-", "_") in SHARED
+        if keeps:
+            kept.append(argument)
+    return kept
 
 
 def _print_plan(plan: Plan) -> None:

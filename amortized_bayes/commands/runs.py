@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from amortized_bayes.experiments import experiment
+from amortized_bayes.presenting.progress import counted
 from amortized_bayes.results import RunFolder, find_run, list_runs
 
 __all__ = ["List", "Plot", "Table"]
@@ -33,9 +34,8 @@ class List:
         found = list_runs(self.out)
         for info in found:
             part = f"  for {info.part_of}" if info.part_of else ""
-            print(
-                f"{info.experiment}/{info.name}  {info.status}  {info.num_jobs} jobs done  started {info.started}{part}"
-            )
+            done = f"{counted(info.num_jobs, 'job')} done"
+            print(f"{info.experiment}/{info.name}  {info.status}  {done}  started {info.started}{part}")
         if not found:
             print(f"no runs in {self.out}")
 
@@ -59,6 +59,8 @@ class Plot:
         del given
         from amortized_bayes.presenting import draw
 
+        if self.into is not None and self.into.exists() and not self.into.is_dir():
+            raise ValueError(f"expected a folder as --into, got {self.into}: a file")
         folder = RunFolder.open(find_run(self.out, self.name))
         for path in draw(experiment(folder.experiment), folder, self.into):
             print(path)

@@ -149,6 +149,7 @@ def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[F
             origin = GUIDES[fit.guide].starts_from
             best = best_fit(elbos, origin)
             if origin and best is None:
+                bar.advance(task)
                 yield FittedGuide(*fit, 0, 0.0, None, [])
                 continue
             fitted, start = _fit(problem, fit, None if best is None else starts[best])

@@ -108,4 +108,4 @@ def short_name(dataset: str) -> str:
     """The name in the names of figure files: ``fmnist``, ``mine``."""
     if dataset in DATASETS:
         return DATASETS[dataset].short
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(dataset).stem)[:60].strip("-.") or "data"
+    return re.sub(r"[^\w.-]+", "-", Path(dataset).stem)[:60].strip("-.") or "data"

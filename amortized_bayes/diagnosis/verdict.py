@@ -108,7 +108,7 @@ def give_verdict(gaps: Gaps, reliability: Reliability, residual: float | None) -
         q_star_fails = any(reason.startswith("q*") for reason in reasons)
         return Verdict(f"no verdict: {'; '.join(reasons)}{'' if q_star_fails else holds}", None, reasons)
     total, part = gaps.inference.mean, gaps.amortization
-    if total < max(SMALL, 2 * gaps.inference.mean_error):
+    if total < SMALL:
         return Verdict(f"inference gap {_say(gaps.inference)}: {ADVICE['nothing']}", "nothing")
     share = part.mean / total
     cause = "amortization" if share >= 0.55 else "approximation" if share <= 0.45 else "both"
@@ -127,6 +127,8 @@ def _reasons(gaps: Gaps, reliability: Reliability, residual: float | None) -> li
         reasons.append(f"q* has not converged (a Newton step would gain {residual:.2f} nats)")
     if not math.isfinite(gaps.inference.mean):
         reasons.append("the inference gap is not finite")
+    elif max(SMALL, gaps.inference.mean) < 2 * gaps.inference.mean_error:
+        reasons.append(f"the inference gap {_say(gaps.inference)} is below two of its errors: more points are needed")
     return reasons
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.spec import Measured, Work, measured
 from amortized_bayes.inference.settings import LocalSettings
+from amortized_bayes.per_point import mean_over_points
 
 __all__ = ["diagnosis_settings", "diagnosis_work", "report_arrays", "report_rows"]
 
@@ -48,15 +50,21 @@ def report_arrays(report: Diagnosis) -> dict[str, np.ndarray]:
     return {name: frame[name].to_numpy() for name in frame.columns if name not in ("kind", "point")}
 
 
-def report_rows(report: Diagnosis) -> Iterator[Measured]:
-    """Everything that a diagnosis says of its points, overall."""
+def report_rows(report: Diagnosis, family: str) -> Iterator[Measured]:
+    """Everything that a diagnosis says of its points, overall; ``family`` is that of q*."""
     for name, row in report.summary().iterrows():
         mean, error = float(row["mean"]), float(row["standard_error"])
         note = report.verdict.words if name == "inference_gap" else ""
-        yield measured(str(name), (mean, error))._replace(note=note)
+        searched = {"searched": family} if name == "elbo_star" else {}
+        yield measured(str(name), (mean, error), **searched)._replace(note=note)
     if (certificate := report.certificate) is not None:
-        gap = (certificate.mean_gap, certificate.gap_error)
-        yield measured("certificate_gap", gap)._replace(note=report.evidence())
+        gap = measured("certificate_gap", (certificate.mean_gap, certificate.gap_error))
+        if not math.isfinite(certificate.mean_gap):
+            gap = gap._replace(value=None, error=None, status="failed")
+        yield gap._replace(note=report.evidence())
+    arrays = report_arrays(report)
+    for name in ("k_hat", "ess"):
+        yield measured(name, mean_over_points(arrays[name]))
     yield Measured("doubtful", report.doubtful)
     yield Measured("acceptance", float(report.mean("acceptance")))
     residual = float(report.mean("residual"))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
-from amortized_bayes.experiments.settings import DATASET_HELP, LikelihoodName
+from amortized_bayes.experiments.settings import DATASET_HELP, LikelihoodName, check_names
 from amortized_bayes.guides.registry import GUIDES, Rates
 
 __all__ = ["PAPER", "FitSettings", "rates_field", "rates_of", "substitutes"]
@@ -68,8 +67,7 @@ class FitSettings(Settings):
 
     def check(self) -> None:
         """Refuse guides that are not there, and data sets that rows could not tell apart."""
-        if len({Path(dataset).stem for dataset in self.dataset}) != len(self.dataset):  # rows and figures are named so
-            raise SettingError(f"expected --dataset with files of different names, got {list(self.dataset)}")
+        check_names(self.dataset)
         known = [name for name, entry in GUIDES.items() if not entry.starts_from]
         if unknown := [guide for guide in self.guides if guide not in known]:
             raise SettingError(f"expected --guides among {', '.join(known)}, got {unknown[0]}")

@@ -16,6 +16,7 @@ from amortized_bayes.configuration import Above, AtLeast, Different, SettingErro
 from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
 from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Measured, Table
+from amortized_bayes.flows import CONTEXTUAL
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -88,7 +89,7 @@ PRESETS = {
 TABLES = (
     Table(
         (),
-        ("elbo", "elbo_star", "elbo_best", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
+        ("elbo", "elbo_star", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
         "{model}",
         across="split",
     ),
@@ -143,7 +144,7 @@ def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays |
         progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
     )
     arrays, labels = report_arrays(report), lab.labels(trained, split, places)
-    yield from report_rows(report)
+    yield from report_rows(report, trained.config.family.removesuffix(CONTEXTUAL))
     yield from class_rows(arrays, labels.get("labels"))
     yield File(f"diagnosis_{split}.safetensors", report.to_bytes())
     yield Arrays({"places": places, **arrays, **labels})

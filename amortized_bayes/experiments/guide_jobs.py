@@ -133,7 +133,7 @@ class GuideJobs(NamedTuple):
         from amortized_bayes.comparing.fitting import continue_fit
 
         if (best := self.best(guide)) is None:
-            return
+            raise ArithmeticError(f"no fit of {guide} succeeded")
         about = {"factors": best.factors, "status": self.final(best).status}
         problem = self.problem()
         try:
@@ -151,6 +151,8 @@ class GuideJobs(NamedTuple):
         from amortized_bayes.comparing.between import Curve, compare_fits
 
         lab, elbos = self.place.lab, self.elbos(self.fits())
+        if not elbos:
+            raise ArithmeticError("no fit succeeded")
         doubled = {}
         for guide in self.doubled():
             best = self.best(guide)

@@ -154,7 +154,7 @@ class Lab:
 
     def checkpoint(self, path: Path) -> Trained:
         """The model of a run of ``train``."""
-        return self.cached(("trained", path), lambda: load_trained(RunFolder.open(path), self.images))
+        return self.cached(("trained", path.resolve()), lambda: load_trained(RunFolder.open(path), self.images))
 
     def labels(self, trained: Trained, split: str, places: np.ndarray) -> dict[str, np.ndarray]:
         """Labels of points of a split, ``(n,)``, under that name; nothing where none are known."""
@@ -180,8 +180,8 @@ class Lab:
 
     def step_seconds(self, config: VAEConfig) -> float:
         """Seconds that a training step of a model takes, from a few of them."""
-        key = ("step", config.dataset, config.family, config.encoder, config.hidden, config.batch_size, config.network)
-        return self.cached((*key, config.decoder), lambda: self._step_seconds(config))
+        alike = replace(config, epochs=1, learning_rate=1e-3, entropy_annealing=0, kl_warm_up=0, patience=1, seed=0)
+        return self.cached(("step", alike), lambda: self._step_seconds(config))
 
     def _step_seconds(self, config: VAEConfig) -> float:
         data = self.images(config)

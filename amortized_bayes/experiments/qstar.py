@@ -75,8 +75,11 @@ PRESETS = {
 TABLES = (
     Table(
         ("start", "spread", "budget"),
-        ("evaluations", "behind_reference", "residual", "restart_variance"),
+        ("evaluations", "behind_reference", "residual"),
         "searches for q*: {model}",
+    ),
+    Table(
+        ("start", "spread", "budget"), ("elbo_star", "restart_variance"), "searches for q*: {model}: more", wide=True
     ),
 )
 FIGURES = {"qstar": Drawn("qstar")}

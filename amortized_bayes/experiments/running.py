@@ -156,7 +156,10 @@ def resumed_plan(name: str, text: str, lab: Lab) -> Plan:
     config = load_config(module.Config, folder.path / "config.yaml")
     lab = replace(lab, out=folder.path.absolute().parents[1])
     before, now = folder.environment(), _checksums(module, config, lab)
-    changed = [data for data, sums in before.get("data", {}).items() if now.get(data) != sums]
+    known = before.get("data")
+    if not isinstance(known, dict):
+        raise ValueError(f"{folder.path / 'environment.json'}: expected checksums of the data, got {known!r}")
+    changed = [data for data, sums in known.items() if now.get(data) != sums]
     if changed:
         raise ValueError(
             f"expected the data that {folder.path} was started on, got other files of {', '.join(changed)}"
@@ -229,7 +232,8 @@ def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfi
 
 def training_title(config: VAEConfig) -> str:
     """The training of a model in words."""
-    return f"train {describe(model_factors(config))}"
+    layers = f", {len(config.hidden)} hidden decoder layers" if len(config.hidden) != len(VAEConfig().hidden) else ""
+    return f"train {describe(model_factors(config))}{layers}"
 
 
 def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Watch:

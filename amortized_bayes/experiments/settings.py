@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -34,6 +35,7 @@ __all__ = [
     "LikelihoodName",
     "QFamily",
     "VAEConfig",
+    "check_names",
     "data_factors",
     "dataset_name",
     "datasets_of",
@@ -214,9 +216,19 @@ TABLE_4_MODEL = replace(
 """The VAE of Tables 4 and 5; it stops early on validation images, which its encoders need, and is not annealed."""
 
 
+def check_names(datasets: Collection[str]) -> None:
+    """Refuse data sets that rows and figures could not tell apart: files of one name.
+
+    Raises:
+        SettingError: two files of the same name.
+    """
+    if len({Path(dataset).stem for dataset in datasets}) != len(datasets):
+        raise SettingError(f"expected --dataset with files of different names, got {list(datasets)}")
+
+
 def datasets_of(config: Any) -> tuple[str, ...]:
     """The data sets of an experiment's settings, which may stand in those of its model."""
-    found = getattr(config, "dataset", None) or config.model.dataset
+    found = config.dataset if hasattr(config, "dataset") else config.model.dataset
     return (found,) if isinstance(found, str) else found
 
 

@@ -71,7 +71,7 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
             yield Checkpoint(state, name="best")
         texts = {"rows": json.dumps([row._asdict() for row in rows]), "best": json.dumps(best)}
         yield Checkpoint({k: v.detach().cpu().numpy() for k, v in training.state().items()}, texts, "training")
-        if config.early_stopping and _evaluations_since(config, training, best[1]) >= config.patience:
+        if stops_early and _evaluations_since(config, training, best[1]) >= config.patience:
             break
     training.settle()
     if stops_early:

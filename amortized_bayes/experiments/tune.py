@@ -56,11 +56,7 @@ class Config(FitSettings):
 
 
 PRESETS: dict[str, Config] = {"quick": Config(), "paper": Config(**PAPER)}
-TABLES = (
-    Table(
-        ("guide", "k", "shared_rate", "local_rate"), ("tune_elbo", "status"), "{dataset}: learning rates, seed {seed}"
-    ),
-)
+TABLES = (Table(("guide", "k", "shared_rate", "local_rate"), ("tune_elbo", "status"), "{dataset}: learning rates"),)
 FIGURES = {
     "tune": (Points("local_rate", "tune_elbo", hue="guide", apart="shared_rate", title="ELBO by learning rates"),)
 }

@@ -107,7 +107,10 @@ def draw_dots(axes: Axes, points: pd.DataFrame) -> None:
     look |= {"capprops": black, "medianprops": {"color": "black", "linewidth": 1.8}}
     with warnings.catch_warnings():  # seaborn 0.13 calls matplotlib 3.11 by an older name of an argument
         warnings.simplefilter("ignore", DeprecationWarning)
+        state = np.random.get_state()  # noqa: NPY002 -- seaborn's jitter comes from there
+        np.random.seed(0)  # noqa: NPY002
         sns.stripplot(**shared, dodge=True, jitter=0.28, size=2.2, alpha=0.5, zorder=1, rasterized=True)
+        np.random.set_state(state)  # noqa: NPY002
         sns.boxplot(**shared, showfliers=False, linewidth=0.9, zorder=2, gap=0.2, **look)
     for part in parts:
         axes.plot([], [], "o", color=colors[part], label=part)

@@ -38,8 +38,6 @@ def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool
     if not len(rows):
         print(f"{folder.path} has no rows yet")
         return
-    if note := folder.environment().get("note"):
-        print(note)
     for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
         print(sentence)
     print()

@@ -17,7 +17,7 @@ __all__ = ["cell", "fill"]
 
 
 def cell(metric: str, found: Found | None) -> str:
-    """A value with its error, empty where there is none; a gap below zero carries its z-score."""
+    """A value with its error, empty where there is none; a gap clearly below zero carries its z-score."""
     if found is None:
         return ""
     if math.isnan(found.value):
@@ -26,8 +26,8 @@ def cell(metric: str, found: Found | None) -> str:
     text = f"{shown.scale * found.value:.{shown.digits}f}"
     if not math.isfinite(found.error):
         return text
-    z = f" (z = {found.value / found.error:.1f})" if metric.endswith("gap") and found.value < 0 < found.error else ""
-    return f"{text}±{shown.scale * found.error:.{shown.digits}f}{z}"
+    z = found.value / found.error if metric.endswith("gap") and found.error > 0 else 0.0
+    return f"{text}±{shown.scale * found.error:.{shown.digits}f}{f' (z = {z:.1f})' if z < -2 else ''}"
 
 
 def fill(title: str, rows: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -73,8 +74,11 @@ def _named(pattern: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame
     if "{" not in pattern:
         yield pattern, rows
         return
+    used: Counter[str] = Counter()
     for number, (key, part) in enumerate(selection.groups(rows, ("dataset",)), start=1):
-        yield pattern.format(dataset=short_name(str(key["dataset"])), number=number), part
+        short = short_name(str(key["dataset"]))
+        used[short] += 1  # other files may have the same short name
+        yield pattern.format(dataset=short if used[short] == 1 else f"{short}-{used[short]}", number=number), part
 
 
 def _figure(panels: Sequence[Panel], run: RunView, rows: pd.DataFrame) -> Figure | None:

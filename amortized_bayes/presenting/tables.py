@@ -90,7 +90,7 @@ def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], conso
     has_errors = any("±" in text for line in cells for text in line)
     caption = [f"nats per point where no other unit is given, {over}"] if has_errors else []
     if matched:
-        caption += ["[n s.e.]: how far ours lies from the published value", *sources(matched)]
+        caption += ["[n]: ours lies n standard errors above the published value", *sources(matched)]
     headings = [*names, *(headings[n] for n in needed)]
     _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, len(names))
 
@@ -131,6 +131,8 @@ def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: 
         found = [selection.mean(part, column.metric, column.where, seeds) for _, part in parts]
         if any(found):
             name = column.heading or labels.metric_name(column.metric)
+            among = {str(f.factors["searched"]) for f in found if f and f.factors.get("searched")}
+            name += f" ({', '.join(among)})" if among else ""
             lines.append(([name], [cell(column.metric, f) for f in found]))
     return [labels.value_label(table.across, key[table.across]) for key, _ in parts], lines
 
@@ -150,7 +152,7 @@ def _compared(found: Found, published: Published) -> str:
     text = f"{shown.scale * published.value:.{shown.digits}f}"
     if not math.isfinite(found.value) or not found.error > 0:
         return text
-    return f"{text} [{(found.value - published.value) / found.error:+.0f} s.e.]"
+    return f"{text} [{(found.value - published.value) / found.error:+.0f}]"
 
 
 def _print_claims(claims: Claims, rows: pd.DataFrame, published: Path, console: Console) -> None:
