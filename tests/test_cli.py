@@ -319,6 +319,33 @@ def test_runs_are_listed_with_how_they_ended(call, tmp_path):
     assert lines[-1].endswith("for model-gaps/x")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["train", "--epochs", "x"], "Error parsing --epochs: "),
+        (["train", "--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
+        (["trains"], "expected a command among sweep, tune, train"),
+        (["train", "--family", "foo"], "invalid choice 'foo' for argument '--family'"),
+        (["train", "--dataset"], "Missing value for argument '--dataset'"),
+        (["train", "--dataset", ""], "expected a data set"),
+        (["model-gaps", "--dataset", "a/x.npz", "b/x.npz"], "expected --dataset with files of different names"),
+        (["plot", "--into", "notes.txt"], "expected a folder as --into, got notes.txt: a file"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(call, tmp_path, given, words):
+    (tmp_path / "notes.txt").write_text("")
+    refused = call(*given)
+    assert refused.code == 2
+    (line,) = refused.err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--config", "no.yaml"], ["--preset", "paper", "--epochs", "7"]])
+def test_flags_that_resuming_ignores_are_not_read(call, flags):
+    refused = call("train", "--resume", "latest", *flags)
+    assert refused.err.splitlines() == ["error: expected an unfinished run of train under results, got none"]
+
+
 def test_download_says_what_there_is(call):
     found = call("download", "--dataset", "digits")
     assert found.code == 0

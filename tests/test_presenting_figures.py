@@ -189,6 +189,20 @@ def test_posteriors_are_drawn(drawn):
     assert kept["toy_posteriors"].axes[3].get_title("left") == "realnvp,\namortized"
 
 
+def test_data_sets_whose_files_have_like_names_have_figures_of_their_own(drawn):
+    kept = drawn(made_runs.sweep(("a b.npz", "a-b.npz")), {"{dataset}_elbo": Drawn("curves", {"metric": "elbo"})})
+    assert list(kept) == ["a-b_elbo", "a-b-2_elbo"]
+
+
+def test_dots_are_drawn_alike_each_time_and_draw_from_no_stream(drawn):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    figures = {"gaps": Gaps("split", PARTS)}
+    first, second = (drawn(made_runs.gaps(), figures)["gaps"].axes[0].collections for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.get_offsets(), b.get_offsets())
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
 def test_what_has_no_rows_is_not_drawn(drawn):
     everything = {**SWEEP, "qstar": Drawn("qstar"), "toy": Drawn("toy_posteriors"), "p": (Points("encoder", "elbo"),)}
     everything |= {"g": (Gaps("split", PARTS),), "b": (Bars(("label",), PARTS),)}

@@ -144,6 +144,14 @@ def test_of_several_the_latest_that_finished_is_taken(tmp_path):
     assert found.path == first.path
 
 
+def test_a_model_of_other_data_is_passed_over(tmp_path, run):
+    out = run.path.parents[1]
+    sums = run.environment()["data"]
+    assert find_trained(out, TINY, FINISHED, sums) is not None
+    others = {name: dict.fromkeys(files, "0" * 64) for name, files in sums.items()}
+    assert find_trained(out, TINY, FINISHED, others) is None  # it is trained anew
+
+
 # Failures -------------------------------------------------------------------------------------------------------------
 
 
