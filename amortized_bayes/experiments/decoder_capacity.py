@@ -34,7 +34,7 @@ __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Train decoders of different depths and measure how well a Gaussian can fit their posteriors (Table 5).
+    """Train decoders of several depths and measure what a Gaussian loses there (Cremer et al. 2018, Table 5).
 
     Args:
         model: Settings of the VAE; the width of its first hidden layer is that of all.

@@ -39,7 +39,7 @@ __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Train a VAE, hold its decoder fixed, and train encoders of every family and size for it (Table 4).
+    """Train a VAE, hold its decoder fixed, and train encoders of all kinds for it (Cremer et al. 2018, Table 4).
 
     Args:
         model: Settings of the VAE; the encoders share its seed, batch size and learning rate.

@@ -37,7 +37,7 @@ ANNEALED_PART = 400 / 3280
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Train models with and without flows and entropy annealing, and measure three gaps of each (Tables 2 and 3).
+    """Train models with and without flows and entropy annealing, and measure gaps (Cremer et al. 2018, Tables 2 and 3).
 
     Args:
         dataset: Data sets; one or more of binarized-mnist, mnist, fashion-mnist, digits, or a path.
