@@ -209,12 +209,13 @@ def test_latest_is_the_last_of_a_kind_and_status(tmp_path: Path) -> None:
     sweep = made("sweep", "sweep", "ok")
     part = made("part", "train", "ok", part_of="sweep/sweep")
     assert find_run(tmp_path, "latest") == sweep  # a part of another run is not meant
-    assert find_run(tmp_path, "latest", "train") == part  # unless its kind is
+    assert find_run(tmp_path, "latest", "train") == cut
+    assert find_run(tmp_path, "latest", "train", ("finished",)) == good
     assert find_run(tmp_path, "latest", "sweep") == sweep
     assert find_run(tmp_path, "latest", "train", ("failed",)) == failed
     assert find_run(tmp_path, "latest", "train", ("unfinished",)) == cut
-    shutil.rmtree(part)
-    assert find_run(tmp_path, "latest", "train", ("finished",)) == good
+    shutil.rmtree(good)
+    assert find_run(tmp_path, "latest", "train", ("finished",)) == part  # unless there is no other of its kind
     with pytest.raises(ValueError, match=r"expected an unfinished run of sweep under .*, got none"):
         find_run(tmp_path, "latest", "sweep", ("unfinished",))
     with pytest.raises(ValueError, match="expected a finished or failed run of gaps under"):

