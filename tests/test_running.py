@@ -302,7 +302,8 @@ def test_latest_is_the_run_that_was_started_last(tmp_path, command):
     empty.mkdir()
     (empty / "config.yaml").write_text("")
     assert find_run(tmp_path, "latest") == second.path
-    assert find_run(tmp_path, "latest", "coins") == part.path
+    assert find_run(tmp_path, "latest", "coins") == second.path
+    assert find_run(tmp_path, "latest", "coins", ("unfinished",)) == part.path
     assert find_run(tmp_path, "latest", "coins", ("finished",)) == second.path
 
 
