@@ -9,13 +9,22 @@ r"""Estimators of the ELBO's parts whose gradients vary less, with the same expe
       W h + b \sim N(\mu_W h + \mu_b, \; \sigma_W^2 h^2 + \sigma_b^2),
 
   independent over points, so that the noise of a batch averages out. The weights stay sample sites of the model.
+- *Quadrature over the output's noise*, on top of it: where the last layer's outputs enter the log likelihood one by
+  one, its expectation under their Gaussians is a sum of integrals in one dimension, which Gauss-Hermite nodes replace,
+
+  .. math::
+      E[\sum_p f_p(m_p + s_p \epsilon_p)] \approx \sum_i w_i \sum_p f_p(m_p + s_p e_i),
+
+  exactly for polynomials of degree 2 I - 1 (Golub & Welsch, 1969). No output is drawn.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pyro.poutine as poutine
 import torch
 import torch.nn.functional as F
@@ -29,7 +38,12 @@ from torch.utils import _pytree as pytree
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import LogWeights, PairedTraces, check_traces, plate_frame, sample_sites, trace_pair
 
-__all__ = ["expected_log_weights"]
+__all__ = ["check_quadrature", "expected_log_weights"]
+
+NOT_ADDITIVE = (
+    "quadrature expected a log likelihood that is a sum over the outputs of the decoder's last layer, each entering a "
+    "term of its own, got one that {}; use quadrature_nodes=0"
+)
 
 
 def expected_log_weights(
@@ -40,6 +54,7 @@ def expected_log_weights(
     num_data: int | None = None,
     analytic_kl: bool = True,
     local_reparametrization: bool = False,
+    quadrature_nodes: int = 0,
     **kwargs: Any,
 ) -> LogWeights:
     """Log weights of one particle, with parts replaced by their expectations where that is asked for.
@@ -55,6 +70,8 @@ def expected_log_weights(
         num_data: N, where the plate is sized by the batch.
         analytic_kl: use closed KL divergences for latent sites where torch has them.
         local_reparametrization: never draw shared weights with Gaussian factors (implies their analytic KL).
+        quadrature_nodes: Gauss-Hermite nodes over the noise of the last layer's outputs, with local reparametrization;
+            0 draws it. :func:`check_quadrature` tells whether that is right for a model.
         kwargs: keyword arguments of both programs.
 
     Returns:
@@ -62,17 +79,18 @@ def expected_log_weights(
 
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`; or local reparametrization of a shared
-            site that is not Gaussian, has no closed KL divergence to its prior, or is not used by ``F.linear`` once.
+            site that is not Gaussian, has no closed KL divergence to its prior, or is not used by ``F.linear`` once;
+            or quadrature where no such layer comes last, or its outputs do more than enter the observed site.
     """
     if local_reparametrization:
-        traces, undrawn = _trace_without_weights(model, guide, args, kwargs, plate)
+        traces, undrawn = _trace_without_weights(model, guide, args, kwargs, plate, quadrature_nodes)
     else:
         traces, undrawn = trace_pair(model, guide, args, kwargs, plate), frozenset()
     sums = _Sums(traces)
     twins = {site["name"]: site for site in sample_sites(traces.guide)}
     for site in sample_sites(traces.model):
         if site["is_observed"]:
-            sums.add("log_likelihood", site, traces.log_prob(site))
+            sums.add("log_likelihood", site, _over_nodes(traces, site, quadrature_nodes))
             continue
         twin = twins.pop(site["name"])
         log_p, log_q = _latent_parts(traces, site, twin, analytic_kl, undrawn=site["name"] in undrawn)
@@ -172,10 +190,12 @@ class _LinearOnMoments(TorchFunctionMode):
     A second use is refused too: its output depends on the first one's through the weights.
     """
 
-    def __init__(self, moments: dict[int, tuple[str, Tensor, Tensor]]) -> None:
+    def __init__(self, moments: dict[int, tuple[str, Tensor, Tensor]], nodes: Tensor | int = 0) -> None:
         super().__init__()
         self.moments = moments
+        self.nodes = nodes
         self.used: set[str] = set()
+        self.last_shape: torch.Size | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -203,20 +223,124 @@ class _LinearOnMoments(TorchFunctionMode):
         mean = F.linear(input, weight, bias)
         if w is None:
             assert b is not None
-            return mean + b[2] * torch.randn_like(mean)
-        variance = F.linear(input.square(), w[2].square(), None if b is None else b[2].square())
-        tiny = torch.finfo(variance.dtype).tiny
-        return mean + variance.clamp_min(tiny).sqrt() * torch.randn_like(mean)
+            scale = b[2]
+        else:
+            variance = F.linear(input.square(), w[2].square(), None if b is None else b[2].square())
+            scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        return mean + scale * self._noise(mean)
+
+    def _noise(self, mean: Tensor) -> Tensor:
+        """Standard normal draws; of the last layer the nodes, which get a dimension in front."""
+        if len(self.used) < len(self.moments):
+            return torch.randn_like(mean)
+        self.last_shape = mean.shape
+        if isinstance(self.nodes, Tensor):
+            return self.nodes
+        if self.nodes == 0:
+            return torch.randn_like(mean)
+        nodes = torch.tensor(gauss_hermite(self.nodes)[0], dtype=mean.dtype, device=mean.device)
+        return nodes.reshape(-1, *[1] * mean.dim())
 
 
 def _trace_without_weights(
-    model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str
+    model: Model,
+    guide: Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str,
+    nodes: Tensor | int = 0,
 ) -> tuple[PairedTraces, frozenset[str]]:
     undrawn = _UndrawnWeights(plate)
-    with _LinearOnMoments(undrawn.moments):
+    with _LinearOnMoments(undrawn.moments, nodes) as linear:
         with undrawn:
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
     check_traces(traces)
+    if (isinstance(nodes, Tensor) or nodes) and linear.last_shape is None:
+        raise ValueError("quadrature expected a last layer with latent weights, all of which are used, got none")
     return traces, frozenset(name for name, _, _ in undrawn.moments.values())
+
+
+def _over_nodes(traces: PairedTraces, site: Any, nodes: int) -> Tensor:
+    """Log density of an observed site; its mean over quadrature nodes, where they are a dimension in front."""
+    if not nodes or plate_frame(site, traces.plate) is None:
+        return traces.log_prob(site)
+    values = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    expected = max((frame.dim for frame in site["cond_indep_stack"]), key=abs)
+    if values.dim() != abs(expected) + 1 or len(values) != nodes:
+        return traces.reduce(site, values)  # a site that the last layer does not enter
+    weights = torch.tensor(gauss_hermite(nodes)[1], dtype=values.dtype, device=values.device)
+    return traces.reduce(site, torch.tensordot(weights, values, 1))
+
+
+@cache
+def gauss_hermite(count: int) -> tuple[list[float], list[float]]:
+    """Nodes and weights such that the weighted sum over nodes is the expectation under N(0, 1).
+
+    Example:
+        >>> nodes, weights = gauss_hermite(3)
+        >>> [round(node**2, 6) for node in nodes], [round(weight, 6) for weight in weights]
+        ([3.0, 0.0, 3.0], [0.166667, 0.666667, 0.166667])
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return nodes.tolist(), (weights / weights.sum()).tolist()
+
+
+@torch.no_grad()
+def check_quadrature(model: Model, guide: Guide, *args: Any, plate: str = "data", **kwargs: Any) -> None:
+    """Refuse quadrature over the outputs' noise where it would be wrong.
+
+    It is right if the log likelihood is a sum of functions of one output each. Then exchanging the noise of any half of
+    the outputs between two evaluations leaves the sum of both unchanged, which is tried for random noise and halves.
+    Arguments as :func:`expected_log_weights`.
+
+    Raises:
+        ValueError: the log likelihood of a point is no such sum, or other sites depend on the outputs.
+    """
+    devices = [i for i in range(torch.cuda.device_count())]
+    with torch.random.fork_rng(devices=devices):
+        shape = _last_shape(model, guide, args, kwargs, plate)
+
+        def log_p(noise: Tensor) -> tuple[Tensor, Tensor]:
+            torch.manual_seed(0)  # the same z, and the same noise of the layers before
+            traces, _ = _trace_without_weights(model, guide, args, kwargs, plate, noise)
+            observed = [traces.log_prob(site) for site in traces.local_sites(traces.model, observed=True)]
+            latent = [traces.log_prob(site) for site in traces.local_sites(traces.model, observed=False)]
+            return torch.stack(observed).sum(0), torch.stack(latent).sum(0)
+
+        generator = torch.Generator().manual_seed(0)
+        tensor = next(a for a in args if isinstance(a, Tensor))
+        dtype = tensor.dtype if tensor.is_floating_point() else torch.get_default_dtype()
+        for _ in range(3):
+            a, b = (torch.randn(shape, generator=generator).to(tensor.device, dtype) for _ in range(2))
+            half = (torch.rand(shape, generator=generator) < 0.5).to(tensor.device)
+            values = [log_p(noise) for noise in (a, b, torch.where(half, a, b), torch.where(half, b, a))]
+            (of_a, prior_a), (of_b, prior_b), (mixed, _), (other, _) = values
+            size = torch.stack([v for v, _ in values]).abs().max().clamp(min=1)
+            if not torch.allclose(prior_a, prior_b):
+                raise ValueError(NOT_ADDITIVE.format("also enters latent sites"))
+            close = size * (1e-9 if dtype == torch.float64 else 1e-4)
+            if (of_a + of_b - mixed - other).abs().max() > close:
+                raise ValueError(NOT_ADDITIVE.format("mixes them"))
+        by_node = [w * log_p(torch.full_like(a, node))[0] for node, w in zip(*gauss_hermite(2), strict=True)]
+        torch.manual_seed(0)
+        traces, _ = _trace_without_weights(model, guide, args, kwargs, plate, 2)
+        try:
+            at_once = [_over_nodes(traces, site, 2) for site in traces.local_sites(traces.model, observed=True)]
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(NOT_ADDITIVE.format(f"takes no dimension in front of them ({error})")) from error
+        if (torch.stack(at_once).sum(0) - sum(by_node)).abs().max() > close:
+            raise ValueError(NOT_ADDITIVE.format("takes no dimension in front of them"))
+
+
+def _last_shape(model: Model, guide: Guide, args: Any, kwargs: Any, plate: str) -> torch.Size:
+    """Shape of the last layer's outputs."""
+    undrawn = _UndrawnWeights(plate)
+    with _LinearOnMoments(undrawn.moments, 1) as linear:
+        with undrawn:
+            trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        poutine.replay(model, trace=trace)(*args, **kwargs)
+    if linear.last_shape is None:
+        raise ValueError("quadrature expected a last layer with latent weights, all of which are used, got none")
+    return linear.last_shape

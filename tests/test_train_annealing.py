@@ -33,7 +33,7 @@ def assert_step_follows_the_weights(training):
     index = torch.arange(20)
     x = training.data[index].float()
     losses = []
-    for weights in ([1.0, 0.0], [1.0, 0.7], [0.3, 0.3], [1.0, 1.0]):
+    for weights in ([1.0, 0.0, 1.0], [1.0, 0.7, 0.4], [0.3, 0.3, 0.3], [1.0, 1.0, 1.0]):
         inputs = x, index, torch.tensor(weights)
         torch.manual_seed(3)
         replayed = [t.clone() for t in training.captured(*inputs)]
@@ -47,11 +47,12 @@ def assert_step_follows_the_weights(training):
 
 
 def by_hand(training, x, index, weights):
-    """-E[log p(x|z)] + w (-E log p(z)) + v E log q, per point."""
+    """-E[log p(x|z)] + w (-E log p(z)) + v E log q - u (shared part) / N, per point."""
     torch.manual_seed(3)
     found = expected_log_weights(training.model, training.guide, x, index, num_data=100, analytic_kl=True)
     parts = [part.mean().item() for part in (found.log_likelihood, found.log_prior, found.log_q)]
-    return -parts[0] - weights[0] * parts[1] + weights[1] * parts[2]
+    shared = found.shared.item() / 100
+    return -parts[0] - weights[0] * parts[1] + weights[1] * parts[2] - weights[2] * shared
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ class Frozen(Training):
     """As if the weights were Python numbers, which capturing keeps as they were."""
 
     def loss_and_gradients(self, x, index, *more):
-        return super().loss_and_gradients(x, index, torch.tensor([1.0, 0.5]), *more[1:])
+        return super().loss_and_gradients(x, index, torch.tensor([1.0, 0.5, 1.0]), *more[1:])
 
 
 def test_a_frozen_weight_is_caught():
@@ -104,7 +105,7 @@ def test_weights_rise_over_the_epochs_they_are_given():
         options = vae_options(replace(TINY, epochs=10, **changes))
         assert options.annealed == bool(changes)
         found = np.array([options.weights_at(epoch / 10) for epoch in epochs])
-        np.testing.assert_allclose(found, np.stack([prior, q], 1), atol=1e-12, err_msg=str(changes))
+        np.testing.assert_allclose(found, np.stack([prior, q, [1] * 6], 1), atol=1e-12, err_msg=str(changes))
 
 
 def test_burda_has_eight_stages_of_powers_of_three():

@@ -56,6 +56,7 @@ class GuideSpec(NamedTuple):
         plate: name of the plate over data points.
         start: locations and log scales to start at, (N, 2 D), for entries that start at another guide's answer.
         published: start as the code of Margossian & Blei (2024) does, instead of at the q(z) that all guides share.
+        center: encoders see the data minus their mean.
     """
 
     sites: Sequence[LatentSite]
@@ -66,6 +67,7 @@ class GuideSpec(NamedTuple):
     plate: str = "data"
     start: Tensor | None = None
     published: bool = False
+    center: bool = False
 
     @property
     def num_data(self) -> int:
@@ -123,6 +125,7 @@ def _constant(spec: GuideSpec) -> LocalGuide:
 
 
 def _amortized(spec: GuideSpec) -> LocalGuide:
+    import torch
     from torch import nn
 
     from amortized_bayes.guides.amortized import Amortized
@@ -132,7 +135,9 @@ def _amortized(spec: GuideSpec) -> LocalGuide:
     encoder = None
     if spec.published:  # it starts like any network of torch's, ours at the common q(z)
         encoder = nn.Sequential(nn.Flatten(), MLP([sizes[0], *[spec.width] * spec.depth, 2 * spec.latent_dim]))
-    return Amortized(spec.sites, spec.num_data, *sizes, encoder=encoder, shared=spec.shared, plate=spec.plate)
+    center = spec.data.to(torch.get_default_dtype()).mean(0) if spec.center else None
+    given = {"encoder": encoder, "center": center, "shared": spec.shared, "plate": spec.plate}
+    return Amortized(spec.sites, spec.num_data, *sizes, **given)
 
 
 def _factorized(spec: GuideSpec) -> LocalGuide:

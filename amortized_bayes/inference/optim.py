@@ -90,20 +90,20 @@ class IterateAverage:
 
     Args:
         parameters: tensors to average, changed in place by an optimiser.
-        eta: the larger, the shorter the memory.
+        eta: the larger, the shorter the memory; ``None`` to keep no average.
     """
 
-    def __init__(self, parameters: list[Tensor], eta: float = 8.0) -> None:
+    def __init__(self, parameters: list[Tensor], eta: float | None = 8.0) -> None:
         self.parameters = parameters
         self.eta = eta
-        self.averaged = [p.detach().clone() for p in parameters]
+        self.averaged = None if eta is None else [p.detach().clone() for p in parameters]
         self.count = 0
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the current iterate."""
         self.count += 1
-        if self.parameters:
+        if self.parameters and self.averaged is not None and self.eta is not None:
             weight = (self.eta + 1) / (self.count + self.eta)
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 self.averaged, [p.detach() for p in self.parameters], weight

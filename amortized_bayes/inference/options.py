@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-__all__ = ["Divergence", "FitOptions", "Schedule", "StepRecord", "burda", "cosine", "settling"]
+__all__ = ["Divergence", "FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
 
 Schedule = Callable[[float], float]
 """A number as a function of the part of the run that is done, in [0, 1]."""
@@ -21,16 +21,29 @@ class FitOptions:
         batch_size: B; the points left over at the end of an epoch are left out of it.
         learning_rate: of the networks and shared vectors that give the local parameters.
         shared_learning_rate: of everything else: q(theta), and parameters of the model.
+        shared_scale_learning_rate: of the log scales of q(theta); ``None`` for ``shared_learning_rate``.
         row_learning_rate: of rows of tables (factorized VI), which are visited once an epoch.
+        row_steps: steps of the rows of a batch at each visit; everything else moves with the last of them (stochastic
+            VI fits local factors before it moves shared ones: Hoffman, Blei, Wang & Paisley, 2013).
         analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`.
         local_reparametrization: likewise.
-        average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`.
+        quadrature_nodes: likewise; needs local reparametrization.
+        center_input: encoders see the data minus their mean, which moves into their first bias (LeCun, Bottou, Orr &
+            Müller, 1998); read by those who build guides.
+        average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`; ``None``
+            to keep no averages and use the last iterate.
         average_rows: average rows of tables as well, which holds another table.
         capture: ``auto`` (replay; compiled where that pays), ``replay``, ``inductor`` or ``off``.
-        schedule: multiplies all rates.
+        schedule: multiplies all rates. Rates that fall to 0 need no average (Defazio et al., 2023).
         entropy_weight: multiplies the local log q alone (entropy annealing: E[log p(x, z) - λ log q(z | x)]).
-        kl_weight: multiplies log q and log prior, local ones (KL warm-up: E[log p(x | z)] - β KL).
+        kl_weight: multiplies log q and log prior, local ones (KL warm-up: E[log p(x | z)] - β KL; Bowman et al., 2016;
+            Sønderby et al., 2016).
+        shared_kl_weight: multiplies those of shared latents.
+        adam_beta2: decay of Adam's second moments, those of rows too.
         adam_eps: added to Adam's denominators (not to those of rows).
+
+    Raises:
+        ValueError: a number out of its range, or quadrature without local reparametrization.
 
     Example:
         >>> from amortized_bayes import FitOptions
@@ -41,26 +54,51 @@ class FitOptions:
     batch_size: int = 250
     learning_rate: float = 4e-3
     shared_learning_rate: float = 4e-3
+    shared_scale_learning_rate: float | None = None
     row_learning_rate: float = 0.1
+    row_steps: int = 1
     analytic_kl: bool = True
     local_reparametrization: bool = False
-    average: float = 8.0
+    quadrature_nodes: int = 0
+    center_input: bool = False
+    average: float | None = 8.0
     average_rows: bool = True
     capture: str = "auto"
     schedule: Schedule | None = None
     entropy_weight: Schedule | None = None
     kl_weight: Schedule | None = None
+    shared_kl_weight: Schedule | None = None
+    adam_beta2: float = 0.999
     adam_eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.row_steps < 1:
+            raise ValueError(f"expected row_steps of 1 or more, got {self.row_steps}")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ValueError(f"expected adam_beta2 in [0, 1), got {self.adam_beta2}")
+        if self.quadrature_nodes < 0 or (self.quadrature_nodes and not self.local_reparametrization):
+            raise ValueError(
+                "expected quadrature_nodes of 1 or more with local_reparametrization, or 0, got "
+                f"{self.quadrature_nodes} with local_reparametrization={self.local_reparametrization}"
+            )
 
     @property
     def annealed(self) -> bool:
         """Whether the objective changes in the course of a run."""
-        return self.entropy_weight is not None or self.kl_weight is not None
+        return any(weight is not None for weight in (self.entropy_weight, self.kl_weight, self.shared_kl_weight))
 
-    def weights_at(self, done: float) -> tuple[float, float]:
-        """Weights of the local log prior and of the local log q when the part ``done`` of the run is done."""
+    def weights_at(self, done: float) -> tuple[float, float, float]:
+        """Weights of the local log prior, the local log q and the shared part when ``done`` of the run is done."""
         of_kl = self.kl_weight(done) if self.kl_weight else 1.0
-        return of_kl, of_kl * (self.entropy_weight(done) if self.entropy_weight else 1.0)
+        of_shared = self.shared_kl_weight(done) if self.shared_kl_weight else 1.0
+        return of_kl, of_kl * (self.entropy_weight(done) if self.entropy_weight else 1.0), of_shared
+
+    @property
+    def settled(self) -> FitOptions:
+        """How to go on from where a fit ended: smaller steps that fall to 0, and the plain ELBO."""
+        weights = ("entropy_weight", "kl_weight", "shared_kl_weight")
+        plain = {name: _one for name in weights if getattr(self, name) is not None}
+        return replace(self, schedule=settling, **plain)
 
 
 class Divergence(ArithmeticError):
@@ -91,9 +129,29 @@ def cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+def linear(done: float) -> float:
+    """Step size that falls from 1 to 0 in a straight line, as a function of the part of the run that is done."""
+    return 1 - done
+
+
 def settling(done: float) -> float:
     """Schedule for a fit that starts near its optimum: a fifth of the rate, falling to 0 as half a cosine."""
     return 0.2 * cosine(done)
+
+
+class WarmUp(NamedTuple):
+    """A weight that rises from 0 to 1 in a straight line over the first ``share`` of a run.
+
+    Example:
+        >>> WarmUp(0.2)(0.1), WarmUp(0.2)(0.5)
+        (0.5, 1.0)
+    """
+
+    share: float
+
+    def __call__(self, done: float) -> float:
+        """The weight when the part ``done`` of the run is done."""
+        return min(1.0, done / self.share) if self.share > 0 else 1.0
 
 
 def burda(done: float) -> float:
@@ -103,3 +161,8 @@ def burda(done: float) -> float:
         stage += 1
         end += 3**stage
     return 10 ** (-stage / 7)
+
+
+def _one(done: float) -> float:
+    del done
+    return 1.0

@@ -5,8 +5,8 @@ The loss of a step is the negative ELBO per data point,
 .. math::
     -\frac{1}{B} \sum_{b} \text{local}_b - \frac{1}{N} \text{shared},
 
-so that a batch's gradient does not grow with N. Steps have a constant rate, unless a schedule is
-given; reports are made on averaged iterates, which need no schedule and no known end.
+so that a batch's gradient does not grow with N. Steps have a constant rate and reports are made on averaged iterates,
+which need no known end; or a schedule lets the rates fall, and the last iterate is reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from amortized_bayes.capture import Captured
-from amortized_bayes.expectations import expected_log_weights
+from amortized_bayes.expectations import check_quadrature, expected_log_weights
 from amortized_bayes.inference.capturing import captured_step
 from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
@@ -51,7 +51,7 @@ class Training:
         transform: applied to each batch, such as fresh binarization; draws by torch's global generator are the run's.
 
     Raises:
-        ValueError: no data, a batch larger than the data, or nothing to fit.
+        ValueError: no data, a batch larger than the data, nothing to fit, or quadrature where it would be wrong.
 
     Example:
         >>> import torch
@@ -88,8 +88,11 @@ class Training:
         self.seconds = 0.0
         self.first_loss: float | None = None
         self.captured: Captured | None = None
+        self._captured_rows: Captured | None = None
         self._uncapturable = False
         self.variables = Variables(model, guide, options, self._call)
+        if options.quadrature_nodes:
+            self._call(self._check_quadrature)
         self.batches = Batches(len(data), options.batch_size, seed, data.device)
         self.stream = Stream(seed, data)
 
@@ -97,14 +100,30 @@ class Training:
         index = torch.arange(min(2, len(self.data)), device=self.data.device)
         program(self._batch(index), *([index] if self.pass_index else []))
 
+    def _check_quadrature(self, *args: Tensor) -> None:
+        check_quadrature(self.model, self.guide, *args, plate=self.plate)
+
     def _batch(self, index: Tensor) -> Tensor:
         return self.data[index].to(self.dtype)
 
     def loss_and_gradients(self, x: Tensor, index: Tensor, *more: Tensor) -> list[Tensor]:
         """Negative ELBO per point of a batch, and its gradients: of parameters as they are, of rows times B.
 
-        ``more`` are the weights of log prior and log q, ``(2,)``, where the options anneal, and rows.
+        ``more`` are the weights of log prior, log q and the shared part, ``(3,)``, where the options anneal, and rows.
         """
+        loss, rows = self._loss(x, index, *more)
+        wanted = [*self.variables.parameters, *rows]
+        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted, strict=True)]
+        count = len(self.variables.parameters)
+        return [loss.detach(), *gradients[:count], *(g * len(x) for g in gradients[count:])]
+
+    def row_gradients(self, x: Tensor, index: Tensor, *more: Tensor) -> list[Tensor]:
+        """Negative ELBO per point of a batch, and its gradients with respect to rows alone, times B."""
+        loss, rows = self._loss(x, index, *more)
+        return [loss.detach(), *(g * len(x) for g in torch.autograd.grad(loss, rows))]
+
+    def _loss(self, x: Tensor, index: Tensor, *more: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         annealing, given = (more[0], more[1:]) if self.options.annealed else (None, more)
         rows = tuple(r.detach().requires_grad_() for r in given)
         with self.variables.bound(rows):
@@ -117,16 +136,13 @@ class Training:
                 num_data=len(self.data),
                 analytic_kl=self.options.analytic_kl,
                 local_reparametrization=self.options.local_reparametrization,
+                quadrature_nodes=self.options.quadrature_nodes,
             )
-        local = weights.local
+        local, shared = weights.local, weights.shared.mean() / len(self.data)
         if annealing is not None:
             local = weights.log_likelihood + annealing[0] * weights.log_prior - annealing[1] * weights.log_q
-        loss = -(local.mean() + weights.shared.mean() / len(self.data))
-        wanted = [*self.variables.parameters, *rows]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted, strict=True)]
-        count = len(self.variables.parameters)
-        return [loss.detach(), *gradients[:count], *(g * len(x) for g in gradients[count:])]
+            shared = annealing[2] * shared
+        return -(local.mean() + shared), rows
 
     def prepare(self, num_steps: int) -> None:
         """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not."""
@@ -138,7 +154,14 @@ class Training:
             restore = [buffer for _, buffer in self._buffers()]
             how = self.options.capture
             self.captured = captured_step(self.loss_and_gradients, first, second, how, num_steps, restore)
+            if self.captured is not None and self._row_steps > 1:
+                how = "inductor" if self.captured.backend == "inductor" else "replay"
+                self._captured_rows = captured_step(self.row_gradients, first, second, how, num_steps, restore)
         self._uncapturable = self.captured is None
+
+    @property
+    def _row_steps(self) -> int:
+        return self.options.row_steps if self.variables.row_adams else 1
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """Tensors that running the programs may change, such as batch-norm statistics."""
@@ -186,8 +209,13 @@ class Training:
         multiplier = self.options.schedule(done) if self.options.schedule else 1.0
         index = self.batches[self.steps]
         inputs = self._inputs(index, done)
+        first_row = 3 if self.options.annealed else 2
+        for _ in range(self._row_steps - 1):
+            outputs = (self._captured_rows or self.row_gradients)(*inputs)
+            self.variables.step_rows(index, inputs[first_row:], outputs[1:], multiplier)
+            inputs[first_row:] = self.variables.rows(index)
         outputs = (self.captured or self.loss_and_gradients)(*inputs)
-        self.variables.step(index, inputs[3 if self.options.annealed else 2 :], outputs[1:], multiplier)
+        self.variables.step(index, inputs[first_row:], outputs[1:], multiplier)
         return outputs[0].clone()
 
     def _check(self, losses: list[Tensor]) -> float:

@@ -12,6 +12,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from amortized_bayes.guides.mean_field import MeanField
 from amortized_bayes.inference.optim import IterateAverage, RowAdam
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.networks import row_tables
@@ -38,20 +39,19 @@ class Variables:
     ) -> None:
         tables = row_tables(guide) if isinstance(guide, nn.Module) else []
         tables = [table for table in tables if table.weight.requires_grad]
-        local, shared = _parameters(model, guide, call, {id(t.weight) for t in tables})
-        if not (local or shared or tables):
+        local, shared, scales = _parameters(model, guide, call, {id(t.weight) for t in tables})
+        if not (local or shared or scales or tables):
             raise ValueError("expected a parameter to fit in model or guide, got none")
-        self.parameters = [*local, *shared]
+        self.parameters = [*local, *shared, *scales]
         self.num_local = len(local)
-        average = options.average if options.average_rows else None
-        self.row_adams = [RowAdam(table, options.row_learning_rate, average=average) for table in tables]
-        groups = [
-            {"params": group, "lr": rate}
-            for group, rate in ((local, options.learning_rate), (shared, options.shared_learning_rate))
-            if group
-        ]
+        average, betas = options.average if options.average_rows else None, (0.9, options.adam_beta2)
+        self.row_adams = [RowAdam(table, options.row_learning_rate, betas, average=average) for table in tables]
+        of_scales = options.shared_scale_learning_rate
+        rates = (options.learning_rate, options.shared_learning_rate)
+        rates = (*rates, options.shared_learning_rate if of_scales is None else of_scales)
+        groups = [{"params": g, "lr": rate} for g, rate in zip((local, shared, scales), rates, strict=True) if g]
         self.rates = [g["lr"] for g in groups]
-        self.adam = torch.optim.Adam(groups, eps=options.adam_eps, fused=True) if groups else None
+        self.adam = torch.optim.Adam(groups, betas=betas, eps=options.adam_eps, fused=True) if groups else None
         self.average = IterateAverage([*self.parameters], options.average)
 
     def rows(self, index: Tensor) -> list[Tensor]:
@@ -75,13 +75,17 @@ class Variables:
             for parameter, gradient in zip(self.parameters, gradients[:count], strict=True):
                 parameter.grad = gradient
             self.adam.step()
-        for adam, own, gradient in zip(self.row_adams, rows, gradients[count:], strict=True):
-            adam.step(index, own, gradient, multiplier)
+        self.step_rows(index, rows, gradients[count:], multiplier)
         self.average.update()
+
+    def step_rows(self, index: Tensor, rows: Sequence[Tensor], gradients: Sequence[Tensor], multiplier: float) -> None:
+        """Move the batch's rows alone."""
+        for adam, own, gradient in zip(self.row_adams, rows, gradients, strict=True):
+            adam.step(index, own, gradient, multiplier)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the averaged iterates in place of the last ones, for evaluation."""
+        """Put the averaged iterates, where averages are kept, in place of the last ones, for evaluation."""
         pairs = self._averages()
         last = [p.detach().clone() for p, _ in pairs]
         self.settle()
@@ -94,7 +98,7 @@ class Variables:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Put the averaged iterates in place of the last ones for good."""
+        """Put the averaged iterates, where averages are kept, in place of the last ones for good."""
         for parameter, value in self._averages():
             parameter.copy_(value)
 
@@ -105,15 +109,17 @@ class Variables:
         """
         tables = [adam.table.weight for adam in self.row_adams]
         counts = sum(adam.count.numel() * adam.count.element_size() for adam in self.row_adams)
-        copies = 4 if all(adam.averaged is not None for adam in self.row_adams) else 3
+        kept = self.average.averaged is not None and all(adam.averaged is not None for adam in self.row_adams)
+        copies = 4 if kept else 3
         own = [*self.parameters[: self.num_local], *tables]
         return sum(p.numel() for p in own), copies * sum(p.numel() * p.element_size() for p in own) + counts
 
     def state(self) -> dict[str, Tensor]:
         """Tensors from which :meth:`load_state` goes on as if nothing had happened."""
         named = {"average.count": torch.tensor(self.average.count)}
-        for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
-            named |= {f"parameter.{i}": parameter.detach(), f"averaged.{i}": averaged}
+        named |= {f"averaged.{i}": averaged for i, averaged in enumerate(self.average.averaged or ())}
+        for i, parameter in enumerate(self.parameters):
+            named |= {f"parameter.{i}": parameter.detach()}
             moments = self.adam.state.get(parameter, {}) if self.adam is not None else {}
             named |= {f"adam.{i}.{key}": value for key, value in moments.items()}
         for i, adam in enumerate(self.row_adams):
@@ -133,9 +139,10 @@ class Variables:
         if expected != got:
             raise ValueError(f"expected a state with tensors {expected}, got {got}")
         self.average.count = int(state["average.count"])
-        for i, (parameter, averaged) in enumerate(zip(self.parameters, self.average.averaged, strict=True)):
-            parameter.copy_(state[f"parameter.{i}"])
+        for i, averaged in enumerate(self.average.averaged or ()):
             averaged.copy_(state[f"averaged.{i}"])
+        for i, parameter in enumerate(self.parameters):
+            parameter.copy_(state[f"parameter.{i}"])
             moments = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
             if self.adam is not None and moments:
                 self.adam.state[parameter] = {k: v.to(parameter.device).clone() for k, v in moments.items()}
@@ -143,16 +150,21 @@ class Variables:
             adam.load_state({k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"rows.{i}.")})
 
     def _averages(self) -> list[tuple[Tensor, Tensor]]:
-        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.parameters, self.average.averaged, strict=True))
-        return pairs + [(a.table.weight, a.averaged) for a in self.row_adams if a.averaged is not None]
+        averaged = self.average.averaged
+        pairs = [] if averaged is None else list(zip(self.parameters, averaged, strict=True))
+        return [*pairs, *((a.table.weight, a.averaged) for a in self.row_adams if a.averaged is not None)]
 
 
 def _parameters(
     model: Model, guide: Guide, call: Callable[[Callable[..., object]], None], rows: set[int]
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that give local factors, and all others, of modules and of the param store, without tables."""
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that give local factors, all others but log scales of q(theta), and these; without tables.
+
+    They are those of modules and of the param store.
+    """
     shared_guide = getattr(guide, "shared", None)
     shared_ids = {id(p) for p in shared_guide.parameters()} if isinstance(shared_guide, nn.Module) else set()
+    scale_ids = {id(p) for p in shared_guide.log_scales.values()} if isinstance(shared_guide, MeanField) else set()
     of_guide, of_model = (_trainable(program, rows) for program in (guide, model))
     local = [p for p in of_guide if id(p) not in shared_ids]
     shared = [p for p in of_guide if id(p) in shared_ids] + of_model
@@ -161,7 +173,8 @@ def _parameters(
         for program in (guide, model):
             call(poutine.block(program))  # inside a handler Pyro does not warn of observed sites
     store: list[Any] = [p for p in pyro.get_param_store()._params.values() if id(p) not in known and p.requires_grad]
-    return local, shared + store
+    others = shared + store
+    return local, [p for p in others if id(p) not in scale_ids], [p for p in others if id(p) in scale_ids]
 
 
 def _trainable(program: object, rows: set[int]) -> list[nn.Parameter]:
