@@ -87,12 +87,13 @@ METRICS: dict[str, Metric] = {
     "num_parameters": Metric("parameters", "parameters of the guide", 0, ""),
     "memory_bytes": Metric("memory, MiB", "memory", 1, "MiB", 2.0**-20),
     "elbo_reference": Metric("reference ELBO", "ELBO of the best F-VI found"),
-    "doubled_elbo": Metric("ELBO, epochs doubled"),
-    "unconverged_by": Metric("not converged by", "what doubling the epochs still gains"),
-    "steps_to_target": Metric("steps to target", digits=0, unit=""),
-    "seconds_to_target": Metric("s to target", "time to target", 1, "s"),
+    "unconverged_by": Metric("not converged by", "what the last doubling of the epochs gained"),
     "tune_elbo": Metric("ELBO"),
-    "behind_reference": Metric("behind reference", digits=3),
+    "behind_reference": Metric("behind reference", "nats behind the reference", digits=3),
+    "gap_closed": Metric("gap closed", "gap between constant VI and the reference that is closed", 1, "%", 100.0),
+    "share_closed": Metric("gap closed", "gap between constant VI and the reference that is closed", 1, "%", 100.0),
+    "steps_to_share": Metric("steps to share", "steps until a share of the gap is closed", 0, ""),
+    "seconds_to_share": Metric("s to share", "time until a share of the gap is closed", 1, "s"),
     "evaluations": Metric("evaluations", "decoder evaluations", 0, "per point"),
     "restart_variance": Metric("variance over restarts", digits=4, unit="nats²"),
 }
@@ -102,7 +103,8 @@ FACTORS = {
     "dataset": "data set",
     "guide": "guide",
     "k": "width k",
-    "within": "target",
+    "epochs": "epochs",
+    "share": "share of the gap",
     "likelihood": "likelihood",
     "decoder": "decoder",
     "family": "family",
@@ -181,8 +183,8 @@ def value_label(factor: str, value: Any) -> str:
         return guide_label(str(value))
     if factor == "dataset":
         return dataset_label(str(value))
-    if factor == "within":
-        return f"{value:g} {'nat' if value == 1 else 'nats'}"
+    if factor == "share":
+        return f"{value:.0%}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

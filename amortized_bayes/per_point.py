@@ -14,10 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VACUOUS_KL", "is_vacuous", "mean_over_points", "paired_difference"]
-
-VACUOUS_KL = 1.0
-"""Nats of KL(q(z|x) || p(z)), the mean over points, below which a fit says nothing about inference."""
+__all__ = ["is_vacuous", "mean_over_points", "paired_difference"]
 
 
 def mean_over_points(values: Tensor | np.ndarray) -> tuple[float, float]:
@@ -46,16 +43,14 @@ def paired_difference(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> tuple[f
     return mean_over_points(_in_float64(a) - _in_float64(b))
 
 
-def is_vacuous(kl: float | None) -> bool:
-    """Whether latents with this mean KL per point are dead: their gaps and times then say nothing about inference.
-
-    The threshold is that of every command and of the library's calls.
+def is_vacuous(active_units: float | None) -> bool:
+    """Whether a fit is dead: no latent is active, and its gaps and times say nothing about inference.
 
     Example:
-        >>> is_vacuous(0.3), is_vacuous(12.0), is_vacuous(None)
+        >>> is_vacuous(0), is_vacuous(12), is_vacuous(None)
         (True, False, False)
     """
-    return kl is not None and kl < VACUOUS_KL
+    return active_units is not None and active_units < 1
 
 
 def _in_float64(values: Tensor | np.ndarray) -> Any:

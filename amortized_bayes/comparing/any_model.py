@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from amortized_bayes.comparing.between import best_fit
+from amortized_bayes.comparing.between import Rung, best_fit
 from amortized_bayes.comparing.comparison import Comparison, FittedGuide
-from amortized_bayes.comparing.fitting import Start, continue_fit, finish_fit, run_fit, start_at, start_fit
+from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at, start_fit
 from amortized_bayes.comparing.problem import FitProblem
-from amortized_bayes.guides.registry import GUIDES, Fit, list_fits
+from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
@@ -33,7 +32,8 @@ class ComparisonSettings:
     """How :func:`compare` fits and measures.
 
     Args:
-        epochs: passes over the data for each fit; the best A-VI and F-VI get as many again, to see what that gains.
+        epochs: passes over the data for each fit; it is fitted with smaller budgets first, to see what that changes.
+        rungs: smaller budgets, each half of the next.
         depth: hidden layers of the encoder.
         num_draws: draws for the final ELBO.
         fit: how to fit; the batch is made smaller where there are fewer points.
@@ -47,13 +47,14 @@ class ComparisonSettings:
         1
     """
 
-    epochs: int = 200
+    epochs: int = 400
+    rungs: int = 3
     depth: int = 1
     num_draws: int = 20
-    fit: FitOptions = field(default_factory=FitOptions)
+    fit: FitOptions = field(default_factory=FitOptions.recipe)
 
     def __post_init__(self) -> None:
-        for name, least in (("depth", 0), ("epochs", 1), ("num_draws", 1)):
+        for name, least in (("depth", 0), ("epochs", 2), ("rungs", 1), ("num_draws", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"expected {name} of {least} or more, got {getattr(self, name)}")
 
@@ -124,12 +125,12 @@ def compare(
         options=lambda _: chosen.fit,
         seed=seed,
         epochs=chosen.epochs,
+        budgets=list_budgets(chosen.epochs, chosen.rungs),
         depth=chosen.depth,
         num_draws=chosen.num_draws,
         plate=plate,
         analytic_kl=chosen.fit.analytic_kl,
         local_reparametrization=chosen.fit.local_reparametrization,
-        num_reports=20,
     )
     try:
         return Comparison(tuple(_fit_all(problem, fits, progress)), len(x), seed)
@@ -150,7 +151,7 @@ def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[F
             best = best_fit(elbos, origin)
             if origin and best is None:
                 bar.advance(task)
-                yield FittedGuide(*fit, 0, 0.0, None, [])
+                yield FittedGuide(*fit, 0, 0.0, None, ())
                 continue
             fitted, start = _fit(problem, fit, None if best is None else starts[best])
             if fitted.elbo is not None and start is not None:
@@ -160,25 +161,27 @@ def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[F
 
 
 def _fit(problem: FitProblem, fit: Fit, start: Start | None) -> tuple[FittedGuide, Start | None]:
-    """Fit one guide, train it as long again where that is done, and say where another may start at it."""
+    """Fit one guide with every budget, and say where another may start at it: where it stands at half of the epochs."""
     fitting = start_fit(problem, fit, start)
-    curve: list[tuple[int, float, float]] = []
+    rungs: list[Rung] = []
+    answer = None
     try:
-        for step, seconds, measures in run_fit(problem, fitting):
-            curve.append((step, seconds, measures["elbo"].value or 0.0))
-        elbo = finish_fit(problem, fitting).elbo
+        for found, elbo in climb(problem, fitting):
+            rungs.append(Rung(found.epochs, found.step, found.seconds, elbo.value))
+            if found.epochs == problem.budgets[-1]:
+                answer = start_at(problem, fitting, _keep)
+        done = finish_fit(problem, fitting)
     except Divergence as error:
-        return FittedGuide(*fit, error.step, fitting.training.seconds, None, curve), None
-    training = fitting.training
-    end = (training.steps, training.seconds)
-    state = {name: tensor.clone() for name, tensor in training.state().items()}
-    doubled = None
-    if GUIDES[fit.guide].doubled:
-        with suppress(Divergence):
-            doubled = continue_fit(problem, fitting)[1].value
-    training.load_state(state)
-    training.settle()
-    return FittedGuide(*fit, *end, elbo, curve, doubled), start_at(problem, fitting, _snapshot(fitting.model))
+        return FittedGuide(*fit, error.step, fitting.training.seconds, None, tuple(rungs)), None
+    top = done.evaluation
+    rungs.append(Rung(top.epochs, top.step, top.seconds, done.elbo.value))
+    active = int(top.measures["active_units"].value or 0)
+    return FittedGuide(*fit, top.step, top.seconds, done.elbo, tuple(rungs), active), answer
+
+
+def _keep(model: Any) -> Callable[[Any], None]:
+    put_back = _snapshot(model)
+    return lambda _: put_back()
 
 
 class _WithoutIndex(nn.Module):

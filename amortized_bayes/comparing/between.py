@@ -4,14 +4,19 @@ r"""What the fits of one problem say about each other: the family gap, what is n
     \text{family gap} = \frac{1}{N} \sum_n (L_n[q_\text{reference}] - L_n[q])
 
 (Margossian & Blei, *Amortized Variational Inference: When and Why?*, UAI 2024). The reference is the best F-VI found.
-Gaps are paired by point, so that the spread over points, far larger than a gap, drops out of the error.
+Gaps are paired by point, so that the spread over points, far larger than a gap, drops out of the error. All fits took
+equally many steps: gaps between fits of unequal histories are as much of training as of families.
+
+Times are to shares of the gap between constant VI and the reference, which mean the same on every data set. They are
+read off the ladder of budgets, between two rungs on log axes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -21,36 +26,49 @@ from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Factor
 
-__all__ = ["TARGETS", "Curve", "Finding", "best_fit", "compare_fits", "find_reference", "steps_to_target"]
+__all__ = ["SHARES", "Finding", "Ladder", "Rung", "best_fit", "compare_fits", "find_reference", "time_to"]
 
-TARGETS = (1.0, 3.0)
-"""Distances from the reference, in nats per point, that a fit is timed to."""
-
-Values = TypeVar("Values", Tensor, np.ndarray)
+SHARES = (0.5, 0.8, 0.9, 0.95)
+"""Shares of the gap between constant VI and the reference that a fit is timed to."""
 
 
-class Curve(NamedTuple):
-    """ELBO of a fit on its way, arrays of equal length."""
+class Rung(NamedTuple):
+    """A fit with one budget: passes over the data, steps, seconds that they took, and the ELBO of each point, (N,)."""
 
-    steps: np.ndarray
-    seconds: np.ndarray
-    elbo: np.ndarray
+    epochs: int
+    step: int
+    seconds: float
+    elbo: Tensor | np.ndarray
+
+
+Ladder = Sequence[Rung]
+"""One fit with rising budgets; all ladders of a problem end at the same. What starts at another's answer has two rungs:
+where it starts, and the top."""
 
 
 class Finding(NamedTuple):
-    """A number about a fit beside others; ``within`` is the target of a time, in nats."""
+    """A number about a fit beside others.
+
+    Args:
+        fit: whose.
+        metric: what.
+        measure: how much.
+        more: what else tells it from others, as factors of a row.
+        rung: at which budget; the top by default.
+    """
 
     fit: Fit
     metric: str
     measure: Measure
-    within: float | None = None
+    more: Mapping[str, Factor] = {}
+    rung: Rung | None = None
 
     @property
     def factors(self) -> dict[str, Factor]:
         """What tells it from others, as factors of a row; the reference stands for itself, whichever fit it is."""
         if self.metric == "elbo_reference":
             return {"guide": "reference"}
-        return {**self.fit.factors, **({} if self.within is None else {"within": self.within})}
+        return {**self.fit.factors, **self.more}
 
     @property
     def note(self) -> str:
@@ -58,60 +76,95 @@ class Finding(NamedTuple):
         return GUIDES[self.fit.guide].label if self.metric == "elbo_reference" else ""
 
 
-def best_fit(elbos: Mapping[Fit, Values], guide: str) -> Fit | None:
+def best_fit(elbos: Mapping[Fit, Any], guide: str) -> Fit | None:
     """The fit of a guide with the highest ELBO, ``None`` where none succeeded; ``elbos`` are of each point, (N,)."""
     return _best([fit for fit in elbos if fit.guide == guide], elbos)
 
 
-def find_reference(elbos: Mapping[Fit, Values]) -> Fit | None:
-    """The best of the fits that may be the reference: of F-VI from its own start, and from the best A-VI."""
-    return _best([fit for fit in elbos if GUIDES[fit.guide].is_reference], elbos)
+def find_reference(ladders: Mapping[Fit, Ladder]) -> Fit | None:
+    """The best of the fits that may be the reference: of F-VI from its own start, and from the best A-VI.
+
+    A fit that ends below the answer it started at is none.
+    """
+    tops = {
+        fit: rungs[-1].elbo
+        for fit, rungs in ladders.items()
+        if GUIDES[fit.guide].is_reference and not (GUIDES[fit.guide].starts_from and _gain(rungs) < 0)
+    }
+    return _best(list(tops), tops)
 
 
-def compare_fits(
-    elbos: Mapping[Fit, Values], doubled: Mapping[Fit, Values], curves: Mapping[Fit, Curve]
-) -> Iterator[Finding]:
-    """Yield ``elbo_reference``, and for each fit its ``family_gap``, times to targets and ``unconverged_by``.
+def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -> Iterator[Finding]:
+    """Yield what fits say about each other; nothing where no F-VI succeeded.
+
+    ``elbo_reference``; for each fit its ``family_gap``, at each budget how far it is ``behind_reference``, and
+    ``unconverged_by``, what the last doubling of the budget gained; and, where neither reference nor fit is vacuous,
+    which share of the gap between constant VI and the reference it closes: ``gap_closed``, at each budget
+    ``share_closed``, and ``steps_to_share`` and ``seconds_to_share``.
 
     Args:
-        elbos: final ELBO of each point, (N,), of the fits that succeeded.
-        doubled: likewise after as many epochs again, of some.
-        curves: of fits that are to be timed.
+        ladders: of the fits that succeeded.
+        vacuous: those whose latents carry nothing.
     """
-    reference = find_reference(elbos)
+    reference = find_reference(ladders)
     if reference is None:
         return
-    target = over_points(elbos[reference])
-    yield Finding(reference, "elbo_reference", target)
-    for fit, values in elbos.items():
-        yield Finding(fit, "family_gap", paired(elbos[reference], values))
-        # the time of a fit that starts at another would leave out that of the other
-        if target.value is not None and fit in curves and not GUIDES[fit.guide].starts_from:
-            for within in TARGETS:
-                at = steps_to_target(curves[fit], target.value - within)
-                steps, seconds = (None, None) if at is None else at
-                yield Finding(fit, "steps_to_target", Measure(steps), within)
-                yield Finding(fit, "seconds_to_target", Measure(seconds), within)
-        if fit in doubled:
-            yield Finding(fit, "unconverged_by", paired(doubled[fit], values))
+    best = ladders[reference][-1].elbo
+    yield Finding(reference, "elbo_reference", over_points(best))
+    worst = None if reference in vacuous else ladders.get(Fit("constant"))
+    whole = None if worst is None else paired(best, worst[-1].elbo).value
+    for fit, rungs in ladders.items():
+        yield Finding(fit, "family_gap", paired(best, rungs[-1].elbo))
+        for rung in rungs:
+            yield Finding(fit, "behind_reference", paired(best, rung.elbo), {"epochs": rung.epochs}, rung)
+        for before, after in list(pairwise(rungs))[-1:]:
+            yield Finding(fit, "unconverged_by", paired(after.elbo, before.elbo))
+        if whole is None or not whole > 0 or fit in vacuous or fit.guide == "constant":
+            continue
+        behind = [paired(best, rung.elbo).value or 0.0 for rung in rungs]
+        yield Finding(fit, "gap_closed", Measure(1 - behind[-1] / whole))
+        for rung, distance in zip(rungs, behind, strict=True):
+            yield Finding(fit, "share_closed", Measure(1 - distance / whole), {"epochs": rung.epochs}, rung)
+        if GUIDES[fit.guide].starts_from:
+            continue  # the time of a fit that starts at another's answer is no time of its own
+        for share in SHARES:
+            steps, seconds = time_to(rungs, behind, (1 - share) * whole) or (None, None)
+            yield Finding(fit, "steps_to_share", Measure(steps), {"share": share})
+            yield Finding(fit, "seconds_to_share", Measure(seconds), {"share": share})
 
 
-def steps_to_target(curve: Curve, target: float) -> tuple[float, float] | None:
-    """Step and second at which a curve first reaches ``target``, between two reports on log axes; ``None`` if never."""
-    steps, seconds, elbos = curve
-    reached = np.flatnonzero(elbos >= target)
-    if not len(reached):
+def time_to(rungs: Ladder, behind: Sequence[float], target: float) -> tuple[float, float] | None:
+    """Steps and seconds of the budget with which a fit would come within ``target`` nats of the reference.
+
+    Between two rungs on log axes; of the smallest budget where that suffices already, and ``None`` where none does.
+
+    Example:
+        >>> rungs = [Rung(1, 100, 1.0, np.zeros(1)), Rung(2, 400, 4.0, np.zeros(1))]
+        >>> time_to(rungs, [8.0, 2.0], 4.0), time_to(rungs, [8.0, 2.0], 1.0)
+        ((200.0, 2.0), None)
+    """
+    i = next((i for i, distance in enumerate(behind) if distance <= target), None)
+    if i is None:
         return None
-    i = int(reached[0])
     if i == 0:
-        return float(steps[0]), float(seconds[0])
-    part = (target - elbos[i - 1]) / (elbos[i] - elbos[i - 1])
+        return float(rungs[0].step), rungs[0].seconds
+    if behind[i] > 0 and target > 0:
+        part = math.log(behind[i - 1] / target) / math.log(behind[i - 1] / behind[i])
+    else:
+        part = (behind[i - 1] - target) / (behind[i - 1] - behind[i])
 
-    def between(values: np.ndarray) -> float:
-        return float(math.exp((1 - part) * math.log(values[i - 1]) + part * math.log(values[i])))
+    def between(before: float, after: float) -> float:
+        return math.exp((1 - part) * math.log(before) + part * math.log(after))
 
-    return between(steps), between(seconds)
+    before, after = rungs[i - 1], rungs[i]
+    steps = between(before.step, after.step)
+    return round(steps, 6), round(between(before.seconds, after.seconds), 6)
 
 
-def _best(fits: list[Fit], elbos: Mapping[Fit, Values]) -> Fit | None:
+def _gain(rungs: Ladder) -> float:
+    """Nats per point from the first rung to the top."""
+    return mean_over_points(rungs[-1].elbo)[0] - mean_over_points(rungs[0].elbo)[0]
+
+
+def _best(fits: list[Fit], elbos: Mapping[Fit, Any]) -> Fit | None:
     return max(fits, key=lambda fit: mean_over_points(elbos[fit])[0], default=None)

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from torch import Tensor
-
-from amortized_bayes.comparing.between import Curve, Finding, compare_fits, find_reference
+from amortized_bayes.comparing.between import Finding, Rung, compare_fits, find_reference
 from amortized_bayes.comparing.measures import Measure, over_points
 from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.guides.registry import GUIDES, Fit
-from amortized_bayes.per_point import VACUOUS_KL, is_vacuous, mean_over_points
+from amortized_bayes.per_point import is_vacuous, mean_over_points
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
@@ -34,8 +31,8 @@ class FittedGuide(NamedTuple):
         step: steps taken; where a fit failed, at which.
         seconds: that they took.
         elbo: of each point; ``None`` for a fit that failed.
-        curve: steps, seconds and ELBO on the way.
-        doubled: ELBO of each point after as many epochs again, where they were run.
+        rungs: the fit with each budget, the last with all epochs.
+        active_units: latents that carry something.
     """
 
     guide: str
@@ -43,8 +40,8 @@ class FittedGuide(NamedTuple):
     step: int
     seconds: float
     elbo: Elbo | None
-    curve: list[tuple[int, float, float]]
-    doubled: Tensor | None = None
+    rungs: tuple[Rung, ...]
+    active_units: int = 0
 
     @property
     def fit(self) -> Fit:
@@ -56,7 +53,7 @@ class FittedGuide(NamedTuple):
         """Ok, vacuous or failed."""
         if self.elbo is None:
             return "failed"
-        return "vacuous" if is_vacuous(mean_over_points(self.elbo.kl)[0]) else "ok"
+        return "vacuous" if is_vacuous(self.active_units) else "ok"
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Comparison:
     @property
     def reference(self) -> FittedGuide | None:
         """The best F-VI: from its own start, or from the best A-VI."""
-        found = find_reference(self._elbos)
+        found = find_reference(self._ladders)
         return None if found is None else next(f for f in self.fits if f.fit == found)
 
     def to_frame(self) -> pd.DataFrame:
@@ -110,8 +107,8 @@ class Comparison:
                 continue
             gap = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)"
             more = row["unconverged_by"]
-            tail = "" if math.isnan(more) else f"; doubling the epochs gains another {more:.3f} nats"
-            dead = f"; vacuous: KL below {VACUOUS_KL:g} nat" if row["status"] == "vacuous" else ""
+            tail = "" if math.isnan(more) else f"; the last doubling of the epochs gained {more:.3f} nats"
+            dead = "; vacuous: no latent is active" if row["status"] == "vacuous" else ""
             lines.append(f"{name}: family gap {gap}{tail}{dead}")
         return "\n".join(lines)
 
@@ -122,7 +119,7 @@ class Comparison:
         return family_gap_figure(self.to_rows())
 
     def plot_curves(self) -> Figure:
-        """Draw the negative ELBO against iterations and seconds."""
+        """Draw nats behind the reference against iterations and seconds, a point for each budget."""
         from amortized_bayes.plotting import curve_figure
 
         return curve_figure(self.to_rows(), "data", "elbo")
@@ -141,23 +138,23 @@ class Comparison:
             if fitted.elbo is None:
                 yield row
                 continue
-            for step, seconds, value in fitted.curve:
-                yield row._replace(step=step, seconds=seconds, metric="elbo", value=value)
+            for rung in fitted.rungs:
+                at = {"factors": {**factors, "epochs": rung.epochs}, "step": rung.step, "seconds": rung.seconds}
+                yield _with(row._replace(metric="elbo", **at), over_points(rung.elbo))
             for metric, values in (("final_elbo", fitted.elbo.value), ("final_kl", fitted.elbo.kl)):
                 yield _with(row._replace(metric=metric), over_points(values))
         for found in self._findings():
             fitted = next(f for f in self.fits if f.fit == found.fit)
-            row = Row("compare", {**of_run, **found.factors}, fitted.step, fitted.seconds, found.metric, None)
+            at = (fitted.step, fitted.seconds) if found.rung is None else found.rung[1:3]
+            row = Row("compare", {**of_run, **found.factors}, *at, found.metric, None)
             yield _with(row._replace(status=fitted.status, note=found.note), found.measure)
 
     @cached_property
-    def _elbos(self) -> dict[Fit, Tensor]:
-        return {f.fit: f.elbo.value for f in self.fits if f.elbo is not None}
+    def _ladders(self) -> dict[Fit, tuple[Rung, ...]]:
+        return {f.fit: f.rungs for f in self.fits if f.elbo is not None}
 
     def _findings(self) -> Iterator[Finding]:
-        doubled = {f.fit: f.doubled for f in self.fits if f.doubled is not None}
-        curves = {f.fit: Curve(*np.array(f.curve, dtype=float).T) for f in self.fits if f.fit in self._elbos}
-        return compare_fits(self._elbos, doubled, curves)
+        return compare_fits(self._ladders, [f.fit for f in self.fits if f.status == "vacuous"])
 
     def _row(self, fitted: FittedGuide) -> dict[str, Any]:
         row: dict[str, Any] = dict(zip(("guide", "k", "step", "seconds"), fitted[:4], strict=True))
@@ -172,6 +169,7 @@ class Comparison:
             "elbo": value,
             "elbo_error": error,
             "kl": mean_over_points(fitted.elbo.kl)[0],
+            "active_units": fitted.active_units,
             "family_gap": gap.value,
             "family_gap_error": math.nan if gap.error is None else gap.error,
             "unconverged_by": more.value,

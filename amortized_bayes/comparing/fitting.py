@@ -1,4 +1,4 @@
-"""One fit of a problem: start it, go on with it, evaluate it on the way and at its end.
+"""One guide on the ladder of budgets of a problem: start it, climb, evaluate it at each rung and at the top.
 
 Fits are generators of evaluations: who runs them decides what is kept and shown. Everything that is drawn is drawn from
 streams named by seed and fit, so that a fit gives the same numbers whatever was run before it.
@@ -7,7 +7,7 @@ streams named by seed and fit, so that a fit gives the same numbers whatever was
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -16,12 +16,10 @@ from torch import Tensor, nn
 
 from amortized_bayes.comparing.measures import (
     Measure,
-    curve_measures,
     final_measures,
-    fit_elbo,
     held_measures,
     mse_of,
-    over_points,
+    rung_measures,
 )
 from amortized_bayes.comparing.problem import FitProblem, floats
 from amortized_bayes.evaluation.bounds import Elbo
@@ -29,7 +27,7 @@ from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.guides import LocalGuide, MeanField
 from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec
 from amortized_bayes.inference.local import fresh_factors
-from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
+from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.per_point import is_vacuous
 from amortized_bayes.seeding import torch_seed
@@ -41,11 +39,9 @@ __all__ = [
     "Fitting",
     "Start",
     "Watch",
-    "continue_fit",
+    "climb",
     "finish_fit",
-    "report_steps",
     "restore_fit",
-    "run_fit",
     "start_at",
     "start_fit",
     "train",
@@ -55,25 +51,15 @@ EXAMPLES = 10
 """Test points of which reconstructions are kept."""
 FRESH_VISITS = 100
 """Visits of each test point when factorized VI gets fresh factors."""
-FRESH_REPORTS = 6
-"""Points on the test curve of factorized VI, where each costs a fit of fresh factors."""
-CURVE_POINTS = 1_000
-"""Test points on the curves."""
+FRESH_RUNGS = 2
+"""Rungs, from the top, at which factorized VI is measured on test points: each costs a fit of fresh factors."""
+RUNG_POINTS = 1_000
+"""Test points that are measured at the rungs below the top."""
 TICKS = 50
 """Times that a fit reports its progress."""
 
 Watch = Callable[[int, int, float], None]
 """Called with steps taken, all steps, and the last batch's ELBO, noisy, in nats per point."""
-
-
-class Fitting(NamedTuple):
-    """A model and a guide being fitted."""
-
-    fit: Fit
-    model: Any
-    guide: LocalGuide
-    sites: LatentSites
-    training: Training
 
 
 class Start(NamedTuple):
@@ -82,26 +68,42 @@ class Start(NamedTuple):
     Args:
         rows: locations and log scales of all points, (N, 2 D).
         shared: state of q(theta).
-        put_model: puts the model's parameters to where they were then; where it is ``None`` they start as usual.
+        put_model: puts the parameters of the model it is given to where they were then.
+        step: steps that led there.
+        seconds: that these took.
     """
 
     rows: Tensor
-    shared: Mapping[str, Tensor] | None = None
-    put_model: Callable[[], None] | None = None
+    shared: Mapping[str, Tensor] | None
+    put_model: Callable[[Any], None]
+    step: int
+    seconds: float
+
+
+class Fitting(NamedTuple):
+    """A model and a guide being fitted, and where it started, unless at its own start."""
+
+    fit: Fit
+    model: Any
+    guide: LocalGuide
+    sites: LatentSites
+    training: Training
+    start: Start | None = None
 
 
 class Evaluation(NamedTuple):
-    """A fit after ``step`` steps that took ``seconds``."""
+    """A fit at one rung: after ``step`` steps that took ``seconds``, those before its start counted."""
 
+    epochs: int
     step: int
     seconds: float
     measures: Mapping[str, Measure]
 
     @property
     def status(self) -> str:
-        """Vacuous, where the KL of its measures says so, or ok."""
-        kl = self.measures.get("final_kl", self.measures.get("kl"))
-        return "vacuous" if kl is not None and is_vacuous(kl.value) else "ok"
+        """Vacuous, where no unit is active, or ok."""
+        active = self.measures.get("active_units")
+        return "vacuous" if active is not None and is_vacuous(active.value) else "ok"
 
 
 class Finished(NamedTuple):
@@ -130,11 +132,11 @@ def start_fit(problem: FitProblem, fit: Fit, start: Start | None = None, options
         raise ValueError(f"expected a guide among {', '.join(GUIDES)}, got {fit.guide!r}")
     model, sites = problem.new_model()
     guide = _build_guide(problem, sites, fit, start)
-    if start is not None and start.put_model is not None:
-        start.put_model()
-    options = options or problem.options_of(fit.guide, len(problem.data))
+    if start is not None:
+        start.put_model(model)
+    options = options or problem.options_of(fit, len(problem.data))
     training = Training(model, guide, problem.data, options, problem.seed, plate=problem.plate)
-    return Fitting(fit, model, guide, sites, training)
+    return Fitting(fit, model, guide, sites, training, start)
 
 
 def restore_fit(problem: FitProblem, fit: Fit, state: Mapping[str, Tensor]) -> Fitting:
@@ -149,13 +151,29 @@ def restore_fit(problem: FitProblem, fit: Fit, state: Mapping[str, Tensor]) -> F
 
 
 @torch.no_grad()
-def start_at(problem: FitProblem, fitting: Fitting, put_model: Callable[[], None] | None = None) -> Start:
-    """The answer of a fit, as a start: that of its averaged iterate."""
-    with fitting.training.averaged():
+def start_at(
+    problem: FitProblem, fitting: Fitting, keep: Callable[[Any], Callable[[Any], None]] | None = None
+) -> Start:
+    """The answer of a fit, as a start for another: the Gaussian of each point, q(theta) and the model's parameters.
+
+    Args:
+        problem: what was fitted.
+        fitting: the fit.
+        keep: remembers the parameters of the model it is given, and returns what puts them into another; by default
+            those of a module.
+    """
+    training = fitting.training
+    with training.averaged():
         rows = fitting.guide.locate(problem.x, problem.index).clone()
         shared = fitting.guide.shared
         state = None if shared is None else {name: value.clone() for name, value in shared.state_dict().items()}
-    return Start(rows, state, put_model)
+        put_model = (keep or _keep_module)(fitting.model)
+    return Start(rows, state, put_model, training.steps, training.seconds)
+
+
+def _keep_module(model: nn.Module) -> Callable[[nn.Module], None]:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return lambda other: other.load_state_dict(state) and None
 
 
 def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start | None) -> LocalGuide:
@@ -176,60 +194,71 @@ def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start
         problem.plate,
         None if start is None else start.rows,
         problem.published,
+        problem.options(fit).center_input,
     )
     x = problem.x
     return GUIDES[fit.guide].build(spec).to(device=x.device, dtype=x.dtype)
 
 
-def report_steps(num_steps: int, count: int = 28) -> list[int]:
-    """Steps at which a fit is evaluated: evenly spaced on a log axis, from the first to the last.
-
-    Example:
-        >>> report_steps(100, 5)
-        [1, 3, 10, 32, 100]
-    """
-    ratio = num_steps ** (1 / (count - 1))
-    return sorted({min(num_steps, round(ratio**i)) for i in range(count)})
-
-
-def train(training: Training, num_steps: int, watch: Watch, report_at: Iterable[int] = ()) -> Iterator[StepRecord]:
-    """Take ``num_steps`` more steps, report progress, and yield a record at the last and at each in ``report_at``.
+def train(training: Training, num_steps: int, watch: Watch) -> None:
+    """Take ``num_steps`` more steps and report progress.
 
     Raises:
         Divergence: the loss is not finite.
     """
     before = training.steps
-    wanted = {*report_at, before + num_steps}
-    ticks = range(before, before + num_steps, max(1, num_steps // TICKS))
-    for record in training.run(num_steps, {*wanted, *ticks}):
+    for record in training.run(num_steps, range(before, before + num_steps, max(1, num_steps // TICKS))):
         watch(record.step - before, num_steps, record.elbo)
-        if record.step in wanted:
-            yield record
 
 
-def run_fit(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None) -> Iterator[Evaluation]:
-    """Take all steps of a fit and yield the points of its curves.
+def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None) -> Iterator[tuple[Evaluation, Elbo]]:
+    """Fit with every budget and stand at the top in the end; yield what each rung below the top is worth.
+
+    A fit that starts at another's answer has one rung, its start, and goes on from there.
 
     Raises:
         Divergence: the loss, or what is measured, is not finite.
     """
-    training = fitting.training
-    num_steps = problem.epochs * training.batches.per_epoch
-    reports = report_steps(num_steps, problem.num_reports)
-    costly = GUIDES[fitting.fit.guide].per_point
-    with_test = set(reports[:: -max(1, len(reports) // FRESH_REPORTS)] if costly else reports)
+    training, budgets = fitting.training, problem.budgets
+    per_epoch, rest = training.batches.per_epoch, problem.epochs - budgets[-1]
+    afresh = budgets if fitting.start is None else []
+    total, done = (sum(afresh) + rest) * per_epoch, 0
+
+    def of_all(step: int, _: int, elbo: float) -> None:
+        watch(done + step, total, elbo)
+
+    training.prepare(total)
     _seed_evaluations(problem, problem.stream(fitting.fit))
-    for record in train(training, num_steps, watch, reports):
-        with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
-            found = curve_measures(problem, fitting.model, fitting.guide)
-            if problem.held is not None and record.step in with_test:
-                data, target = problem.held.test[:CURVE_POINTS], problem.held.test_target[:CURVE_POINTS]
-                found["mse_test"] = mse_of(*_for_test(problem, fitting, data), data, target)
-        yield _finite(Evaluation(record.step, record.seconds, found))
+    begin = {name: tensor.clone() for name, tensor in training.state().items()}
+    for epochs in afresh:
+        training.load_state(begin)
+        train(training, epochs * per_epoch, of_all)
+        done += epochs * per_epoch
+        yield _rung(problem, fitting, epochs)
+    if not afresh:
+        yield _rung(problem, fitting, budgets[-1])
+    training.options = problem.options_of(fitting.fit, len(problem.data)).settled
+    train(training, rest * per_epoch, of_all)
+
+
+def _rung(problem: FitProblem, fitting: Fitting, epochs: int) -> tuple[Evaluation, Elbo]:
+    with pyro.validation_enabled(False), fitting.training.averaged():  # what is not finite is refused below
+        found, values = rung_measures(problem, fitting.model, fitting.guide)
+        costly = GUIDES[fitting.fit.guide].per_point and epochs not in problem.budgets[1 - FRESH_RUNGS :]
+        if problem.held is not None and not costly:
+            data, target = problem.held.test[:RUNG_POINTS], problem.held.test_target[:RUNG_POINTS]
+            found["mse_test"] = mse_of(*_for_test(problem, fitting, data), data, target)
+    return _finite(_evaluation(fitting, epochs, found)), values
+
+
+def _evaluation(fitting: Fitting, epochs: int, found: Mapping[str, Measure]) -> Evaluation:
+    training, start = fitting.training, fitting.start
+    before = (0, 0.0) if start is None else (start.step, start.seconds)
+    return Evaluation(epochs, before[0] + training.steps, before[1] + training.seconds, found)
 
 
 def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
-    """Evaluate the averaged iterate with many samples.
+    """Evaluate the top of the ladder.
 
     Raises:
         Divergence: a final value that is not finite.
@@ -246,36 +275,20 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     parameters, size = training.size()
     captured = training.captured
     found |= {
-        "seconds_per_step": Measure(training.seconds / training.steps),
+        "seconds_per_step": Measure(training.seconds / max(1, training.steps)),
         "capture_seconds": Measure(captured.seconds if captured else 0.0),
         "num_parameters": Measure(parameters),
         "memory_bytes": Measure(size),
     }
-    evaluation = _finite(Evaluation(training.steps, training.seconds, found))
+    evaluation = _finite(_evaluation(fitting, problem.epochs, found))
     return Finished(evaluation, values, examples, captured.backend if captured else "uncaptured")
-
-
-def continue_fit(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None) -> tuple[Evaluation, Elbo]:
-    """Take as many steps again, and give the ELBO that this leads to, ``doubled_elbo``, and that of each point.
-
-    Raises:
-        Divergence: the loss, or the ELBO, is not finite.
-    """
-    training = fitting.training
-    _seed_evaluations(problem, problem.stream(fitting.fit, "doubled"))
-    for _ in train(training, problem.epochs * training.batches.per_epoch, watch):
-        pass
-    with pyro.validation_enabled(False), training.averaged():
-        values = fit_elbo(problem, fitting.model, fitting.guide, problem.num_draws)
-    found = {"doubled_elbo": over_points(values.value)}
-    return _finite(Evaluation(training.steps, training.seconds, found)), values
 
 
 def _for_test(problem: FitProblem, fitting: Fitting, data: Tensor) -> tuple[nn.Module, LocalGuide]:
     """Model and guide for test points: factorized VI fits fresh factors with q(theta) frozen, others answer at once."""
     if not GUIDES[fitting.fit.guide].per_point:
         return fitting.model, fitting.guide
-    options = problem.options_of(fitting.fit.guide, len(data))
+    options = problem.options_of(fitting.fit, len(data))
     fixed = (fitting.model, fitting.guide.shared, fitting.sites.local)
     return fresh_factors(*fixed, data, options, visits=FRESH_VISITS, seed=problem.seed)
 

@@ -17,13 +17,13 @@ from amortized_bayes.per_point import mean_over_points, paired_difference
 
 __all__ = [
     "Measure",
-    "curve_measures",
     "final_measures",
     "fit_elbo",
     "held_measures",
     "mse_of",
     "over_points",
     "paired",
+    "rung_measures",
 ]
 
 
@@ -66,19 +66,29 @@ def mse_of(model: Any, guide: LocalGuide, data: Tensor, target: Tensor) -> Measu
     return over_points(mean_squared_error(mean_prediction(model, guide, floats(data), index).observed, target))
 
 
-def curve_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> dict[str, Measure]:
-    """Numbers for the curves: one draw of the ELBO on all training points, its KL, and the error."""
-    found = fit_elbo(problem, model, guide, num_draws=1)
-    measures = {"elbo": over_points(found.value), "kl": over_points(found.kl)}
+def rung_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> tuple[dict[str, Measure], Elbo]:
+    """Numbers about the training points at one budget, and the ELBO of each point."""
+    found = fit_elbo(problem, model, guide, problem.num_draws)
+    means = mean_prediction(model, guide, problem.x, problem.index, plate=problem.plate)
+    measures = {
+        "elbo": over_points(found.value),
+        "kl": over_points(found.kl),
+        "active_units": Measure(active_units(means.latents)),
+    }
     if problem.held is not None:
-        measures["mse_train"] = mse_of(model, guide, problem.data, problem.held.target)
-    return measures
+        measures["mse_train"] = over_points(mean_squared_error(means.observed, problem.held.target))
+    return measures, found
 
 
 def final_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> tuple[dict[str, Measure], Elbo]:
     """Numbers about the training points, and the ELBO of each, from which comparisons are made."""
     found = fit_elbo(problem, model, guide, problem.num_draws)
-    measures = {"final_elbo": over_points(found.value), "final_kl": over_points(found.kl)}
+    latents = mean_prediction(model, guide, problem.x, problem.index, plate=problem.plate).latents
+    measures = {
+        "final_elbo": over_points(found.value),
+        "final_kl": over_points(found.kl),
+        "active_units": Measure(active_units(latents)),
+    }
     if problem.held is None:
         return measures, found
     some = problem.index[: problem.held.points]
@@ -91,14 +101,12 @@ def final_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> tuple[
         num_shared=4 if guide.shared is not None else 1,
         num_data=len(problem.data),
     )
-    latents = mean_prediction(model, guide, problem.x, problem.index).latents
     error = (found.standard_error.double().square().sum().sqrt() / len(found.value)).item()
     measures |= {
         "final_elbo_monte_carlo": _known(found.value.double().mean().item(), error, "monte carlo"),
         "final_iwae": over_points(bound.value),
         "final_iwae_gain": over_points(bound.value - found.value[some]),
         "final_kl_shared": Measure(-found.shared.item()),
-        "active_units": Measure(active_units(latents)),
         "final_mse_train": mse_of(model, guide, problem.data, problem.held.target),
     }
     return measures, found

@@ -1,8 +1,14 @@
-"""What guides are fitted to and compared on: one type, filled in by the image sweep and by anybody's Pyro model."""
+"""What guides are fitted to and compared on: one type, filled in by the image sweep and by anybody's Pyro model.
+
+Every family is fitted on a *ladder of budgets*: afresh for 1/2, 1/4, ... of the epochs, each with rates that fall to
+their ends, and then for all of them, by going on from the fit of 1/2. A run whose rates fall is no anytime curve, so
+times and what is not converged are read off the ladder. F-VI from A-VI goes on from the best A-VI of 1/2 for as long,
+so that at the top of the ladder all have taken equally many steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +16,7 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.guides.registry import GUIDES, Fit
-from amortized_bayes.inference.options import FitOptions, settling
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.sites import LatentSites
 
 __all__ = ["FitProblem", "Held", "floats"]
@@ -42,15 +48,15 @@ class FitProblem:
         data: (N, ...), on the device.
         new_model: the model with its parameters at their start, called as ``model(x, index)``, and its latent sites;
             called before every fit.
-        options: how to fit the guide of a name, but for what its entry in ``GUIDES`` says.
+        options: how to fit a guide.
         seed: of guides, batches and draws.
-        epochs: passes over the data of each fit.
+        epochs: passes over the data of each fit in all.
+        budgets: epochs of the fits that start afresh, rising; the last is half of all.
         depth: hidden layers of encoders.
         num_draws: for the final ELBO.
         plate: name of the plate over data points.
         analytic_kl: in evaluations; see :func:`~amortized_bayes.expectations.expected_log_weights`.
         local_reparametrization: likewise.
-        num_reports: points on the curves.
         published: guides start as in the code of Margossian & Blei (2024).
         name: of the random streams of evaluations; without one they go on from the start of the guide.
         held: what else to measure.
@@ -58,15 +64,15 @@ class FitProblem:
 
     data: Tensor
     new_model: Callable[[], tuple[Any, LatentSites]]
-    options: Callable[[str], FitOptions]
+    options: Callable[[Fit], FitOptions]
     seed: int
     epochs: int
+    budgets: Sequence[int]
     depth: int = 1
     num_draws: int = 20
     plate: str = "data"
     analytic_kl: bool = True
     local_reparametrization: bool = False
-    num_reports: int = 28
     published: bool = False
     name: str = ""
     held: Held | None = None
@@ -81,13 +87,11 @@ class FitProblem:
         """Places of all points."""
         return torch.arange(len(self.data), device=self.data.device)
 
-    def options_of(self, guide: str, num_data: int) -> FitOptions:
+    def options_of(self, fit: Fit, num_data: int) -> FitOptions:
         """How to fit a guide to ``num_data`` points."""
-        entry = GUIDES[guide]
-        options = self.options(guide)
-        # only a reference, which no other fit is timed against: let its step fall, so that its rows settle
-        schedule = settling if entry.starts_from else options.schedule
-        return replace(options, batch_size=min(options.batch_size, num_data), schedule=schedule)
+        options = self.options(fit)
+        options = options.settled if GUIDES[fit.guide].starts_from else options
+        return replace(options, batch_size=min(options.batch_size, num_data))
 
     def stream(self, fit: Fit, *more: str) -> tuple[str, ...]:
         """Names of the random stream of a fit's evaluations; none where they go on from the start of the guide."""

@@ -35,11 +35,17 @@ class FitSettings(Settings):
         decoder: Bayesian (a mean-field Gaussian over its weights) or point-estimated.
         weight_prior: Variance of the decoder weights' priors, 1 / inputs or 1.
         init: Common starts for all guides, or the published ones, which differ.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images with the largest budget.
+        rungs: Number of smaller budgets, each half of the next, with which every guide is fitted too.
         batch_size: Images per step.
         num_train: Number of training images, after a seeded shuffle; all if there are fewer.
         num_test: Number of test images, likewise.
         local_reparametrization: Draw the decoder's outputs instead of its weights while fitting.
+        quadrature_nodes: Nodes over the noise of the pixels' logits or means instead of draws; 0 draws them.
+        row_steps: Steps of F-VI's rows at each visit.
+        warm_up: Share of a fit over which the KL terms of z and of the weights rise to their full size.
+        decay: Let all rates fall to 0 and report the last iterate, or keep them and report an average.
+        center: Subtract the mean image from what encoders see.
         compile_step: Replay the captured step, compile it too, do so where it pays (auto), or do neither.
     """
 
@@ -58,12 +64,18 @@ class FitSettings(Settings):
     decoder: Literal["bayesian", "point"] = "bayesian"
     weight_prior: Literal["fan-in", "standard"] = "fan-in"
     init: Literal["common", "published"] = "common"
-    epochs: Annotated[int, AtLeast(1)] = 200
+    epochs: Annotated[int, AtLeast(2)] = 400
+    rungs: Annotated[int, AtLeast(1)] = 6
     batch_size: Annotated[int, AtLeast(1)] = 250
     num_train: Annotated[int, AtLeast(1)] = 10_000
     num_test: Annotated[int, AtLeast(1)] = 2_000
     local_reparametrization: bool = True
-    compile_step: Literal["auto", "replay", "inductor", "off"] = "replay"
+    quadrature_nodes: Annotated[int, AtLeast(0)] = 3
+    row_steps: Annotated[int, AtLeast(1)] = 2
+    warm_up: Annotated[float, AtLeast(0)] = 0.2
+    decay: bool = True
+    center: bool = True
+    compile_step: Literal["auto", "replay", "inductor", "off"] = "auto"
 
     def check(self) -> None:
         """Refuse guides that are not there, and data sets that rows could not tell apart."""
@@ -81,9 +93,15 @@ PAPER: Mapping[str, Any] = {
     "hidden": (256, 256),
     "weight_prior": "standard",
     "epochs": 5_000,
+    "rungs": 1,
     "batch_size": 1_000,
     "num_test": 10_000,
     "local_reparametrization": False,
+    "quadrature_nodes": 0,
+    "row_steps": 1,
+    "warm_up": 0.0,
+    "decay": False,
+    "center": False,
 }
 """The setting of Margossian & Blei (UAI 2024), with its known bugs fixed."""
 

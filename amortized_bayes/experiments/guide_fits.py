@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amortized_bayes.experiments.fit_settings import FitSettings, rates_of
 from amortized_bayes.experiments.settings import dataset_name
 from amortized_bayes.experiments.spec import Work
-from amortized_bayes.guides.registry import GUIDES, Fit, Rates
+from amortized_bayes.guides.registry import GUIDES, Fit, Rates, list_budgets
 from amortized_bayes.likelihoods import with_scale
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ __all__ = ["Place", "Sizes", "fit_disk", "local_size"]
 EVALUATION = 1.3
 """A fit with its evaluations takes about this times its steps."""
 TIMED_STEPS = 10
+RATED_WIDTH = 64
+"""Encoders wider than this take steps smaller by the root of the ratio."""
+SCALES_SLOWER = 4
+"""How many times smaller the steps of q(theta)'s log scales are than those of its means."""
 
 
 class Sizes(NamedTuple):
@@ -72,7 +76,7 @@ class Place(NamedTuple):
         load = partial(load_images, source, likelihood=likelihood, seed=self.seed, device=self.lab.device, **sizes)
         return self.lab.cached(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
 
-    def work(self, stage: str, epochs: int) -> Work:
+    def work(self, stage: str, epochs: float) -> Work:
         """What fitting one guide takes: its steps, each as long as one with the widest encoder."""
         seconds = partial(self.lab.cached, ("seconds per step", self.dataset, self.config), self._seconds_per_step)
         basis = f"{TIMED_STEPS} steps with the widest encoder"
@@ -90,6 +94,7 @@ class Place(NamedTuple):
             options=self.options,
             seed=self.seed,
             epochs=config.epochs,
+            budgets=list_budgets(config.epochs, config.rungs),
             depth=config.depth,
             num_draws=num_draws,
             local_reparametrization=config.decoder == "bayesian",
@@ -98,17 +103,28 @@ class Place(NamedTuple):
             held=Held(images.grey_train, images.test, images.grey_test, particles, points),
         )
 
-    def options(self, guide: str, rates: Rates | None = None) -> FitOptions:
-        """How to fit a guide; ``rates`` instead of its own."""
-        from amortized_bayes.inference.options import FitOptions
+    def options(self, fit: Fit, rates: Rates | None = None) -> FitOptions:
+        """How to fit a guide; ``rates`` instead of its own. Wide encoders take smaller steps."""
+        from amortized_bayes.inference.options import FitOptions, WarmUp, linear
 
-        config, chosen = self.config, rates or rates_of(self.config, guide)
+        config, chosen = self.config, rates or rates_of(self.config, fit.guide)
+        undrawn = config.local_reparametrization and config.decoder == "bayesian"
+        local = chosen.local * (min(1.0, math.sqrt(RATED_WIDTH / fit.k)) if fit.k and config.decay else 1.0)
         return FitOptions(
             batch_size=min(config.batch_size, self.sizes.num_data),
-            learning_rate=chosen.local,
+            learning_rate=local,
             shared_learning_rate=chosen.shared,
+            shared_scale_learning_rate=chosen.shared / SCALES_SLOWER if config.decay else None,
             row_learning_rate=chosen.local,
-            local_reparametrization=config.local_reparametrization and config.decoder == "bayesian",
+            row_steps=config.row_steps,
+            local_reparametrization=undrawn,
+            quadrature_nodes=config.quadrature_nodes if undrawn else 0,
+            center_input=config.center,
+            average=None if config.decay else 8.0,
+            schedule=linear if config.decay else None,
+            kl_weight=WarmUp(config.warm_up) if config.warm_up else None,
+            shared_kl_weight=WarmUp(config.warm_up) if config.warm_up else None,
+            adam_beta2=0.99 if config.decay else 0.999,
             capture=config.compile_step,
         )
 

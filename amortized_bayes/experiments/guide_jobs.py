@@ -1,35 +1,36 @@
-"""All guides at one place: the jobs that fit them, train the best of them as long again, and put them side by side."""
+"""All guides at one place: the jobs that fit them with every budget, and put them side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from amortized_bayes.experiments.guide_fits import Place, fit_disk
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Job, Measured, job_key
-from amortized_bayes.guides.registry import GUIDES, Fit, list_fits
+from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits
 from amortized_bayes.types import Factor
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from amortized_bayes.comparing.between import Rung
     from amortized_bayes.comparing.fitting import Evaluation, Finished, Fitting
     from amortized_bayes.comparing.problem import FitProblem
 
 __all__ = ["GuideJobs"]
 
-FIT, DOUBLING = "fit", "doubling the epochs"
-"""Stages of the progress."""
-
-
-class Final(NamedTuple):
-    """Where a fit ended, and how."""
-
-    step: int
-    seconds: float
-    status: str
+FIT = "fit"
+"""Stage of the progress."""
+CURVES = {
+    "elbo": "final_elbo",
+    "kl": "final_kl",
+    "mse_train": "final_mse_train",
+    "mse_test": "final_mse_test",
+    "active_units": "active_units",
+}
+"""Metrics that are known at every budget, each with its name at the largest."""
 
 
 class GuideJobs(NamedTuple):
@@ -44,27 +45,20 @@ class GuideJobs(NamedTuple):
     problem: Callable[[], FitProblem]
 
     def jobs(self) -> Iterator[Job]:
-        """Every fit, its guide's continuation, and the comparison, each after those whose results it reads."""
-        epochs, sizes = self.place.config.epochs, self.place.sizes
+        """Every fit with all budgets, and the comparison, each after those whose results it reads."""
+        config, sizes = self.place.config, self.place.sizes
+        budgets = list_budgets(config.epochs, config.rungs)
         for fit in self.fits():
-            work, disk = [self.place.work(FIT, epochs)], fit_disk(self.place.config, fit, sizes)
-            after = [self.key(other) for other in self.fits(GUIDES[fit.guide].starts_from)]
+            afresh = [] if GUIDES[fit.guide].starts_from else budgets
+            work = [self.place.work(FIT, sum(afresh) + config.epochs - budgets[-1])]
+            after, disk = [self.key(o) for o in self.fits(GUIDES[fit.guide].starts_from)], fit_disk(config, fit, sizes)
             yield Job(self.factors(fit.factors), partial(self.fit, fit), work=work, after=after, disk=disk)
-        for guide in self.doubled():
-            work, after = [self.place.work(DOUBLING, epochs)], [*map(self.key, self.fits(guide))]
-            factors, run = self.factors({"guide": guide}), partial(self.double, guide)
-            yield Job(factors, run, "doubled", work=work, after=after, disk=4 * sizes.num_data)
-        after = [*map(self.key, self.fits()), *map(self.doubled_key, self.doubled())]
-        yield Job(self.factors(), self.compare, "comparison", after=after)
+        yield Job(self.factors(), self.compare, "comparison", after=[*map(self.key, self.fits())])
 
     def fits(self, *guides: str) -> list[Fit]:
         """All fits, or those of some guides."""
         found = list_fits(self.place.config.guides, self.place.config.widths)
         return [fit for fit in found if not guides or fit.guide in guides]
-
-    def doubled(self) -> list[str]:
-        """Guides whose best fit is trained as long again."""
-        return [guide for guide in self.place.config.guides if GUIDES[guide].doubled]
 
     def factors(self, more: Mapping[str, Factor] = {}) -> dict[str, Factor]:
         """Factors of a job."""
@@ -74,25 +68,29 @@ class GuideJobs(NamedTuple):
         """Key of the job of a fit."""
         return job_key(self.factors(fit.factors))
 
-    def doubled_key(self, guide: str) -> str:
-        """Key of the job that trains the best fit of a guide as long again."""
-        return job_key(self.factors({"guide": guide}), "doubled")
+    def ladder(self, fit: Fit) -> list[Rung]:
+        """What a fit that succeeded found with each budget."""
+        import pandas as pd
 
-    def elbos(self, fits: Iterable[Fit]) -> dict[Fit, Tensor]:
-        """ELBO of each point of the fits that succeeded."""
-        return {fit: self.elbo(self.key(fit)) for fit in fits if self.place.lab.status(self.key(fit)) == "ok"}
+        from amortized_bayes.comparing.between import Rung
 
-    def elbo(self, key: str) -> Tensor:
-        """What a job found for each point."""
-        import torch
+        rows: pd.DataFrame = self.place.lab.rows(self.key(fit))
+        elbos = self.place.lab.arrays(self.key(fit))
+        rungs = rows[rows["metric"] == "elbo"].sort_values("epochs")
+        return [
+            Rung(int(row["epochs"]), int(row["step"]), float(row["seconds"]), elbos[f"elbo_{int(row['epochs'])}"])
+            for row in rungs.to_dict("records")
+        ]
 
-        return torch.from_numpy(self.place.lab.arrays(key)["elbo"])
+    def succeeded(self, *guides: str) -> list[Fit]:
+        """The fits that succeeded, of some guides or of all."""
+        return [fit for fit in self.fits(*guides) if self.place.lab.status(self.key(fit)) == "ok"]
 
     def best(self, guide: str) -> Fit | None:
-        """The best fit of a guide."""
+        """The best fit of a guide with half of the epochs, where others go on from it."""
         from amortized_bayes.comparing.between import best_fit
 
-        return best_fit(self.elbos(self.fits(guide)), guide)
+        return best_fit({fit: self.ladder(fit)[-2].elbo for fit in self.succeeded(guide)}, guide)
 
     def restored(self, problem: FitProblem, fit: Fit) -> Fitting:
         """A fit as its job left it."""
@@ -105,8 +103,8 @@ class GuideJobs(NamedTuple):
         return restore_fit(problem, fit, {name: torch.from_numpy(np.asarray(v)) for name, v in state.items()})
 
     def fit(self, fit: Fit) -> Iterator[Measured | Arrays | Checkpoint]:
-        """Run one fit, measure it, and keep what another job needs to go on."""
-        from amortized_bayes.comparing.fitting import finish_fit, run_fit, start_at, start_fit
+        """Run one fit with every budget, measure it, and keep what another job needs to go on."""
+        from amortized_bayes.comparing.fitting import climb, finish_fit, start_at, start_fit
 
         problem, start, origin = self.problem(), None, GUIDES[fit.guide].starts_from
         if origin:
@@ -114,12 +112,19 @@ class GuideJobs(NamedTuple):
                 raise ArithmeticError(f"no {origin} fit succeeded to start from")
             start = start_at(problem, self.restored(problem, best))
         fitting = start_fit(problem, fit, start)
-        for evaluation in run_fit(problem, fitting, self.place.watch(FIT)):
-            yield from _measured(evaluation)
+        elbos: dict[str, np.ndarray] = {}
+        for found, elbo in climb(problem, fitting, self.place.watch(FIT)):
+            elbos[f"elbo_{found.epochs}"] = _array(elbo.value.float())
+            yield from _on_curves(found)
+            if not origin and found.epochs == problem.budgets[-1]:
+                yield Checkpoint({name: _array(tensor) for name, tensor in fitting.training.state().items()})
         done = finish_fit(problem, fitting)
-        yield Checkpoint({name: _array(tensor) for name, tensor in fitting.training.state().items()})
-        yield Arrays({"elbo": _array(done.elbo.value.float()), **self.images(done)})
-        yield from _measured(done.evaluation, {"capture_seconds": done.backend})
+        elbos[f"elbo_{problem.epochs}"] = _array(done.elbo.value.float())
+        yield Arrays({**elbos, **self.images(done)})
+        top = done.evaluation
+        same = {metric: top.measures[name] for metric, name in CURVES.items() if name in top.measures}
+        yield from _on_curves(top._replace(measures=same))
+        yield from _measured(top, {"capture_seconds": done.backend})
 
     def images(self, done: Finished) -> dict[str, np.ndarray]:
         """Some test images, and what becomes of them."""
@@ -128,50 +133,30 @@ class GuideJobs(NamedTuple):
         shape = self.place.images.image_shape
         return {name: to_pictures(_array(seen), shape) for name, seen in done.examples.items()}
 
-    def double(self, guide: str) -> Iterator[Measured | Arrays]:
-        """Train the best fit of a guide as long again; what comes of it takes nothing from what is finished."""
-        from amortized_bayes.comparing.fitting import continue_fit
-
-        if (best := self.best(guide)) is None:
-            raise ArithmeticError(f"no fit of {guide} succeeded")
-        about = {"factors": best.factors, "status": self.final(best).status}
-        problem = self.problem()
-        try:
-            found, elbo = continue_fit(problem, self.restored(problem, best), self.place.watch(DOUBLING))
-        except ArithmeticError as error:
-            step, note = getattr(error, "step", 0), f"diverged when the epochs were doubled: {error}"
-            yield Measured("doubled_elbo", None, step=step, note=note, **about)
-            return
-        yield Arrays({"elbo": _array(elbo.value.float())})
-        for measured in _measured(found):
-            yield measured._replace(**about)
-
     def compare(self) -> Iterator[Measured]:
         """Put the fits side by side."""
-        from amortized_bayes.comparing.between import Curve, compare_fits
+        from amortized_bayes.comparing.between import compare_fits
 
-        lab, elbos = self.place.lab, self.elbos(self.fits())
-        if not elbos:
+        fits = self.succeeded()
+        if not fits:
             raise ArithmeticError("no fit succeeded")
-        doubled = {}
-        for guide in self.doubled():
-            best = self.best(guide)
-            if best is not None and lab.rows(self.doubled_key(guide))["value"].notna().all():
-                doubled[best] = self.elbo(self.doubled_key(guide))
-        curves = {}
-        for fit in elbos:
-            rows = lab.rows(self.key(fit))
-            rows = rows[rows["metric"] == "elbo"].sort_values("step")
-            curves[fit] = Curve(*(rows[name].to_numpy(dtype=float) for name in ("step", "seconds", "value")))
-        for found in compare_fits(elbos, doubled, curves):
-            about = {"factors": found.factors, "note": found.note, **self.final(found.fit)._asdict()}
-            yield Measured(found.metric, *found.measure, **about)
+        ladders = {fit: self.ladder(fit) for fit in fits}
+        status = {fit: self.status(fit) for fit in fits}
+        for found in compare_fits(ladders, [fit for fit in fits if status[fit] == "vacuous"]):
+            rung = found.rung or ladders[found.fit][-1]
+            about = {"factors": found.factors, "note": found.note, "status": status[found.fit]}
+            yield Measured(found.metric, *found.measure, step=rung.step, seconds=rung.seconds, **about)
 
-    def final(self, fit: Fit) -> Final:
-        """Where a fit ended, and how."""
+    def status(self, fit: Fit) -> str:
+        """Whether a fit that succeeded is vacuous."""
         rows = self.place.lab.rows(self.key(fit))
-        last = rows[rows["metric"] == "final_elbo"].iloc[-1]
-        return Final(int(last["step"]), float(last["seconds"]), str(last["status"]))
+        return str(rows[rows["metric"] == "final_elbo"].iloc[-1]["status"])
+
+
+def _on_curves(found: Evaluation) -> Iterator[Measured]:
+    """What was found with one budget."""
+    for measured in _measured(found):
+        yield measured._replace(factors={"epochs": found.epochs})
 
 
 def _measured(found: Evaluation, notes: Mapping[str, str] = {}) -> Iterator[Measured]:

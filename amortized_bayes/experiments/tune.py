@@ -42,7 +42,7 @@ __all__ = [
 
 TUNING_SEED = 10_000
 """Seed of the trials, which no reported run uses."""
-SHARED = (4e-3, 8e-3, 1.6e-2)
+SHARED = (1.6e-2, 3.2e-2, 6.4e-2)
 """Rates of q(theta) and of the model's parameters that are tried, each with every local rate of a guide's entry."""
 STAGE = "trial"
 DRAWS = 2
@@ -95,7 +95,7 @@ def _fits(config: Config, guide: str) -> list[Fit]:
 
 
 def _epochs(epochs: int) -> int:
-    return max(1, epochs // 2)
+    return max(1, epochs // 8)
 
 
 def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
@@ -106,10 +106,9 @@ def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
     from amortized_bayes.comparing.measures import fit_elbo, over_points
 
     problem = place.problem()
-    fitting = start_fit(problem, fit, options=place.options(fit.guide, rates))
+    fitting = start_fit(problem, fit, options=place.options(fit, rates))
     training = fitting.training
-    for _ in train(training, _epochs(problem.epochs) * training.batches.per_epoch, place.watch(STAGE)):
-        pass
+    train(training, _epochs(problem.epochs) * training.batches.per_epoch, place.watch(STAGE))
     with pyro.validation_enabled(False), training.averaged():
         found = over_points(fit_elbo(problem, fitting.model, fitting.guide, DRAWS).value)
     if found.value is None or not math.isfinite(found.value):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from amortized_bayes.guides.local import LocalGuide
     from amortized_bayes.types import LatentSite
 
-__all__ = ["GUIDES", "Fit", "GuideEntry", "GuideSpec", "Rates", "list_fits"]
+__all__ = ["GUIDES", "Fit", "GuideEntry", "GuideSpec", "Rates", "list_budgets", "list_fits"]
 
 
 class Fit(NamedTuple):
@@ -99,7 +99,6 @@ class GuideEntry:
         has_width: whether it is fitted once for each width k.
         per_point: whether its parameters are the training points' own, so that test points need fresh ones.
         is_reference: whether the best of its fits may be the reference of the family gap.
-        doubled: whether it is trained as long again, to see what that gains.
         starts_from: the guide whose best fit it starts at; such an entry is fitted along with its two guides, is no
             value of ``--guides``, and is timed against no other.
         like: for such an entry, the guide that it is otherwise: the other of the two, whose learning rates it has.
@@ -112,7 +111,6 @@ class GuideEntry:
     has_width: bool = False
     per_point: bool = False
     is_reference: bool = False
-    doubled: bool = True
     starts_from: str = ""
     like: str = ""
 
@@ -158,22 +156,19 @@ def _published_rows(count: int, spec: GuideSpec) -> Tensor:
 
 
 GUIDES: dict[str, GuideEntry] = {
-    "constant": GuideEntry(
-        "constant VI", _constant, Rates(1.6e-2, 1.6e-2), tuned_over=(4e-3, 8e-3, 1.6e-2), doubled=False
-    ),
-    "amortized": GuideEntry("A-VI", _amortized, Rates(8e-3, 4e-3), tuned_over=(2e-3, 4e-3, 8e-3), has_width=True),
+    "constant": GuideEntry("constant VI", _constant, Rates(3.2e-2, 1.6e-2), tuned_over=(8e-3, 1.6e-2, 3.2e-2)),
+    "amortized": GuideEntry("A-VI", _amortized, Rates(3.2e-2, 8e-3), tuned_over=(4e-3, 8e-3, 1.6e-2), has_width=True),
     "factorized": GuideEntry(
-        *("F-VI", _factorized, Rates(8e-3, 0.2)),
+        *("F-VI", _factorized, Rates(3.2e-2, 0.2)),
         tuned_over=(0.1, 0.2, 0.4),  # rows are visited once an epoch only
         per_point=True,
         is_reference=True,
     ),
     "factorized-from-amortized": GuideEntry(
-        *("F-VI from A-VI", _factorized, Rates(8e-3, 0.2)),
+        *("F-VI from A-VI", _factorized, Rates(3.2e-2, 0.2)),
         tuned_over=(),
         per_point=True,
         is_reference=True,
-        doubled=False,
         starts_from="amortized",
         like="factorized",
     ),
@@ -198,3 +193,13 @@ def list_fits(guides: tuple[str, ...], widths: tuple[int, ...]) -> list[Fit]:
     fits = [Fit(guide, k) for guide in guides for k in (widths if GUIDES[guide].has_width else (None,))]
     along = [name for name, entry in GUIDES.items() if entry.starts_from in guides and entry.like in guides]
     return [*fits, *map(Fit, along)]
+
+
+def list_budgets(epochs: int, rungs: int) -> list[int]:
+    """Epochs of the fits that start afresh: a half, a quarter, ... of all, rising.
+
+    Example:
+        >>> list_budgets(100, 3), list_budgets(2, 3)
+        ([12, 25, 50], [1])
+    """
+    return sorted({max(1, epochs // 2**i) for i in range(1, rungs + 1)})
