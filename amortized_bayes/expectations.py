@@ -318,7 +318,7 @@ def check_quadrature(model: Model, guide: Guide, *args: Any, plate: str = "data"
             values = [log_p(noise) for noise in (a, b, torch.where(half, a, b), torch.where(half, b, a))]
             (of_a, prior_a), (of_b, prior_b), (mixed, _), (other, _) = values
             size = torch.stack([v for v, _ in values]).abs().max().clamp(min=1)
-            if not torch.allclose(prior_a, prior_b):
+            if not torch.allclose(prior_a, prior_b, equal_nan=True):
                 raise ValueError(NOT_ADDITIVE.format("also enters latent sites"))
             close = size * (1e-9 if dtype == torch.float64 else 1e-4)
             if (of_a + of_b - mixed - other).abs().max() > close:

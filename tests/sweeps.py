@@ -22,13 +22,14 @@ SHARED = {
     "epochs": 2,
     "batch_size": 50,
     "num_train": 100,
+    "rungs": 2,
     "num_test": 20,
     "compile_step": "off",
 }
 TINY = sweep.Config(**SHARED, widths=(1, 2), elbo_draws=2, iwae_particles=4, iwae_points=10)
 TINY_TRIALS = tune.Config(**SHARED, widths=(1, 2, 3))
-TIMES = ("seconds_per_step", "seconds_to_target", "capture_seconds")
-COLUMNS = ["guide", "k", "metric", "within", "step", "value", "standard_error", "error_over", "status", "note"]
+TIMES = ("seconds_per_step", "seconds_to_share", "capture_seconds")
+COLUMNS = ["guide", "k", "metric", "epochs", "share", "step", "value", "standard_error", "error_over", "status", "note"]
 
 
 class Listener:

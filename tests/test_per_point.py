@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from amortized_bayes.per_point import VACUOUS_KL, is_vacuous, mean_over_points, paired_difference
+from amortized_bayes.per_point import is_vacuous, mean_over_points, paired_difference
 
 
 @pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray], ids=["tensor", "array"])
@@ -30,7 +30,6 @@ def test_differences_are_in_float64_and_paired(kind):
     assert {type(number) for number in paired_difference(a, b)} == {float}
 
 
-def test_latents_that_carry_nothing_are_called_vacuous():
-    assert VACUOUS_KL == 1
-    for kl, expected in ((0.0, True), (0.999, True), (1.0, False), (12.0, False), (None, False)):
-        assert is_vacuous(kl) is expected
+def test_a_fit_without_an_active_unit_is_called_vacuous():
+    for active, expected in ((0, True), (1, False), (12, False), (None, False)):
+        assert is_vacuous(active) is expected

@@ -124,13 +124,13 @@ def test_trials_are_recorded_failures_too_and_go_on(tmp_path):
     assert (frame["status"] == "failed").tolist() == [False, True] * 4
     assert (frame.loc[frame["status"] == "failed", "metric"] == "failure").all()
     assert with_winners(TINY, frame).rates_factorized == (4e-3, 4e-3)
-    frames = [rows.assign(within=None) for rows in (frame, whole)]
+    frames = [rows.assign(epochs=None, share=None) for rows in (frame, whole)]
     assert numbers(frames[0]) == numbers(frames[1])
 
 
 def test_a_guide_that_was_added_is_tuned_on_two_widths(tmp_path, monkeypatch):
     monkeypatch.setitem(registry.GUIDES, "prototypes", ADDED)
-    frame = start(tmp_path, replace(TINY_TRIALS, guides=("prototypes",), epochs=1), "tune").rows()
+    frame = start(tmp_path, replace(TINY_TRIALS, guides=("prototypes",)), "tune").rows()
     assert frame[["k", "local_rate"]].drop_duplicates().to_numpy().tolist() == [
         [2, 0.02],
         [2, 0.04],
@@ -140,13 +140,13 @@ def test_a_guide_that_was_added_is_tuned_on_two_widths(tmp_path, monkeypatch):
     assert len(frame) == 4 * len(SHARED)
 
 
-def test_trials_take_half_the_epochs(tmp_path, monkeypatch):
+def test_trials_take_an_eighth_of_the_epochs(tmp_path, monkeypatch):
     steps = []
     real = fitting.train
     monkeypatch.setattr(
         fitting, "train", lambda training, count, *rest: steps.append(count) or real(training, count, *rest)
     )
-    config = replace(TINY_TRIALS, guides=("constant",), epochs=6)
+    config = replace(TINY_TRIALS, guides=("constant",), epochs=24)
     jobs = tune.jobs(config, a_lab(tmp_path))
     list(jobs[0].run())
     assert steps == [6]  # three epochs of two batches

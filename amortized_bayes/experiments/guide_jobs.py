@@ -113,13 +113,16 @@ class GuideJobs(NamedTuple):
             start = start_at(problem, self.restored(problem, best))
         fitting = start_fit(problem, fit, start)
         elbos: dict[str, np.ndarray] = {}
+        half: dict[str, np.ndarray] = {}
         for found, elbo in climb(problem, fitting, self.place.watch(FIT)):
             elbos[f"elbo_{found.epochs}"] = _array(elbo.value.float())
             yield from _on_curves(found)
-            if not origin and found.epochs == problem.budgets[-1]:
-                yield Checkpoint({name: _array(tensor) for name, tensor in fitting.training.state().items()})
+            if found.epochs == problem.budgets[-1]:
+                half = {name: _array(tensor).copy() for name, tensor in fitting.training.state().items()}
         done = finish_fit(problem, fitting)
         elbos[f"elbo_{problem.epochs}"] = _array(done.elbo.value.float())
+        if not origin:
+            yield Checkpoint(half)
         yield Arrays({**elbos, **self.images(done)})
         top = done.evaluation
         same = {metric: top.measures[name] for metric, name in CURVES.items() if name in top.measures}
