@@ -210,7 +210,7 @@ def test_no_experiment_resumes_a_run_of_another_kind_or_one_that_is_finished(ref
         ("--widht 3", "--widths"),
         ("sweep --epoch 3", "--epochs"),
         ("--widths a", "--widths"),
-        ("--likelihood poisson", "bernoulli"),
+        ("--likelihood poisson", "binomial"),
         ("--device tpu", "cuda"),
         ("--config", "--config"),
         ("nonsense", "sweep"),
@@ -260,8 +260,9 @@ def test_cuda_where_there_is_none(refused):
         (np.linspace(-1, 3, 36).reshape(9, 4), [], "expected uint8 or values in [0, 1] for --likelihood bernoulli"),
         (np.array([["a"]]), [], "expected real numbers"),
         (np.zeros(5), ["--likelihood", "gaussian"], "expected shape (N, P)"),
+        (np.full((9, 4), 0.3), ["--likelihood", "binomial"], "expected uint8 or whole grey levels from 0 to 1 for"),
     ],
-    ids=["nan", "reals", "text", "one dimension"],
+    ids=["nan", "reals", "text", "one dimension", "between levels"],
 )
 @pytest.mark.parametrize("command", ["sweep", "train"])
 def test_arrays_that_do_not_fit_leave_no_run(refused, tmp_path, command, array, flags, message):

@@ -273,11 +273,15 @@ def test_without_images_a_bare_sweep_takes_digits_and_says_so(call, place):
     assert ran.code == 0, ran.err
     (info,) = list_runs(place / "results")
     folder = RunFolder.open(info.path)
-    note = "using scikit-learn's embedded digits (8x8) instead of MNIST and FashionMNIST, which are unavailable"
+    note = (
+        "using scikit-learn's embedded digits (8x8) instead of MNIST and FashionMNIST, which are unavailable, as "
+        "binomial counts of grey levels, since bits carry 3 nats only"
+    )
     assert folder.environment()["note"] == note
     rows = folder.rows()
     assert rows["note"].str.contains(note, regex=False).all()
     assert set(rows["dataset"]) == {"digits"}
+    assert set(rows["likelihood"]) == {"binomial"}
     said = [line for line in ran.out.splitlines() if note[1:] in line]
     assert said == [note, f"U{note[1:]}."]  # before it runs, and with what it found
     config = yaml.safe_load((info.path / "config.yaml").read_text())

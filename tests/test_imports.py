@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "seeding", "networks", "likelihoods", "per_point", "flows"),
+    ("types", "seeding", "networks", "binomial", "likelihoods", "per_point", "flows"),
     ("data", "results", "configuration", "running"),
     ("models", "guides"),
     ("labels", "weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
@@ -31,6 +31,7 @@ NEIGHBOURS = {
     ("joint", "capture"),
     ("capture", "graphs"),
     ("capture", "kernels"),
+    ("likelihoods", "binomial"),
     ("experiments", "diagnosis"),
 }
 """Files of one layer that may meet beside those of one folder."""

@@ -140,6 +140,8 @@ def test_sites_and_joint_of_the_deep_generative_model(float64, bayesian, likelih
     output = torch.where(hidden > 0, hidden, 0.2 * hidden) @ w1.T + b1
     if likelihood == "bernoulli":
         expected = -torch.nn.functional.binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)
+    elif likelihood == "binomial":
+        expected = dist.Binomial(255, logits=output).log_prob(255 * x).sum(-1)
     else:
         scale = 1.0 if likelihood == "gaussian" else math.exp(-0.7)
         expected = Normal(output, scale).log_prob(x).sum(-1)

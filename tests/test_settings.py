@@ -40,7 +40,7 @@ from amortized_bayes.results.encoding import yaml_bytes
         ({"network": "convolutional", "encoder": "linear"}, "convolutional --encoder small or standard or wide"),
         ({"binarization": "dynamic"}, "--binarization fixed for binarized-mnist, .*; --dataset mnist has grey values"),
         ({"binarization": "threshold"}, "which is binary already, got 'threshold'"),
-        ({"likelihood": "poisson"}, "expected --likelihood bernoulli or gaussian, got 'poisson'"),
+        ({"likelihood": "poisson"}, "expected --likelihood bernoulli or gaussian or binomial, got 'poisson'"),
         *[
             ({"likelihood": "gaussian", "binarization": binarization}, f"--binarization auto .*got '{binarization}'")
             for binarization in ("fixed", "dynamic", "threshold")
@@ -167,7 +167,7 @@ def test_two_flags_choose_a_likelihood(likelihood, scale, name):
 def test_choices_of_flags_are_the_dictionaries():
     hints = get_type_hints(VAEConfig)
     assert get_args(hints["encoder"]) == tuple(ENCODERS)
-    assert get_args(hints["likelihood"]) == CHOICES == ("bernoulli", "gaussian")
+    assert get_args(hints["likelihood"]) == CHOICES == ("bernoulli", "gaussian", "binomial")
     assert set(CHANNELS) < set(ENCODERS)
 
 

@@ -23,6 +23,7 @@ from amortized_bayes.experiments.setup import (
 )
 from amortized_bayes.inference.optimize import LocalSettings
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.likelihoods import with_levels
 from amortized_bayes.types import Dataset, Images
 
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def test_each_split_is_drawn_from_its_own_rows_by_its_own_stream(seed):
     assert data.fitted[1] is None
 
 
-@pytest.mark.parametrize("likelihood", ["gaussian", "gaussian-learned"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "gaussian-learned", "binomial"])
 def test_other_likelihoods_take_grey_values_as_they_are(likelihood):
     source, data = digits(), sweep_images(likelihood)
     assert equal(data.train, source.train.pixels[:200].astype(np.float32) / 16)
@@ -167,6 +168,21 @@ def test_values_that_are_not_grey_need_a_likelihood_that_takes_them(tmp_path, pl
     data = sweep_images("gaussian", source=source)
     found = data.train if place == "train" else data.test
     assert (found.min().item(), found.max().item()) == (-0.5, 2.5)
+
+
+@pytest.mark.parametrize("place", ["train", "test"])
+@pytest.mark.parametrize(("value", "said"), [(0.3, "0.3"), (-1, "-1"), (2, "2")])
+def test_values_between_grey_levels_are_no_counts(tmp_path, place, value, said):
+    rows = {"train": np.ones((60, 4), np.float32), "test": np.zeros((9, 4), np.float32)}
+    np.savez(tmp_path / "bits.npz", **rows)
+    bits = sweep_images("binomial", source=load_dataset(str(tmp_path / "bits.npz")))
+    assert (bits.train.unique().tolist(), bits.test.unique().tolist(), bits.source.grey_levels) == ([1.0], [0.0], 1)
+    rows[place][5, 2] = value
+    np.savez(tmp_path / "real.npz", **rows)
+    source = load_dataset(str(tmp_path / "real.npz"))
+    says = f"expected uint8 or whole grey levels from 0 to 1 for --likelihood binomial, got {said} in .*gaussian$"
+    with pytest.raises(ValueError, match=says):
+        sweep_images("binomial", source=source)
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------
@@ -304,17 +320,21 @@ def test_the_sweeps_model_is_the_same_for_all_guides_of_a_seed(decoder):
 
 @pytest.mark.parametrize(
     ("likelihood", "scale", "name"),
-    [("gaussian", "learned", "gaussian-learned"), ("bernoulli", "learned", "bernoulli")],
+    [
+        ("gaussian", "learned", "gaussian-learned"),
+        ("bernoulli", "learned", "bernoulli"),
+        ("binomial", "learned", "binomial"),
+    ],
 )
 def test_models_have_the_likelihood_that_two_flags_choose(likelihood, scale, name):
     model, _ = build_model(SweepLike(likelihood, scale, weight_prior="standard"), sweep_images(likelihood), 0)
-    assert model.likelihood == name
+    assert model.likelihood == with_levels(name, 16)
     assert {scale for _, scale in model.priors.values()} == {1.0}
     config = replace(TINY, likelihood=likelihood, gaussian_scale=scale)
-    assert build_decoder(config, vae_images(config)).likelihood == name
+    assert build_decoder(config, vae_images(config)).likelihood == model.likelihood
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "binomial"])
 @pytest.mark.parametrize("network", ["dense", "convolutional"])
 def test_colour_images_train(tmp_path, network, likelihood):
     config = replace(TINY, dataset=colour_file(tmp_path), network=network, likelihood=likelihood)
@@ -337,10 +357,12 @@ def test_vectors_have_no_convolutions(tmp_path):
         build_vae(config, vae_images(config))
 
 
-@pytest.mark.parametrize("scale", ["fixed", "learned"])
-def test_a_gaussian_vae_is_diagnosed(scale):
+@pytest.mark.parametrize(
+    ("likelihood", "scale"), [("gaussian", "fixed"), ("gaussian", "learned"), ("binomial", "fixed")]
+)
+def test_a_vae_of_grey_values_is_diagnosed(likelihood, scale):
     """ELBO, q*, AIS and the certificate, whose points are drawn from the model, of a model of grey values."""
-    config = replace(TINY, likelihood="gaussian", gaussian_scale=scale, epochs=200, learning_rate=1e-2)
+    config = replace(TINY, likelihood=likelihood, gaussian_scale=scale, epochs=200, learning_rate=1e-2)
     data = vae_images(config)
     model, guide = build_vae(config, data)
     training = Training(model, guide, data.fitted[0], vae_options(config), 0)

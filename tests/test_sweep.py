@@ -276,6 +276,7 @@ def test_the_forecast_survives_a_widest_encoder_that_diverges(tmp_path):
     "changes",
     [
         {"likelihood": "gaussian"},
+        {"likelihood": "binomial"},
         {"likelihood": "gaussian", "gaussian_scale": "learned"},
         {"decoder": "point"},
         {"init": "published"},
@@ -368,14 +369,17 @@ def test_settings_out_of_range_are_refused(changes, message):
     assert str(refused.value).startswith(message)
 
 
-def test_presets_are_as_published_and_digits_get_more_epochs():
+def test_presets_are_as_published_and_digits_get_settings_of_their_own():
     paper = sweep.PRESETS["paper"]
     assert (paper.epochs, len(paper.seeds), paper.latent_dim, paper.depth) == (5_000, 5, 64, 2)
     ((config, note),) = sweep.substitutes(sweep.PRESETS["quick"], set())
-    assert (config.dataset, config.epochs) == (("digits",), 1600)
+    assert (config.dataset, config.epochs) == (("digits",), 400)
+    assert (config.likelihood, config.widths) == ("binomial", (1, 4, 16, 64))
     assert "unavailable" in note
-    ((config, _),) = sweep.substitutes(sweep.PRESETS["quick"], {"epochs"})
-    assert config.epochs == 400
+    assert "binomial" in note
+    ((config, note),) = sweep.substitutes(sweep.PRESETS["quick"], {"likelihood", "widths"})
+    assert (config.likelihood, config.widths) == ("bernoulli", (1, 4, 16, 64, 256))
+    assert "binomial" not in note
 
 
 def test_what_is_tuned_is_swept(tmp_path):

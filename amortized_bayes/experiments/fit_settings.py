@@ -28,7 +28,8 @@ class FitSettings(Settings):
         guides: Guides to compare, by their names in ``GUIDES``.
         widths: Encoder widths k.
         depth: Hidden layers of the encoder, each of width k; 0 makes it linear.
-        likelihood: Likelihood of the pixels; bernoulli binarizes them once, by seed.
+        likelihood: Likelihood of the pixels; bernoulli binarizes them once, by seed, and binomial takes grey values as
+            counts, of 255 for bytes.
         gaussian_scale: Standard deviation of the gaussian likelihood, fixed at 1 or learned.
         latent_dim: D, latents per image.
         hidden: Widths of the decoder's hidden layers.
@@ -106,14 +107,19 @@ PAPER: Mapping[str, Any] = {
 """The setting of Margossian & Blei (UAI 2024), with its known bugs fixed."""
 
 
+DIGITS: Mapping[str, Any] = {"likelihood": "binomial", "widths": (1, 4, 16, 64)}
+"""What the embedded digits need: as bits they carry 3 nats, as counts of 16 grey levels 20 (docs/maths.md has why)."""
+
+
 def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, str]]:
     """Settings to use where the default data are unavailable, each with a note that says so.
 
-    There are fewer digits: more passes over them, unless ``given`` settings name the epochs.
+    Digits get those of ``DIGITS``; ``given`` settings stay.
     """
-    epochs = config.epochs if "epochs" in given else 4 * config.epochs
+    changes = {name: value for name, value in DIGITS.items() if name not in given}
     note = "using scikit-learn's embedded digits (8x8) instead of MNIST and FashionMNIST, which are unavailable"
-    return [(replace(config, dataset=("digits",), epochs=epochs), note)]
+    note += ", as binomial counts of grey levels, since bits carry 3 nats only" if "likelihood" in changes else ""
+    return [(replace(config, dataset=("digits",), **changes), note)]
 
 
 def rates_of(config: Any, guide: str) -> Rates:

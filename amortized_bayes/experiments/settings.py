@@ -68,7 +68,8 @@ class VAEConfig(Settings):
         dataset: The data set.
         binarization: Draw binary pixels once, by seed (fixed), draw them anew at each visit (dynamic), or set them
             where the grey value is above one half (threshold). With auto, fashion-mnist is thresholded, as in the
-            paper, and other data sets are drawn once. A Gaussian likelihood takes the grey values as they are.
+            paper, and other data sets are drawn once. Gaussian and binomial likelihoods take the grey values as they
+            are.
         network: Type of the networks, dense or convolutional.
         encoder: Size of the encoder. Its hidden layers have 100 units (small), 200 and 200 (standard), or 500 and
             500 (wide); a linear encoder has none.
@@ -76,7 +77,7 @@ class VAEConfig(Settings):
         num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
         flow_hidden: Width of the two hidden layers of each network inside the flow.
         decoder: Decoder with point-estimated weights (a VAE) or Bayesian (a mean-field Gaussian over its weights).
-        likelihood: Likelihood of the pixels.
+        likelihood: Likelihood of the pixels. A binomial one takes grey values as counts, of 255 for bytes.
         gaussian_scale: Standard deviation of the Gaussian likelihood, fixed at 1 or learned.
         activation: Activation between the layers of encoder and decoder.
         latent_dim: Number of latent variables per image (D).

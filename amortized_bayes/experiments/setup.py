@@ -19,7 +19,7 @@ from amortized_bayes.flows import FlowSettings
 from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
-from amortized_bayes.likelihoods import LIKELIHOODS, with_scale
+from amortized_bayes.likelihoods import LIKELIHOODS, with_levels, with_scale
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, start_at
 from amortized_bayes.seeding import torch_seed
@@ -113,7 +113,7 @@ def load_images(
         device: of the tensors.
 
     Raises:
-        ValueError: values outside [0, 1] for a binary likelihood.
+        ValueError: values outside [0, 1] for a binary likelihood, or between grey levels for one of counts.
     """
     check_pixels(source, likelihood)
     held_out = min(num_validation, len(source.train.pixels) // 10)
@@ -160,20 +160,34 @@ def load_vae_images(config: VAEConfig, source: Dataset, device: torch.device) ->
 
 
 def check_pixels(source: Dataset, likelihood: str) -> None:
-    """Refuse data that have no grey values where the likelihood is binary.
+    """Refuse data that have no grey values where the likelihood is binary, and no grey levels where it is of counts.
 
     Raises:
-        ValueError: values outside [0, 1].
+        ValueError: values outside [0, 1], or between levels.
     """
-    if not LIKELIHOODS[likelihood].binary:
+    entry, splits = LIKELIHOODS[likelihood], (source.train.pixels, source.test.pixels)
+    if entry.levels:
+        _check_levels(source, splits, likelihood)
+    if not entry.binary:
         return
-    splits = (source.train.pixels, source.test.pixels)
     low, high = min(map(np.min, splits)) / source.grey_levels, max(map(np.max, splits)) / source.grey_levels
     if low < 0 or high > 1:
         raise ValueError(
             f"expected uint8 or values in [0, 1] for --likelihood {likelihood}, got {low:.3g} to {high:.3g} "
             f"in {source.source}; use --likelihood gaussian"
         )
+
+
+def _check_levels(source: Dataset, splits: Sequence[np.ndarray], likelihood: str) -> None:
+    levels = source.grey_levels
+    for pixels in splits:
+        bad = (pixels < 0) | (pixels > levels) | (pixels % 1 != 0)
+        if bad.any():
+            got = pixels[bad][0]
+            raise ValueError(
+                f"expected uint8 or whole grey levels from 0 to {levels} for --likelihood {likelihood}, got {got:.3g} "
+                f"in {source.source}; use --likelihood gaussian"
+            )
 
 
 def find_labels(data: ImageData, split: str, places: np.ndarray, load: Callable[[str], Dataset]) -> np.ndarray | None:
@@ -225,7 +239,7 @@ def _model(
         config.latent_dim,
         hidden,
         len(data.train),
-        likelihood=with_scale(config.likelihood, config.gaussian_scale),
+        likelihood=with_levels(with_scale(config.likelihood, config.gaussian_scale), data.source.grey_levels),
         bayesian=config.decoder == "bayesian",
         **options,
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from amortized_bayes.likelihoods import LIKELIHOODS
+from amortized_bayes.likelihoods import LIKELIHOODS, Likelihood
 from amortized_bayes.networks import MLP, Activation, fan_in
 
 __all__ = ["DeepGenerative"]
@@ -37,8 +37,9 @@ class DeepGenerative(nn.Module):
         hidden: widths of the decoder's hidden layers; or, to be used as it is, a decoder ``(..., D) -> (..., P)`` of
             dense and convolutional layers.
         num_data: N, the size of the plate when a batch is given by ``index``.
-        likelihood: one of ``LIKELIHOODS``: ``bernoulli``; ``gaussian`` with variance 1; or ``gaussian-learned``, with
-            one scale for all pixels, point-estimated.
+        likelihood: one of ``LIKELIHOODS``: ``bernoulli``; ``gaussian`` with variance 1; ``gaussian-learned``, with one
+            scale for all pixels, point-estimated; or ``binomial``, of grey values in [0, 1] that are counts out of 255,
+            divided by 255. Or an entry of its own, such as ``with_levels("binomial", 16)``.
         bayesian: decoder weights are latent, else point estimates.
         weight_prior: variance of the weights' priors: ``fan-in`` for 1 / inputs, or ``standard`` for 1.
         activation: between the layers of a dense decoder: leaky-relu, elu or tanh.
@@ -64,7 +65,7 @@ class DeepGenerative(nn.Module):
         hidden: Sequence[int] | nn.Module,
         num_data: int,
         *,
-        likelihood: str = "bernoulli",
+        likelihood: str | Likelihood = "bernoulli",
         bayesian: bool = True,
         weight_prior: Literal["fan-in", "standard"] = "fan-in",
         activation: Activation = "leaky-relu",
@@ -73,13 +74,13 @@ class DeepGenerative(nn.Module):
         sizes = [latent_dim, *(() if isinstance(hidden, nn.Module) else hidden), observed]
         if min(sizes) < 1:
             raise ValueError(f"expected sizes of 1 or more, got {sizes}")
-        if likelihood not in LIKELIHOODS:
+        if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
             raise ValueError(f"expected a likelihood among {', '.join(LIKELIHOODS)}, got {likelihood!r}")
         if weight_prior not in ("fan-in", "standard"):
             raise ValueError(f"expected weight_prior fan-in or standard, got {weight_prior!r}")
         self.latent_dim = latent_dim
         self.num_data = num_data
-        self.likelihood = likelihood
+        self.likelihood = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
         # of a Bayesian decoder only the form is needed: its tensors are drawn
         with torch.device("meta" if bayesian else torch.get_default_device()):
             decoder = hidden if isinstance(hidden, nn.Module) else MLP(sizes, None, activation)
@@ -87,7 +88,7 @@ class DeepGenerative(nn.Module):
         # in a tuple, a module is not registered: the weights of a Bayesian decoder are sites and no parameters
         self.network = None if bayesian else decoder
         self._form = (decoder,)
-        self.log_scale = nn.Parameter(torch.zeros(())) if LIKELIHOODS[likelihood].learned else None
+        self.log_scale = nn.Parameter(torch.zeros(())) if self.likelihood.learned else None
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
@@ -114,7 +115,7 @@ class DeepGenerative(nn.Module):
     def observation(self, output: Tensor) -> dist.TorchDistribution:
         """Distribution of the pixels given the decoder's output, batch shape (..., P)."""
         scale = torch.ones_like(self.zero) if self.log_scale is None else self.log_scale.exp()
-        return LIKELIHOODS[self.likelihood].distribution(output, scale)
+        return self.likelihood.distribution(output, self.likelihood.levels or scale)
 
     def _normal(self, shape: tuple[int, ...], scale: float) -> dist.Normal:
         return dist.Normal(self.zero.expand(shape), self.zero.new_full((), scale).expand(shape))
