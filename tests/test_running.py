@@ -248,7 +248,7 @@ def test_results_of_a_job_that_ended_well_must_be_there(command, tmp_path, monke
     original = coins.jobs
     monkeypatch.setattr(coins, "jobs", both)
     keep = RunFolder.save_arrays
-    monkeypatch.setattr(RunFolder, "save_arrays", lambda self, name, /, **arrays: None)
+    monkeypatch.setattr(RunFolder, "save_arrays", lambda self, name, job, /, **arrays: None)
     refused = command("coins", "--coins", 0.5)
     monkeypatch.setattr(RunFolder, "save_arrays", keep)
     assert refused.code == 2
