@@ -71,10 +71,11 @@ def test_help_is_that_of_the_experiment(command):
         assert words in shown.out
 
 
-def test_a_dry_run_says_what_it_would_do_and_does_nothing(command, tmp_path):
-    shown = command("coins", "--dry-run")
+@pytest.mark.parametrize(("jobs", "side"), [(1, "about 6 s on cpu, 1 job"), (5, "about 3 s on cpu, 2 jobs")])
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(command, tmp_path, jobs, side):
+    shown = command("coins", "--dry-run", "--jobs", jobs, "--device", "cpu")
     assert shown.code == 0, shown.err
-    for words in ("coin 0.2", "2 jobs", "time: about", "from habit", "disk: about"):
+    for words in ("coin 0.2", "in all 2 jobs", f"time: {side} at a time, each on 1 thread, from habit", "disk: about"):
         assert words in shown.out
     assert not list(tmp_path.iterdir())
 
@@ -95,6 +96,7 @@ def test_presets_and_configurations_are_where_flags_start(command, tmp_path):
     [
         (("--preset", "quick", "--preset", "paper"), "expected --preset once, got it 2 times: quick, paper"),
         (("--preset", "huge"), "expected --preset quick or paper, got 'huge'"),
+        (("--jobs", "0"), "expected --jobs of 1 or more, got 0"),
         (("--throws", "0"), "expected --throws of 1 or more, got 0"),
         (("--coins", "0.5", "0.5"), "expected --coins with one or more different values, got [0.5, 0.5]"),
         (("--config", "nowhere.yaml"), "cannot read nowhere.yaml"),
@@ -248,7 +250,7 @@ def test_results_of_a_job_that_ended_well_must_be_there(command, tmp_path, monke
     original = coins.jobs
     monkeypatch.setattr(coins, "jobs", both)
     keep = RunFolder.save_arrays
-    monkeypatch.setattr(RunFolder, "save_arrays", lambda self, name, /, **arrays: None)
+    monkeypatch.setattr(RunFolder, "save_arrays", lambda self, name, job, /, **arrays: None)
     refused = command("coins", "--coins", 0.5)
     monkeypatch.setattr(RunFolder, "save_arrays", keep)
     assert refused.code == 2

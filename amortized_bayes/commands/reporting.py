@@ -41,7 +41,8 @@ class Reporting(ExitStack):
         """Say where a run goes, and how long it may take."""
         self.progress = self.enter_context(Progress())
         left = f"about {duration(forecast.seconds)} left{forecast.basis}"
-        self.say(f"{counted(num_jobs, 'job')} into {folder.path}; {left}")
+        side = f", {forecast.workers} at a time" if forecast.workers > 1 else ""
+        self.say(f"{counted(num_jobs, 'job')} into {folder.path}{side}; {left}")
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -33,6 +33,8 @@ class Run(Generic[C]):
         resume: Run to resume: its path, its name, or latest. It keeps its own settings and what is finished.
         dry_run: Print the jobs, the time and the disk space that the run would take, and stop.
         device: Device to run on; auto uses a GPU if there is one.
+        jobs: Number of jobs that run side by side, each in its own process; by default the number of cores, or
+            OMP_NUM_THREADS where that is set, and 1 on a GPU. Results do not depend on it.
         data_dir: Folder with data sets; by default AMORTIZED_BAYES_DATA, then the cache, then a download.
         out: Folder for results; models that were trained there before are shared.
         wide: Print every table, those too that need a wide terminal.
@@ -45,6 +47,7 @@ class Run(Generic[C]):
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     wide: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -57,6 +60,8 @@ class Run(Generic[C]):
         Raises:
             ValueError: whatever is wrong with the input, in one line.
         """
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"expected --jobs of 1 or more, got {self.jobs}")
         print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
         plan = self._plan(given)
         if note := plan.about.get("note"):
@@ -79,10 +84,11 @@ class Run(Generic[C]):
         from amortized_bayes.results import environment
 
         device, about = _machine(self.device)
+        most = self.jobs or _jobs_at_once(device)
         lab = Lab(self.out, device, self.data_dir)
         lab.nested = self._nested
         if self.resume is not None:
-            plan = resumed_plan(self.name, self.resume, lab)
+            plan = resumed_plan(self.name, self.resume, lab, most)
             assert plan.folder is not None
             kept = [f"--{flag}" for flag in given_flags(given) if flag.replace("-", "_") not in SHARED]
             ignored = f"; ignored: {', '.join(kept)}" if kept else ""
@@ -90,7 +96,7 @@ class Run(Generic[C]):
             return plan
         about |= {"preset": self.preset, "command": " ".join(given)}
         flags = [flag.replace("-", "_") for flag in given_flags(given)]
-        return new_plan(self.name, self.setting, lab, flags, environment(about["threads"]) | about)
+        return new_plan(self.name, self.setting, lab, flags, environment() | about, most)
 
     def _nested(self, name: str, config: Any) -> RunFolder | None:
         """Run another experiment to its end first; nothing in a dry run."""
@@ -168,7 +174,14 @@ def _machine(device: str) -> tuple[Any, dict[str, Any]]:
         raise ValueError("expected a CUDA device for --device cuda, got none")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if chosen.type == "cuda" else "cpu"
-    return chosen, {"device": name, "threads": torch.get_num_threads()}
+    return chosen, {"device": name}
+
+
+def _jobs_at_once(device: Any) -> int:
+    """How many jobs run side by side where nothing else is asked for: one per core that torch may use, one on a GPU."""
+    import torch
+
+    return 1 if device.type == "cuda" else torch.get_num_threads()
 
 
 def flags_of_run(given: Sequence[str]) -> list[str]:
@@ -194,5 +207,6 @@ def _print_plan(plan: Plan) -> None:
         print(f"{plan.title(job)}: {duration(forecast.seconds_of(job.key))}")
     models = f"{counted(len(plan.missing), 'model')} to train and " if plan.missing else ""
     print(f"in all {models}{counted(len(plan.left), 'job')} of {plan.name}")
-    print(f"time: about {duration(forecast.seconds)} on {plan.lab.device}{forecast.basis}")
+    side = f"{counted(forecast.workers, 'job')} at a time, each on {counted(plan.threads, 'thread')}"
+    print(f"time: about {duration(forecast.seconds)} on {plan.lab.device}, {side}{forecast.basis}")
     print(f"disk: about {forecast.disk / 1e6:,.1f} MB in {plan.lab.out}, by arithmetic")

@@ -19,10 +19,13 @@ class Forecast:
     """Seconds of each stage of each job, and which of them are over.
 
     Args:
-        jobs: what is to be run, by key.
+        jobs: what is to be run, by key; each after those that it waits for.
+        workers: how many of them run side by side.
     """
 
-    def __init__(self, jobs: Mapping[Hashable, Job]) -> None:
+    def __init__(self, jobs: Mapping[Hashable, Job], workers: int = 1) -> None:
+        self.workers = workers
+        self.waits: dict[Hashable, Sequence[Hashable]] = {k: (*job.after, *job.needs) for k, job in jobs.items()}
         self.work: dict[Hashable, Sequence[Work]] = {key: job.work for key, job in jobs.items()}
         self.stages: dict[Hashable, dict[str, float]] = {key: _stages(work) for key, work in self.work.items()}
         self.disk = sum(job.disk for job in jobs.values())
@@ -32,7 +35,14 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """Of the whole run."""
-        return sum(self.seconds_of(key) for key in self.stages)
+        return self._elapsed({key: self.seconds_of(key) for key in self.stages})
+
+    def _elapsed(self, seconds: Mapping[Hashable, float]) -> float:
+        """How long jobs take that are shared out among the workers: at least the longest chain of those that wait."""
+        ends: dict[Hashable, float] = {}
+        for key, own in seconds.items():
+            ends[key] = own + max((ends[other] for other in self.waits[key] if other in ends), default=0.0)
+        return max(sum(seconds.values()) / self.workers, *ends.values(), 0.0)
 
     def seconds_of(self, key: Hashable) -> float:
         """Of one job."""
@@ -63,16 +73,17 @@ class Forecast:
 
     @property
     def fraction(self) -> float:
-        """Part of the run that is over."""
-        return min(1.0, sum(self.done.values()) / max(1e-9, self.seconds))
+        """Part of the work that is over."""
+        whole = sum(self.seconds_of(key) for key in self.stages)
+        return min(1.0, sum(self.done.values()) / max(1e-9, whole))
 
     @property
     def seconds_left(self) -> float:
         """What is left, at the pace seen so far."""
-        total, over = self.seconds, sum(self.done.values())
-        elapsed = time.monotonic() - self.start
-        pace = (elapsed + TRUST * total) / (over + TRUST * total) if total else 1.0
-        return max(0.0, total - over) * pace
+        total, elapsed = self.seconds, time.monotonic() - self.start
+        left = self._elapsed({key: self.seconds_of(key) - done for key, done in self.done.items()})
+        pace = (elapsed + TRUST * total) / (total - left + TRUST * total) if total else 1.0
+        return left * pace
 
 
 def _stages(parts: Sequence[Work]) -> dict[str, float]:

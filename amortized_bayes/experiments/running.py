@@ -4,25 +4,33 @@ A job is done when it is marked so, with how it ended; a run is finished when ``
 jobs that are not done and finishes; nothing else decides. A job that raises ``ArithmeticError`` (a divergence, an
 estimate that is not finite, a model that could not be trained) is recorded as failed, and the others go on; anything
 else is a mistake in the input or in the code and ends the run, which can then be resumed.
+
+Jobs run one after the other, or side by side in processes (:mod:`~amortized_bayes.experiments.executors`): the same
+code lists them, starts each when what it reads is there, and keeps what they yield, in the folder that this process
+alone writes to. Their number of threads belongs to the run, and rows are put in the order of the jobs at its end, so
+results do not depend on how many run side by side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import DataUnavailable
-from amortized_bayes.experiments import experiment
+from amortized_bayes.experiments import EXPERIMENTS, experiment
+from amortized_bayes.experiments.executors import Executor, Inline, Processes
 from amortized_bayes.experiments.forecast import Forecast
-from amortized_bayes.experiments.lab import Lab, Watch
-from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors, same_model
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured
 from amortized_bayes.experiments.train import train_job
 from amortized_bayes.experiments.trained import find_trained
@@ -63,6 +71,7 @@ class Plan:
         lab: where its jobs get what they need.
         about: of ``environment.json``.
         folder: where it goes on; ``None`` for a new run.
+        most: how many jobs may run side by side.
     """
 
     name: str
@@ -70,6 +79,7 @@ class Plan:
     lab: Lab
     about: Mapping[str, Any]
     folder: RunFolder | None = None
+    most: int = 1
 
     @property
     def module(self) -> ModuleType:
@@ -112,19 +122,47 @@ class Plan:
 
     @cached_property
     def missing(self) -> list[VAEConfig]:
-        """Models that must be trained first."""
-        needed = dict.fromkeys(config for job in self.left for config in job.needs)
-        return [config for config in needed if self.lab.find(config) is None]
+        """Models that must be trained first, each once."""
+        missing: list[VAEConfig] = []
+        for config in dict.fromkeys(config for job in self.left for config in job.needs):
+            if not any(same_model(config, other) for other in missing) and self.lab.find(config) is None:
+                missing.append(config)
+        return missing
+
+    @property
+    def workers(self) -> int:
+        """How many jobs run side by side, trainings of models among them."""
+        return max(1, min(self.most, len(self.left) + len(self.missing)))
+
+    @property
+    def threads(self) -> int:
+        """Threads of each job: those that the run was started with, on which its numbers depend in the last bits."""
+        return int(self.about.get("threads") or torch.get_num_threads())
 
     @cached_property
     def forecast(self) -> Forecast:
         """How long it will take, measured on a few steps of each kind; trainings have their models as keys."""
         trainings = {config: train_job(config, self.lab) for config in self.missing}
-        return Forecast({**trainings, **{job.key: job for job in self.left}})
+        with _using(self.threads):
+            return Forecast({**trainings, **{job.key: job for job in self.left}}, self.workers)
 
 
-def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapping[str, Any]) -> Plan:
+@contextmanager
+def _using(threads: int) -> Iterator[None]:
+    """Have torch use so many threads, and then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapping[str, Any], most: int = 1) -> Plan:
     """A new run: its data found or, where the default ones are unavailable, others used; its settings completed.
+
+    The cores, or the threads that ``OMP_NUM_THREADS`` allows, are shared out evenly among its jobs and the models that
+    must be trained first, and each has one thread at least.
 
     Args:
         name: of the experiment.
@@ -132,6 +170,7 @@ def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapp
         lab: where jobs get what they need.
         given: names of the flags that were given.
         about: what ``environment.json`` is to say beside what this adds.
+        most: how many jobs may run side by side.
 
     Raises:
         ValueError: data that were asked for are unavailable, or what the experiment itself refuses.
@@ -140,10 +179,12 @@ def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapp
     config, note = _with_data(module, config, lab, given) if hasattr(module, "substitutes") else (config, "")
     if hasattr(module, "prepare"):
         config = module.prepare(config, lab)
-    return Plan(name, config, lab, {**about, "data": _checksums(module, config, lab), "note": note})
+    plan = Plan(name, config, lab, {**about, "data": _checksums(module, config, lab), "note": note}, most=most)
+    threads = max(1, torch.get_num_threads() // max(1, len(plan.jobs) + len(plan.missing)))
+    return replace(plan, about={**plan.about, "threads": threads, "jobs": plan.workers})
 
 
-def resumed_plan(name: str, text: str, lab: Lab) -> Plan:
+def resumed_plan(name: str, text: str, lab: Lab, most: int = 1) -> Plan:
     """A run to resume: with the configuration, the note and the data that it was started with.
 
     Raises:
@@ -164,7 +205,7 @@ def resumed_plan(name: str, text: str, lab: Lab) -> Plan:
         raise ValueError(
             f"expected the data that {folder.path} was started on, got other files of {', '.join(changed)}"
         )
-    return Plan(name, config, lab, before, folder)
+    return Plan(name, config, lab, before, folder, most)
 
 
 def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) -> tuple[Any, str]:
@@ -194,40 +235,16 @@ def run(plan: Plan, reporter: Reporter) -> RunFolder:
 
     Raises:
         ValueError: input that no job can work with, or a disk that refuses.
+        ChildProcessError: a process that ran jobs was killed; what is finished is kept.
         KeyboardInterrupt: what is finished is kept.
     """
     forecast = plan.forecast  # before there is a folder: it finds most of what is wrong with the input
     folder = plan.folder or RunFolder.create(plan.lab.out, plan.name, to_mapping(plan.config), plan.about)
     reporter.started(folder, len(forecast.work), forecast)
     forecast.begin()
-    _execute(replace(plan, folder=folder), forecast, reporter)
+    with _Execution(replace(plan, folder=folder), forecast, reporter) as execution:
+        execution.run()
     return folder
-
-
-def _execute(plan: Plan, forecast: Forecast, reporter: Reporter, model: VAEConfig | None = None) -> None:
-    """Take the lock, run the jobs that are left, each after the models that it needs, and finish."""
-    folder, lab = plan.folder, plan.lab
-    assert folder is not None
-    with folder:
-        for line in folder.recovered:
-            reporter.say(line)
-        for key, damage in folder.damaged().items():
-            reporter.say(f"{key} is run again: {damage}")
-        folder.forget([job.key for job in plan.left])
-        folder.drop_unfinished_rows()
-        lab.folder = folder
-        for number, job in enumerate(plan.jobs, start=1):
-            if job.key in folder.done():
-                continue
-            for config in job.needs:
-                if lab.find(config) is None:
-                    _train(config, plan, forecast, reporter)
-            label = f"job {number}/{len(plan.jobs)} {plan.title(job)}" if model is None else training_title(model)
-            key = model or job.key
-            lab.report = _reporting(reporter, forecast, key, label)
-            folder.mark_done(job.key, _run_job(job, plan, reporter))
-            forecast.finish(key)
-        folder.finish()
 
 
 def training_title(config: VAEConfig) -> str:
@@ -236,26 +253,90 @@ def training_title(config: VAEConfig) -> str:
     return f"train {describe(model_factors(config))}{layers}"
 
 
-def _reporting(reporter: Reporter, forecast: Forecast, key: Hashable, label: str) -> Watch:
-    def report(stage: str, done: int, total: int, state: str) -> None:
-        forecast.at(key, stage, done, total)
-        reporter.show(forecast, label, stage, done, total, state)
+class _Step(NamedTuple):
+    """A job of the run, or the training of a model that its jobs need.
 
-    return report
+    Args:
+        key: the job's key, or the model; of the forecast.
+        label: in words.
+        waits: keys of the steps that come before it.
+    """
+
+    key: Hashable
+    label: str
+    waits: frozenset[Hashable]
 
 
-def _run_job(job: Job, plan: Plan, reporter: Reporter) -> str:
-    """Run one job, keep all that it yields, and say how it ended."""
+class _Task(NamedTuple):
+    """What an executor is told: the folder of a run, and the key of one of its jobs."""
+
+    run: Path
+    job: str
+
+
+class _Stage(NamedTuple):
+    """How far a stage of a job is."""
+
+    stage: str
+    done: int
+    total: int
+    state: str
+
+
+class _Ended(NamedTuple):
+    """How a job ended, ``"ok"`` or ``"failed"``."""
+
+    status: str
+
+
+Item = Measured | Arrays | Checkpoint | File
+
+
+@dataclass
+class _Workshop:
+    """Carries out jobs, in any process. A run that it does not know is read from its folder; it writes to none.
+
+    Args:
+        lab: where jobs get what they need.
+        plans: known runs by their folders.
+    """
+
+    lab: Lab
+    plans: dict[Path, Plan] = field(default_factory=dict)
+
+    def __call__(self, task: _Task, send: Callable[[Item | _Stage | _Ended], None]) -> None:
+        """Run a job, and send what it yields, how far it is, and how it ended."""
+        plan = self._plan(task.run)
+        plan.lab.report = lambda *stage: send(_Stage(*stage))
+        (job,) = (job for job in plan.jobs if job.key == task.job)
+        with _using(plan.threads):
+            send(_Ended(_run_job(job, send)))
+
+    def _plan(self, path: Path) -> Plan:
+        if path not in self.plans:
+            folder = RunFolder.open(path)
+            config = load_config(experiment(folder.experiment).Config, path / "config.yaml")
+            lab = replace(self.lab, folder=folder)
+            self.plans[path] = Plan(folder.experiment, config, lab, folder.environment(), folder)
+        return self.plans[path]
+
+
+def _workshop(experiments: Mapping[str, str], out: Path, device: torch.device, data_dir: Path | None) -> _Workshop:
+    """A workshop in another process, which learns of experiments that were added while this one ran."""
+    EXPERIMENTS.update(experiments)
+    return _Workshop(Lab(out, device, data_dir))
+
+
+def _run_job(job: Job, send: Callable[[Item], None]) -> str:
+    """Run one job, send all that it yields, its failure too, and say how it ended."""
     items = job.run()
     try:
         for item in items:
-            if isinstance(item, Measured):
-                _append(_row(item, job, plan), job, plan, reporter)
-            else:
-                _keep(item, job, plan)
+            if isinstance(item, Measured) and item.value is not None and not math.isfinite(item.value):
+                raise FailedAt(item.step, f"{item.metric} is {item.value:g}")
+            send(item)
     except ArithmeticError as error:
-        failure = Measured("failure", None, step=getattr(error, "step", 0), status="failed", note=str(error))
-        _append(_row(failure, job, plan), job, plan, reporter)
+        send(Measured("failure", None, step=getattr(error, "step", 0), status="failed", note=str(error)))
         return "failed"
     finally:
         if isinstance(items, Generator):  # now, not when it is forgotten: a fit has Pyro's validation off while it runs
@@ -263,52 +344,171 @@ def _run_job(job: Job, plan: Plan, reporter: Reporter) -> str:
     return "ok"
 
 
-def _row(item: Measured, job: Job, plan: Plan) -> Row:
-    """The row of a number.
+class _Execution(ExitStack):
+    """A run on its way: it starts jobs, and keeps what they yield.
 
-    Raises:
-        ArithmeticError: it is not finite.
+    Args:
+        plan: with its folder.
+        forecast: of the plan.
+        reporter: who is told.
     """
-    if item.value is not None and not math.isfinite(item.value):
-        raise FailedAt(item.step, f"{item.metric} is {item.value:g}")
+
+    def __init__(self, plan: Plan, forecast: Forecast, reporter: Reporter) -> None:
+        super().__init__()
+        self.plan, self.forecast, self.reporter = plan, forecast, reporter
+        self.plans: dict[Path, Plan] = {}
+        self.running: dict[_Task, tuple[_Step, _Stage | None]] = {}
+        self.over: set[Hashable] = set()
+
+    def run(self) -> None:
+        """Run the jobs that are left, each after those that it reads and the models that it needs, and finish."""
+        self._open(self.plan)
+        waiting = self._steps()
+        with self._executor() as executor:
+            while waiting or self.running:
+                ready = (step for step in waiting if step.waits <= self.over)
+                step = next(ready, None) if len(self.running) < executor.workers else None
+                if step is None:
+                    self._wait(executor)
+                else:
+                    waiting.remove(step)
+                    self._start(step, executor)
+        self._finish(self.plan)
+
+    def _executor(self) -> Executor:
+        lab = self.plan.lab
+        if self.forecast.workers == 1:
+            return Inline(_Workshop(lab, self.plans), self._take)
+        prepare = partial(_workshop, dict(EXPERIMENTS), lab.out, lab.device, lab.data_dir)
+        return Processes(self.forecast.workers, prepare, self._take)
+
+    def _steps(self) -> list[_Step]:
+        """What is to be done, in the order in which it is started where nothing must wait."""
+        plan, missing, steps = self.plan, list(self.plan.missing), list[_Step]()
+        left = {job.key for job in plan.left}
+        for number, job in enumerate(plan.jobs, start=1):
+            if job.key not in left:
+                continue
+            models = [m for m in plan.missing if any(same_model(m, config) for config in job.needs)]
+            for model in (m for m in models if m in missing):
+                missing.remove(model)
+                steps.append(_Step(model, training_title(model), frozenset()))
+            label = f"job {number}/{len(plan.jobs)} {plan.title(job)}"
+            steps.append(_Step(job.key, label, frozenset([*models, *left.intersection(job.after)])))
+        return steps
+
+    def _open(self, plan: Plan) -> None:
+        """Take the lock of a run, and drop what is there of jobs that are to be run."""
+        folder = plan.folder
+        assert folder is not None
+        self.enter_context(folder)
+        for line in folder.recovered:
+            self.reporter.say(line)
+        for key, damage in folder.damaged().items():
+            self.reporter.say(f"{key} is run again: {damage}")
+        folder.forget([job.key for job in plan.left])
+        folder.drop_unfinished_rows()
+        plan.lab.folder = folder
+        self.plans[folder.path] = plan
+
+    def _finish(self, plan: Plan) -> None:
+        assert plan.folder is not None
+        plan.folder.sort([job.key for job in plan.jobs])
+        plan.folder.finish()
+
+    def _start(self, step: _Step, executor: Executor) -> None:
+        """Start a job; for a model, that of a run of ``train``, unless the model has come to be there."""
+        plan, key = self.plan, str(step.key)
+        if isinstance(step.key, VAEConfig):
+            if plan.lab.find(step.key) is not None:
+                self._end(step)
+                return
+            plan = self._training(step.key)
+            key = plan.jobs[0].key
+        assert plan.folder is not None
+        if key in plan.folder.done():  # only the end of its run was missing
+            self._finish(plan)
+            self._end(step)
+            return
+        task = _Task(plan.folder.path, key)
+        self.running[task] = (step, None)
+        executor.start(task)
+
+    def _end(self, step: _Step) -> None:
+        self.over.add(step.key)
+        self.forecast.finish(step.key)
+
+    def _wait(self, executor: Executor) -> None:
+        assert self.plan.folder is not None
+        try:
+            executor.wait()
+        except ChildProcessError as error:
+            labels = " and ".join(step.label for step, _ in self.running.values())
+            hint = f"`{self.plan.name} --resume {self.plan.folder.path}` resumes the run"
+            raise ChildProcessError(f"{error}, while {labels} ran; {hint}") from error
+
+    def _take(self, task: _Task, message: Item | _Stage | _Ended) -> None:
+        """Keep what a job yields, tell how far it is, and mark it done at its end."""
+        plan, (step, _) = self.plans[task.run], self.running[task]
+        if isinstance(message, _Stage):
+            self.forecast.at(step.key, message.stage, message.done, message.total)
+            self.running[task] = (step, message)
+            self._show()
+        elif isinstance(message, _Ended):
+            assert plan.folder is not None
+            plan.folder.mark_done(task.job, message.status)
+            if step.key != task.job:
+                self._finish(plan)
+            del self.running[task]
+            self._end(step)
+        else:
+            self._keep(message, plan, task.job)
+
+    def _show(self) -> None:
+        """Show the job that was started first, and count the others."""
+        step, stage = next((step, stage) for step, stage in self.running.values() if stage is not None)
+        others = f" and {len(self.running) - 1} more" if len(self.running) > 1 else ""
+        self.reporter.show(self.forecast, f"{step.label}{others}", *stage)
+
+    def _keep(self, item: Item, plan: Plan, key: str) -> None:
+        folder = plan.folder
+        assert folder is not None
+        if isinstance(item, Measured):
+            row = _row(item, key, plan)
+            folder.append(row, key)
+            self.reporter.row(row)
+        elif isinstance(item, File):
+            folder.save_file(item.name, item.data, key)
+        elif isinstance(item, Arrays):
+            folder.save_arrays(key, key, **item.arrays)
+        else:
+            folder.save_tensors(f"{key}.{item.name}" if item.name else key, item.tensors, item.texts, key)
+
+    def _training(self, config: VAEConfig) -> Plan:
+        """The run that trains a model: a new one, or that which was interrupted; its failure is its run's."""
+        lab = replace(self.plan.lab, folder=None)
+        sums = _checksums(experiment("train"), config, lab)
+        folder = find_trained(lab.out, config, ("unfinished",), sums)
+        if folder is None:
+            assert self.plan.folder is not None
+            part_of = f"{self.plan.name}/{self.plan.folder.name}"
+            kept = {name: value for name, value in self.plan.about.items() if name in ("note", "device", "threads")}
+            about = environment() | kept | {"data": sums, "part_of": part_of}
+            folder = RunFolder.create(lab.out, "train", to_mapping(config), about)
+        plan = Plan("train", config, lab, folder.environment(), folder)
+        self._open(plan)
+        return plan
+
+
+def _row(item: Measured, key: str, plan: Plan) -> Row:
+    """The row of a number."""
     module = plan.module
+    (factors,) = (job.factors for job in plan.jobs if job.key == key)
     shared = module.factors(plan.config) if hasattr(module, "factors") else {}
     notes = dict.fromkeys(note for note in (str(plan.about.get("note", "")), item.note) if note)
-    factors: dict[str, Factor] = {**job.factors, **shared, **item.factors}
+    named: dict[str, Factor] = {**factors, **shared, **item.factors}
     return Row(
-        *(plan.name, factors, item.step, item.seconds, item.metric, item.value, item.error, item.error_over),
+        *(plan.name, named, item.step, item.seconds, item.metric, item.value, item.error, item.error_over),
         status=item.status,
         note="; ".join(notes),
     )
-
-
-def _append(row: Row, job: Job, plan: Plan, reporter: Reporter) -> None:
-    assert plan.folder is not None
-    plan.folder.append(row, job.key)
-    reporter.row(row)
-
-
-def _keep(item: Arrays | Checkpoint | File, job: Job, plan: Plan) -> None:
-    folder = plan.folder
-    assert folder is not None
-    if isinstance(item, File):
-        folder.save_file(item.name, item.data)
-        return
-    if isinstance(item, Arrays):
-        folder.save_arrays(job.key, **item.arrays)
-    else:
-        folder.save_tensors(f"{job.key}.{item.name}" if item.name else job.key, item.tensors, item.texts)
-
-
-def _train(config: VAEConfig, plan: Plan, forecast: Forecast, reporter: Reporter) -> None:
-    """Train a model into a run of its own, or resume the one that was interrupted; its failure is its run's."""
-    lab = replace(plan.lab, folder=None)
-    sums = _checksums(experiment("train"), config, lab)
-    folder = find_trained(lab.out, config, ("unfinished",), sums)
-    if folder is None:
-        assert plan.folder is not None
-        part_of = f"{plan.name}/{plan.folder.name}"
-        kept = {name: plan.about[name] for name in ("note", "device", "threads") if name in plan.about}
-        about = environment(torch.get_num_threads()) | kept | {"data": sums, "part_of": part_of}
-        folder = RunFolder.create(lab.out, "train", to_mapping(config), about)
-    _execute(Plan("train", config, lab, folder.environment(), folder), forecast, reporter, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -44,7 +44,7 @@ class RunFolder:
         self._files: dict[str, int] = {}
         self._done: dict[str, str] = {}
         self._rows: Counter[str] = Counter()
-        self._kept: dict[str, str] = {}
+        self._kept: dict[str, dict[str, str]] = {}
 
     @classmethod
     def create(
@@ -118,10 +118,12 @@ class RunFolder:
     def mark_done(self, key: str, status: str = "ok") -> None:
         """Sync the rows to disk, then record that the job ``key`` has ended, ``"ok"`` or ``"failed"``.
 
-        The mark says how many rows the job has, and the checksum of each file that was saved since the mark before.
+        The mark says how many rows the job has, and the checksum of each file that was saved for it, or for no job in
+        particular since the mark before.
         """
         files = self._writable()
-        mark = {"job": key, "status": status, "rows": self._rows[key], "files": self._kept}
+        kept = {**self._kept.get("", {}), **self._kept.get(key, {})}
+        mark = {"job": key, "status": status, "rows": self._rows[key], "files": kept}
         line = json.dumps(check_mark(mark))
         if key in self._done:
             return
@@ -129,7 +131,9 @@ class RunFolder:
             os.fsync(files["rows.jsonl"])
             durable.append_line(files["done.jsonl"], line)
             os.fsync(files["done.jsonl"])
-        self._done[key], self._kept = status, {}
+        self._done[key] = status
+        for job in ("", key):
+            self._kept.pop(job, None)
 
     def damaged(self) -> dict[str, str]:
         """Return the jobs whose results are no longer those that they were marked with, and what is wrong with each."""
@@ -169,6 +173,16 @@ class RunFolder:
             self._rewrite("rows.jsonl", kept)
         return len(lines) - len(kept)
 
+    def sort(self, keys: Sequence[str]) -> None:
+        """Put rows and marks in the order of the jobs ``keys``, whichever of them was done first."""
+        self._writable()
+        place = {key: number for number, key in enumerate(("", *keys))}
+        for file, check in (("rows.jsonl", check_row), ("done.jsonl", check_mark)):
+            lines = good_lines(self.path / file, check)
+            ordered = sorted(lines, key=lambda line: place.get(line["job"], len(place)))
+            if ordered != lines:
+                self._rewrite(file, ordered)
+
     def _rewrite(self, file: str, lines: list[dict[str, Any]]) -> None:
         data = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines).encode()
         write_atomically(self.path / file, data)
@@ -197,14 +211,14 @@ class RunFolder:
         return content
 
     def save_tensors(
-        self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+        self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, job: str = ""
     ) -> None:
-        """Save arrays and numbers as the checkpoint ``name``, and keep the generation before.
+        """Save arrays and numbers as the checkpoint ``name`` of ``job``, and keep the generation before.
 
         ``metadata`` maps texts to texts. Raises ``ValueError`` for what is not numbers.
         """
         self._writable()
-        self._keep(save_tensors(self.path, name, tensors, metadata))
+        self._keep(save_tensors(self.path, name, tensors, metadata), job)
 
     def load_tensors(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of checkpoint ``name``, checked against its checksum.
@@ -217,24 +231,24 @@ class RunFolder:
         """Return the metadata saved with checkpoint ``name``; checks and errors as ``load_tensors``."""
         return load_metadata(self.path, name)
 
-    def save_arrays(self, name: str, /, **arrays: np.ndarray) -> None:
-        """Save what figures need as ``arrays/<name>.npz``. Raises ``ValueError`` for an array of objects."""
+    def save_arrays(self, name: str, job: str = "", /, **arrays: np.ndarray) -> None:
+        """Save what figures need of ``job`` as ``arrays/<name>.npz``. Raises ``ValueError`` for an array of objects."""
         self._writable()
-        self._keep(save_arrays(self.path, name, arrays))
+        self._keep(save_arrays(self.path, name, arrays), job)
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays saved under ``name``. Nothing is unpickled. Raises ``ValueError`` for a damaged file."""
         return load_arrays(self.path, name)
 
-    def save_file(self, name: str, data: bytes) -> None:
-        """Write a file of the run's own, such as ``diagnosis_train.safetensors``, whole or not at all."""
+    def save_file(self, name: str, data: bytes, job: str = "") -> None:
+        """Write a file of ``job``, such as ``diagnosis_train.safetensors``, whole or not at all."""
         self._writable()
         path = self.path / check_name("file", name)
         write_atomically(path, data)
-        self._keep(path)
+        self._keep(path, job)
 
-    def _keep(self, path: Path) -> None:
-        self._kept[str(path.relative_to(self.path))] = sha256(path.read_bytes())
+    def _keep(self, path: Path, job: str) -> None:
+        self._kept.setdefault(job, {})[str(path.relative_to(self.path))] = sha256(path.read_bytes())
 
     def finish(self) -> None:
         """Close the run for good: write ``summary.csv``, and the checksums of all files to ``FINISHED``.

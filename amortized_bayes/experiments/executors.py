@@ -1,0 +1,191 @@
+"""Where tasks are carried out: in this process, one after the other, or side by side in processes of this machine.
+
+A task is anything that can be pickled. It is carried out by a function ``(task, send)``, which sends messages on its
+way; a handler in this process gets each with its task, those of one task in their order. An executor knows nothing of
+runs and jobs, and nothing of it decides a result: :mod:`~amortized_bayes.experiments.running` starts tasks, and
+alone writes what they send.
+
+Processes are spawned, live as long as the executor, and share what is on disk: data, trained models, and the cache of
+Inductor, whose place (``TORCHINDUCTOR_CACHE_DIR``, or a temporary folder of the user) all of them have from here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, Protocol, Self
+
+__all__ = ["Executor", "Inline", "Processes"]
+
+Send = Callable[[Any], None]
+Perform = Callable[[Any, Send], None]
+Handle = Callable[[Any, Any], None]
+DIED = "a worker process was killed, perhaps for want of memory"
+
+
+class Executor(Protocol):
+    """Carries tasks out; ``with executor:`` around its use."""
+
+    workers: int
+    """How many tasks may be under way."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def start(self, task: Any) -> None:
+        """Start a task.
+
+        Raises:
+            Exception: what the task raised, if it is carried out at once.
+            ChildProcessError: a process died.
+        """
+        ...
+
+    def wait(self) -> None:
+        """Wait for a message of some task under way, and hand it on.
+
+        Raises:
+            Exception: what a task raised.
+            ChildProcessError: a process died.
+        """
+        ...
+
+
+class Inline:
+    """Carries out each task as it is started, in this process.
+
+    Args:
+        perform: carries a task out.
+        handle: is called with a task and what it sends.
+    """
+
+    workers = 1
+
+    def __init__(self, perform: Perform, handle: Handle) -> None:
+        self.perform, self.handle = perform, handle
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, task: Any) -> None:
+        """Carry a task out."""
+        self.perform(task, lambda message: self.handle(task, message))
+
+    def wait(self) -> None:
+        """No task is under way."""
+        raise RuntimeError("expected a task under way, got none")
+
+
+class Processes:
+    """Carries tasks out in processes of this machine, which end with this one.
+
+    Args:
+        workers: how many processes there are; each is started when it is first needed.
+        prepare: called once in each process; returns what carries a task out there.
+        handle: is called in this process with a task and what it sends.
+    """
+
+    def __init__(self, workers: int, prepare: Callable[[], Perform], handle: Handle) -> None:
+        self.workers, self.handle = workers, handle
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.others = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")
+        self.reader, self.writer = context.Pipe(duplex=False)
+        given = (prepare, self.writer, context.Lock())
+        self.pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=given)
+        # a process that is killed while it sends leaves half a message: a thread waits for the rest, and not this one
+        self.thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all processes at once, whatever they do."""
+        for process in set(multiprocessing.active_children()) - self.others:
+            process.terminate()
+        self.pool.shutdown(cancel_futures=True)
+        self.writer.close()  # the last one: the reader comes to an end
+        self.thread.join()
+        self.reader.close()
+
+    def start(self, task: Any) -> None:
+        """Hand a task to a process."""
+        try:
+            with _interrupts_held():  # a new process is deaf to them from its first moment: this one ends it
+                future = self.pool.submit(_carry_out, task)
+        except BrokenProcessPool as error:
+            raise ChildProcessError(DIED) from error
+        future.add_done_callback(self._ended)
+
+    def wait(self) -> None:
+        """Wait for a message, and hand it on."""
+        event = self.events.get()
+        if isinstance(event, BrokenProcessPool):
+            raise ChildProcessError(DIED) from event
+        if isinstance(event, BaseException):
+            raise event
+        self.handle(*event)
+
+    def _ended(self, future: Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self.events.put(error)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self.events.put(self.reader.recv())
+        except (EOFError, OSError):  # all writers are gone
+            pass
+        except Exception as error:
+            self.events.put(error)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C from this thread, and for good from processes that it starts; none is lost here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# in a worker process
+
+_here: dict[str, Any] = {}
+"""What carries tasks out, and what sends their messages, in a worker process."""
+
+
+def _begin(prepare: Callable[[], Perform], writer: Connection, lock: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def send(task: Any, message: Any) -> None:
+        with lock:
+            writer.send((task, message))
+
+    _here.update(perform=prepare(), send=send)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _carry_out(task: Any) -> None:
+    _here["perform"](task, lambda message: _here["send"](task, message))
