@@ -15,7 +15,7 @@ from amortized_bayes.comparing.between import Curve, Finding, compare_fits, find
 from amortized_bayes.comparing.measures import Measure, over_points
 from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.guides.registry import GUIDES, Fit
-from amortized_bayes.per_point import VACUOUS_KL, is_vacuous, mean_over_points
+from amortized_bayes.per_point import is_vacuous, mean_over_points
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class FittedGuide(NamedTuple):
         elbo: of each point; ``None`` for a fit that failed.
         curve: steps, seconds and ELBO on the way.
         doubled: ELBO of each point after as many epochs again, where they were run.
+        active_units: latents whose mean varies over points; ``None`` where they were not counted.
     """
 
     guide: str
@@ -45,6 +46,7 @@ class FittedGuide(NamedTuple):
     elbo: Elbo | None
     curve: list[tuple[int, float, float]]
     doubled: Tensor | None = None
+    active_units: int | None = None
 
     @property
     def fit(self) -> Fit:
@@ -56,7 +58,7 @@ class FittedGuide(NamedTuple):
         """Ok, vacuous or failed."""
         if self.elbo is None:
             return "failed"
-        return "vacuous" if is_vacuous(mean_over_points(self.elbo.kl)[0]) else "ok"
+        return "vacuous" if is_vacuous(self.active_units) else "ok"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Comparison:
             gap = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)"
             more = row["unconverged_by"]
             tail = "" if math.isnan(more) else f"; doubling the epochs gains another {more:.3f} nats"
-            dead = f"; vacuous: KL below {VACUOUS_KL:g} nat" if row["status"] == "vacuous" else ""
+            dead = "; vacuous: no active latent" if row["status"] == "vacuous" else ""
             lines.append(f"{name}: family gap {gap}{tail}{dead}")
         return "\n".join(lines)
 
