@@ -48,7 +48,7 @@ class Row(NamedTuple):
     ``factors`` are all that tells it from other numbers of its metric (``dataset``, ``seed``, ``guide``, ``k``, ...);
     a factor that does not apply is left out. ``standard_error`` is ``None`` where there is none; ``error_over`` says
     what the error is taken over: ``"points"`` (the data points are the sample), ``"monte carlo"`` (draws from the
-    guide) or ``"seeds"``. ``status`` is ``"ok"``, ``"vacuous"`` (the latents carry less than 1 nat) or ``"failed"``
+    guide) or ``"seeds"``. ``status`` is ``"ok"``, ``"vacuous"`` (no latent is active) or ``"failed"``
     (``metric`` is then ``"failure"`` and ``step`` says where). ``note`` carries what a reader must know about the
     number, such as a data set used instead of another.
     """

@@ -167,14 +167,14 @@ def _fit(problem: FitProblem, fit: Fit, start: Start | None) -> tuple[FittedGuid
     answer = None
     try:
         for found, elbo in climb(problem, fitting):
-            rungs.append(Rung(found.epochs, found.step, found.seconds, elbo.value))
+            rungs.append(Rung(found.epochs, found.step, found.seconds, elbo))
             if found.epochs == problem.budgets[-1]:
                 answer = start_at(problem, fitting, _keep)
         done = finish_fit(problem, fitting)
     except Divergence as error:
         return FittedGuide(*fit, error.step, fitting.training.seconds, None, tuple(rungs)), None
     top = done.evaluation
-    rungs.append(Rung(top.epochs, top.step, top.seconds, done.elbo.value))
+    rungs.append(Rung(top.epochs, top.step, top.seconds, done.elbo))
     active = int(top.measures["active_units"].value or 0)
     return FittedGuide(*fit, top.step, top.seconds, done.elbo, tuple(rungs), active), answer
 

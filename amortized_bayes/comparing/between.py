@@ -23,7 +23,7 @@ from torch import Tensor
 
 from amortized_bayes.comparing.measures import Measure, over_points, paired
 from amortized_bayes.guides.registry import GUIDES, Fit
-from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.per_point import PerPoint, mean_over_points
 from amortized_bayes.types import Factor
 
 __all__ = ["SHARES", "Finding", "Ladder", "Rung", "best_fit", "compare_fits", "find_reference", "time_to"]
@@ -38,7 +38,7 @@ class Rung(NamedTuple):
     epochs: int
     step: int
     seconds: float
-    elbo: Tensor | np.ndarray
+    elbo: Tensor | np.ndarray | PerPoint
 
 
 Ladder = Sequence[Rung]

@@ -141,7 +141,7 @@ class Comparison:
             for rung in fitted.rungs:
                 at = {"factors": {**factors, "epochs": rung.epochs}, "step": rung.step, "seconds": rung.seconds}
                 yield _with(row._replace(metric="elbo", **at), over_points(rung.elbo))
-            for metric, values in (("final_elbo", fitted.elbo.value), ("final_kl", fitted.elbo.kl)):
+            for metric, values in (("final_elbo", fitted.elbo), ("final_kl", fitted.elbo.kl)):
                 yield _with(row._replace(metric=metric), over_points(values))
         for found in self._findings():
             fitted = next(f for f in self.fits if f.fit == found.fit)

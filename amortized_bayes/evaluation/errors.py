@@ -11,13 +11,11 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
 
+from amortized_bayes.per_point import ACTIVE_VARIANCE
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import PairedTraces, check_traces
+from amortized_bayes.weights import PairedTraces, check_traces, plate_frame, sample_sites
 
-__all__ = ["MeanPrediction", "active_units", "mean_prediction", "mean_squared_error"]
-
-ACTIVE_VARIANCE = 0.01
-"""A latent is active if the variance over points of its mean exceeds this (Burda, Grosse & Salakhutdinov, 2016)."""
+__all__ = ["MeanPrediction", "active_units", "mean_latents", "mean_prediction", "mean_squared_error"]
 
 
 class MeanPrediction(NamedTuple):
@@ -54,8 +52,40 @@ def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data",
     observed = list(traces.local_sites(model_trace, observed=True))
     if len(observed) != 1:
         raise ValueError(f"expected one observed site in plate {plate!r}, got {[s['name'] for s in observed]}")
-    latents = [s["value"].reshape(len(s["value"]), -1) for s in traces.local_sites(guide_trace, observed=False)]
-    return MeanPrediction(observed[0]["fn"].mean, torch.cat(latents, 1))
+    return MeanPrediction(observed[0]["fn"].mean, _local_values(guide_trace, plate))
+
+
+@torch.no_grad()
+def mean_latents(guide: Guide, *args: Any, plate: str = "data", **kwargs: Any) -> Tensor:
+    """Means of the local latents, flattened, ``(B, D)``, as in :func:`mean_prediction` but without decoding.
+
+    Raises:
+        ValueError: a guide without a latent in the plate.
+
+    Example:
+        >>> import torch
+        >>> import amortized_bayes as ab
+        >>> from amortized_bayes.evaluation.errors import mean_latents
+        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+        >>> guide = ab.Constant(ab.latent_sites(model, torch.zeros(4, 3)).local, num_data=4)
+        >>> mean_latents(guide, torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+    """
+    with _Means():
+        return _local_values(poutine.trace(guide).get_trace(*args, **kwargs), plate)
+
+
+def _local_values(trace: poutine.Trace, plate: str) -> Tensor:
+    """Values of the latents inside the plate, with the plate's dimension first, flattened, ``(B, D)``."""
+    found = []
+    for site in sample_sites(trace):
+        frame = plate_frame(site, plate)
+        if frame is not None and not (site["is_observed"] or site["infer"].get("is_auxiliary")):
+            value = site["value"].movedim(frame.dim - len(site["fn"].event_shape), 0)
+            found.append(value.reshape(len(value), -1))
+    if not found:
+        raise ValueError(f"expected a guide with a latent in plate {plate!r}, got none")
+    return torch.cat(found, 1)
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -76,7 +106,7 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def active_units(latent_means: Tensor) -> int:
-    """Number of latents whose mean varies over points by more than 0.01, from means ``(N, D)``.
+    """Number of latents whose mean varies over points by more than 0.01, from means ``(N, D)``; 0 for constant VI.
 
     Example:
         >>> import torch

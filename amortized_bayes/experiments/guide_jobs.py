@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from amortized_bayes.experiments.guide_fits import Place, fit_disk
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Job, Measured, job_key
 from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits
+from amortized_bayes.per_point import PointValues
 from amortized_bayes.types import Factor
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from amortized_bayes.comparing.between import Rung
     from amortized_bayes.comparing.fitting import Evaluation, Finished, Fitting
     from amortized_bayes.comparing.problem import FitProblem
+    from amortized_bayes.evaluation.bounds import Elbo
 
 __all__ = ["GuideJobs"]
 
@@ -76,11 +78,12 @@ class GuideJobs(NamedTuple):
 
         rows: pd.DataFrame = self.place.lab.rows(self.key(fit))
         elbos = self.place.lab.arrays(self.key(fit))
-        rungs = rows[rows["metric"] == "elbo"].sort_values("epochs")
-        return [
-            Rung(int(row["epochs"]), int(row["step"]), float(row["seconds"]), elbos[f"elbo_{int(row['epochs'])}"])
-            for row in rungs.to_dict("records")
-        ]
+        found = []
+        for row in rows[rows["metric"] == "elbo"].sort_values("epochs").to_dict("records"):
+            epochs = int(row["epochs"])
+            elbo = PointValues(elbos[f"elbo_{epochs}"], float(elbos[f"elbo_shared_error_{epochs}"]))
+            found.append(Rung(epochs, int(row["step"]), float(row["seconds"]), elbo))
+        return found
 
     def succeeded(self, *guides: str) -> list[Fit]:
         """The fits that succeeded, of some guides or of all."""
@@ -115,12 +118,12 @@ class GuideJobs(NamedTuple):
         elbos: dict[str, np.ndarray] = {}
         half: dict[str, np.ndarray] = {}
         for found, elbo in climb(problem, fitting, self.place.watch(FIT)):
-            elbos[f"elbo_{found.epochs}"] = _array(elbo.value.float())
+            elbos |= _kept(found.epochs, elbo)
             yield from _on_curves(found)
             if found.epochs == problem.budgets[-1]:
                 half = {name: _array(tensor).copy() for name, tensor in fitting.training.state().items()}
         done = finish_fit(problem, fitting)
-        elbos[f"elbo_{problem.epochs}"] = _array(done.elbo.value.float())
+        elbos |= _kept(problem.epochs, done.elbo)
         if not origin:
             yield Checkpoint(half)
         yield Arrays({**elbos, **self.images(done)})
@@ -166,6 +169,13 @@ def _measured(found: Evaluation, notes: Mapping[str, str] = {}) -> Iterator[Meas
     for metric, measure in found.measures.items():
         place = {"step": found.step, "seconds": found.seconds, "status": found.status}
         yield Measured(metric, *measure, **place, note=notes.get(metric, ""))
+
+
+def _kept(epochs: int, elbo: Elbo) -> dict[str, np.ndarray]:
+    """ELBO of each point with one budget, and the error that the points share, as arrays."""
+    import numpy as np
+
+    return {f"elbo_{epochs}": _array(elbo.value.float()), f"elbo_shared_error_{epochs}": np.array(elbo.shared_error)}
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -73,10 +73,8 @@ def _vacuous(finals: pd.DataFrame) -> Iterator[str]:
     names = dict.fromkeys(_names(finals, dead, ignored=selection.SAME_JOB))
     if not names:
         return
-    kl = dead[dead["metric"] == "final_kl"]["value"].dropna()
-    size = f" ({', '.join(f'{value:.2f}' for value in kl)} nats)" if 0 < len(kl) == len(names) else ""
     who = "; ".join(filter(None, names)) or "the model"
-    yield f"Vacuous, since the latents carry less than 1 nat per point{size}: {who}."
+    yield f"Vacuous, since no latent is active: {who}."
 
 
 def _negative_gaps(finals: pd.DataFrame) -> Iterator[str]:
