@@ -217,7 +217,7 @@ def log_predictive(
 ) -> Estimate:
     """Log predictive density of each test point, ``log E_q(theta) p(x|theta)``, from T times S draws.
 
-    A lower bound in expectation, tighter with more draws. The error is by the delta method over the T draws of theta; with
+    A lower bound in expectation, tighter with more draws. The error is by the delta method over T draws of theta; with
     one draw it is unknown, nan, unless no latents are shared.
 
     How far the value lies below the density falls with the quality of q(z), so that guides are comparable where their
