@@ -42,7 +42,8 @@ QSTAR = [
 @pytest.fixture(autouse=True)
 def _quick(place, monkeypatch):
     """No capturing, forecasts at a guess, and few visits of test points."""
-    monkeypatch.setattr(fitting, "FRESH_VISITS", 2)
+    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
+    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
     monkeypatch.setattr(fitting, "FRESH_REPORTS", 2)
     monkeypatch.setattr(lab.Lab, "_step_seconds", wing.QuickLab._step_seconds)
     monkeypatch.setattr(lab.Lab, "_evaluation_seconds", wing.QuickLab._evaluation_seconds)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amortized_bayes.comparing.measures import curve_measures, final_measures, held_measures, over_points, paired
+from amortized_bayes.comparing.measures import final_measures, held_measures, over_points, paired, rung_measures
 from amortized_bayes.comparing.problem import FitProblem, Held
 from amortized_bayes.evaluation.errors import active_units, mean_latents
 from amortized_bayes.guides import Constant, Factorized, MeanField
@@ -25,7 +25,7 @@ def problem(float64):
     train, test = torch.randn(N, 3), 3 + torch.randn(30, 3)
     held = Held(torch.randn(N, 3), test, torch.randn(30, 3), particles=5, points=20)
     new_model = lambda: (model, latent_sites(model, train))  # noqa: E731
-    return FitProblem(train, new_model, lambda _: FitOptions(), seed=0, epochs=1, held=held, num_draws=3)
+    return FitProblem(train, new_model, lambda _: FitOptions(), seed=0, epochs=2, budgets=(1,), held=held, num_draws=3)
 
 
 def exact_rows(problem, x):
@@ -54,7 +54,7 @@ def test_training_measures_are_against_the_targets_and_not_the_data(problem):
     means = model.posterior(problem.data).mean @ model.weight.T
     exact = (means - problem.held.target).square().mean().item()
     final, values = final_measures(problem, model, guide)
-    for found in (final["final_mse_train"], curve_measures(problem, model, guide)["mse_train"]):
+    for found in (final["final_mse_train"], rung_measures(problem, model, guide)[0]["mse_train"]):
         assert found.value == pytest.approx(exact)
     assert final["final_iwae"].value == pytest.approx(model.log_evidence(problem.data)[:20].mean().item(), abs=1e-9)
     assert final["final_elbo"] == over_points(values)
@@ -74,7 +74,7 @@ def test_a_proposal_makes_the_log_predictive_density_that_of_the_model(problem):
 
 def test_a_constant_guide_has_no_active_unit(problem):
     model, sites = problem.new_model()
-    found = curve_measures(replace(problem, held=None), model, Constant(sites.local, N))
+    found, _ = rung_measures(replace(problem, held=None), model, Constant(sites.local, N))
     assert found["active_units"].value == 0
     assert set(found) == {"elbo", "kl", "active_units"}
     rows = torch.cat([torch.linspace(-1, 1, N)[:, None], torch.zeros(N, 3)], 1)
@@ -97,7 +97,8 @@ def test_errors_hold_the_draws_of_shared_weights():
     assert final["final_elbo"].error == pytest.approx(math.hypot(points, values.shared_error))
     assert final["final_elbo_monte_carlo"].error > values.shared_error
     assert final["final_iwae"].error > 0
-    assert curve_measures(problem, model, guide)["elbo"].error is None  # of one draw
+    one = replace(problem, num_draws=1)
+    assert rung_measures(one, model, guide)[0]["elbo"].error is None
     restored = PointValues(values.value.numpy(), float(values.shared_error))
     assert over_points(restored)[:2] == pytest.approx(over_points(values)[:2])
     assert paired(restored, restored).error == pytest.approx(math.sqrt(2) * values.shared_error)

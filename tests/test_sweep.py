@@ -24,7 +24,8 @@ FITS = [
 
 @pytest.fixture(autouse=True)
 def _few_visits(monkeypatch):
-    monkeypatch.setattr(fitting, "FRESH_VISITS", 2)
+    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
+    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
 
 
 def test_a_run_holds_every_fit_and_gap(tmp_path):

@@ -49,8 +49,8 @@ __all__ = [
 
 EXAMPLES = 10
 """Test points of which reconstructions are kept."""
-FRESH_VISITS = 100
-"""Visits of each test point when factorized VI gets fresh factors."""
+RUNG_VISITS, FINAL_VISITS = 50, 400
+"""Visits of each test point when it gets fresh factors: below the top, and at most at the top."""
 FRESH_RUNGS = 2
 """Rungs, from the top, at which factorized VI is measured on test points: each costs a fit of fresh factors."""
 RUNG_POINTS = 1_000
@@ -113,13 +113,13 @@ class Finished(NamedTuple):
         evaluation: its final numbers.
         elbo: of each training point.
         examples: the first test points, (10, P), as ``original`` and ``reconstruction``; nothing without test points.
-        backend: what its steps were run by.
+        notes: what must be known of a metric, by its name.
     """
 
     evaluation: Evaluation
     elbo: Elbo
     examples: Mapping[str, Tensor]
-    backend: str
+    notes: Mapping[str, str]
 
 
 def start_fit(problem: FitProblem, fit: Fit, start: Start | None = None, options: FitOptions | None = None) -> Fitting:
@@ -247,7 +247,8 @@ def _rung(problem: FitProblem, fitting: Fitting, epochs: int) -> tuple[Evaluatio
         costly = GUIDES[fitting.fit.guide].per_point and epochs not in problem.budgets[1 - FRESH_RUNGS :]
         if problem.held is not None and not costly:
             data, target = problem.held.test[:RUNG_POINTS], problem.held.test_target[:RUNG_POINTS]
-            found["mse_test"] = mse_of(*_for_test(problem, fitting, data), data, target)
+            answer = _for_test(problem, fitting, data, RUNG_VISITS)
+            found["mse_test"] = mse_of(answer.model, answer.guide, data, target)
     return _finite(_evaluation(fitting, epochs, found)), values
 
 
@@ -263,17 +264,21 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     Raises:
         Divergence: a final value that is not finite.
     """
-    training, held, examples = fitting.training, problem.held, {}
+    training, held = fitting.training, problem.held
+    captured, examples = training.captured, {}
+    notes = {"capture_seconds": captured.backend if captured else "uncaptured"}
     with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
         found, values = final_measures(problem, fitting.model, fitting.guide)
         if held is not None:
-            model, guide = _for_test(problem, fitting, held.test)
-            found |= held_measures(problem, held, model, guide)
+            model, guide, *_ = answer = _for_test(problem, fitting, held.test, FINAL_VISITS)
+            # factors of equal quality beside each guide's own q(theta): else it would be q(z) that differs
+            proposal = _fresh(problem, fitting, held.test[: held.predictive_points], FINAL_VISITS)
+            found |= held_measures(problem, held, model, guide, proposal.guide)
+            notes |= {"final_mse_test": answer.note, "log_predictive": proposal.note}
             few = torch.arange(min(EXAMPLES, len(held.test)), device=held.test.device)
             seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
             examples = {"original": held.test_target[few], "reconstruction": seen}
     parameters, size = training.size()
-    captured = training.captured
     found |= {
         "seconds_per_step": Measure(training.seconds / max(1, training.steps)),
         "capture_seconds": Measure(captured.seconds if captured else 0.0),
@@ -281,16 +286,31 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
         "memory_bytes": Measure(size),
     }
     evaluation = _finite(_evaluation(fitting, problem.epochs, found))
-    return Finished(evaluation, values, examples, captured.backend if captured else "uncaptured")
+    return Finished(evaluation, values, examples, notes)
 
 
-def _for_test(problem: FitProblem, fitting: Fitting, data: Tensor) -> tuple[nn.Module, LocalGuide]:
+class _Answer(NamedTuple):
+    """What a fit has to say about test points."""
+
+    model: Any
+    guide: LocalGuide
+    note: str = ""
+
+
+def _for_test(problem: FitProblem, fitting: Fitting, data: Tensor, visits: int) -> _Answer:
     """Model and guide for test points: factorized VI fits fresh factors with q(theta) frozen, others answer at once."""
     if not GUIDES[fitting.fit.guide].per_point:
-        return fitting.model, fitting.guide
+        return _Answer(fitting.model, fitting.guide)
+    return _fresh(problem, fitting, data, visits)
+
+
+def _fresh(problem: FitProblem, fitting: Fitting, data: Tensor, visits: int) -> _Answer:
+    """Fresh factors for test points; those with few visits have no doubling, which would say whether they settled."""
     options = problem.options_of(fitting.fit, len(data))
-    fixed = (fitting.model, fitting.guide.shared, fitting.sites.local)
-    return fresh_factors(*fixed, data, options, visits=FRESH_VISITS, seed=problem.seed)
+    fixed, few = (fitting.model, fitting.guide.shared, fitting.sites.local), visits == RUNG_VISITS
+    limits = {"visits": min(visits, RUNG_VISITS), "max_visits": visits}
+    found = fresh_factors(*fixed, data, options, **limits, seed=problem.seed, plate=problem.plate)
+    return _Answer(found.model, found.guide, "" if few else found.note)
 
 
 def _seed_evaluations(problem: FitProblem, stream: tuple[str, ...]) -> None:

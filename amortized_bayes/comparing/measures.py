@@ -120,7 +120,7 @@ def held_measures(
     index = torch.arange(len(x), device=x.device)
     local = {"plate": problem.plate, "local_reparametrization": problem.local_reparametrization}
     terms = elbo(model, guide, x, index, num_draws=HELD_DRAWS, analytic_kl=problem.analytic_kl, **local)
-    some = index[: held.points]
+    some = index[: held.predictive_points]
     predictive = log_predictive(model, proposal or guide, x[some], some, **local)
     return {
         "final_mse_test": mse_of(model, guide, held.test, held.test_target),

@@ -29,8 +29,9 @@ class Held(NamedTuple):
         target: what predictions of the training points are compared with, (N, P): grey pixels, say.
         test: test points, (N', ...).
         test_target: likewise, (N', P).
-        particles: of IWAE and the log predictive density.
-        points: on which these two are measured.
+        particles: of IWAE.
+        points: on which it is measured.
+        predictive_points: test points on which the log predictive density is.
     """
 
     target: Tensor
@@ -38,6 +39,7 @@ class Held(NamedTuple):
     test_target: Tensor
     particles: int = 50
     points: int = 1_000
+    predictive_points: int = 200
 
 
 @dataclass(frozen=True)

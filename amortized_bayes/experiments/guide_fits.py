@@ -82,7 +82,9 @@ class Place(NamedTuple):
         basis = f"{TIMED_STEPS} steps with the widest encoder"
         return Work(stage, epochs * self.sizes.per_epoch, seconds, basis)
 
-    def problem(self, num_draws: int = 2, particles: int = 1, points: int = 1) -> FitProblem:
+    def problem(
+        self, num_draws: int = 2, particles: int = 1, points: int = 1, predictive_points: int = 1
+    ) -> FitProblem:
         """The data as the model sees them, and the model; the numbers are those of final evaluations."""
         from amortized_bayes.comparing.problem import FitProblem, Held
         from amortized_bayes.experiments.setup import build_model
@@ -100,7 +102,7 @@ class Place(NamedTuple):
             local_reparametrization=config.decoder == "bayesian",
             published=config.init == "published",
             name=f"{_stream_name(self.dataset)}_seed{self.seed}",
-            held=Held(images.grey_train, images.test, images.grey_test, particles, points),
+            held=Held(images.grey_train, images.test, images.grey_test, particles, points, predictive_points),
         )
 
     def options(self, fit: Fit, rates: Rates | None = None) -> FitOptions:

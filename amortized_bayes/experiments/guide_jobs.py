@@ -130,7 +130,7 @@ class GuideJobs(NamedTuple):
         top = done.evaluation
         same = {metric: top.measures[name] for metric, name in CURVES.items() if name in top.measures}
         yield from _on_curves(top._replace(measures=same))
-        yield from _measured(top, {"capture_seconds": done.backend})
+        yield from _measured(top, done.notes)
 
     def images(self, done: Finished) -> dict[str, np.ndarray]:
         """Some test images, and what becomes of them."""

@@ -44,8 +44,9 @@ class Config(FitSettings):
         rates_others: Learning rates of other guides, each as name, rate of q(theta), local rate.
         tune: Choose the learning rates first, from the grid of `tune`.
         elbo_draws: Number of draws for the final ELBO.
-        iwae_particles: Number of particles for IWAE and the log predictive density.
-        iwae_points: Number of points on which these two are measured.
+        iwae_particles: Number of particles for IWAE.
+        iwae_points: Number of training points on which it is measured.
+        predictive_points: Number of test points on which the log predictive density is measured.
     """
 
     seeds: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0,)
@@ -57,6 +58,7 @@ class Config(FitSettings):
     elbo_draws: Annotated[int, AtLeast(1)] = 10
     iwae_particles: Annotated[int, AtLeast(1)] = 50
     iwae_points: Annotated[int, AtLeast(1)] = 1_000
+    predictive_points: Annotated[int, AtLeast(1)] = 200
 
     def check(self) -> None:
         """Refuse learning rates of no guide, or that are none."""
@@ -134,5 +136,5 @@ def prepare(config: Config, lab: Lab) -> Config:
 def jobs(config: Config, lab: Lab) -> list[Job]:
     """All fits of each data set and seed, and the comparison."""
     places = [Place(config, lab, dataset, seed) for dataset in config.dataset for seed in config.seeds]
-    numbers = (config.elbo_draws, config.iwae_particles, config.iwae_points)
+    numbers = (config.elbo_draws, config.iwae_particles, config.iwae_points, config.predictive_points)
     return [job for place in places for job in GuideJobs(place, partial(place.problem, *numbers)).jobs()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,7 +37,7 @@ ROWS = 2_000
 
 @dataclass(frozen=True)
 class Fresh:
-    """A frozen model, and a guide with frozen q(theta) and a fitted row for each point; unpacks as these two.
+    """A frozen model, and a guide with frozen q(theta) and a fitted row for each point.
 
     Args:
         model: the model, frozen.
@@ -52,9 +52,6 @@ class Fresh:
     visits: int
     gain: float
     gain_error: float
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter((self.model, self.guide))
 
     @property
     def settled(self) -> bool:
@@ -128,6 +125,7 @@ def fresh_factors(
         kl_weight=None,
         entropy_weight=None,
         shared_kl_weight=None,
+        capture="off" if options.capture == "off" else "replay",  # too few steps to be worth compiling
     )
     training = Training(frozen_model, guide, data, options, seed, plate=plate)
     done, before, fresh = 0, None, None
