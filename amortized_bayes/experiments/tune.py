@@ -95,7 +95,7 @@ def _fits(config: Config, guide: str) -> list[Fit]:
 
 
 def _epochs(epochs: int) -> int:
-    return max(1, epochs // 8)
+    return max(1, epochs // 4)
 
 
 def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
