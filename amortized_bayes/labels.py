@@ -75,6 +75,7 @@ METRICS: dict[str, Metric] = {
     "final_kl": Metric("KL", "KL of z from its prior"),
     "final_kl_shared": Metric("KL of weights", "KL of the weights from their prior"),
     "active_units": Metric("active units", digits=0, unit=""),
+    "hidden_units": Metric("hidden units", "hidden units of the decoder in use", 0, ""),
     "mse_train": Metric("train MSE", "training MSE", 4, "per pixel, grey in [0, 1]"),
     "mse_test": Metric("test MSE", "test MSE", 4, "per pixel, grey in [0, 1]"),
     "final_mse_train": Metric("train MSE", "training MSE", 4, "per pixel, grey in [0, 1]"),

@@ -8,7 +8,7 @@ import torch
 
 from amortized_bayes.comparing.measures import final_measures, held_measures, over_points, paired, rung_measures
 from amortized_bayes.comparing.problem import FitProblem, Held
-from amortized_bayes.evaluation.errors import active_units, mean_latents
+from amortized_bayes.evaluation.errors import active_units, hidden_units_in_use, mean_latents
 from amortized_bayes.guides import Constant, Factorized, MeanField
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.models import DeepGenerative, LinearGaussian
@@ -105,3 +105,21 @@ def test_errors_hold_the_draws_of_shared_weights():
     found = held_measures(problem, held, model, guide)
     assert found["test_log_likelihood"].error > 0
     assert found["log_predictive"].error > 0
+
+
+def test_hidden_units_are_in_use_where_what_they_add_varies():
+    """Of 4 hidden units: dead at the input, dead at the output, one that adds little, and one that is in use."""
+    weights = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    out = torch.tensor([[1.0, 0.0, 0.02, 1.0], [1.0, 0.0, 0.02, 1.0], [1.0, 0.0, 0.02, 1.0]])
+    model = DeepGenerative(3, 2, [4], 40, bayesian=False)
+    assert model.network is not None
+    with torch.no_grad():
+        for parameter, value in zip(model.network.parameters(), (weights, 0.0, out, 0.0), strict=True):
+            parameter.copy_(torch.as_tensor(value))
+    rows = torch.cat([torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(40, 2)], 1)
+    x = torch.zeros(40, 3)
+    sites = latent_sites(model, x).local
+    assert hidden_units_in_use(model, Factorized(sites, 40, start=rows), x) == 1
+    assert hidden_units_in_use(model, Constant(sites, 40), x) == 0
+    linear = LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
+    assert hidden_units_in_use(linear, Constant(latent_sites(linear, x).local, 40), x) is None

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from amortized_bayes.comparing.problem import FitProblem, Held, floats
 from amortized_bayes.evaluation.bounds import Elbo, elbo, iwae, log_predictive
-from amortized_bayes.evaluation.errors import active_units, mean_latents, mean_prediction, mean_squared_error
+from amortized_bayes.evaluation.errors import (
+    active_units,
+    hidden_units_in_use,
+    mean_latents,
+    mean_prediction,
+    mean_squared_error,
+)
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.per_point import PerPoint, PointValues, mean_over_points, paired_difference
 
@@ -103,6 +109,8 @@ def final_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> tuple[
         "final_kl_shared": Measure(-found.shared.item()),
         "final_mse_train": mse_of(model, guide, problem.data, problem.held.target),
     }
+    hidden = hidden_units_in_use(model, guide, problem.x, problem.index)
+    measures |= {} if hidden is None else {"hidden_units": Measure(hidden)}
     return measures, found
 
 

@@ -10,12 +10,20 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
+from torch.overrides import TorchFunctionMode
 
 from amortized_bayes.per_point import ACTIVE_VARIANCE
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import PairedTraces, check_traces, plate_frame, sample_sites
 
-__all__ = ["MeanPrediction", "active_units", "mean_latents", "mean_prediction", "mean_squared_error"]
+__all__ = [
+    "MeanPrediction",
+    "active_units",
+    "hidden_units_in_use",
+    "mean_latents",
+    "mean_prediction",
+    "mean_squared_error",
+]
 
 
 class MeanPrediction(NamedTuple):
@@ -115,6 +123,43 @@ def active_units(latent_means: Tensor) -> int:
         1
     """
     return int((latent_means.var(0) > ACTIVE_VARIANCE).sum())
+
+
+@torch.no_grad()
+def hidden_units_in_use(model: Model, guide: Guide, *args: Any, **kwargs: Any) -> int | None:
+    """Number of the model's hidden units that make its dense layers' outputs vary over points; ``None`` without any.
+
+    A unit that feeds a layer by weights w is in use if the variance over points of what it adds, summed over the
+    outputs, exceeds 0.01: Var(h) |w|^2, with all latents at their means. A Bayesian decoder prunes the others, whose
+    weights stay at the prior.
+
+    Args:
+        model: Pyro program.
+        guide: Pyro program that samples every latent site of the model.
+        args: arguments of both programs.
+        kwargs: keyword arguments of both programs.
+    """
+    with _Means():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    with _DenseLayers() as layers:
+        poutine.replay(model, trace=trace)(*args, **kwargs)
+    if len(layers.seen) < 2:
+        return None
+    spreads = [h.flatten(0, -2).var(0) * weight.square().sum(0) for h, weight in layers.seen[1:]]
+    return sum(int((spread > ACTIVE_VARIANCE).sum()) for spread in spreads)
+
+
+class _DenseLayers(TorchFunctionMode):
+    """Remembers inputs and weights of each dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear and len(args) > 1:
+            self.seen.append((args[0], args[1]))
+        return func(*args, **(kwargs or {}))
 
 
 class _Means(Messenger):

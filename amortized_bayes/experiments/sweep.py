@@ -89,6 +89,7 @@ TABLES = (
     Table(
         ("guide", "k"),
         (
+            "hidden_units",
             "final_iwae_gain",
             "final_mse_train",
             "final_mse_test",
