@@ -47,8 +47,6 @@ __all__ = [
     "train",
 ]
 
-EXAMPLES = 10
-"""Test points of which reconstructions are kept."""
 FRESH_VISITS = 100
 """Visits of each test point when factorized VI gets fresh factors."""
 FRESH_RUNGS = 2
@@ -112,7 +110,7 @@ class Finished(NamedTuple):
     Args:
         evaluation: its final numbers.
         elbo: of each training point.
-        examples: the first test points, (10, P), as ``original`` and ``reconstruction``; nothing without test points.
+        examples: the test points to be shown, (n, P), as ``original`` and ``reconstruction``; nothing without any.
         backend: what its steps were run by.
     """
 
@@ -269,9 +267,10 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
         if held is not None:
             model, guide = _for_test(problem, fitting, held.test)
             found |= held_measures(problem, held, model, guide)
-            few = torch.arange(min(EXAMPLES, len(held.test)), device=held.test.device)
-            seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
-            examples = {"original": held.test_target[few], "reconstruction": seen}
+            if held.shown:
+                few = torch.tensor(held.shown, device=held.test.device)
+                seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
+                examples = {"original": held.test_target[few], "reconstruction": seen}
     parameters, size = training.size()
     captured = training.captured
     found |= {

@@ -31,6 +31,7 @@ class Held(NamedTuple):
         test_target: likewise, (N', P).
         particles: of IWAE and the log predictive density.
         points: on which these two are measured.
+        shown: places of the test points whose reconstructions are kept.
     """
 
     target: Tensor
@@ -38,6 +39,7 @@ class Held(NamedTuple):
     test_target: Tensor
     particles: int = 50
     points: int = 1_000
+    shown: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
