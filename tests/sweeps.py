@@ -27,8 +27,8 @@ SHARED = {
 }
 TINY = sweep.Config(**SHARED, widths=(1, 2), elbo_draws=2, iwae_particles=4, iwae_points=10)
 TINY_TRIALS = tune.Config(**SHARED, widths=(1, 2, 3))
-TIMES = ("seconds_per_step", "seconds_to_target", "capture_seconds")
-COLUMNS = ["guide", "k", "metric", "within", "step", "value", "standard_error", "error_over", "status", "note"]
+TIMES = ("seconds_per_step", "seconds_to_share", "capture_seconds")
+COLUMNS = ["guide", "k", "metric", "epochs", "share", "step", "value", "standard_error", "error_over", "status", "note"]
 
 
 class Listener:
@@ -86,7 +86,7 @@ def of(frame: pd.DataFrame, metric: str, guide: str, k: int | None = None) -> pd
 
 def numbers(frame: pd.DataFrame) -> list[list]:
     """What must be equal between two runs: everything but times, with missing values as None."""
-    kept = frame[~frame["metric"].isin(TIMES)][COLUMNS].astype(object)
+    kept = frame[~frame["metric"].isin(TIMES)].reindex(columns=COLUMNS).astype(object)
     return kept.where(kept.notna(), None).to_numpy().tolist()
 
 

@@ -69,7 +69,7 @@ def _drawn(axes: Axes) -> np.ndarray:
         [
             np.empty(0),
             *(np.asarray(line.get_ydata(), float) for line in axes.get_lines()),
-            *(path.vertices[:, 1] for band in axes.collections for path in band.get_paths()),
+            *(np.asarray(path.vertices)[:, 1] for band in axes.collections for path in band.get_paths()),
         ]
     )
 
@@ -177,7 +177,8 @@ def _draw(axes: Axes, group: Group, clock: str, all_widths: tuple[int, ...], for
 def _crop(axes: Axes) -> None:
     """Leave no room for marks that lie beyond the y axis."""
     low, high = sorted(axes.get_ylim())
-    seen = [x for line in axes.get_lines() for x, y in line.get_xydata() if low <= y <= high]
+    marks = [np.stack([np.asarray(line.get_xdata()), np.asarray(line.get_ydata())], 1) for line in axes.get_lines()]
+    seen = [x for line in marks for x, y in line if low <= y <= high]
     if seen:
         axes.set_xlim(min(seen) / 1.2, max(seen) * 1.2)
 

@@ -21,7 +21,7 @@ from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
-from amortized_bayes.presenting.claims import of_guide
+from amortized_bayes.presenting.fits import of_guide
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
