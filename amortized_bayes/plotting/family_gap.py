@@ -100,9 +100,8 @@ def _across(axes: Axes, group: Group, look: GuideStyle) -> None:
     if np.isfinite(error):
         axes.axhspan(mean - error, mean + error, color=look.color, alpha=0.12, linewidth=0)
     text = f"{group.label}: {format_value(mean, _doubt(group, error))}"
-    axes.annotate(
-        text, (0.99, mean), (0, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=8, color=look.color
-    )
+    beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8, "path_effects": HALO}
+    axes.annotate(text, (0.99, mean), (0, 3), xycoords=("axes fraction", "data"), color=look.color, **beside)
 
 
 def _points(axes: Axes, group: Group, look: GuideStyle, x: float) -> None:

@@ -63,11 +63,11 @@ def _found(rows: pd.DataFrame, kind: str, path: Path) -> str:
         return f"{'yes' if closed else 'no'}: {left:.1%} of it is left, {cell('family_gap', gap)} nats"
     if kind == "test mse":
         f = of_guide(rows, "final_mse_test", "factorized")
-        return f"{cell('final_mse_test', f)}, fresh factors, q(theta) frozen" if f else "not run"
+        return f"{cell('final_mse_test', f)}, fresh factors, q(theta) frozen" if f else "not measured with every seed"
     metric, k = ("seconds_per_step", best) if kind == "step time" else ("final_mse_train", 64)
     a, f = of_guide(rows, metric, "amortized", k), of_guide(rows, metric, "factorized")
     if not a or not f:
-        return "not run"
+        return "not measured with every seed"
     difference = f"{a.value - f.value:+.4f} ({a.value:.4f} against {f.value:.4f})"
     return f"{f.value / a.value:.2f} (k = {best})" if kind == "step time" else difference
 
@@ -82,7 +82,9 @@ def _ratios(rows: pd.DataFrame, clock: str, best: int) -> str:
         if found is None:
             never.append(target)
         else:
-            error = f"±{found.error:.1f}" if math.isfinite(found.error) else ""
-            parts.append(f"{found.value:.1f}{error} to close {target} of the gap")
+            error = f"±{found.error:.2f}" if math.isfinite(found.error) else ""
+            parts.append(f"{found.value:.2f}{error} to {target}")
+    if not parts:
+        return "cannot be told"
     parts += [f"{', '.join(never)}: not reached by both"] if never else []
-    return f"{', '.join(parts)} (k = {best})" if parts else "cannot be told"
+    return f"{', '.join(parts)} of the gap (k = {best})"

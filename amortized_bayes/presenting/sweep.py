@@ -194,11 +194,11 @@ def _speed_claim(rows: pd.DataFrame) -> Iterator[str]:
             sure = found.value - reach > high or found.value + reach < low
             holds = low <= found.value - reach and found.value + reach <= high
             verdict = "holds" if holds else "does not hold" if sure else "cannot be told"
-            verdicts.setdefault(verdict, []).append(f"{share:.0%} of the gap ({_number(found)}×)")
+            verdicts.setdefault(verdict, []).append(f"{share:.0%} ({_number(found)}×)")
     if not verdicts:
         yield f"{claim} cannot be told: no share of the gap was closed by both with every seed"
         return
-    parts = [f"{verdict} here for {_listed(found)}" for verdict, found in verdicts.items()]
+    parts = [f"{verdict} here to close {_listed(found)} of the gap" for verdict, found in verdicts.items()]
     alone = "" if rows["seed"].nunique() > 1 else "; with one seed, ratios have no error"
     yield f"{claim}, in seconds, {', '.join(parts)}, with k = {best}{alone}"
 
