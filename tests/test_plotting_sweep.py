@@ -59,6 +59,12 @@ def test_nats_behind_the_reference_have_plain_ticks_and_a_mark_for_each_budget()
     assert "F-VI: 3.02" in legend_labels(figure)
 
 
+def test_a_budget_that_one_seed_does_not_have_is_no_mark() -> None:
+    frame = make(3)
+    frame = frame[~((frame["guide"] == "factorized") & (frame["epochs"] == 40).fillna(False) & (frame["seed"] == 2))]
+    assert drawn(curve_figure(frame, "mnist", "behind_reference"), "F-VI")[:, 0].tolist() == [125, 250, 500]
+
+
 def test_small_gaps_have_smaller_ticks_and_a_guide_above_the_reference_is_in_sight() -> None:
     frame = make(1)
     frame.loc[frame["metric"] == "behind_reference", "value"] /= 1000

@@ -10,6 +10,7 @@ from sweeps import TINY, a_lab, start
 
 from amortized_bayes.commands.reporting import Reporting
 from amortized_bayes.comparing import fitting
+from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.experiments.guide_fits import Place, shown_places
 from amortized_bayes.experiments.setup import load_images
 from amortized_bayes.types import Dataset, Images
@@ -38,7 +39,14 @@ def test_the_first_image_of_each_class_is_shown(labels, num_test, places):
 
 
 def test_a_sweep_keeps_one_reconstruction_of_each_class(tmp_path, monkeypatch):
+    asked = []
+
+    def recorded(model, guide, data, index):
+        asked.append(index.tolist())
+        return mean_prediction(model, guide, data, index)
+
     monkeypatch.setattr(fitting, "FRESH_VISITS", 2)
+    monkeypatch.setattr(fitting, "mean_prediction", recorded)
     config = replace(TINY, widths=(1,), num_test=60)
     place = Place(config, a_lab(tmp_path), "digits", 0)
     test = place.images.source.test
@@ -46,6 +54,7 @@ def test_a_sweep_keeps_one_reconstruction_of_each_class(tmp_path, monkeypatch):
     assert test.labels[places].tolist() == list(range(10))
     grey = place.images.grey_test[places].numpy()
     folder = start(tmp_path, config)
+    assert asked == 4 * [places]  # F-VI looks its factors up by place
     means = {}
     for guide in ("constant", "amortized+k=1", "factorized"):
         arrays = folder.load_arrays(f"dataset=digits+seed=0+guide={guide}")
