@@ -24,7 +24,7 @@ from amortized_bayes.plotting.style import guide_style, style
 __all__ = ["CURVES", "curve_figure"]
 
 LINEAR_NATS = 0.3
-"""Nats up to which the axis of distances to the reference is linear, unless all of them are small."""
+"""Nats up to which the axis of distances to the reference is linear, unless none is ten times as large."""
 LINEAR_SHARE = 0.01
 SHARES = (-2.0, -0.5, 0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0, 1.02, 1.1)
 """Ticks of the share of the gap that is closed, each with a line across the panels."""
@@ -40,7 +40,7 @@ def _log_axis(axes: Axes) -> None:
 def _nats_axis(axes: Axes) -> None:
     """Linear about zero and logarithmic beyond, so that tenths of a nat can be read beside hundreds."""
     largest = float(np.abs(_drawn(axes)).max(initial=0.0)) or 1.0
-    linear = LINEAR_NATS * 10.0 ** min(0, math.floor(math.log10(largest / LINEAR_NATS)))
+    linear = LINEAR_NATS * 10.0 ** min(0, math.floor(math.log10(largest / LINEAR_NATS) - 1))
     steps = [linear * factor * 10.0**power for power in range(7) for factor in (1, 10 / 3)]
     _symlog(axes, linear, [*(-step for step in steps), 0.0, *steps], format_tick)
 
