@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Found", "factor_names", "factors_of", "fate", "groups", "guides", "mean", "num_seeds", "shared", "where"]
 
-SAME_JOB = ("seed", "label", "within", "searched", "split")
+SAME_JOB = ("seed", "label", "share", "epochs", "searched", "split")
 """Factors that do not tell the fit or model of a line from another."""
 
 
@@ -134,8 +134,11 @@ def mean(rows: pd.DataFrame, metric: str, wanted: Mapping[str, Any] | None = Non
 
 
 def fate(rows: pd.DataFrame, seeds: int = 1) -> str:
-    """What became of the fits of a line: empty, ``"vacuous"``, ``"failed"``, ``"1 of 3 failed"``, or several."""
-    found = []
+    """What became of the fits of a line: empty, ``"vacuous"``, ``"failed"``, ``"1 of 3 failed"``, or several.
+
+    Whether one was vacuous with a smaller budget is left out.
+    """
+    rows, found = where(rows, {"epochs": None}), []
     for status in ("failed", "vacuous"):
         those = cast("pd.DataFrame", rows[rows["status"] == status])
         count = those["seed"].nunique() if "seed" in those.columns and len(those) else int(len(those) > 0)

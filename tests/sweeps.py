@@ -87,7 +87,7 @@ def of(frame: pd.DataFrame, metric: str, guide: str, k: int | None = None) -> pd
 
 def numbers(frame: pd.DataFrame) -> list[list]:
     """What must be equal between two runs: everything but times, with missing values as None."""
-    kept = frame[~frame["metric"].isin(TIMES)][COLUMNS].astype(object)
+    kept = frame[~frame["metric"].isin(TIMES)].reindex(columns=COLUMNS).astype(object)
     return kept.where(kept.notna(), None).to_numpy().tolist()
 
 

@@ -17,14 +17,13 @@ from amortized_bayes.plotting import (
     family_gap_figure,
     save_figure,
     style,
-    time_to_target_figure,
 )
 from amortized_bayes.results import durable
 
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "curve": lambda: curve_figure(make(failing=True), "mnist", "elbo"),
+    "curve": lambda: curve_figure(make(failing=True), "mnist", "behind_reference"),
     "gap": lambda: family_gap_figure(make(failing=True)),
-    "time": lambda: time_to_target_figure(make(failing=True), "mnist"),
+    "time": lambda: curve_figure(make(failing=True), "mnist", "share_closed"),
     "images": make_images,
 }
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import made_runs
 import numpy as np
 import pandas as pd
 import pytest
-from sweep_rows import FRESH, STAND_IN, STEPS, WIDTHS, legend_labels, make, make_images, words
+from matplotlib.figure import Figure
+from sweep_rows import STAND_IN, WIDTHS, legend_labels, make, make_images, words
 
 from amortized_bayes.plotting import (
     curve_figure,
     family_gap_figure,
     reconstruction_figure,
-    time_to_target_figure,
 )
 from amortized_bayes.plotting.curves import CURVES
+
+
+def drawn(figure: Figure, label: str) -> np.ndarray:
+    """Steps and heights of the marks of a line, (n, 2)."""
+    (line,) = [line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith(f"{label}:")]
+    return np.stack([np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)], 1)
 
 
 @pytest.mark.parametrize("metric", CURVES)
@@ -21,65 +28,104 @@ from amortized_bayes.plotting.curves import CURVES
 def test_curves(metric: str, seeds: int) -> None:
     figure = curve_figure(make(seeds), "mnist", metric)
     left, right = figure.axes
-    assert left.get_xlabel() == "iterations"
+    assert "iterations" in left.get_xlabel()
     assert "seconds" in right.get_xlabel()
     assert left.get_ylabel() == CURVES[metric].label
-    assert ("nats" in left.get_ylabel()) == (metric in ("elbo", "kl"))
     assert left.get_ylim() == right.get_ylim()
     assert left.get_xscale() == right.get_xscale() == "log"
-    assert left.get_yscale() == ("linear" if metric == "kl" else "log")
+    assert left.get_yscale() == ("log" if metric.startswith("mse") else "symlog")
+    constant = [] if metric == "share_closed" else ["constant VI (vacuous)"]
     assert [label.partition(":")[0] for label in legend_labels(figure)] == [
-        "constant VI (vacuous)",
+        *constant,
         *(f"A-VI, k = {k}" for k in WIDTHS),
         "F-VI",
         "F-VI from A-VI",
     ]
-    assert len(left.collections) == (6 if seeds > 1 else 0)
+    assert len(left.collections) == (len(legend_labels(figure)) if seeds > 1 else 0)
     assert ("one seed" if seeds == 1 else "mean of 3 seeds") in figure.legends[0].get_title().get_text()
 
 
-def test_elbo_is_drawn_as_its_negative() -> None:
-    line = curve_figure(make(1), "mnist", "elbo").axes[0].get_lines()[1]
-    steps = [step for step in STEPS if step > 0]
-    assert list(np.asarray(line.get_xdata())) == steps
-    np.testing.assert_allclose(np.asarray(line.get_ydata()), [160 + 400 * (1 + s / 20) ** -1.5 for s in steps])
+def test_nats_behind_the_reference_have_plain_ticks_and_a_mark_for_each_budget() -> None:
+    figure = curve_figure(make(3), "mnist", "behind_reference")
+    np.testing.assert_allclose(drawn(figure, "F-VI"), [[125, 59.02], [250, 27.02], [500, 11.02], [1000, 3.02]])
+    np.testing.assert_allclose(drawn(figure, "F-VI from A-VI"), [[500, 8], [1000, 0]])  # from its start on
+    (dashed,) = [line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("F-VI from")]
+    assert dashed.get_linestyle() == "--"
+    low, high = figure.axes[0].get_ylim()
+    ticks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    places = figure.axes[0].get_yticks()
+    shown = [text for text, place in zip(ticks, places, strict=True) if low <= place <= high]
+    assert shown == ["0", "0.3", "1", "3", "10", "30", "100"]
+    assert "F-VI: 3.02" in legend_labels(figure)
 
 
-def test_negative_elbo_below_zero_has_a_linear_axis() -> None:
+def test_a_budget_that_one_seed_does_not_have_is_no_mark() -> None:
+    frame = make(3)
+    frame = frame[~((frame["guide"] == "factorized") & (frame["epochs"] == 40).fillna(False) & (frame["seed"] == 2))]
+    assert drawn(curve_figure(frame, "mnist", "behind_reference"), "F-VI")[:, 0].tolist() == [125, 250, 500]
+
+
+def test_small_gaps_have_smaller_ticks_and_a_guide_above_the_reference_is_in_sight() -> None:
     frame = make(1)
-    frame.loc[frame["metric"] == "elbo", "value"] += 300.0
-    assert curve_figure(frame, "mnist", "elbo").axes[0].get_yscale() == "linear"
+    frame.loc[frame["metric"] == "behind_reference", "value"] /= 1000
+    better = (frame["k"] == 256).fillna(False) & (frame["metric"] == "behind_reference") & (frame["epochs"] == 40)
+    frame.loc[better, "value"] = -0.02
+    figure = curve_figure(frame, "mnist", "behind_reference")
+    low, high = figure.axes[0].get_ylim()
+    assert low < -0.02 < 0.16 < high
+    assert {-0.03, 0.03, 0.1} <= {round(place, 6) for place in figure.axes[0].get_yticks()}
 
 
-def test_few_points_of_test_error_are_marked_each() -> None:
+def test_the_share_of_the_gap_has_a_scale_of_what_is_left() -> None:
+    figure = curve_figure(make(1), "mnist", "share_closed")
+    (axes, _) = figure.axes
+    np.testing.assert_allclose(drawn(figure, "A-VI, k = 16")[-1], [1000, 3.75 / 105])
+    bottom, top = axes.get_ylim()
+    assert bottom > 1 > 0 > top  # upwards: less is left
+    labels = dict(zip(axes.get_yticks(), (label.get_text() for label in axes.get_yticklabels()), strict=True))
+    at = {text: axes.transData.transform((500, place))[1] for place, text in labels.items()}
+    assert at["0%"] < at["50%"] < at["80%"] < at["90%"] < at["95%"] < at["99%"] < at["100%"]
+    assert at["99%"] - at["95%"] > at["80%"] - at["50%"]
+    assert "A-VI, k = 16: 96.4%" in legend_labels(figure)
+
+
+def test_a_guide_that_ends_behind_constant_vi_is_in_sight_and_worse_budgets_take_no_room() -> None:
     frame = make(1)
-    figure = curve_figure(frame, "mnist", "mse_test")
-    (line,) = [line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("F-VI:")]
-    assert list(np.asarray(line.get_xdata())) == [30, 1000]
-    assert line.get_markevery() == 1
-    assert FRESH in words(figure)
+    first = (frame["metric"] == "share_closed") & (frame["epochs"] == 5)
+    frame.loc[first, "value"] = -10.0
+    frame.loc[(frame["metric"] == "share_closed") & (frame["k"] == 1).fillna(False), "value"] = -0.5
+    axes = curve_figure(frame, "mnist", "share_closed").axes[0]
+    assert 1.5 < axes.get_ylim()[0] < 3
+    assert 100 < axes.get_xlim()[0] < 125  # k = 1 is in sight with its first budget
+    frame.loc[first, "value"] = -10.0
+    assert 150 < curve_figure(frame, "mnist", "share_closed").axes[0].get_xlim()[0] < 250
+
+
+def test_vacuous_fits_close_no_gap() -> None:
+    frame = made_runs.sweep(vacuous=(("amortized", 1),)).frame()
+    assert not [label for label in legend_labels(curve_figure(frame, "mnist", "share_closed")) if "k = 1:" in label]
 
 
 def test_failed_and_vacuous_fits_are_said() -> None:
-    figure = curve_figure(make(3, failing=True), "mnist", "elbo")
-    assert "failed: A-VI, k = 256, seed 2 at step 120 (nan)" in words(figure)
+    figure = curve_figure(make(3, failing=True), "mnist", "behind_reference")
+    assert "failed: A-VI, k = 256, seed 2 at step 200 (the loss is inf)" in words(figure)
     assert "A-VI, k = 256 (failed)" in legend_labels(figure)
     by_label = {str(line.get_label()).partition(":")[0]: line for line in figure.axes[0].get_lines()}
     assert by_label["constant VI (vacuous)"].get_linewidth() < 1 < by_label["A-VI, k = 1"].get_linewidth()
-    assert np.asarray(by_label["A-VI, k = 256 (failed)"].get_xdata())[-1] == 100
+    assert np.asarray(by_label["A-VI, k = 256 (failed)"].get_xdata())[-1] == 125
     assert "mean of 2 to 3 seeds" in figure.legends[0].get_title().get_text()
 
 
 def test_a_fit_that_failed_at_once_is_still_named() -> None:
     frame = make(1, failing=True)
     frame = frame[(frame["k"] != 256) | (frame["metric"] == "failure")]
-    assert "k = 256, seed 0 at step 120" in words(curve_figure(frame, "mnist", "elbo"))
-    assert "k = 256, seed 0 at step 120" in words(family_gap_figure(frame))
+    assert "k = 256, seed 0 at step 200" in words(curve_figure(frame, "mnist", "behind_reference"))
+    assert "k = 256, seed 0 at step 200" in words(family_gap_figure(frame))
 
 
 def test_other_data_are_named_below_the_panels() -> None:
     figure = curve_figure(make(1, datasets=("fashion-mnist",)), "fashion-mnist", "mse_test")
-    assert figure.get_suptitle() == "Reconstruction of test data, FashionMNIST"
+    assert figure.get_suptitle() == "FashionMNIST: reconstruction of test data"
     assert STAND_IN in words(figure)
 
 
@@ -97,7 +143,7 @@ def test_gaps(seeds: int) -> None:
     assert list(axes.get_xticks()[:3]) == [0, 4, 8]
     text = words(figure)
     assert "constant VI (vacuous): +105" in text
-    assert ("-0.23" if seeds == 3 else "-0.25") in text
+    assert ("+0.25" if seeds == 3 else "+0.23") in text
     assert ("mean of 3 seeds" in text) == (seeds == 3)
     assert f"FashionMNIST: {STAND_IN}" in text
 
@@ -116,42 +162,6 @@ def test_gap_of_a_vacuous_width_is_hollow() -> None:
     frame = make(1)
     frame.loc[frame["k"] == 1, "status"] = "vacuous"
     assert "(vacuous)" in [text.get_text() for text in family_gap_figure(frame).axes[0].texts]
-
-
-@pytest.mark.parametrize("seeds", [1, 3, 5])
-def test_times(seeds: int) -> None:
-    figure = time_to_target_figure(make(seeds), "mnist")
-    seconds, steps, cost = figure.axes
-    assert "(seconds)" in seconds.get_xlabel()
-    assert "iterations" in steps.get_xlabel()
-    assert "(ms)" in cost.get_xlabel()
-    assert cost.get_xlim()[0] == 0
-    assert next(label.get_text() for label in seconds.get_yticklabels()) == "constant VI (vacuous)"
-    assert "not reached" in [text.get_text() for text in seconds.texts]
-    missed = [line for line in seconds.get_lines() if line.get_marker() == ">"]
-    assert len(missed) == 6  # both targets of k = 1, k = 16 (3.75 nats away) and constant VI
-    arrived = [np.asarray(line.get_xdata()) for line in seconds.get_lines() if line not in missed]
-    edge = np.concatenate(arrived).max()
-    assert all(np.asarray(line.get_xdata())[0] > edge for line in missed)
-    assert len(seconds.patches) - 1 == (6 if seeds >= 5 else 0)
-
-
-def test_times_when_all_arrived_and_when_none_did() -> None:
-    frame = make(3)
-    good = frame[frame["guide"].isin(["factorized", "factorized-from-amortized"])]
-    assert "not reached" not in words(time_to_target_figure(good, "mnist"))
-    bad = frame[frame["guide"] == "constant"]
-    assert "3 of 3" in words(time_to_target_figure(bad, "mnist"))
-
-
-def test_a_box_is_not_drawn_over_seeds_that_never_arrived() -> None:
-    frame = make(6, all_widths=(16,))
-    frame = frame[frame["guide"] == "factorized"].copy()
-    late = (frame["seed"] == 0) & (frame["within"] == 1.0).fillna(False)
-    frame.loc[late, "value"] = None
-    figure = time_to_target_figure(frame, "mnist")
-    assert "1 of 6" in words(figure)
-    assert len(figure.axes[0].patches) - 1 == 1  # the box of 3 nats, none of 1 nat, beside the strip
 
 
 def test_reconstructions() -> None:
@@ -190,16 +200,14 @@ def test_reconstructions_refuse_what_does_not_fit() -> None:
 
 def test_missing_metrics_are_named() -> None:
     frame = make(1)
-    with pytest.raises(ValueError, match=r"no rows of metric 'mse_test' for data set 'mnist'; there are: elbo"):
+    with pytest.raises(ValueError, match=r"no rows of metric 'mse_test' for data set 'mnist'; there are: active_units"):
         curve_figure(frame[frame["metric"] != "mse_test"], "mnist", "mse_test")
     with pytest.raises(ValueError, match=r"no rows of data set 'cifar10'; there are: mnist"):
-        curve_figure(frame, "cifar10", "elbo")
-    with pytest.raises(ValueError, match=r"a metric with a curve \(elbo, .*\), got 'family_gap'"):
+        curve_figure(frame, "cifar10", "behind_reference")
+    with pytest.raises(ValueError, match=r"a metric with a curve \(behind_reference, .*\), got 'family_gap'"):
         curve_figure(frame, "mnist", "family_gap")
     with pytest.raises(ValueError, match="no rows of metric 'family_gap'"):
         family_gap_figure(frame[frame["metric"] != "family_gap"])
-    with pytest.raises(ValueError, match="no rows of metric 'seconds_per_step'"):
-        time_to_target_figure(frame[frame["metric"] != "seconds_per_step"], "mnist")
     with pytest.raises(ValueError, match="these columns are missing: note"):
         family_gap_figure(frame.drop(columns="note"))
 
@@ -207,7 +215,7 @@ def test_missing_metrics_are_named() -> None:
 def test_rows_of_two_runs_are_not_averaged() -> None:
     frame = make(1)
     both = pd.concat([frame, frame.assign(k=frame["k"])])
-    with pytest.raises(ValueError, match=r"more than one 'elbo' row for .*, seed 0, step 0"):
-        curve_figure(both, "mnist", "elbo")
+    with pytest.raises(ValueError, match=r"more than one 'behind_reference' row for .*, seed 0, step 125"):
+        curve_figure(both, "mnist", "behind_reference")
     with pytest.raises(ValueError, match="more than one 'family_gap' row"):
         family_gap_figure(both)

@@ -16,6 +16,8 @@ __all__ = ["Reporting"]
 
 HEADLINES = ("final_elbo", "inference_gap", "approximation_gap", "behind_reference", "tune_elbo")
 """Metrics that get a line as soon as they are known."""
+UNSAID = {"label", "epochs"}
+"""Factors of rows that are one of many: of a class, or of a fit with one of its budgets."""
 
 
 class Reporting(ExitStack):
@@ -62,7 +64,7 @@ class Reporting(ExitStack):
         """Say what is worth a line; pass points of curves on to TensorBoard."""
         if row.metric == "failure":
             self.say(f"{describe(row.factors)}: failed at step {row.step}: {row.note}")
-        elif row.metric in HEADLINES and row.value is not None and "label" not in row.factors:
+        elif row.metric in HEADLINES and row.value is not None and not UNSAID & row.factors.keys():
             error = "" if row.standard_error is None else f"±{row.standard_error:.2f}"
             mark = "" if row.status == "ok" else f" ({row.status})"
             self.say(f"{describe(row.factors)}: {metric_name(row.metric)} {row.value:.2f}{error}{mark}")

@@ -122,7 +122,7 @@ class Comparison:
         """Draw nats behind the reference against iterations and seconds, a point for each budget."""
         from amortized_bayes.plotting import curve_figure
 
-        return curve_figure(self.to_rows(), "data", "elbo")
+        return curve_figure(self.to_rows(), "data", "behind_reference")
 
     def to_rows(self) -> pd.DataFrame:
         """The same as tidy rows, as the sweep writes them."""

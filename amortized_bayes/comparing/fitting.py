@@ -47,8 +47,6 @@ __all__ = [
     "train",
 ]
 
-EXAMPLES = 10
-"""Test points of which reconstructions are kept."""
 RUNG_VISITS, FINAL_VISITS = 50, 400
 """Visits of each test point when it gets fresh factors: below the top, and at most at the top."""
 FRESH_RUNGS = 2
@@ -112,7 +110,7 @@ class Finished(NamedTuple):
     Args:
         evaluation: its final numbers.
         elbo: of each training point.
-        examples: the first test points, (10, P), as ``original`` and ``reconstruction``; nothing without test points.
+        examples: the test points to be shown, (n, P), as ``original`` and ``reconstruction``; nothing without any.
         notes: what must be known of a metric, by its name.
     """
 
@@ -275,9 +273,10 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
             proposal = _fresh(problem, fitting, held.test[: held.predictive_points], FINAL_VISITS)
             found |= held_measures(problem, held, model, guide, proposal.guide)
             notes |= {"final_mse_test": answer.note, "log_predictive": proposal.note}
-            few = torch.arange(min(EXAMPLES, len(held.test)), device=held.test.device)
-            seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
-            examples = {"original": held.test_target[few], "reconstruction": seen}
+            if held.shown:
+                few = torch.tensor(held.shown, device=held.test.device)
+                seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
+                examples = {"original": held.test_target[few], "reconstruction": seen}
     parameters, size = training.size()
     found |= {
         "seconds_per_step": Measure(training.seconds / max(1, training.steps)),

@@ -32,6 +32,7 @@ class Held(NamedTuple):
         particles: of IWAE.
         points: on which it is measured.
         predictive_points: test points on which the log predictive density is.
+        shown: places of the test points whose reconstructions are kept.
     """
 
     target: Tensor
@@ -40,6 +41,7 @@ class Held(NamedTuple):
     particles: int = 50
     points: int = 1_000
     predictive_points: int = 200
+    shown: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amortized_bayes.experiments.setup import ImageData
     from amortized_bayes.inference.options import FitOptions
 
-__all__ = ["Place", "Sizes", "fit_disk", "local_size"]
+__all__ = ["Place", "Sizes", "fit_disk", "local_size", "shown_places"]
 
 EVALUATION = 1.3
 """A fit with its evaluations takes about this times its steps."""
@@ -102,7 +102,11 @@ class Place(NamedTuple):
             local_reparametrization=config.decoder == "bayesian",
             published=config.init == "published",
             name=f"{_stream_name(self.dataset)}_seed{self.seed}",
-            held=Held(images.grey_train, images.test, images.grey_test, particles, points, predictive_points),
+            held=Held(
+                *(images.grey_train, images.test, images.grey_test),
+                *(particles, points, predictive_points),
+                shown_places(images),
+            ),
         )
 
     def options(self, fit: Fit, rates: Rates | None = None) -> FitOptions:
@@ -169,6 +173,15 @@ def fit_disk(config: FitSettings, fit: Fit, sizes: Sizes) -> float:
     layers = [config.latent_dim, *config.hidden, sizes.observed]
     decoder = sum(i * o + o for i, o in pairwise(layers)) * (2 if config.decoder == "bayesian" else 1)
     return local_size(config, fit, sizes.observed, sizes.num_data)[1] + 16 * decoder + 4 * sizes.num_data
+
+
+def shown_places(images: ImageData, most: int = 10) -> list[int]:
+    """Places of the test images to be shown: the first of each class, or the first ones where there are no classes."""
+    labels = images.source.test.labels
+    if labels is None:
+        return list(range(min(most, len(images.test))))
+    labels = labels[: len(images.test)].tolist()
+    return [labels.index(label) for label in sorted(set(labels))[:most]]
 
 
 def _stream_name(dataset: str) -> str:

@@ -108,10 +108,10 @@ TABLES = (
     Claims("sweep_claims"),
 )
 FIGURES = {
-    "{dataset}_elbo": Drawn("curves", {"metric": "elbo"}),
+    "{dataset}_elbo": Drawn("curves", {"metric": "behind_reference"}),
     "{dataset}_mse": Drawn("curves", {"metric": "mse_train"}),
     "{dataset}_mse_test": Drawn("curves", {"metric": "mse_test"}),
-    "{dataset}_comp": Drawn("time_to_target"),
+    "{dataset}_comp": Drawn("curves", {"metric": "share_closed"}),
     "re{number}": Drawn("reconstructions"),
     "family_gap": Drawn("family_gap"),
     "memory": Drawn("memory"),

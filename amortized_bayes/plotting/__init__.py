@@ -8,7 +8,6 @@ from amortized_bayes.plotting.family_gap import family_gap_figure
 from amortized_bayes.plotting.images import reconstruction_figure
 from amortized_bayes.plotting.qstar import Search, convergence_figure
 from amortized_bayes.plotting.style import GuideStyle, guide_style, save_figure, style
-from amortized_bayes.plotting.timing import time_to_target_figure
 from amortized_bayes.plotting.toy import Cloud, toy_figure
 
 __all__ = [
@@ -22,6 +21,5 @@ __all__ = [
     "reconstruction_figure",
     "save_figure",
     "style",
-    "time_to_target_figure",
     "toy_figure",
 ]

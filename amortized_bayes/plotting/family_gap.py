@@ -100,9 +100,8 @@ def _across(axes: Axes, group: Group, look: GuideStyle) -> None:
     if np.isfinite(error):
         axes.axhspan(mean - error, mean + error, color=look.color, alpha=0.12, linewidth=0)
     text = f"{group.label}: {format_value(mean, _doubt(group, error))}"
-    axes.annotate(
-        text, (0.99, mean), (0, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=8, color=look.color
-    )
+    beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 8, "path_effects": HALO}
+    axes.annotate(text, (0.99, mean), (0, 3), xycoords=("axes fraction", "data"), color=look.color, **beside)
 
 
 def _points(axes: Axes, group: Group, look: GuideStyle, x: float) -> None:
@@ -113,7 +112,7 @@ def _points(axes: Axes, group: Group, look: GuideStyle, x: float) -> None:
         axes.errorbar(x + 0.13 * (place + 1), row["value"], yerr=_error(row["standard_error"]), **small)
     large: dict[str, Any] = points | {"markersize": 6.5, "elinewidth": 1.3, "capsize": 2.5, "zorder": 3}
     axes.errorbar(x, mean, yerr=_error(error), **large)
-    top = mean + (error if np.isfinite(error) else 0.0)
+    top = max(mean + (error if np.isfinite(error) else 0.0), group.rows["value"].max())
     near: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5, "zorder": 4}
     near["path_effects"] = HALO
     axes.annotate(format_value(mean, _doubt(group, error)), (x, top), (0, 6), **near)

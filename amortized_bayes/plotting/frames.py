@@ -72,7 +72,7 @@ def select(
             raise ValueError(f"no rows of metric {metric!r}{place}; there are: {_names(rows['metric'])}")
     chosen = where(rows, rows["metric"].isin(wanted))
     key: Any = ["dataset", "guide", "k", "seed", "metric", *(["step"] if curve else [])]
-    key += [name for name in ("within",) if name in chosen.columns]
+    key += [name for name in ("share",) if name in chosen.columns]
     twice = where(chosen, chosen.duplicated(key))
     if len(twice):
         first = twice.iloc[0]

@@ -21,7 +21,7 @@ def cell(metric: str, found: Found | None) -> str:
     if found is None:
         return ""
     if math.isnan(found.value):
-        return "not reached" if metric.endswith("_to_target") else "none"
+        return "not reached" if metric.endswith("_to_share") else "none"
     shown = labels.metric_label(metric)
     text = f"{shown.scale * found.value:.{shown.digits}f}"
     if not math.isfinite(found.error):

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from amortized_bayes import labels, selection
+from amortized_bayes.guides.registry import Fit
 from amortized_bayes.presenting.cells import cell
+from amortized_bayes.presenting.fits import best_width, closes_gap, is_sound, of_guide, ratio, shares
 from amortized_bayes.presenting.published import FOLDER
 
 if TYPE_CHECKING:
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
 
     from amortized_bayes.selection import Found
 
-__all__ = ["claims_found", "of_guide"]
+__all__ = ["claims_found"]
 
 COLUMNS = ("dataset", "claim", "published", "source", "kind")
+CLOCKS = ("steps", "seconds")
+KINDS = (*CLOCKS, "step time", "mse", "test mse")
+"""Kinds of claims, besides ``closes k``."""
 
 
 def claims_found(name: str, finals: pd.DataFrame, folder: Path = FOLDER) -> Iterator[tuple[str, ...]]:
@@ -40,51 +45,46 @@ def claims_found(name: str, finals: pd.DataFrame, folder: Path = FOLDER) -> Iter
                 yield labels.dataset_label(row["dataset"]), row["claim"], row["published"], row["source"], found
 
 
-def of_guide(rows: pd.DataFrame, metric: str, guide: str, k: int | None = None, **more: float) -> Found | None:
-    """A final value of one guide of one data set, over all seeds; ``None`` where it was not measured or not reached."""
-    wanted = {"guide": guide, "k": k, **more}
-    found = selection.mean(selection.where(rows, wanted), metric, wanted, int(rows["seed"].nunique()))
-    return None if found is None or math.isnan(found.value) else found
-
-
 def _found(rows: pd.DataFrame, kind: str, path: Path) -> str:
-    best = _best_width(rows)
-    if best is None:
-        return "no A-VI fit"
     what, _, width = kind.partition(" ")
-    if what == "steps":
-        return _step_ratios(rows, best)
-    if what in ("step", "mse"):
-        metric, k = ("seconds_per_step", best) if what == "step" else ("final_mse_train", 64)
-        a, f = of_guide(rows, metric, "amortized", k), of_guide(rows, metric, "factorized")
-        if not a or not f:
-            return "not run"
-        difference = f"{a.value - f.value:+.4f} ({a.value:.4f} against {f.value:.4f})"
-        return f"{f.value / a.value:.2f} (k = {best})" if what == "step" else difference
-    if what == "test":
+    if kind not in KINDS and not (what == "closes" and width.isdecimal()):
+        raise ValueError(f"{path.name}: expected a kind of claim ({', '.join(KINDS)}, closes k), got {kind!r}")
+    best = best_width(rows)
+    if best is None:
+        return "no A-VI fit with an active latent"
+    if kind in CLOCKS:
+        return _ratios(rows, kind, best)
+    if what == "closes":
+        k = int(width)
+        gap, closed = of_guide(rows, "family_gap", "amortized", k), closes_gap(rows, k)
+        if gap is None or closed is None:
+            return "cannot be told"
+        left = gap.value / cast("Found", of_guide(rows, "family_gap", "constant")).value
+        return f"{'yes' if closed else 'no'}: {left:.1%} of it is left, {cell('family_gap', gap)} nats"
+    if kind == "test mse":
         f = of_guide(rows, "final_mse_test", "factorized")
-        return f"{cell('final_mse_test', f)}, fresh factors, q(theta) frozen" if f else "not run"
-    if what == "closes" and width.isdecimal():
-        gap = of_guide(rows, "family_gap", "amortized", int(width))
-        return f"{'yes' if gap.value <= 1 else 'no'}: family gap {cell('family_gap', gap)}" if gap else "not run"
-    raise ValueError(f"{path.name}: expected a kind of claim (steps, step time, mse, test mse, closes k), got {kind!r}")
+        return f"{cell('final_mse_test', f)}, fresh factors, q(theta) frozen" if f else "not measured with every seed"
+    metric, k = ("seconds_per_step", best) if kind == "step time" else ("final_mse_train", 64)
+    a, f = of_guide(rows, metric, "amortized", k), of_guide(rows, metric, "factorized")
+    if not a or not f:
+        return "not measured with every seed"
+    difference = f"{a.value - f.value:+.4f} ({a.value:.4f} against {f.value:.4f})"
+    return f"{f.value / a.value:.2f} (k = {best})" if kind == "step time" else difference
 
 
-def _step_ratios(rows: pd.DataFrame, best: int) -> str:
-    parts = []
-    for within in (3.0, 1.0):
-        a = of_guide(rows, "steps_to_target", "amortized", best, within=within)
-        f = of_guide(rows, "steps_to_target", "factorized", within=within)
-        target = labels.value_label("within", within)
-        if a and f:
-            parts.append(f"{f.value / a.value:.1f} to within {target} of the reference")
+def _ratios(rows: pd.DataFrame, clock: str, best: int) -> str:
+    """F-VI's steps or seconds over A-VI's, to each share of the gap."""
+    own, other = Fit("factorized"), Fit("amortized", best)
+    parts, never = [], []
+    for share in shares(rows):
+        found = ratio(rows, f"{clock}_to_share", own, other, share=share) if is_sound(rows, own) else None
+        target = labels.value_label("share", share)
+        if found is None:
+            never.append(target)
         else:
-            parts.append(f"to within {target}: {'F-VI' if a else f'k = {best}'} not reached")
-    return f"{', '.join(parts)} (k = {best})"
-
-
-def _best_width(rows: pd.DataFrame) -> int | None:
-    amortized = cast("pd.DataFrame", rows[rows["guide"] == "amortized"])
-    widths = labels.order("k", amortized["k"].tolist())
-    scores = {k: found.value for k in widths if (found := of_guide(rows, "final_elbo", "amortized", k))}
-    return max(scores, key=scores.__getitem__) if scores else None
+            error = f"±{found.error:.2f}" if math.isfinite(found.error) else ""
+            parts.append(f"{found.value:.2f}{error} to {target}")
+    if not parts:
+        return "cannot be told"
+    parts += [f"{', '.join(never)}: not reached by both"] if never else []
+    return f"{', '.join(parts)} of the gap (k = {best})"

@@ -9,7 +9,7 @@ named ``amortized`` and ``best``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
-from amortized_bayes.presenting.claims import of_guide
+from amortized_bayes.presenting.fits import of_guide
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -41,13 +41,6 @@ def _curves(run: RunView, rows: pd.DataFrame, metric: str) -> Figure | None:
     if metric not in CURVES or not (rows["metric"] == metric).any():
         return None
     return plotting.curve_figure(rows, str(rows["dataset"].iloc[0]), metric)
-
-
-def _time_to_target(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    del run
-    if not (rows["metric"] == "seconds_to_target").any():
-        return None
-    return plotting.time_to_target_figure(rows, str(rows["dataset"].iloc[0]))
 
 
 def _family_gap(run: RunView, rows: pd.DataFrame) -> Figure | None:
@@ -73,7 +66,7 @@ def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
                 errors[name] = error.value
     if original is None:
         return None
-    title = f"{labels.dataset_label(dataset)}: test images, mean z decoded through mean θ (seed {seed})"
+    title = f"{labels.dataset_label(dataset)}: test images and what each guide makes of them"
     return plotting.reconstruction_figure(original, seen, title, errors)
 
 
@@ -86,36 +79,38 @@ def _as_images(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """Parameters and bytes as measured; those of guides with parameters for each point grow with the data set."""
+    """Bytes as measured; those of guides with parameters for each point grow with the data set."""
     finals = summarise(rows)
     guides = [g for g in selection.guides(finals) if g[0] not in GUIDES or not GUIDES[g[0]].starts_from]
-    panels: dict[str, list[Series]] = {"num_parameters": [], "memory_bytes": []}
+    series: list[Series] = []
     for guide, k in guides:
-        jobs = [job for job in run.find({"guide": guide, "k": k}) if "elbo" in run.arrays(job)][:1]
-        for metric, series in panels.items():
-            own = selection.where(finals, {"guide": guide, "k": k, "metric": metric})
-            if jobs and len(own):
-                growth = (
-                    SIZES / len(run.arrays(jobs[0])["elbo"])
-                    if guide in GUIDES and GUIDES[guide].per_point
-                    else np.ones(len(SIZES))
-                )
-                y = growth * float(own["value"].iloc[0]) * labels.metric_label(metric).scale
-                look = plotting.guide_style(guide, k, [k for _, k in guides if k is not None])
-                series.append(Series(labels.guide_label(guide, k), look, SIZES, y, y, y))
-    if not panels["memory_bytes"]:
+        own = selection.where(finals, {"guide": guide, "k": k, "metric": "memory_bytes"})
+        sizes = [size for job in run.find({"guide": guide, "k": k}) if (size := _num_points(run.arrays(job)))][:1]
+        if not sizes or not len(own):
+            continue
+        grows = guide in GUIDES and GUIDES[guide].per_point
+        y = (SIZES / sizes[0] if grows else np.ones(len(SIZES))) * float(own["value"].iloc[0])
+        y *= labels.metric_label("memory_bytes").scale
+        look = plotting.guide_style(guide, k, [k for _, k in guides if k is not None])
+        series.append(Series(labels.guide_label(guide, k), look, SIZES, y, y, y))
+    if not series:
         return None
     with plotting.style():
-        figure = Figure(figsize=(10, 4.0), layout="constrained")
-        for axes, (metric, series) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-            draw_lines(axes, series)
-            log_scale(axes, "x")
-            log_scale(axes, "y")
-            axes.set(xlabel="data points N", ylabel=labels.axis_label(metric))
-        figure.legend(handles=figure.axes[0].get_legend_handles_labels()[0], loc="outside right center")
-        title(figure, "What a guide costs as the data set grows")
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        draw_lines(axes, series)
+        log_scale(axes, "x")
+        log_scale(axes, "y")
+        axes.set(xlabel="data points N", ylabel=labels.axis_label("memory_bytes"))
+        figure.legend(handles=axes.get_legend_handles_labels()[0][::-1], loc="outside right center")
+        title(figure, "Memory that fitting a guide holds, as the data set grows")
         fix_layout(figure)
     return figure
+
+
+def _num_points(arrays: Mapping[str, np.ndarray]) -> int:
+    """N, from the ELBO of each point with some budget; 0 where a job has none."""
+    return next((len(values) for name, values in arrays.items() if name.startswith("elbo_")), 0)
 
 
 def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
@@ -174,7 +169,6 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 DRAWN: dict[str, Callable[..., Figure | None]] = {
     "curves": _curves,
-    "time_to_target": _time_to_target,
     "family_gap": _family_gap,
     "reconstructions": _reconstructions,
     "memory": _memory,

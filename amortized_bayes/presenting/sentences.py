@@ -5,21 +5,17 @@ An experiment's ``FINDINGS`` name functions of this file, or are functions of it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels, selection
-from amortized_bayes.guides.registry import GUIDES
-from amortized_bayes.presenting.claims import of_guide
+from amortized_bayes.presenting.sweep import sweep
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from amortized_bayes.selection import Found
-
-__all__ = ["FINDINGS", "best_guides", "notes", "sentences", "sweep"]
+__all__ = ["FINDINGS", "best_guides", "notes", "sentences"]
 
 NEVER_NEGATIVE = ("approximation_gap", "amortization_gap", "inference_gap", "optimization_gap")
 """Gaps that no optimum lets fall below zero: one that does shows noise, or a search that fell short."""
@@ -41,10 +37,11 @@ def sentences(rows: pd.DataFrame, findings: Iterable[str | Callable[..., Iterabl
         if isinstance(finding, str) and finding not in FINDINGS:
             raise ValueError(f"expected findings among {', '.join(FINDINGS)}, got {finding!r}")
         yield from (FINDINGS[finding] if isinstance(finding, str) else finding)(finals)
-    yield from _failures(finals)
-    yield from _vacuous(finals)
-    yield from _negative_gaps(finals)
-    yield from _missing_certificates(finals)
+    whole = selection.where(finals, {"epochs": None})
+    yield from _failures(whole)
+    yield from _vacuous(whole)
+    yield from _negative_gaps(whole)
+    yield from _missing_certificates(whole)
 
 
 # What every experiment says -------------------------------------------------------------------------------------------
@@ -116,15 +113,6 @@ def notes(finals: pd.DataFrame) -> Iterator[str]:
     yield from said
 
 
-def sweep(finals: pd.DataFrame) -> Iterator[str]:
-    """Yield what a sweep found of each data set: gaps, the width that is wide enough, times and convergence."""
-    for key, rows in selection.groups(finals, ("dataset",)):
-        label = labels.dataset_label(str(key["dataset"]))
-        yield from _gaps(rows, label)
-        yield from _times(rows, label)
-        yield from _convergence(rows, label)
-
-
 def best_guides(finals: pd.DataFrame) -> Iterator[str]:
     """Yield the learning rates with the highest ELBO for each guide."""
     chosen = cast("pd.DataFrame", finals[(finals["metric"] == "tune_elbo") & finals["value"].notna()])
@@ -136,79 +124,6 @@ def best_guides(finals: pd.DataFrame) -> Iterator[str]:
 
 FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {"sweep": sweep, "notes": notes, "best_guides": best_guides}
 """Findings by name."""
-
-
-def _gaps(rows: pd.DataFrame, label: str) -> Iterator[str]:
-    """What each family loses; a vacuous guide is left to the sentence about vacuous ones."""
-    found = {
-        guide: gap
-        for guide in selection.guides(rows)
-        if not (guide[0] in GUIDES and GUIDES[guide[0]].starts_from)
-        and (gap := of_guide(rows, "family_gap", *guide))
-        and gap.value
-    }
-    dead = {guide for guide in found if _is_vacuous(rows, guide)}
-    if not found:
-        return
-    over = "seeds" if rows["seed"].nunique() > 1 else "points"
-    parts = [
-        f"{labels.guide_label(*guide)} {_loses(gap)}{' (vacuous)' if guide in dead else ''}"
-        for guide, gap in found.items()
-    ]
-    yield f"{label}: against the best F-VI found, {', '.join(parts)} (nats per point, ± over {over})."
-    widths = {k: gap for (guide, k), gap in found.items() if guide == "amortized" and (guide, k) not in dead}
-    enough = next((k for k, gap in sorted(widths.items(), key=lambda item: item[0] or 0) if gap.value <= 1.0), None)
-    if enough is not None:
-        yield f"{label}: the narrowest encoder within 1 nat of the best F-VI is k = {enough}."
-    elif widths:
-        yield f"{label}: no encoder width tried comes within 1 nat of the best F-VI."
-
-
-def _loses(gap: Found) -> str:
-    error = f"±{gap.error:.1f}" if math.isfinite(gap.error) else ""
-    return f"is {-gap.value:.1f}{error} better" if gap.value < 0 else f"loses {gap.value:.1f}{error}"
-
-
-def _is_vacuous(rows: pd.DataFrame, guide: tuple[str, int | None]) -> bool:
-    own = selection.where(rows, {"guide": guide[0], "k": guide[1]})
-    return bool((own["status"] == "vacuous").any())
-
-
-def _times(rows: pd.DataFrame, label: str) -> Iterator[str]:
-    metrics = ("seconds_to_target", "steps_to_target")
-    for within in labels.order("within", rows["within"].tolist() if "within" in rows.columns else [])[::-1]:
-        parts = []
-        theirs = [of_guide(rows, metric, "factorized", within=within) for metric in metrics]
-        for guide, k in selection.guides(rows):
-            own = [of_guide(rows, metric, guide, k, within=within) for metric in metrics]
-            if guide == "amortized" and all(own) and all(theirs):
-                seconds, steps = (t.value / o.value for t, o in zip(theirs, own, strict=True) if t and o)
-                parts.append(f"{seconds:.1f}× the time and {steps:.1f}× the iterations of k = {k}")
-        if parts:
-            target = labels.value_label("within", within)
-            yield f"{label}: to come within {target} of the reference, F-VI needed {', '.join(parts)}."
-
-
-def _convergence(rows: pd.DataFrame, label: str) -> Iterator[str]:
-    gains = {guide: gain for guide in selection.guides(rows) if (gain := of_guide(rows, "unconverged_by", *guide))}
-    if gains:
-        parts = ", ".join(
-            f"{'gains' if gain.value >= 0 else 'costs'} {labels.guide_label(*guide)} another {abs(gain.value):.1f}"
-            for guide, gain in gains.items()
-        )
-        yield f"{label}: not converged: doubling the epochs {parts} nats per point."
-    for guide, gain in gains.items():
-        gap = of_guide(rows, "family_gap", *guide)
-        if guide[0] == "amortized" and gap:  # F-VI from A-VI had A-VI's epochs and its own
-            late = gap._replace(value=gap.value - gain.value, error=math.nan)
-            name = labels.guide_label(*guide)
-            yield (
-                f"{label}: F-VI from A-VI, which may be the reference, had twice the epochs in all; given as many, "
-                f"{name} {_loses(late)}."
-            )
-    for row in rows[(rows["metric"] == "doubled_elbo") & rows["value"].isna()].to_dict("records"):
-        name = labels.guide_label(row["guide"], None if labels.is_missing(row.get("k")) else row["k"])
-        yield f"{label}: {name}: {row['note']} (step {row['step']:,})."
 
 
 # Words ----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""Numbers of the guides of one data set over all seeds: what sentences and claims about a sweep rest on.
+
+Nothing is a mean over fewer seeds than there are: what some seed does not have is ``None``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from amortized_bayes import labels, selection
+from amortized_bayes.guides.registry import Fit
+from amortized_bayes.selection import Found
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["all_fits", "best_width", "by_seed", "closes_gap", "is_sound", "of_guide", "ratio", "shares", "widths"]
+
+CLOSED = 0.01
+"""A width closes the gap if less of the gap between constant VI and the reference is left, or less than two errors."""
+ROWS_OF = {"epochs": None}
+"""Rows of a fit with its whole budget."""
+
+
+def all_fits(rows: pd.DataFrame) -> list[Fit]:
+    """All fits, those that failed too, as people read them."""
+    return [Fit(guide, k) for guide, k in selection.guides(rows)]
+
+
+def by_seed(rows: pd.DataFrame, metric: str, fit: Fit, **more: float) -> dict[int, float] | None:
+    """A final value of one fit with each seed; ``None`` unless all seeds have it and reached it."""
+    own = selection.where(rows, {**ROWS_OF, "metric": metric, "guide": fit.guide, "k": fit.k, **more})
+    found = {int(seed): float(value) for seed, value in zip(own["seed"], own["value"].astype(float), strict=True)}
+    if set(found) != set(rows["seed"]) or any(math.isnan(value) for value in found.values()):
+        return None
+    return found
+
+
+def of_guide(rows: pd.DataFrame, metric: str, guide: str, k: int | None = None, **more: float) -> Found | None:
+    """The mean over seeds of a final value of one fit; ``None`` unless all seeds have it and reached it."""
+    if by_seed(rows, metric, Fit(guide, k), **more) is None:
+        return None
+    wanted = {"guide": guide, "k": k, **more}
+    return selection.mean(selection.where(rows, {**ROWS_OF, **wanted}), metric, wanted, int(rows["seed"].nunique()))
+
+
+def is_sound(rows: pd.DataFrame, fit: Fit) -> bool:
+    """Whether a fit succeeded with every seed, with a latent that is active."""
+    own = selection.where(rows, {**ROWS_OF, "guide": fit.guide, "k": fit.k})
+    return not (own["status"] == "vacuous").any() and by_seed(rows, "final_elbo", fit) is not None
+
+
+def widths(rows: pd.DataFrame) -> list[int]:
+    """Widths of A-VI whose fits are sound, rising."""
+    amortized = cast("pd.DataFrame", rows[rows["guide"] == "amortized"])
+    return [k for k in labels.order("k", amortized["k"].tolist()) if is_sound(rows, Fit("amortized", k))]
+
+
+def best_width(rows: pd.DataFrame) -> int | None:
+    """The width with the highest ELBO, of those whose fits are sound."""
+    scores = {k: found.value for k in widths(rows) if (found := of_guide(rows, "final_elbo", "amortized", k))}
+    return max(scores, key=scores.__getitem__) if scores else None
+
+
+def ratio(rows: pd.DataFrame, metric: str, over: Fit, under: Fit, **more: float) -> Found | None:
+    """The mean over seeds of the ratio of two fits with a seed, and its standard error; nan with one seed."""
+    above, below = (by_seed(rows, metric, fit, **more) for fit in (over, under))
+    if above is None or below is None:
+        return None
+    return mean_of([above[seed] / below[seed] for seed in above])
+
+
+def mean_of(values: list[float]) -> Found:
+    """The mean of a value per seed with its standard error over seeds; nan with one seed."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Found(float(np.mean(values)), error, {})
+
+
+def shares(rows: pd.DataFrame) -> list[float]:
+    """The shares of the gap to which fits were timed, rising."""
+    return labels.order("share", rows["share"].tolist()) if "share" in rows.columns else []
+
+
+def closes_gap(rows: pd.DataFrame, k: int) -> bool | None:
+    """Whether A-VI of a width closes the gap; ``None`` where that cannot be told."""
+    gap, whole = of_guide(rows, "family_gap", "amortized", k), of_guide(rows, "family_gap", "constant")
+    if gap is None or whole is None or not whole.value > 0 or not is_sound(rows, Fit("amortized", k)):
+        return None
+    return gap.value < CLOSED * whole.value or gap.value < 2 * gap.error
