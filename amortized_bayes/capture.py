@@ -41,6 +41,7 @@ from amortized_bayes.graphs import (
     lift_closed_tensors,
     replace_by_inputs,
     subgraph,
+    write_outputs,
 )
 from amortized_bayes.kernels import mkl_lags, multiply_by_onednn
 
@@ -65,6 +66,7 @@ class Captured(NamedTuple):
         seconds: time that capturing and compiling took.
         backend: ``"replay"``, ``"inductor"`` or ``"cuda graph"``.
         num_operations: tensor operations in the graph.
+        into: tensors that the graph writes to instead of returning them.
     """
 
     draw: Callable[[], Sequence[Tensor]]
@@ -73,6 +75,7 @@ class Captured(NamedTuple):
     seconds: float
     backend: str
     num_operations: int
+    into: Sequence[Tensor] = ()
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Outputs of the program; tensors of a CUDA graph are overwritten by the next call."""
@@ -92,6 +95,8 @@ def capture(
     *,
     backend: str = "replay",
     restore: Sequence[Tensor] = (),
+    into: Sequence[Tensor] = (),
+    compared: int | None = None,
     tolerance: float | None = None,
 ) -> Captured:
     """Trace ``program`` on ``inputs`` and return a replay that was seen to agree with it on ``check_inputs``.
@@ -102,6 +107,9 @@ def capture(
         check_inputs: other values of the same shapes, on which graph and program are compared from the same seed.
         backend: ``"replay"`` (any device; a CUDA graph on a GPU) or ``"inductor"``.
         restore: tensors that running the program changes (batch-norm statistics), put back after each run here.
+        into: tensors that the program reads, into which the graph writes the program's last outputs, one each,
+            instead of returning them.
+        compared: how many outputs, from the first, graph and program are compared on; by default all.
         tolerance: largest relative difference allowed; by default 1e-10 in float64 and 1e-3 in float32.
 
     Raises:
@@ -112,6 +120,7 @@ def capture(
         raise ValueError(f"expected backend 'replay' or 'inductor', got {backend!r}")
     start = time.perf_counter()
     validation = Distribution._validate_args
+    restore = [*restore, *into]
     before = [t.detach().clone() for t in restore]
 
     def put_back() -> None:
@@ -124,8 +133,8 @@ def capture(
         with pyro.validation_enabled(False):
             module = make_fx(program)(*inputs)
         put_back()
-        captured = _assemble(module, inputs, backend)
-        worst = _difference(program, captured, check_inputs, put_back)
+        captured = _assemble(module, inputs, into, backend)
+        worst = _difference(program, captured, check_inputs, into, compared, put_back)
     except CaptureError:
         raise
     except Exception as error:  # what a user's program or the compiler does ends here, with the reason kept
@@ -141,7 +150,7 @@ def capture(
     return captured._replace(seconds=time.perf_counter() - start)
 
 
-def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], backend: str) -> Captured:
+def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], into: Sequence[Tensor], backend: str) -> Captured:
     closed = lift_closed_tensors(module, len(inputs))
     draw_by_shape(module)
     if backend == "replay":
@@ -153,6 +162,8 @@ def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], backend: str) ->
     compute_once(graph.graph)
     if mkl_lags():
         multiply_by_onednn(graph.graph, compiled=backend == "inductor")
+    if into:
+        write_outputs(graph.graph, closed, into)
     graph.recompile()
     closed = [*closed, *constant_values]
     replay: Callable[..., Any] = graph
@@ -162,7 +173,7 @@ def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], backend: str) ->
     elif any(t.is_cuda for t in (*inputs, *closed)):
         replay, name = _CudaGraph(graph, len(closed)), "cuda graph"
     operations = sum(node.op == "call_function" for node in graph.graph.nodes)
-    return Captured(draw, replay, closed, 0.0, name, operations)
+    return Captured(draw, replay, closed, 0.0, name, operations, into)
 
 
 def _compile(graph: fx.GraphModule) -> Callable[..., Any]:
@@ -219,7 +230,14 @@ def _tolerance(inputs: Sequence[Tensor], closed: Sequence[Tensor]) -> float:
     return 1e-10 if floating and all(d == torch.float64 for d in floating) else 1e-3
 
 
-def _difference(program: Program, captured: Captured, inputs: Sequence[Tensor], put_back: Callable[[], None]) -> float:
+def _difference(
+    program: Program,
+    captured: Captured,
+    inputs: Sequence[Tensor],
+    into: Sequence[Tensor],
+    compared: int | None,
+    put_back: Callable[[], None],
+) -> float:
     """Largest difference of any output, relative to that output's largest entry, from one seed."""
     state = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     plain = [t.detach().clone() for t in program(*inputs)]
@@ -227,12 +245,12 @@ def _difference(program: Program, captured: Captured, inputs: Sequence[Tensor], 
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])
-    replayed = [t.detach().clone() for t in captured(*inputs)]
+    replayed = [t.detach().clone() for t in (*captured(*inputs), *into)]
     put_back()
     if len(plain) != len(replayed):
         raise CaptureError(f"the graph returns {len(replayed)} tensors, the program {len(plain)}")
     worst = 0.0
-    for a, b in zip(plain, replayed, strict=True):
+    for a, b in list(zip(plain, replayed, strict=True))[:compared]:
         if a.shape != b.shape:
             raise CaptureError(f"the graph returns shape {tuple(b.shape)}, the program {tuple(a.shape)}")
         if a.numel():

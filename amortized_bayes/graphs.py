@@ -6,6 +6,7 @@ No number changes: float64 results stay equal to the last bit.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "lift_closed_tensors",
     "replace_by_inputs",
     "subgraph",
+    "write_outputs",
 ]
 
 aten = torch.ops.aten
@@ -154,6 +156,25 @@ def replace_by_inputs(
     graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.lint()
     return fx.GraphModule(module, graph)
+
+
+def write_outputs(graph: fx.Graph, closed: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+    """Write the last outputs into closed-over tensors, when all is computed, instead of returning them.
+
+    Raises:
+        GraphError: the graph does not read one of the tensors.
+    """
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    place = {id(tensor): node for tensor, node in zip(closed, placeholders, strict=False)}
+    output = next(reversed(graph.nodes))
+    results: Any = output.args[0]
+    returned = len(results) - len(into)
+    with graph.inserting_before(output):
+        for tensor, result in zip(into, results[returned:], strict=True):
+            if id(tensor) not in place:
+                raise GraphError(f"the graph does not read the tensor of shape {tuple(tensor.shape)} it is to write to")
+            graph.call_function(aten.copy_.default, (place[id(tensor)], result))
+    output.args = (tuple(results[:returned]),)
 
 
 def compute_once(graph: fx.Graph) -> None:

@@ -56,7 +56,14 @@ class Times(NamedTuple):
         return statistics.median(a / b for a, b in pairs)
 
 
-def side_by_side(sides: Sequence[Side], repeats: int, block_seconds: float, *, one_step: bool = False) -> Times:
+def side_by_side(
+    sides: Sequence[Side],
+    repeats: int,
+    block_seconds: float,
+    *,
+    one_step: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Time blocks of steps in the order A B C A B C ..., ``repeats`` rounds.
 
     Args:
@@ -64,6 +71,7 @@ def side_by_side(sides: Sequence[Side], repeats: int, block_seconds: float, *, o
         repeats: rounds.
         block_seconds: aim for blocks of this length.
         one_step: take a single step a block and nothing before it, to see that everything runs.
+        clock: seconds, such as those of the wall or of the processor.
     """
     counts = {side.name: 1 if one_step else _steps_in(side, block_seconds) for side in sides}
     times: dict[str, list[float]] = {side.name: [] for side in sides}
@@ -71,9 +79,9 @@ def side_by_side(sides: Sequence[Side], repeats: int, block_seconds: float, *, o
         for side in sides:
             if not one_step:
                 side.run(UNTIMED)
-            start = time.perf_counter()
+            start = clock()
             side.run(counts[side.name])
-            times[side.name].append(1000 * (time.perf_counter() - start) / counts[side.name])
+            times[side.name].append(1000 * (clock() - start) / counts[side.name])
     return Times(times)
 
 

@@ -7,15 +7,19 @@ the plate). Every step gathers a fresh minibatch, draws one particle, takes the 
 analytic KL, unless a row says so) and moves all parameters by Adam.
 
 - *captured*: the library's `Training`, as `fit` uses it, averages of iterates included; replayed, or compiled by
-  Inductor. On a GPU the replay is a CUDA graph.
+  Inductor, gather, Adam and averages with the gradients. On a GPU the replay is a CUDA graph.
 - *Pyro*: `pyro.infer.SVI` with `Trace_ELBO` and `pyro.optim.Adam` on the same Pyro programs, as shipped (arguments are
   validated), and with validation off. Ratios are to the first.
 - *PyTorch*: the same loss written out by hand, `torch.optim.Adam(fused=True)`.
 - *NumPyro*: the same programs in NumPyro, gather and `SVI.update` inside one `jax.jit`, on JAX's device.
 - *matrix products*: those of the step alone, forward and backward, each by the quickest of torch's kernels.
 
+A last table has a step of the sweep (batch 250, encoder 784-32-(2 x 16), Bayesian decoder 16-64-784, KL warm-up) beside
+its own matrix products, by local reparametrization with a draw of each output or with quadrature over it.
+
 Sides take turns in blocks of steps; times are medians over blocks, and ratios medians over rounds of the ratio within a
-round. Compiling is timed apart.
+round. Compiling is timed apart. `--clock processor` counts the seconds that the processor works for this process, of
+all its threads: with one thread they are what a quiet machine would take, and others' work touches them less.
 
     python benchmarks/step.py --batch-sizes 128 1000 --json step.json
 """
@@ -58,8 +62,7 @@ from _measure import (
 )
 
 from amortized_bayes.guides import Amortized, MeanField
-from amortized_bayes.inference.optim import IterateAverage
-from amortized_bayes.inference.options import FitOptions
+from amortized_bayes.inference.options import FitOptions, WarmUp, linear
 from amortized_bayes.inference.streams import Batches
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.models import DeepGenerative
@@ -72,8 +75,12 @@ RATE = 1e-3
 LOG_SCALE = -4.5  # of the factors of decoder weights, at the start
 PYRO, NUMPYRO, PRODUCTS = "Pyro, SVI.step", "NumPyro, jit", "matrix products"
 REPLAYED, COMPILED, MOMENTS = "captured, replayed", "captured, compiled", "local reparam."
-TARGETS = {128: (0.4, 1.0), 1000: (0.75, 0.85)}
-"""Largest share of Pyro's and of NumPyro's time that the captured step is meant to take, by batch size."""
+SWEEP_ENCODER, SWEEP_DECODER, SWEEP_BATCH = (PIXELS, 32, 2 * 16), (16, 64, PIXELS), 250
+TARGETS = {PYRO: {128: 0.4, 1000: 0.75}, NUMPYRO: {128: 1.0, 1000: 1.0}}
+"""Largest share of Pyro's and of NumPyro's time that the compiled step is meant to take, by batch size."""
+OF_PRODUCTS = {("point", 128): 1.5, ("point", 1000): 1.5, ("bayesian", 128): 2.2}
+"""Largest multiple of the time of its own matrix products that it is meant to take, by decoder and batch size."""
+OF_PRODUCTS_SWEEP = 2.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,9 @@ class Flags:
         block_seconds: Length of one timed block.
         threads: Threads of torch and JAX; 0 for all cores.
         device: Where torch works; NumPyro works where JAX does.
+        sweep: Time a step of the sweep as well.
         numpyro: Include NumPyro.
+        clock: What is timed: the clock on the wall, or the seconds that the processor works for this process.
         quick: One step a side at the first batch size, to see that everything runs; the times mean nothing.
         json: File to write the figures to.
     """
@@ -98,7 +107,9 @@ class Flags:
     block_seconds: float = 0.2
     threads: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    sweep: bool = True
     numpyro: bool = True
+    clock: Literal["wall", "processor"] = "wall"
     quick: bool = False
     json: Path | None = None
 
@@ -116,25 +127,35 @@ class Setting:
     bayesian: bool
     batch_size: int
     images: Tensor  # (N, 784), uint8, on the device
+    encoder: tuple[int, ...] = ENCODER
+    decoder: tuple[int, ...] = DECODER
 
     @property
     def num_parameters(self) -> int:
         """Parameters that every side must fit."""
-        return _size(ENCODER) + _size(DECODER) * (2 if self.bayesian else 1)
+        return _size(self.encoder) + _size(self.decoder) * (2 if self.bayesian else 1)
+
+    @property
+    def sweep(self) -> bool:
+        """Whether this is a step of the sweep."""
+        return self.decoder == SWEEP_DECODER
 
     @property
     def name(self) -> str:
         """For people."""
+        if self.sweep:
+            return f"the sweep's step, k = {SWEEP_ENCODER[1]}, batch {self.batch_size:,}"
         decoder = "Bayesian decoder" if self.bayesian else "point-estimated decoder"
         return f"{decoder}, batch {self.batch_size:,}"
 
     def programs(self) -> tuple[DeepGenerative, Amortized]:
         """Model and guide, fresh."""
         torch.manual_seed(0)
-        model = DeepGenerative(PIXELS, LATENTS, DECODER[1:-1], NUM_DATA, bayesian=self.bayesian)
+        latents, *hidden, _ = self.decoder
+        model = DeepGenerative(PIXELS, latents, hidden, NUM_DATA, bayesian=self.bayesian)
         sites = latent_sites(model, torch.zeros(2, PIXELS), torch.arange(2))
         shared = MeanField(sites.shared, locs=sites.shared_draw, log_scale=LOG_SCALE) if self.bayesian else None
-        guide = Amortized(sites.local, NUM_DATA, PIXELS, ENCODER[1], len(ENCODER) - 2, shared=shared)
+        guide = Amortized(sites.local, NUM_DATA, PIXELS, self.encoder[1], len(self.encoder) - 2, shared=shared)
         return model.to(self.images.device), guide.to(self.images.device)
 
     def batches(self) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -158,6 +179,7 @@ def _size(sizes: Sequence[int]) -> int:
 def captured_sides(name: str, setting: Setting, capture: str, **options: Any) -> list[Side]:
     """Return the library's own step, and the same without averages of iterates; none where it cannot be captured so."""
     options = {"analytic_kl": False, **options}
+    pyro.clear_param_store()  # of other sides, whose parameters it holds
     fit = FitOptions(setting.batch_size, learning_rate=RATE, shared_learning_rate=RATE, capture=capture, **options)
     training = Training(*setting.programs(), setting.images, fit)
     _require_size(setting, training.variables.parameters)
@@ -166,19 +188,14 @@ def captured_sides(name: str, setting: Setting, capture: str, **options: Any) ->
     seconds = time.perf_counter() - start
     if training.captured is None and capture != "off":
         return []
-    averages, nothing = training.variables.average, IterateAverage([])
 
-    def run(average: IterateAverage, steps: int) -> None:
-        training.variables.average = average
+    def run(steps: int) -> None:
         for _ in training.run(steps):
             pass
         wait_for(setting.images.device)
 
     operations = f"{training.captured.num_operations} operations" if training.captured else ""
-    return [
-        Side(name, partial(run, averages), seconds, operations),
-        Side(f"{name}, no averages", partial(run, nothing), seconds, operations),
-    ]
+    return [Side(name, run, seconds, operations)]
 
 
 def pyro_side(name: str, setting: Setting, *, validate: bool) -> Side:
@@ -383,8 +400,8 @@ def products_side(name: str, setting: Setting, *, moments: bool = False) -> Side
     """
     device, batch = setting.images.device, setting.batch_size
     shapes: list[tuple[int, int, int]] = []
-    decoder = list(pairwise(DECODER))
-    for l, (size_in, size_out) in enumerate([*pairwise(ENCODER), *decoder * (1 + moments)]):
+    decoder = list(pairwise(setting.decoder))
+    for l, (size_in, size_out) in enumerate([*pairwise(setting.encoder), *decoder * (1 + moments)]):
         shapes += [(batch, size_in, size_out), (size_out, batch, size_in)]
         if l > 0:  # nobody needs the gradient of the images
             shapes.append((batch, size_out, size_in))
@@ -444,22 +461,37 @@ def build_sides(setting: Setting, *, numpyro: bool) -> list[Side]:
     ]
     if numpyro:
         sides.append(numpyro_side(NUMPYRO, setting))
-    sides += captured_sides("uncaptured", setting, "off")[:1]
-    sides += captured_sides(REPLAYED, setting, "replay")[:1]
+    sides += captured_sides("uncaptured", setting, "off")
+    sides += captured_sides(REPLAYED, setting, "replay")
     sides += captured_sides(COMPILED, setting, "inductor")
     if setting.bayesian:
         options = {"analytic_kl": True, "local_reparametrization": True}
-        sides += captured_sides(f"{COMPILED}, {MOMENTS}", setting, "inductor", **options)[:1]
+        sides += captured_sides(f"{COMPILED}, {MOMENTS}", setting, "inductor", **options)
         sides.append(products_side(f"{PRODUCTS}, {MOMENTS}", setting, moments=True))
     else:
-        sides += captured_sides(f"{COMPILED}, analytic KL", setting, "inductor", analytic_kl=True)[:1]
+        sides += captured_sides(f"{COMPILED}, analytic KL", setting, "inductor", analytic_kl=True)
     return [*sides, products_side(PRODUCTS, setting)]
+
+
+def sweep_sides(setting: Setting) -> list[Side]:
+    """Build what is compared in a step of the sweep: ours, with draws of outputs and with quadrature; and products."""
+    recipe = {"analytic_kl": True, "local_reparametrization": True, "average": None, "adam_beta2": 0.99}
+    recipe |= {"schedule": linear, "kl_weight": WarmUp(0.2), "shared_kl_weight": WarmUp(0.2)}
+    quadrature = {**recipe, "quadrature_nodes": 3}
+    return [
+        *captured_sides(f"{REPLAYED}, quadrature, {MOMENTS}", setting, "replay", **quadrature),
+        *captured_sides(f"{COMPILED}, quadrature, {MOMENTS}", setting, "inductor", **quadrature),
+        *captured_sides(f"{COMPILED}, {MOMENTS}", setting, "inductor", **recipe),
+        products_side(f"{PRODUCTS}, {MOMENTS}", setting, moments=True),
+    ]
 
 
 def measure(setting: Setting, flags: Flags, *, numpyro: bool) -> tuple[list[Side], Times]:
     """Time all sides of one setting."""
-    sides = build_sides(setting, numpyro=numpyro)
-    return sides, side_by_side(sides, 1 if flags.quick else flags.repeats, flags.block_seconds, one_step=flags.quick)
+    sides = sweep_sides(setting) if setting.sweep else build_sides(setting, numpyro=numpyro)
+    clock = time.process_time if flags.clock == "processor" else time.perf_counter
+    repeats = 1 if flags.quick else flags.repeats
+    return sides, side_by_side(sides, repeats, flags.block_seconds, one_step=flags.quick, clock=clock)
 
 
 def figures_of(setting: Setting, sides: Sequence[Side], times: Times) -> list[dict[str, Any]]:
@@ -469,6 +501,7 @@ def figures_of(setting: Setting, sides: Sequence[Side], times: Times) -> list[di
         first, third = times.quartiles(side.name)
         row: dict[str, Any] = {
             "decoder": "bayesian" if setting.bayesian else "point",
+            "sweep": setting.sweep,
             "batch_size": setting.batch_size,
             "side": side.name,
             "milliseconds": times.median(side.name),
@@ -485,19 +518,25 @@ def figures_of(setting: Setting, sides: Sequence[Side], times: Times) -> list[di
 
 
 def verdicts(setting: Setting, times: Times) -> list[str]:
-    """Say whether the captured step reaches its targets, in words."""
-    if setting.batch_size not in TARGETS:
-        return [f"{setting.name}: no target is set for this batch size"]
+    """Say whether the compiled step reaches its targets, in words."""
+    targets = [
+        (COMPILED, other, of_batch[setting.batch_size])
+        for other, of_batch in TARGETS.items()
+        if setting.batch_size in of_batch
+    ]
+    kind = "bayesian" if setting.bayesian else "point"
+    if (kind, setting.batch_size) in OF_PRODUCTS:
+        targets.append((COMPILED, PRODUCTS, OF_PRODUCTS[kind, setting.batch_size]))
+    if setting.sweep:
+        own = f"{PRODUCTS}, {MOMENTS}"
+        targets = [(f"{COMPILED}{how}, {MOMENTS}", own, OF_PRODUCTS_SWEEP) for how in (", quadrature", "")]
     found = []
-    for name in (COMPILED, REPLAYED):
-        if name not in times.milliseconds:
-            continue
-        for other, most in zip((PYRO, NUMPYRO), TARGETS[setting.batch_size], strict=True):
-            if other in times.milliseconds:
-                ratio = times.ratio(name, other)
-                word = "met" if ratio <= most else "fallen short of"
-                found.append(f"{setting.name}: {name} takes {ratio:.2f} of {other}; target {most:.2f} {word}")
-    return found
+    for name, other, most in targets:
+        if name in times.milliseconds and other in times.milliseconds:
+            ratio = times.ratio(name, other)
+            word = "met" if ratio <= most else "fallen short of"
+            found.append(f"{setting.name}: {name} takes {ratio:.2f} of {other}; target {most:.2f} {word}")
+    return found or [f"{setting.name}: no target is set for this batch size"]
 
 
 def have_numpyro(flags: Flags, device: torch.device) -> bool:
@@ -527,19 +566,21 @@ def main(flags: Flags) -> None:
     torch.manual_seed(0)
     images = (torch.rand(NUM_DATA, PIXELS) < 0.3).to(torch.uint8).to(device)
     rows, said = [], []
-    for decoder in flags.decoders:
-        for batch_size in flags.batch_sizes[: 1 if flags.quick else None]:
-            setting = Setting(decoder == "bayesian", batch_size, images)
-            console.print(f"{setting.name}: compiling and timing ...", highlight=False)
-            sides, times = measure(setting, flags, numpyro=numpyro)
-            found = figures_of(setting, sides, times)
-            show(setting, found, threads, device, console)
-            rows += found
-            said += verdicts(setting, times)
+    sizes = flags.batch_sizes[: 1 if flags.quick else None]
+    settings = [Setting(decoder == "bayesian", size, images) for decoder in flags.decoders for size in sizes]
+    if flags.sweep:
+        settings.append(Setting(True, SWEEP_BATCH, images, SWEEP_ENCODER, SWEEP_DECODER))
+    for setting in settings:
+        console.print(f"{setting.name}: compiling and timing ...", highlight=False)
+        sides, times = measure(setting, flags, numpyro=numpyro)
+        found = figures_of(setting, sides, times)
+        show(setting, found, threads, device, console)
+        rows += found
+        said += verdicts(setting, times)
     print("one step each: the times mean nothing" if flags.quick else "\n".join(said))
-    settings = {**asdict(flags), "json": None, "targets": {str(b): t for b, t in TARGETS.items()}}
+    described = {**asdict(flags), "json": None, "targets": TARGETS}
     around = surroundings(threads, device, ("numpyro", "jax", "jaxlib"))
-    write_json(flags.json, {"benchmark": "step", "environment": around, "settings": settings, "rows": rows})
+    write_json(flags.json, {"benchmark": "step", "environment": around, "settings": described, "rows": rows})
 
 
 def show(setting: Setting, rows: Sequence[dict[str, Any]], threads: int, device: torch.device, console: Any) -> None:

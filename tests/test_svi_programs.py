@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from amortized_bayes.inference.options import FitOptions
+from amortized_bayes.inference.options import FitOptions, WarmUp, linear
 from amortized_bayes.inference.svi import Training, fit
 from amortized_bayes.models import DeepGenerative
 
@@ -100,10 +100,25 @@ def test_batch_norm_runs_the_same_captured_or_not(float64):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_run_agrees(float64, family):
     found = []
+    rates = {"learning_rate": 3e-2, "shared_scale_learning_rate": 1e-3, "adam_beta2": 0.99, "schedule": linear}
     for capture in ("off", "inductor"):
-        run = training(family, capture=capture)
+        run = training(family, capture=capture, kl_weight=WarmUp(0.5), **rates)
         steps(run, 10)
         found.append(parts_of(run))
     assert run.captured.backend == "inductor"
+    assert run.captured.into
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compiled_run_goes_on_bit_for_bit_from_its_state(family):
+    run, other = (training(family, capture="inductor") for _ in range(2))
+    other.prepare(1)  # the state then has to reach the tensors that the compiled step holds
+    steps(run, 3)
+    state = {name: tensor.clone() for name, tensor in run.state().items()}
+    steps(run, 4)
+    other.load_state(state)
+    steps(other, 4)
+    assert same_bits(parts_of(run), parts_of(other))

@@ -122,7 +122,7 @@ def test_steps_of_a_resumed_run_have_the_weights_of_the_whole(tmp_path, monkeypa
     cut("train", config, tmp_path, stop_at("training", 41))
     resume("train", tmp_path)
     done = np.arange(80) / 80
-    expected = np.stack([done, done * np.minimum(1, 2 * done)], 1)
+    expected = np.stack([done, done * np.minimum(1, 2 * done), np.ones(80)], 1)
     first, second = (torch.stack([inputs[2] for inputs in each.kept]).numpy() for each in made)
     np.testing.assert_allclose(first, expected[:41], atol=1e-6)
     np.testing.assert_allclose(second, expected[40:], atol=1e-6)

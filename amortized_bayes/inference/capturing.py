@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
-from amortized_bayes.capture import Captured, CaptureError, capture, compiler_available
+from amortized_bayes.capture import Captured, CaptureError, capture
 
-__all__ = ["captured_step"]
+__all__ = ["Whole", "captured_step"]
 
 logger = logging.getLogger("amortized_bayes.inference.svi")
 
-COMPILE_SECONDS = 13.0
-"""What compiling a step takes, on two cores; compiling pays when it saves more over the run."""
-COMPILE_SAVING = 0.2
-"""Part of a replayed step that compiling saves on a CPU (`benchmarks/step.py`)."""
+COMPILED_FROM = 4_000
+"""Steps from which compiling pays on a CPU: it takes about as long as 1,000 of a small VAE's, and saves a quarter to a
+half of each. A count and no timing, since compiled and replayed steps round differently: a run is the same every time."""
+
+
+class Whole(NamedTuple):
+    """A step that also moves what it fits, which is what is compiled: the compiler fuses the move with the gradients.
+
+    Args:
+        step: as for :func:`~amortized_bayes.capture.capture`, with ``into`` and ``compared``.
+        first: inputs of one batch.
+        second: inputs of another.
+        into: see there.
+        compared: see there.
+    """
+
+    step: Callable[..., list[Tensor]]
+    first: Sequence[Tensor]
+    second: Sequence[Tensor]
+    into: Sequence[Tensor]
+    compared: int
 
 
 def captured_step(
@@ -27,6 +45,7 @@ def captured_step(
     how: str,
     num_steps: int,
     restore: Sequence[Tensor],
+    whole: Whole | None = None,
 ) -> Captured | None:
     """Capture a step on one batch and check it on another; ``None``, and one line said, where that cannot be done.
 
@@ -37,27 +56,18 @@ def captured_step(
         how: ``auto``, ``replay`` or ``inductor``.
         num_steps: steps that it will be used for.
         restore: tensors that tracing may change, to be put back.
+        whole: what is compiled, where it is not ``step``; its ``into`` is then that of the captured step.
     """
+    compiled = partial(capture, step, first, second, backend="inductor", restore=restore)
+    if whole is not None:
+        inputs, into = (whole.first, whole.second), {"into": whole.into, "compared": whole.compared}
+        compiled = partial(capture, whole.step, *inputs, backend="inductor", restore=restore, **into)
     captured = None
     try:
-        captured = capture(step, first, second, backend="inductor" if how == "inductor" else "replay", restore=restore)
-        if how == "auto" and _compiling_pays(captured, first, num_steps):
-            captured = capture(step, first, second, backend="inductor", restore=restore)
+        captured = capture(step, first, second, restore=restore)
+        if how == "inductor" or (how == "auto" and num_steps >= COMPILED_FROM and not first[0].is_cuda):
+            captured = compiled()
     except CaptureError as error:
         way = "uncaptured" if captured is None else "replayed, not compiled"
         logger.warning("the step runs %s, which is slower and gives the same numbers: %s", way, error)
     return captured
-
-
-def _compiling_pays(captured: Captured, inputs: Sequence[Tensor], num_steps: int) -> bool:
-    if inputs[0].is_cuda:
-        return False
-    start = time.perf_counter()
-    for _ in range(5):
-        captured(*inputs)
-    step = (time.perf_counter() - start) / 5
-    pays = num_steps * step * COMPILE_SAVING > COMPILE_SECONDS
-    if pays and not compiler_available():
-        logger.warning("no C++ compiler found: the step is replayed, not compiled")
-        return False
-    return pays

@@ -99,12 +99,15 @@ class IterateAverage:
         self.averaged = None if eta is None else [p.detach().clone() for p in parameters]
         self.count = 0
 
+    def weight(self, count: int) -> float:
+        """Weight of the iterate number ``count``; 0 where no average is kept."""
+        return 0.0 if self.eta is None else (self.eta + 1) / (count + self.eta)
+
     @torch.no_grad()
     def update(self) -> None:
         """Take in the current iterate."""
         self.count += 1
-        if self.parameters and self.averaged is not None and self.eta is not None:
-            weight = (self.eta + 1) / (self.count + self.eta)
+        if self.parameters and self.averaged is not None:
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                self.averaged, [p.detach() for p in self.parameters], weight
+                self.averaged, [p.detach() for p in self.parameters], self.weight(self.count)
             )

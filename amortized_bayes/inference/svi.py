@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from amortized_bayes.capture import Captured
 from amortized_bayes.expectations import check_quadrature, expected_log_weights
-from amortized_bayes.inference.capturing import captured_step
+from amortized_bayes.inference.capturing import Whole, captured_step
 from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
@@ -118,6 +118,17 @@ class Training:
         count = len(self.variables.parameters)
         return [loss.detach(), *gradients[:count], *(g * len(x) for g in gradients[count:])]
 
+    def moving_step(self, numbers: Tensor, *inputs: Tensor) -> list[Tensor]:
+        """Negative ELBO per point of a batch, gradients of rows times B, and what the step moves, as it is after it.
+
+        This is what is compiled. It takes :meth:`Variables.numbers` before the inputs of :meth:`loss_and_gradients`,
+        of which it gathers the batch itself where nothing else needs it.
+        """
+        given = (self._batch(inputs[0]), *inputs) if self._gathers else inputs
+        loss, *gradients = self.loss_and_gradients(*given)
+        count = len(self.variables.parameters)
+        return [loss, *gradients[count:], *self.variables.moved(gradients[:count], numbers)]
+
     def row_gradients(self, x: Tensor, index: Tensor, *more: Tensor) -> list[Tensor]:
         """Negative ELBO per point of a batch, and its gradients with respect to rows alone, times B."""
         loss, rows = self._loss(x, index, *more)
@@ -153,11 +164,22 @@ class Training:
             torch.manual_seed(0)
             restore = [buffer for _, buffer in self._buffers()]
             how = self.options.capture
-            self.captured = captured_step(self.loss_and_gradients, first, second, how, num_steps, restore)
+            numbers, count = self.variables.numbers(1.0, self.dtype, self.data.device), len(self.variables.parameters)
+            compared = 1 + len(self.variables.row_adams) + count  # up to the first moments, which show the gradients
+            into = self.variables.moving()
+            own = slice(1 if self._gathers else 0, None)
+            batches = ((numbers, *first[own]), (numbers, *second[own]))
+            whole = Whole(self.moving_step, *batches, into, compared) if count else None
+            self.captured = captured_step(self.loss_and_gradients, first, second, how, num_steps, restore, whole)
             if self.captured is not None and self._row_steps > 1:
                 how = "inductor" if self.captured.backend == "inductor" else "replay"
                 self._captured_rows = captured_step(self.row_gradients, first, second, how, num_steps, restore)
         self._uncapturable = self.captured is None
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether a compiled step gathers its batch."""
+        return self.transform is None and self._row_steps == 1
 
     @property
     def _row_steps(self) -> int:
@@ -171,10 +193,14 @@ class Training:
 
     def _inputs(self, index: Tensor, done: float = 0.0) -> list[Tensor]:
         x = self._batch(index)
-        x = self.transform(x) if self.transform else x
+        return [self.transform(x) if self.transform else x, *self._other_inputs(index, done)]
+
+    def _other_inputs(self, index: Tensor, done: float) -> list[Tensor]:
+        if not self.options.annealed:
+            return [index, *self.variables.rows(index)]
         # as a tensor: a captured step would keep a Python number as it was when captured
-        weights = torch.tensor(self.options.weights_at(done), dtype=self.dtype).to(x.device, non_blocking=True)
-        return [x, index, *([weights] if self.options.annealed else []), *self.variables.rows(index)]
+        weights = torch.tensor(self.options.weights_at(done), dtype=self.dtype).to(index.device, non_blocking=True)
+        return [index, weights, *self.variables.rows(index)]
 
     def run(self, num_steps: int, report_at: Iterable[int] = (), begin: int | None = None) -> Iterator[StepRecord]:
         """Take ``num_steps`` more steps and yield a record at the last and at each step in ``report_at``.
@@ -208,12 +234,18 @@ class Training:
     def _step(self, done: float) -> Tensor:
         multiplier = self.options.schedule(done) if self.options.schedule else 1.0
         index = self.batches[self.steps]
-        inputs = self._inputs(index, done)
-        first_row = 3 if self.options.annealed else 2
+        whole = self.captured is not None and bool(self.captured.into)
+        inputs = self._other_inputs(index, done) if whole and self._gathers else self._inputs(index, done)
+        first_row = len(inputs) - len(self.variables.row_adams)
         for _ in range(self._row_steps - 1):
             outputs = (self._captured_rows or self.row_gradients)(*inputs)
             self.variables.step_rows(index, inputs[first_row:], outputs[1:], multiplier)
             inputs[first_row:] = self.variables.rows(index)
+        if self.captured is not None and whole:
+            loss, *gradients = self.captured(self.variables.numbers(multiplier, self.dtype, index.device), *inputs)
+            self.variables.average.count += 1
+            self.variables.step_rows(index, inputs[first_row:], gradients, multiplier)
+            return loss
         outputs = (self.captured or self.loss_and_gradients)(*inputs)
         self.variables.step(index, inputs[first_row:], outputs[1:], multiplier)
         return outputs[0].clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,9 @@ from amortized_bayes.networks import row_tables
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["Variables"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's first and second moments, as torch names them."""
 
 
 class Variables:
@@ -52,6 +56,10 @@ class Variables:
         groups = [{"params": g, "lr": rate} for g, rate in zip((local, shared, scales), rates, strict=True) if g]
         self.rates = [g["lr"] for g in groups]
         self.adam = torch.optim.Adam(groups, betas=betas, eps=options.adam_eps, fused=True) if groups else None
+        if self.adam is not None:  # before the first step, so that a captured one can close over the moments
+            for parameter in self.parameters:
+                moments = {key: torch.zeros_like(parameter.detach()) for key in MOMENTS}
+                self.adam.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
         self.average = IterateAverage([*self.parameters], options.average)
 
     def rows(self, index: Tensor) -> list[Tensor]:
@@ -77,6 +85,39 @@ class Variables:
             self.adam.step()
         self.step_rows(index, rows, gradients[count:], multiplier)
         self.average.update()
+
+    def numbers(self, multiplier: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """What :meth:`moved` needs of the next step: the average's weight, 1/√(1 - β2^t), a rate a group; (2 + G,)."""
+        count = self.average.count + 1
+        beta1, beta2 = (0.0, 0.0) if self.adam is None else self.adam.defaults["betas"]
+        rates = [rate * multiplier / (1 - beta1**count) for rate in self.rates]
+        numbers = [self.average.weight(count), 1 / math.sqrt(1 - beta2**count), *rates]
+        return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+
+    def moving(self) -> list[Tensor]:
+        """What :meth:`moved` gives anew: first moments, second moments, parameters and averages."""
+        moments = [] if self.adam is None else [self.adam.state[p][key] for key in MOMENTS for p in self.parameters]
+        return [*moments, *self.parameters, *(self.average.averaged or ())]
+
+    @torch.no_grad()
+    def moved(self, gradients: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
+        """:meth:`step` of the parameters as arithmetic without side effects, which a compiler fuses with the gradients.
+
+        A caller that writes the values into :meth:`moving` counts the step with ``average.count``.
+        """
+        if self.adam is None:
+            return []
+        (beta1, beta2), eps = self.adam.defaults["betas"], self.adam.defaults["eps"]
+        rates = [rate for g, rate in zip(self.adam.param_groups, numbers[2:], strict=True) for _ in g["params"]]
+        firsts, seconds, values = [], [], []
+        for parameter, gradient, rate in zip(self.parameters, gradients, rates, strict=True):
+            first, second = (self.adam.state[parameter][key] for key in MOMENTS)
+            firsts.append(first + (1 - beta1) * (gradient - first))
+            seconds.append(beta2 * second + (1 - beta2) * gradient * gradient)
+            denominator = seconds[-1].sqrt() * numbers[1] + eps
+            values.append(parameter.detach() - rate * (firsts[-1] / denominator))
+        averages = [a + numbers[0] * (p - a) for a, p in zip(self.average.averaged or (), values, strict=False)]
+        return [*firsts, *seconds, *values, *averages]
 
     def step_rows(self, index: Tensor, rows: Sequence[Tensor], gradients: Sequence[Tensor], multiplier: float) -> None:
         """Move the batch's rows alone."""
@@ -120,7 +161,8 @@ class Variables:
         named |= {f"averaged.{i}": averaged for i, averaged in enumerate(self.average.averaged or ())}
         for i, parameter in enumerate(self.parameters):
             named |= {f"parameter.{i}": parameter.detach()}
-            moments = self.adam.state.get(parameter, {}) if self.adam is not None else {}
+            moments = self.adam.state[parameter] if self.adam is not None else {}
+            moments = {**moments, "step": torch.tensor(float(self.average.count))}  # a compiled step counts there alone
             named |= {f"adam.{i}.{key}": value for key, value in moments.items()}
         for i, adam in enumerate(self.row_adams):
             named |= {f"rows.{i}.{key}": value for key, value in adam.state().items()}
@@ -143,9 +185,8 @@ class Variables:
             averaged.copy_(state[f"averaged.{i}"])
         for i, parameter in enumerate(self.parameters):
             parameter.copy_(state[f"parameter.{i}"])
-            moments = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
-            if self.adam is not None and moments:
-                self.adam.state[parameter] = {k: v.to(parameter.device).clone() for k, v in moments.items()}
+            for key, value in self.adam.state[parameter].items() if self.adam is not None else ():
+                value.copy_(state[f"adam.{i}.{key}"])  # in place, since a captured step holds these tensors
         for i, adam in enumerate(self.row_adams):
             adam.load_state({k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"rows.{i}.")})
 
