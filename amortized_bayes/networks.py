@@ -16,6 +16,7 @@ from torch import Tensor, nn
 __all__ = [
     "MLP",
     "Activation",
+    "Center",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "RowTable",
@@ -171,6 +172,26 @@ def _quarter(image_shape: tuple[int, int, int]) -> tuple[int, int]:
     if height % 4 or width % 4 or min(height, width) < 4:
         raise ValueError(f"expected images of height and width that 4 divides, got {height} by {width}")
     return height // 4, width // 4
+
+
+class Center(nn.Module):
+    """Data minus their mean, which lets the layer after it learn faster and changes nothing that it can learn.
+
+    The mean moves into that layer's bias (LeCun, Bottou, Orr & Müller, *Efficient BackProp*, 1998).
+
+    Args:
+        mean: of the data, ``(...)``.
+    """
+
+    mean: Tensor
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subtract the mean from data ``(B, ...)``."""
+        return x - self.mean
 
 
 class RowTable(nn.Module):

@@ -40,8 +40,8 @@ def test_new_points_reach_the_best_factorized_elbo_whatever_the_rate_of_training
 def test_points_are_visited_until_they_are_settled():
     model, x = linear_model(num_data=1000)
     sites = latent_sites(model, x).local
-    hurried = fresh_factors(model, None, sites, x, OPTIONS, visits=5, max_visits=10)
-    settled = fresh_factors(model, None, sites, x, OPTIONS, visits=5)
+    hurried = fresh_factors(model, None, sites, x, OPTIONS, visits=(5, 10))
+    settled = fresh_factors(model, None, sites, x, OPTIONS, visits=(5, 800))
     assert hurried.visits == 10
     assert not hurried.settled
     assert hurried.note == f"fresh factors not settled: 10 visits gain {hurried.gain:.2f} nats over half as many"
@@ -52,21 +52,21 @@ def test_points_are_visited_until_they_are_settled():
     left = [(exact - values).mean().item() for values in found]
     assert left[0] > 0.3
     assert left[1] < 2 * 0.1  # what is left is about the last gain
-    alone = fresh_factors(model, None, sites, x, OPTIONS, visits=5, max_visits=5)
+    alone = fresh_factors(model, None, sites, x, OPTIONS, visits=(5, 5))
     assert math.isnan(alone.gain)
     assert not alone.settled  # nobody asked what more would gain
     assert alone.note == "fresh factors not settled: 5 visits, never doubled"
-    again = fresh_factors(model, None, sites, x, OPTIONS, visits=5, max_visits=10)
+    again = fresh_factors(model, None, sites, x, OPTIONS, visits=(5, 10))
     assert again.gain == hurried.gain
     with pytest.raises(ValueError, match="expected visits of 1 or more, got 0"):
-        fresh_factors(model, None, sites, x, OPTIONS, visits=0)
+        fresh_factors(model, None, sites, x, OPTIONS, visits=(0, 800))
 
 
 def test_model_and_shared_guide_do_not_move():
     model = DeepGenerative(5, 2, (3,), 20, bayesian=False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.ones(8, 5)
-    fresh = fresh_factors(model, None, latent_sites(model, x).local, x, OPTIONS, visits=3, max_visits=3)
+    fresh = fresh_factors(model, None, latent_sites(model, x).local, x, OPTIONS, visits=(3, 3))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(torch.equal(before[name], tensor) for name, tensor in fresh.model.state_dict().items())
     assert fresh.guide.table.weight.abs().sum() > 0
@@ -78,7 +78,7 @@ def test_q_of_theta_is_frozen():
     sites = latent_sites(model, x)
     shared = MeanField(sites.shared, locs=sites.shared_draw)
     before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
-    fresh = fresh_factors(model, shared, sites.local, x, OPTIONS, visits=3, max_visits=3)
+    fresh = fresh_factors(model, shared, sites.local, x, OPTIONS, visits=(3, 3))
     assert fresh.guide.shared is not shared
     for held in (shared, fresh.guide.shared):
         assert all(torch.equal(before[name], tensor) for name, tensor in held.state_dict().items())
@@ -92,7 +92,7 @@ def test_fresh_factors_are_not_annealed():
     model, x = linear_model(num_data=1000)
     sites = latent_sites(model, x).local
     options = replace(OPTIONS, kl_weight=lambda _: 0.0, entropy_weight=lambda _: 0.0)
-    found = [fresh_factors(model, None, sites, x, o, visits=5, max_visits=5) for o in (OPTIONS, options)]
+    found = [fresh_factors(model, None, sites, x, o, visits=(5, 5)) for o in (OPTIONS, options)]
     assert torch.equal(found[0].guide.table.weight, found[1].guide.table.weight)
 
 

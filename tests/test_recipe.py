@@ -9,11 +9,14 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.stats import norm
+from torch import nn
 
 import amortized_bayes as ab
 from amortized_bayes.expectations import check_quadrature, expected_log_weights
+from amortized_bayes.guides.registry import GUIDES, GuideSpec
 from amortized_bayes.inference.options import WarmUp, linear
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.networks import Center
 
 torch64 = {"dtype": torch.float64}
 
@@ -199,7 +202,8 @@ def test_decayed_and_averaged_runs_end_at_the_same_optimum():
         center_input=True,
     )
     for options in (recipe, ab.FitOptions(batch_size=32, learning_rate=4e-3)):
-        for guide in (ab.Factorized(sites, 64), ab.Amortized(sites, 64, 5, depth=0, center=x.mean(0))):
+        encoder = nn.Sequential(Center(x.mean(0)), nn.Linear(5, 4))
+        for guide in (ab.Factorized(sites, 64), ab.Amortized(sites, 64, 5, encoder=encoder)):
             training = Training(model, guide, x, options)
             list(training.run(2_500))
             torch.manual_seed(0)
@@ -210,12 +214,14 @@ def test_decayed_and_averaged_runs_end_at_the_same_optimum():
 
 
 def test_a_centered_encoder_has_one_bias_in_place_of_another():
-    _model, x, sites = linear_problem()
-    guide = ab.Amortized(sites, 64, 5, width=3, center=x.mean(0))
-    plain = ab.Amortized(sites, 64, 5, width=3)
-    plain.encoder.load_state_dict(guide.encoder.state_dict())
-    first = plain.encoder[1][0]
+    _, x, sites = linear_problem()
+    spec = GuideSpec(sites, x, 3, center=True)
+    guide, plain = (GUIDES["amortized"].build(spec._replace(center=center)) for center in (True, False))
+    plain.encoder[1].load_state_dict(guide.encoder[2].state_dict())
     with torch.no_grad():
+        for encoder in (guide.encoder[2], plain.encoder[1]):
+            encoder[-1].weight.fill_(0.3)  # at the start it answers with a constant
+        first = plain.encoder[1][0]
         first.bias -= first.weight @ x.mean(0)
     index = torch.arange(64)
     torch.testing.assert_close(guide.locate(x, index), plain.locate(x, index))

@@ -307,8 +307,8 @@ def _fresh(problem: FitProblem, fitting: Fitting, data: Tensor, visits: int) -> 
     """Fresh factors for test points; those with few visits have no doubling, which would say whether they settled."""
     options = problem.options_of(fitting.fit, len(data))
     fixed, few = (fitting.model, fitting.guide.shared, fitting.sites.local), visits == RUNG_VISITS
-    limits = {"visits": min(visits, RUNG_VISITS), "max_visits": visits}
-    found = fresh_factors(*fixed, data, options, **limits, seed=problem.seed, plate=problem.plate)
+    limits = (min(visits, RUNG_VISITS), visits)
+    found = fresh_factors(*fixed, data, options, visits=limits, seed=problem.seed, plate=problem.plate)
     return _Answer(found.model, found.guide, "" if few else found.note)
 
 

@@ -23,8 +23,6 @@ class Amortized(LocalGuide):
         width: k, width of each hidden layer.
         depth: number of hidden layers; 0 makes the encoder linear.
         encoder: a network ``(B, ...) -> (B, 2 D)`` to use instead; the sizes are then ignored.
-        center: what is subtracted from the data before they are encoded, ``(...)``: their mean, say, which lets an
-            encoder learn faster and changes nothing that it can learn (LeCun, Bottou, Orr & Müller, 1998).
         shared: guide of the shared sites.
         plate: name of the plate over data points.
 
@@ -42,8 +40,6 @@ class Amortized(LocalGuide):
         torch.Size([4, 4])
     """
 
-    center: Tensor | None
-
     def __init__(
         self,
         sites: Sequence[LatentSite],
@@ -53,17 +49,15 @@ class Amortized(LocalGuide):
         depth: int = 1,
         *,
         encoder: nn.Module | None = None,
-        center: Tensor | None = None,
         shared: nn.Module | None = None,
         plate: str = "data",
     ) -> None:
         super().__init__(sites, num_data, shared=shared, plate=plate)
         if width < 1 or depth < 0:
             raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
-        self.register_buffer("center", center)
         sizes = [observed, *[width] * depth, 2 * self.latent_dim]
         self.encoder = encoder or nn.Sequential(nn.Flatten(), MLP(sizes, initial_parameters(self.latent_dim)))
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Encode the data; the places of the points do not matter."""
-        return self.encoder(x if self.center is None else x - self.center)
+        return self.encoder(x)

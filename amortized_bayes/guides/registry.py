@@ -127,15 +127,15 @@ def _amortized(spec: GuideSpec) -> LocalGuide:
     from torch import nn
 
     from amortized_bayes.guides.amortized import Amortized
-    from amortized_bayes.networks import MLP
+    from amortized_bayes.guides.local import initial_parameters
+    from amortized_bayes.networks import MLP, Center
 
-    sizes = (spec.observed, spec.width, spec.depth)
-    encoder = None
-    if spec.published:  # it starts like any network of torch's, ours at the common q(z)
-        encoder = nn.Sequential(nn.Flatten(), MLP([sizes[0], *[spec.width] * spec.depth, 2 * spec.latent_dim]))
-    center = spec.data.to(torch.get_default_dtype()).mean(0) if spec.center else None
-    given = {"encoder": encoder, "center": center, "shared": spec.shared, "plate": spec.plate}
-    return Amortized(spec.sites, spec.num_data, *sizes, **given)
+    sizes = [spec.observed, *[spec.width] * spec.depth, 2 * spec.latent_dim]
+    # published encoders start like any network of torch's, ours at the common q(z)
+    network = MLP(sizes, None if spec.published else initial_parameters(spec.latent_dim))
+    mean = [Center(spec.data.to(torch.get_default_dtype()).mean(0))] if spec.center else []
+    encoder = nn.Sequential(*mean, nn.Flatten(), network)
+    return Amortized(spec.sites, spec.num_data, spec.observed, encoder=encoder, shared=spec.shared, plate=spec.plate)
 
 
 def _factorized(spec: GuideSpec) -> LocalGuide:

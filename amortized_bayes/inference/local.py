@@ -75,18 +75,17 @@ def fresh_factors(
     data: Tensor,
     options: FitOptions,
     *,
-    visits: int = 50,
-    max_visits: int = 800,
+    visits: tuple[int, int] = (50, 800),
     seed: int = 0,
     plate: str = "data",
 ) -> Fresh:
     """Fit a factor for each point of ``data`` with the model and q(theta) frozen, until more visits gain nothing.
 
     This is what factorized VI has to say about points that it was not trained on; latents of training points say
-    nothing about them. After ``visits`` the points get as many again, and so on, until that gains 0.1 nats per point
-    at most or no more than its error, or until the next doubling would exceed ``max_visits``. In each part
-    steps fall as a cosine, from 1/√2 of where they fell from before. Model and ``shared`` are copied, and stay as they
-    are.
+    nothing about them. After the first number of ``visits`` the points get as many again, and so on, until that gains
+    0.1 nats per point at most or no more than its error, or until the next doubling would exceed the second. In each
+    part steps fall as a cosine, from 1/√2 of where they fell from before. Model and ``shared`` are copied, and stay as
+    they are.
 
     Args:
         model: Pyro program called as ``model(x, index)``.
@@ -94,8 +93,7 @@ def fresh_factors(
         sites: local latent sites.
         data: (B, ...), on the device.
         options: how to fit, but for the rate of the rows and annealing, of which there is none.
-        visits: times that each point is visited before it is asked for the first time what as many again gain.
-        max_visits: in all.
+        visits: of each point: before it is asked for the first time what as many again gain, and in all.
         seed: of batches and draws.
         plate: name of the plate over data points.
 
@@ -103,8 +101,8 @@ def fresh_factors(
         Divergence: the loss is not finite.
         ValueError: fewer than one visit.
     """
-    if visits < 1:
-        raise ValueError(f"expected visits of 1 or more, got {visits}")
+    if visits[0] < 1:
+        raise ValueError(f"expected visits of 1 or more, got {visits[0]}")
     frozen_model, frozen_shared = copy.deepcopy(model), copy.deepcopy(shared)
     for module in (frozen_model, frozen_shared):
         if module is not None:
@@ -129,8 +127,8 @@ def fresh_factors(
     )
     training = Training(frozen_model, guide, data, options, seed, plate=plate)
     done, before, fresh = 0, None, None
-    while fresh is None or (not fresh.settled and 2 * done <= max_visits):
-        more = done or visits
+    while fresh is None or (not fresh.settled and 2 * done <= visits[1]):
+        more = done or visits[0]
         for _ in training.run(more * training.batches.per_epoch):
             pass
         done, height = done + more, height / math.sqrt(2)
