@@ -10,7 +10,6 @@ import yaml
 from matplotlib import pyplot as plt
 from run_folders import fill_disk
 
-from amortized_bayes.comparing import fitting
 from amortized_bayes.experiments import EXPERIMENTS, lab, tune
 from amortized_bayes.guides.registry import Rates
 from amortized_bayes.presenting.progress import Progress
@@ -40,11 +39,8 @@ QSTAR = [
 
 
 @pytest.fixture(autouse=True)
-def _quick(place, monkeypatch):
+def _quick(place, few_visits, monkeypatch):
     """No capturing, forecasts at a guess, and few visits of test points."""
-    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
-    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
-    monkeypatch.setattr(fitting, "FRESH_REPORTS", 2)
     monkeypatch.setattr(lab.Lab, "_step_seconds", wing.QuickLab._step_seconds)
     monkeypatch.setattr(lab.Lab, "_evaluation_seconds", wing.QuickLab._evaluation_seconds)
     with wing.uncaptured():

@@ -88,7 +88,7 @@ def test_the_top_goes_on_from_the_half(rungs, fit, options):
     befores, afters, steps, used = zip(*rungs, strict=True)
     assert steps == (2, 6, 8)  # half of seven epochs, rounded down, and the rest
     assert same_bits(befores[-1], afters[-2])
-    assert not same_bits(befores[-1], befores[-2])
+    assert befores[-1]["steps"] == 6
     assert [(e.epochs, e.step) for e in found] == [(n, PER_EPOCH * n) for n in (*BUDGETS, EPOCHS)]
     plain = OPTIONS[options].schedule
     assert [o.schedule for o in used] == [plain, plain, settling if plain else None]
