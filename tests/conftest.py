@@ -16,6 +16,7 @@ from torch import Tensor
 from wing import TINY, go
 
 from amortized_bayes import cli
+from amortized_bayes.comparing import fitting
 from amortized_bayes.data import loading
 from amortized_bayes.models import LinearGaussian
 
@@ -113,6 +114,13 @@ def linear_problem(float64):
             pyro.sample("z", model.posterior(x))
 
     return LinearProblem(model, x, exact_guide)
+
+
+@pytest.fixture
+def few_visits(monkeypatch):
+    """Fresh factors of test points are not settled, and cost nothing."""
+    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
+    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
 
 
 @pytest.fixture(scope="session")

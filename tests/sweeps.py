@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ SHARED = {
     "compile_step": "off",
 }
 TINY = sweep.Config(**SHARED, widths=(1, 2), elbo_draws=2, iwae_particles=4, iwae_points=10)
+ONE = replace(TINY, widths=(1,))
 TINY_TRIALS = tune.Config(**SHARED, widths=(1, 2, 3))
 TIMES = ("seconds_per_step", "seconds_to_share", "capture_seconds")
 COLUMNS = ["guide", "k", "metric", "epochs", "share", "step", "value", "standard_error", "error_over", "status", "note"]

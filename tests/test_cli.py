@@ -133,7 +133,7 @@ def test_settings_of_a_model_or_of_bounds_are_flags_of_their_own(tmp_path):
         ("--dataset none.npz", "expected a numpy file, got 'none.npz': no such file"),
         ("--widths 0", "expected --widths of 1 or more, got [0]"),
         ("--widths", "expected --widths with one or more different values, got []"),
-        ("--widths=4 --epochs -1", "expected --epochs of 1 or more, got -1"),
+        ("--widths=4 --epochs -1", "expected --epochs of 2 or more, got -1"),
         ("--depth -1", "expected --depth of 0 or more, got -1"),
         ("--batch-size 0", "expected --batch-size of 1 or more, got 0"),
         ("--rates-constant nan 1", "expected --rates-constant above 0, got [nan, 1.0]"),

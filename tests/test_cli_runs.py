@@ -10,14 +10,13 @@ import yaml
 from matplotlib import pyplot as plt
 from run_folders import fill_disk
 
-from amortized_bayes.comparing import fitting
 from amortized_bayes.experiments import EXPERIMENTS, lab, tune
 from amortized_bayes.guides.registry import Rates
 from amortized_bayes.presenting.progress import Progress
 from amortized_bayes.results import RunFolder, list_runs
 
 SWEEP = [
-    *("--widths", "2", "--hidden", "4", "--latent-dim", "2", "--epochs", "1", "--batch-size", "50"),
+    *("--widths", "2", "--hidden", "4", "--latent-dim", "2", "--epochs", "2", "--batch-size", "50"),
     *("--num-train", "100", "--num-test", "20", "--compile-step", "off", "--device", "cpu"),
     *("--elbo-draws", "2", "--iwae-particles", "4", "--iwae-points", "10"),
 ]
@@ -40,11 +39,8 @@ QSTAR = [
 
 
 @pytest.fixture(autouse=True)
-def _quick(place, monkeypatch):
+def _quick(place, few_visits, monkeypatch):
     """No capturing, forecasts at a guess, and few visits of test points."""
-    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
-    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
-    monkeypatch.setattr(fitting, "FRESH_REPORTS", 2)
     monkeypatch.setattr(lab.Lab, "_step_seconds", wing.QuickLab._step_seconds)
     monkeypatch.setattr(lab.Lab, "_evaluation_seconds", wing.QuickLab._evaluation_seconds)
     with wing.uncaptured():
@@ -102,7 +98,7 @@ def test_a_sweep_from_start_to_figures(call, place):
     about = folder.environment()
     assert set(about) >= {"packages", "device", "threads", "git", "data", "command", "started", "preset"}
     assert list(about["data"]) == ["digits"]
-    assert "family gap" in call("table").out
+    assert "F-VI from A-VI" in call("table").out
     again = call("plot", info.name, "--into", "again")
     assert again.code == 0, again.err
     for name in figures:
@@ -286,7 +282,7 @@ def test_without_images_a_bare_sweep_takes_digits_and_says_so(call, place):
     said = [line for line in ran.out.splitlines() if note[1:] in line]
     assert said == [note, f"U{note[1:]}."]  # before it runs, and with what it found
     config = yaml.safe_load((info.path / "config.yaml").read_text())
-    assert (config["dataset"], config["epochs"]) == (["digits"], 1)
+    assert (config["dataset"], config["epochs"]) == (["digits"], 2)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -303,7 +299,7 @@ def test_without_images_a_bare_model_takes_digits_and_says_so(call, place):
 
 @pytest.mark.parametrize("command", ["sweep", "train", "frozen-decoder"])
 def test_data_that_were_asked_for_are_not_replaced(refused, place, command):
-    (place / "c.yaml").write_text("epochs: 1\n" if command != "frozen-decoder" else "points: 4\n")
+    (place / "c.yaml").write_text("epochs: 2\n" if command != "frozen-decoder" else "points: 4\n")
     for given in (("--preset", "quick"), ("--preset=paper",), ("--config", "c.yaml"), ("--dataset", "mnist")):
         assert "is unavailable" in refused(command, *given, "--device", "cpu")
     assert not (place / "results").exists()

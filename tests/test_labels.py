@@ -47,8 +47,9 @@ def test_values_come_in_reading_order(factor, values, ordered):
     assert labels.order(factor, values) == ordered
 
 
-def test_targets_in_words():
-    assert labels.value_label("share", 0.95) == "95%"
+@pytest.mark.parametrize(("value", "words"), [(0.5, "50%"), (0.95, "95%")])
+def test_targets_in_words(value, words):
+    assert labels.value_label("share", value) == words
 
 
 def test_axes_have_units():

@@ -1,31 +1,25 @@
 """The sweep: what a run leaves on disk, whatever happens to it on the way."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from sweeps import ADDED, TINY, Listener, a_lab, latest, numbers, of, resume, start, values
+from sweeps import ADDED, ONE, TINY, Listener, a_lab, latest, numbers, of, resume, start, values
 
 from amortized_bayes.comparing import between, fitting, measures
-from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import guide_fits, sweep
 from amortized_bayes.guides import registry
 from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.seeding import torch_seed
 
-ONE = replace(TINY, widths=(1,))
 FITS = [
     *(("constant", None), ("amortized", 1), ("amortized", 2)),
     *(("factorized", None), ("factorized-from-amortized", None)),
 ]
 
 
-@pytest.fixture(autouse=True)
-def _few_visits(monkeypatch):
-    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
-    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
+pytestmark = pytest.mark.usefixtures("few_visits")
 
 
 def test_a_run_holds_every_fit_and_gap(tmp_path):
@@ -52,6 +46,20 @@ def test_a_run_holds_every_fit_and_gap(tmp_path):
         assert rungs["seconds"].gt(0).all()
     top = frame[(frame["metric"] == "elbo") & (frame["epochs"] == 2)]
     assert top["value"].tolist() == list(finals.values())
+
+
+def test_fits_are_to_bits_and_predictions_are_of_grey_pixels_of_their_own_split(tmp_path):
+    place = guide_fits.Place(TINY, a_lab(tmp_path), "digits", 0)
+    problem, source = place.problem(), place.lab.dataset("digits", 0)
+    assert set(problem.data.unique().tolist()) == set(problem.held.test.unique().tolist()) == {0, 1}
+    for target, bits, split in (
+        (problem.held.target, problem.data, source.train),
+        (*problem.held[2:0:-1], source.test),
+    ):
+        grey = torch.from_numpy(split.pixels[: len(bits)].astype(np.float32) / 16).flatten(1)
+        assert torch.equal(target, grey)
+        assert not (bits.bool() & (grey == 0)).any()  # a pixel without ink is no bit
+        assert bits[grey == 1].all()
 
 
 def test_times_are_to_shares_of_the_gap_where_the_latents_carry_something(tmp_path):
@@ -273,38 +281,6 @@ def test_the_forecast_survives_a_widest_encoder_that_diverges(tmp_path):
     assert jobs[0].work[0].unit_seconds() > 0
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"likelihood": "gaussian"},
-        {"likelihood": "binomial"},
-        {"likelihood": "gaussian", "gaussian_scale": "learned"},
-        {"decoder": "point"},
-        {"init": "published"},
-        {"depth": 0},
-        {"depth": 2},
-        {"hidden": ()},
-        {"batch_size": 5_000},
-        {"elbo_draws": 1, "iwae_points": 1, "num_test": 1, "iwae_particles": 1},
-        pytest.param({"num_train": 1}, marks=pytest.mark.filterwarnings("ignore:var")),
-        {"weight_prior": "standard", "local_reparametrization": False},
-        pytest.param({"compile_step": "replay"}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-def test_every_setting_runs(tmp_path, changes):
-    frame = start(tmp_path, replace(ONE, widths=(2,), **changes)).rows()
-    assert len(values(frame, "final_elbo")) == 4, frame[frame["status"] == "failed"]["note"].tolist()
-    assert len(values(frame, "family_gap")) == 4
-
-
-@pytest.mark.parametrize(("guides", "compared"), [(("constant", "factorized"), 2), (("constant", "amortized"), 0)])
-def test_guides_are_a_choice(tmp_path, guides, compared):
-    frame = start(tmp_path, replace(ONE, guides=guides)).rows()
-    assert {guide for guide, _ in values(frame, "final_elbo")} == set(guides)
-    assert len(values(frame, "family_gap")) == compared
-
-
 def test_a_guide_that_was_added_is_swept_like_the_others(tmp_path, monkeypatch):
     monkeypatch.setitem(registry.GUIDES, "prototypes", ADDED)
     rates = (("prototypes", 0.02, 0.03),)
@@ -332,66 +308,6 @@ def test_several_seeds_share_nothing_but_the_data_set(tmp_path):
     frame = start(tmp_path, replace(ONE, seeds=(0, 3))).rows()
     assert frame[frame["metric"] == "elbo_reference"]["seed"].tolist() == [0, 3]
     assert frame[frame["metric"] == "final_elbo"]["value"].nunique() == 8
-
-
-@pytest.mark.parametrize("shape", [(40, 7), (40, 3, 4)], ids=["vectors", "images"])
-def test_arrays_of_the_users_are_swept(tmp_path, shape):
-    path = tmp_path / "a very long folder name, with spaces" / ("x" * 60) / "my images.npz"
-    path.parent.mkdir(parents=True)
-    np.savez(path, train=np.random.default_rng(0).random(shape, dtype=np.float32))
-    folder = start(tmp_path, replace(ONE, dataset=(str(path),)))
-    frame = folder.rows()
-    assert set(frame["dataset"]) == {"my images.npz"}
-    assert len(values(frame, "family_gap")) == 4
-    key = next(iter(folder.done()))
-    assert folder.load_arrays(key)["reconstruction"].shape[1:] == shape[1:]
-    assert json.loads((folder.path / "environment.json").read_text())["data"]["my images.npz"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"widths": (0,)}, "expected --widths of 1 or more, got [0]"),
-        ({"widths": ()}, "expected --widths with one or more different values, got []"),
-        ({"seeds": (1, 1)}, "expected --seeds with one or more different values, got [1, 1]"),
-        ({"seeds": (-1,)}, "expected --seeds of 0 or more, got [-1]"),
-        ({"epochs": 1}, "expected --epochs of 2 or more, got 1"),
-        ({"depth": -1}, "expected --depth of 0 or more, got -1"),
-        ({"rates_amortized": (float("nan"), 1)}, "expected --rates-amortized above 0"),
-        ({"rates_others": (("amortised", 1, 1),)}, "expected --rates-others with a guide and two rates above 0"),
-        ({"rates_others": (("amortized", 1, 0),)}, "expected --rates-others with a guide and two rates above 0"),
-        ({"dataset": ("a/x.npy", "b/x.npz")}, "expected --dataset with files of different names"),
-        ({"guides": ("amortised",)}, "expected --guides among constant, amortized, factorized, got amortised"),
-        ({"guides": ("factorized-from-amortized",)}, "expected --guides among constant, amortized, factorized, got"),
-    ],
-)
-def test_settings_out_of_range_are_refused(changes, message):
-    with pytest.raises(SettingError) as refused:
-        replace(TINY, **changes)
-    assert str(refused.value).startswith(message)
-
-
-def test_presets_are_as_published_and_digits_get_settings_of_their_own():
-    paper = sweep.PRESETS["paper"]
-    assert (paper.epochs, len(paper.seeds), paper.latent_dim, paper.depth) == (5_000, 5, 64, 2)
-    ((config, note),) = sweep.substitutes(sweep.PRESETS["quick"], set())
-    assert (config.dataset, config.epochs) == (("digits",), 200)
-    assert (config.likelihood, config.widths) == ("binomial", (1, 4, 16, 64))
-    assert "unavailable" in note
-    assert "binomial" in note
-    ((config, note),) = sweep.substitutes(sweep.PRESETS["quick"], {"likelihood", "widths"})
-    assert (config.likelihood, config.widths) == ("bernoulli", (1, 4, 16, 64, 256))
-    assert "binomial" not in note
-
-
-def test_what_is_tuned_is_swept(tmp_path):
-    config = replace(ONE, guides=("constant",), epochs=2, tune=True)
-    folder = start(tmp_path, config)
-    trials = latest(tmp_path, "tune").rows()
-    best = trials.loc[trials["value"].idxmax()]
-    text = (folder.path / "config.yaml").read_text()
-    assert f"rates_constant:\n- {best['shared_rate']}\n- {best['local_rate']}\n" in text
-    assert "tune: false" in text
 
 
 def test_evaluations_draw_from_streams_named_by_their_fit(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ class Comparison:
         >>> import amortized_bayes as ab
         >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
         >>> x = torch.zeros(4, 3)
-        >>> report = ab.compare(model, x, widths=(2,), settings=ab.ComparisonSettings(epochs=1), progress=False)
+        >>> report = ab.compare(model, x, widths=(2,), settings=ab.ComparisonSettings(epochs=2), progress=False)
         >>> report
         Comparison(4 guides, 4 points, elbo_reference=...)
     """
