@@ -21,6 +21,7 @@ from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.models import LinearGaussian
 
 PLAIN = FitOptions(capture="off", batch_size=20)
+BETWEEN = ("family_gap", "unconverged_by")
 GUIDES = ["constant", "amortized", "factorized", "factorized-from-amortized"]
 
 
@@ -115,13 +116,13 @@ def test_models_of_all_kinds(x, name):
     assert frame["guide"].tolist() == GUIDES
     assert set(frame["status"]) <= {"ok", "vacuous"}
     assert np.isfinite(frame[["elbo", "elbo_error", "kl", "family_gap", "family_gap_error"]].to_numpy(float)).all()
-    assert frame["family_gap"].min() == 0
-    assert frame["elbo"].to_numpy().max() - frame["family_gap"].max() <= frame["elbo"].max()
-    assert frame["unconverged_by"].notna().tolist() == [False, True, True, False]
+    best = frame["elbo"] + frame["family_gap"]
+    assert best.to_numpy() == pytest.approx(frame.loc[frame["family_gap"] == 0, "elbo"].item(), abs=1e-5)
+    assert frame["unconverged_by"].notna().all()
 
 
 def test_a_model_with_a_captured_step(x):
-    frame = compare(several_sites, x, epochs=1, options=FitOptions(batch_size=20, capture="replay")).to_frame()
+    frame = compare(several_sites, x, options=FitOptions(batch_size=20, capture="replay")).to_frame()
     assert set(frame["status"]) <= {"ok", "vacuous"}
 
 
@@ -160,18 +161,20 @@ def test_reports(x):
 
 
 def test_rows_are_those_of_the_sweep(x):
-    report = compare(normal, x, widths=(1, 4))
+    report = compare(normal, x, widths=(1, 4), epochs=40)
     rows, frame = report.to_rows(), report.to_frame()
     assert set(rows["metric"]) == {
-        *("elbo", "final_elbo", "final_kl", "elbo_reference", "family_gap"),
-        *("unconverged_by", "steps_to_target", "seconds_to_target"),
+        *("elbo", "final_elbo", "final_kl", "elbo_reference", "family_gap", "unconverged_by", "behind_reference"),
+        *("gap_closed", "share_closed", "steps_to_share", "seconds_to_share"),
     }
-    for metric, column in (("final_elbo", "elbo"), ("final_kl", "kl"), ("family_gap", "family_gap")):
+    for metric, column in (("final_elbo", "elbo"), ("final_kl", "kl"), *[(name, name) for name in BETWEEN]):
         assert rows[rows["metric"] == metric]["value"].tolist() == frame[column].tolist()
-    assert rows[rows["metric"] == "unconverged_by"]["k"].tolist()[:2] == [1, 4]
     assert set(rows["dataset"]) == {"data"}
     assert rows[rows["metric"] == "elbo_reference"]["guide"].tolist() == ["reference"]
-    assert rows.loc[rows["within"].notna(), "metric"].str.endswith("_to_target").all()
+    budgets = rows[rows["metric"].isin(("elbo", "behind_reference"))].groupby(["guide", "metric"])["epochs"].unique()
+    for (guide, _), epochs in budgets.items():
+        assert epochs.tolist() == ([20, 40] if "from" in guide else [5, 10, 20, 40])
+    assert rows.loc[rows["share"].notna(), "metric"].str.endswith("_to_share").all()
 
 
 def test_a_seed_gives_the_same_numbers_and_another_others(x):
@@ -203,19 +206,21 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
     assert "no reference" in repr(report)
 
 
-def test_a_continuation_that_diverges_takes_nothing_from_its_fit(x, monkeypatch):
+def test_a_fit_that_diverges_at_the_top_of_its_ladder_failed_and_starts_no_other(x, monkeypatch):
     run = fitting.Training.run
 
     def diverge_later(self, num_steps, report_at=()):
-        if self.steps:
+        if self.steps and type(self.guide).__name__ == "Amortized":
             raise Divergence(self.steps + 1, math.inf)
         yield from run(self, num_steps, report_at)
 
     monkeypatch.setattr(fitting.Training, "run", diverge_later)
     report = compare(normal, x)
-    assert "failed" not in set(report.to_frame()["status"])
-    assert report.to_frame()["unconverged_by"].isna().all()
-    assert "doubling" not in report.summary()
+    frame = report.to_frame().set_index("guide")
+    assert frame.index[frame["status"] == "failed"].tolist() == ["amortized", "factorized-from-amortized"]
+    assert frame["unconverged_by"].notna().tolist() == [True, False, True, False]
+    assert report.reference.guide == "factorized"
+    assert "A-VI, k = 2: failed at step 3" in report.summary()
 
 
 def test_a_guide_that_was_added_is_compared(x, monkeypatch):
@@ -235,14 +240,24 @@ def test_a_guide_that_was_added_is_compared(x, monkeypatch):
 
 
 def test_fvi_from_avi_starts_at_the_parameters_of_its_model_too(x, monkeypatch):
+    """At those of the best A-VI with half of the epochs; every other fit starts at the model's own, at each rung."""
     scales = []
+
+    def watched(training, num_steps, watch):
+        begin = pyro.param("scale").item()
+        train(training, num_steps, watch)
+        scales.append((type(training.guide).__name__, begin, pyro.param("scale").item()))
+
     train = fitting.train
-    monkeypatch.setattr(fitting, "train", lambda *given: scales.append(pyro.param("scale").item()) or train(*given))
-    compare(with_param, x, epochs=5, options=FitOptions(capture="off", batch_size=20, shared_learning_rate=0.1))
-    constant, amortized, doubled, factorized, _, from_amortized = scales
-    assert constant == amortized == factorized == pytest.approx(3.0)
-    assert doubled != amortized
-    assert from_amortized != amortized
+    monkeypatch.setattr(fitting, "train", watched)
+    options = FitOptions(capture="off", batch_size=20, shared_learning_rate=0.1, average=None)
+    compare(with_param, x, epochs=8, options=options)
+    names, begins, ends = zip(*scales, strict=True)
+    assert names == (*["Constant"] * 4, *["Amortized"] * 4, *["Factorized"] * 5)  # 1, 2, 4 and 4 more epochs
+    for fit in (0, 4, 8):
+        assert begins[fit : fit + 3] == pytest.approx([3.0] * 3)
+        assert begins[fit + 3] == ends[fit + 2] != pytest.approx(3.0)
+    assert begins[12] == ends[6] != pytest.approx(ends[7])
 
 
 def no_plate(x):
@@ -272,7 +287,7 @@ def no_local(x):
         (normal, {"widths": (4, 0)}, r"expected widths of 1 or more, got \[4, 0\]"),
         (normal, {"widths": ()}, "expected widths of 1 or more"),
         (normal, {"depth": -1}, "expected depth of 0 or more, got -1"),
-        (normal, {"epochs": 0}, "expected epochs of 1 or more, got 0"),
+        (normal, {"epochs": 1}, "expected epochs of 2 or more, got 1"),
         (normal, {"guides": ("amortised",)}, "expected guides among constant, amortized, factorized, got 'amortised'"),
         (normal, {"x": torch.full((4, 3), math.nan)}, "expected finite data, got 12 values"),
         (normal, {"x": torch.zeros(1, 3)}, "two points or more"),
@@ -293,7 +308,7 @@ def test_data_are_not_changed_and_a_large_batch_is_cut(x):
 
 
 def test_a_program_inside_another_handler(x):
-    frame = compare(poutine.scale(normal, 1.0), x, epochs=1).to_frame()
+    frame = compare(poutine.scale(normal, 1.0), x).to_frame()
     assert set(frame["status"]) <= {"ok", "vacuous"}
 
 
@@ -303,17 +318,18 @@ def test_gaps_are_the_known_ones_on_a_linear_gaussian_model(float64):
     model = LinearGaussian(weight, torch.randn(4, generator=generator), 0.8)
     z = torch.randn(60, 2, generator=generator)
     x = z @ weight.T + model.bias + 0.8 * torch.randn(60, 4, generator=generator)
-    options = FitOptions(capture="off", batch_size=60, learning_rate=0.02, row_learning_rate=0.05)
-    settings = ComparisonSettings(epochs=300, depth=0, num_draws=100, fit=options)
+    options = FitOptions.recipe(capture="off", batch_size=20)
+    settings = ComparisonSettings(epochs=300, depth=0, num_draws=200, fit=options)
     report = amortized_bayes.compare(model, x, widths=(1,), settings=settings, progress=False)
     best, constant = (f(x).mean().item() for f in (model.best_factorized_elbo, model.best_constant_elbo))
     spread = {f.guide: f.elbo.standard_error.square().sum().sqrt().item() / len(x) for f in report.fits}
     frame = report.to_frame().set_index("guide")
     for guide in GUIDES:
         known = constant if guide == "constant" else best
-        # four Monte Carlo errors, and what averaged steps of a constant rate leave
-        assert abs(frame.loc[guide, "elbo"] - known) < 4 * spread[guide] + 0.02, guide
+        # four Monte Carlo errors, and what 300 visits leave of rows that have no neighbours to share noise with
+        left = 0.02 if "factorized" in guide else 0.0
+        assert abs(frame.loc[guide, "elbo"] - known) < 4 * spread[guide] + left, guide
         of_gap = math.hypot(spread[guide], spread["factorized"])
-        assert abs(frame.loc[guide, "family_gap"] - (best - known)) < 4 * of_gap + 0.02, guide
-    assert 4 * max(spread.values()) < 0.1 * (best - constant)
+        assert abs(frame.loc[guide, "family_gap"] - (best - known)) < 4 * of_gap, guide
+    assert 4 * max(spread.values()) < 0.03 * (best - constant)
     assert frame["elbo"].max() < model.log_evidence(x).mean().item() + 4 * spread["factorized"]

@@ -23,7 +23,7 @@ def problem(float64):
     """A linear-Gaussian model whose posterior is factorized, with test points and targets of their own."""
     model = LinearGaussian(torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]), torch.zeros(3), 0.5, num_data=N)
     train, test = torch.randn(N, 3), 3 + torch.randn(30, 3)
-    held = Held(torch.randn(N, 3), test, torch.randn(30, 3), particles=5, points=20)
+    held = Held(torch.randn(N, 3), test, torch.randn(30, 3), particles=5, points=20, predictive_points=20)
     new_model = lambda: (model, latent_sites(model, train))  # noqa: E731
     return FitProblem(train, new_model, lambda _: FitOptions(), seed=0, epochs=2, budgets=(1,), held=held, num_draws=3)
 
@@ -90,7 +90,7 @@ def test_errors_hold_the_draws_of_shared_weights():
     shared = MeanField(sites.shared, locs=sites.shared_draw, log_scale=-1.5)
     guide = Constant(sites.local, N, shared=shared)
     held = Held(x, x[:10], x[:10], particles=4, points=20)
-    problem = FitProblem(x, lambda: (model, sites), lambda _: FitOptions(), 0, 1, num_draws=12, held=held)
+    problem = FitProblem(x, lambda: (model, sites), lambda _: FitOptions(), 0, 2, (1,), num_draws=12, held=held)
     final, values = final_measures(problem, model, guide)
     assert values.shared_error > 0
     points = values.value.std().item() / math.sqrt(N)
