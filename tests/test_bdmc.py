@@ -77,6 +77,22 @@ def test_exact_evidence_is_inside(w: Tensor, start: str, temperatures: int) -> N
         assert result.mean_gap < 0.1 + 3 * result.gap_error
 
 
+def test_both_bounds_close_in_on_the_exact_evidence(w: Tensor) -> None:
+    """From either side; more chains bring them closer, as they do only where the backward weights are averaged as 1/w'.
+
+    A bound of the wrong sign lies a hundred nats away, where only its distance tells it from a very loose one.
+    """
+    off = []
+    for chains in (2, 50):
+        result, exact = sandwich(w, AISSettings(num_chains=chains, num_temperatures=15))
+        assert max(z_scores(result, exact)) < 3
+        torch.testing.assert_close(result.gap, result.upper - result.lower)
+        off.append([d.mean().item() for d in (exact - result.lower, result.upper - exact)])
+    for few, many in zip(*off, strict=True):
+        assert many < few / 2
+        assert abs(many) < 1
+
+
 def broken_leapfrog(
     density: PathDensity,
     state: ChainState,

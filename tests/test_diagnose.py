@@ -10,12 +10,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from shared_shift import SharedShift
 from torch import Generator, Tensor, nn
+from torch.distributions import MultivariateNormal
 
-from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose
+from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose, run
 from amortized_bayes.diagnosis.report import COLUMNS, Certificate
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.inference.settings import LocalSettings
+from amortized_bayes.joint import draw_shared
 from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -264,6 +267,32 @@ def test_shared_latents_are_averaged_over_and_their_spread_given() -> None:
     assert abs(found.gaps().approximation.mean) < 0.05  # one dimension: the posterior is Gaussian
     assert found.certificate is not None
     assert found.certificate.lower.shape == (2, 10)
+
+
+def test_every_estimate_is_given_the_same_draw_of_the_shared_latents(
+    linear_problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide is the exact posterior given theta, so that each of its weights is log p(x | theta), which is known."""
+    model, x = SharedShift(linear_problem.model), linear_problem.x
+    draws: list[dict[str, Tensor]] = []
+
+    def remembered(*args: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
+        draws.extend(draw_shared(*args, **kwargs))
+        return draws
+
+    monkeypatch.setattr(run, "draw_shared", remembered)
+    settings = replace(QUICK, num_shared=3, certificate=CertificateSettings(12, 0.2, max_temperatures=100))
+    found = diagnose(model, model.guide(torch.zeros(5), 0.5), x, settings=settings)
+    assert len(draws) == 3
+    covariance = model.marginal_covariance()
+    exact = torch.stack([MultivariateNormal(d["theta"], covariance).log_prob(x) for d in draws])
+    assert exact.std(0).min() > 0.5  # another draw would show
+    for name in ("elbo", "iwae"):
+        torch.testing.assert_close(found.values[name], exact)
+    assert ((found.values["log_p_lower"] - exact).abs() < 5 * found.errors["log_p_lower"] + 0.05).all()
+    posterior = linear_problem.model.posterior_precision()
+    loss = 0.5 * (posterior.diagonal().log().sum() - posterior.logdet())  # of the best factors, whatever theta
+    assert ((found.values["elbo_star"] - exact + loss).abs() < 5 * found.errors["elbo_star"] + 0.05).all()
 
 
 class Encoder(nn.Module):

@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import MultivariateNormal, kl_divergence
 from wing import CPU, TINY, QuickLab, cut, go, one, resume, stop_at, values
 
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import grid
-from amortized_bayes.experiments.grid import log_evidence_on_grid
+from amortized_bayes.experiments.grid import best_gaussian, log_evidence_on_grid
 from amortized_bayes.experiments.spec import job_key
 from amortized_bayes.experiments.toy_posteriors import Config
 from amortized_bayes.models import LinearGaussian
@@ -80,6 +82,29 @@ def test_evidence_counts_modes_far_from_each_other(float64, quiet):
     exact = sum(part.logsumexp(0).item() + math.log(1e-4 / 2) for part in parts)
     np.testing.assert_allclose(found.log_p, exact, atol=0.02)
     np.testing.assert_allclose(found.mean, 0, atol=1e-6)
+
+
+def test_the_better_of_two_searches_is_not_scored_on_the_draws_that_chose_it(float64, quiet, monkeypatch):
+    """Both start at the optimum: which seems better is chance, and a score on the same draws would count it as gain."""
+    monkeypatch.setattr(grid, "SCORE_DRAWS", 50)
+    points, weight = 2_000, torch.tensor([[1.0, 0.4], [0.3, -0.8], [0.5, 0.6]])
+    model = LinearGaussian(weight, torch.zeros(3), 0.7)
+    x = torch.randn(points, 3)
+    posterior, scale = model.posterior(x), model.posterior_precision().diagonal().rsqrt()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(model.posterior(x).mean, scale).to_event(1))
+
+    trained = SimpleNamespace(model=model, guide=guide, config=SimpleNamespace(seed=0))
+    truth = {"mean": posterior.mean.numpy(), "scale": scale.expand(points, 2).numpy()}
+    found = best_gaussian(trained, x, truth, 10, quiet)
+    q = MultivariateNormal(found.q.loc, scale_tril=torch.diag_embed(found.q.scale))
+    off = found.elbo_star - (model.log_evidence(x) - kl_divergence(q, posterior))
+    error = (off.std() / math.sqrt(points)).item()
+    assert abs(off.mean().item()) < 4 * error
+    assert error < 0.1 * found.standard_error.mean()  # the better of two seems 0.56 of their errors better
+    assert (off.square().mean() / found.standard_error.square().mean()).item() == pytest.approx(1, abs=0.2)
 
 
 def test_rows_are_gaps_to_the_evidence_on_the_grid(run):
