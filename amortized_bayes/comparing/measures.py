@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 
+RUNG_DRAWS = 4
+"""Draws at most for the ELBO below the top of the ladder."""
 HELD_DRAWS = 8
 """Draws of the terms of the ELBO on test points."""
 
@@ -81,7 +83,7 @@ def mse_of(model: Any, guide: LocalGuide, data: Tensor, target: Tensor) -> Measu
 
 def rung_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> tuple[dict[str, Measure], Elbo]:
     """Numbers about the training points at one budget, and the ELBO of each point."""
-    found = fit_elbo(problem, model, guide, problem.num_draws)
+    found = fit_elbo(problem, model, guide, min(problem.num_draws, RUNG_DRAWS))
     measures = {"elbo": over_points(found), "kl": over_points(found.kl), "active_units": _active(problem, guide)}
     if problem.held is not None:
         measures["mse_train"] = mse_of(model, guide, problem.data, problem.held.target)

@@ -65,7 +65,7 @@ class FitSettings(Settings):
     decoder: Literal["bayesian", "point"] = "bayesian"
     weight_prior: Literal["fan-in", "standard"] = "fan-in"
     init: Literal["common", "published"] = "common"
-    epochs: Annotated[int, AtLeast(2)] = 200
+    epochs: Annotated[int, AtLeast(2)] = 160
     rungs: Annotated[int, AtLeast(1)] = 5
     batch_size: Annotated[int, AtLeast(1)] = 250
     num_train: Annotated[int, AtLeast(1)] = 10_000

@@ -1,9 +1,9 @@
 """Learning rates of each guide from one grid, the same number of pairs for each.
 
 ``python run_experiments.py tune`` tries 9 pairs per guide on each data set, with a quarter of the epochs and a seed of
-its own: about 12 minutes for both data sets on two cores. Pairs for A-VI are tried on its middle and its widest encoder, since
-a rate that suits one can break the other. A local rate with which any trial diverged is out; of the rest, the pair with
-the highest final ELBO (mean over trials) wins. ``sweep --tune`` runs this first, and then the sweep with the winners.
+its own: about 12 minutes for both data sets on two cores. Pairs for A-VI are tried on its middle and its widest
+encoder, since a rate that suits one can break the other. A local rate with which any trial diverged is out; of the
+rest, the pair with the highest final ELBO (mean over trials) wins. ``sweep --tune`` runs this first, and then the sweep with the winners.
 Expect (q(theta), local): A-VI 0.008, 0.004; F-VI 0.008, 0.2; constant VI 0.016, 0.016.
 """
 

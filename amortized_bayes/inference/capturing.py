@@ -15,7 +15,7 @@ __all__ = ["Whole", "captured_step"]
 
 logger = logging.getLogger("amortized_bayes.inference.svi")
 
-COMPILED_FROM = 4_000
+COMPILED_FROM = 2_000
 """Steps from which compiling pays on a CPU: it takes about as long as 1,000 of a small VAE's, and saves a quarter to a
 half of each. A count and no timing: compiled and replayed steps round differently, and a run is the same every time."""
 
