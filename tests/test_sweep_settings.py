@@ -86,7 +86,7 @@ def test_presets_are_as_published_and_digits_get_settings_of_their_own():
     paper = sweep.PRESETS["paper"]
     assert (paper.epochs, len(paper.seeds), paper.latent_dim, paper.depth) == (5_000, 5, 64, 2)
     ((config, note),) = sweep.substitutes(sweep.PRESETS["quick"], set())
-    assert (config.dataset, config.epochs) == (("digits",), 160)
+    assert (config.dataset, config.epochs) == (("digits",), 640)
     assert (config.likelihood, config.widths) == ("binomial", (1, 4, 16, 64))
     assert "unavailable" in note
     assert "binomial" in note

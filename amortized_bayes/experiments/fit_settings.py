@@ -107,7 +107,7 @@ PAPER: Mapping[str, Any] = {
 """The setting of Margossian & Blei (UAI 2024), with its known bugs fixed."""
 
 
-DIGITS: Mapping[str, Any] = {"likelihood": "binomial", "widths": (1, 4, 16, 64)}
+DIGITS: Mapping[str, Any] = {"likelihood": "binomial", "widths": (1, 4, 16, 64), "epochs": 640}
 """What the embedded digits need: as bits they carry 3 nats, as counts of 16 grey levels 20 (docs/maths.md has why)."""
 
 

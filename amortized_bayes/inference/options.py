@@ -94,10 +94,10 @@ class FitOptions:
             0.75
         """
         found: dict[str, Any] = {
-            "learning_rate": 8e-3,
+            "learning_rate": 1.6e-2,
             "shared_learning_rate": 3.2e-2,
             "shared_scale_learning_rate": 8e-3,
-            "row_learning_rate": 0.2,
+            "row_learning_rate": 0.4,
             "row_steps": 2,
             "center_input": True,
             "average": None,
