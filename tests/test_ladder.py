@@ -66,7 +66,6 @@ every_fit = pytest.mark.parametrize("fit", [Fit("constant"), AMORTIZED, OWN])
 all_options = pytest.mark.parametrize("options", OPTIONS)
 
 
-@pytest.mark.xfail(strict=True, reason="loading a state from before the first step leaves Adam's moments as they are")
 @all_options
 @every_fit
 def test_every_budget_below_the_top_starts_afresh(rungs, fit, options):
