@@ -36,7 +36,7 @@ class ComparisonSettings:
         rungs: smaller budgets, each half of the next.
         depth: hidden layers of the encoder.
         num_draws: draws for the final ELBO.
-        fit: how to fit; the batch is made smaller where there are fewer points.
+        fit: how to fit; the batch is made smaller where there are fewer points, and steps of encoders wider than 64.
 
     Raises:
         ValueError: a number out of its range.
@@ -122,7 +122,7 @@ def compare(
     problem = FitProblem(
         data=x,
         new_model=new_model,
-        options=lambda _: chosen.fit,
+        options=lambda fit: chosen.fit.at_width(fit.k),
         seed=seed,
         epochs=chosen.epochs,
         budgets=list_budgets(chosen.epochs, chosen.rungs),

@@ -27,8 +27,6 @@ __all__ = ["Place", "Sizes", "fit_disk", "local_size", "shown_places"]
 EVALUATION = 1.3
 """A fit with its evaluations takes about this times its steps."""
 TIMED_STEPS = 10
-RATED_WIDTH = 64
-"""Encoders wider than this take steps smaller by the root of the ratio."""
 SCALES_SLOWER = 4
 """How many times smaller the steps of q(theta)'s log scales are than those of its means."""
 
@@ -115,10 +113,9 @@ class Place(NamedTuple):
 
         config, chosen = self.config, rates or rates_of(self.config, fit.guide)
         undrawn = config.local_reparametrization and config.decoder == "bayesian"
-        local = chosen.local * (min(1.0, math.sqrt(RATED_WIDTH / fit.k)) if fit.k and config.decay else 1.0)
-        return FitOptions(
+        options = FitOptions(
             batch_size=min(config.batch_size, self.sizes.num_data),
-            learning_rate=local,
+            learning_rate=chosen.local,
             shared_learning_rate=chosen.shared,
             shared_scale_learning_rate=chosen.shared / SCALES_SLOWER if config.decay else None,
             row_learning_rate=chosen.local,
@@ -133,6 +130,7 @@ class Place(NamedTuple):
             adam_beta2=0.99 if config.decay else 0.999,
             capture=config.compile_step,
         )
+        return options.at_width(fit.k) if config.decay else options
 
     def watch(self, stage: str) -> Watch:
         """What reports the progress of a fit to the lab."""

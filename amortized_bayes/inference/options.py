@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 __all__ = ["Divergence", "FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
 
+RATED_WIDTH = 64
+"""Encoders wider than this take smaller steps than learning rates say."""
+
 Schedule = Callable[[float], float]
 """A number as a function of the part of the run that is done, in [0, 1]."""
 
@@ -118,6 +121,17 @@ class FitOptions:
         of_kl = self.kl_weight(done) if self.kl_weight else 1.0
         of_shared = self.shared_kl_weight(done) if self.shared_kl_weight else 1.0
         return of_kl, of_kl * (self.entropy_weight(done) if self.entropy_weight else 1.0), of_shared
+
+    def at_width(self, k: int | None) -> FitOptions:
+        """How to fit an encoder of width k: beyond 64 its steps are smaller by the root of the ratio.
+
+        Example:
+            >>> FitOptions(learning_rate=0.01).at_width(256).learning_rate
+            0.005
+        """
+        if k is None or k <= RATED_WIDTH:
+            return self
+        return replace(self, learning_rate=self.learning_rate * math.sqrt(RATED_WIDTH / k))
 
     @property
     def settled(self) -> FitOptions:
