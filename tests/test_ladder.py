@@ -188,7 +188,7 @@ def test_what_is_measured_of_new_points_is_theirs(float64, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(N, 3, generator=generator), 3 + torch.randn(N, 3, generator=generator)
     targets = [torch.randn(len(x), 3, generator=generator) for x in (train, test)]
-    held = Held(targets[0], test, targets[1], particles=5, points=N, predictive_points=N)
+    held = Held(targets[0], test, targets[1], particles=5, points=N, predictive_points=N, shown=range(3, 13))
     new_model = lambda: (model, latent_sites(model, train))  # noqa: E731
     options = FitOptions.recipe(batch_size=10, capture="off")
     problem = FitProblem(train, new_model, lambda _: options, 0, 60, (30,), depth=0, num_draws=20, held=held)
@@ -218,5 +218,5 @@ def test_what_is_measured_of_new_points_is_theirs(float64, monkeypatch):
         assert (found["final_mse_train"].value, found["final_mse_test"].value) == expected
         assert found["log_predictive"].value == pytest.approx(evidence, abs=0.1)
         assert found["test_log_likelihood"].value - found["test_kl"].value < evidence + 0.1
-        assert torch.equal(done.examples["original"], targets[1][:10])
+        assert torch.equal(done.examples["original"], targets[1][3:13])
         assert done.examples["reconstruction"].shape == (10, 3)

@@ -97,8 +97,7 @@ def test_fvi_from_avi_starts_where_the_best_avi_stood_at_half_of_the_epochs(tmp_
         half = frame[(frame["metric"] == "elbo") & (frame["epochs"] == 20)]
         best = half[half["guide"] == "amortized"]["value"].max()
         begin = half[half["guide"] == "factorized-from-amortized"]
-        error = (begin["standard_error"].item() ** 2 + 0.01**2) ** 0.5
-        assert begin["value"].item() == pytest.approx(best, abs=0.1 * error + 0.05)
+        assert begin["value"].item() == pytest.approx(best, abs=1)  # both of 4 draws; from its own start it is 10 below
         origin = half[half["value"] == best].iloc[0]
         assert begin[["step", "seconds"]].iloc[0].tolist() == origin[["step", "seconds"]].tolist()
         end = of(frame, "final_elbo", "factorized-from-amortized")
