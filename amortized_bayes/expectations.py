@@ -298,7 +298,7 @@ def check_quadrature(model: Model, guide: Guide, *args: Any, plate: str = "data"
     Raises:
         ValueError: the log likelihood of a point is no such sum, or other sites depend on the outputs.
     """
-    devices = [i for i in range(torch.cuda.device_count())]
+    devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
         shape = _last_shape(model, guide, args, kwargs, plate)
 
@@ -319,15 +319,18 @@ def check_quadrature(model: Model, guide: Guide, *args: Any, plate: str = "data"
             (of_a, prior_a), (of_b, prior_b), (mixed, _), (other, _) = values
             size = torch.stack([v for v, _ in values]).abs().max().clamp(min=1)
             if not torch.allclose(prior_a, prior_b, equal_nan=True):
-                raise ValueError(NOT_ADDITIVE.format("also enters latent sites"))
+                raise ValueError(
+                    "quadrature expected outputs of the last layer that enter observed sites alone, got some that "
+                    "latent sites depend on; use quadrature_nodes=0"
+                )
             close = size * (1e-9 if dtype == torch.float64 else 1e-4)
             if (of_a + of_b - mixed - other).abs().max() > close:
                 raise ValueError(NOT_ADDITIVE.format("mixes them"))
-        by_node = [w * log_p(torch.full_like(a, node))[0] for node, w in zip(*gauss_hermite(2), strict=True)]
+        by_node = [w * log_p(torch.full_like(a, node))[0] for node, w in zip(*gauss_hermite(3), strict=True)]
         torch.manual_seed(0)
-        traces, _ = _trace_without_weights(model, guide, args, kwargs, plate, 2)
+        traces, _ = _trace_without_weights(model, guide, args, kwargs, plate, 3)
         try:
-            at_once = [_over_nodes(traces, site, 2) for site in traces.local_sites(traces.model, observed=True)]
+            at_once = [_over_nodes(traces, site, 3) for site in traces.local_sites(traces.model, observed=True)]
         except (RuntimeError, ValueError) as error:
             raise ValueError(NOT_ADDITIVE.format(f"takes no dimension in front of them ({error})")) from error
         if (torch.stack(at_once).sum(0) - sum(by_node)).abs().max() > close:

@@ -69,14 +69,16 @@ def mean_over_points(values: Tensor | np.ndarray | PerPoint) -> tuple[float, flo
 def paired_difference(a: Tensor | np.ndarray | PerPoint, b: Tensor | np.ndarray | PerPoint) -> tuple[float, float]:
     """Mean of ``a - b`` with its standard error over points, the points being paired, the shared draws independent.
 
-    What differs between points and is common to both, far more than most gaps, drops out of the error.
+    What differs between points and is common to both, far more than most gaps, drops out of the error. Values and the
+    same values, of the same draws, differ by 0 without an error.
 
     Example:
         >>> paired_difference(np.array([1.0, 20.0]), np.array([0.5, 19.5]))
         (0.5, 0.0)
     """
     (first, shared_first), (second, shared_second) = _in_float64(a), _in_float64(b)
-    return mean_over_points(PointValues(first - second, math.hypot(shared_first, shared_second)))
+    shared = 0.0 if a is b else math.hypot(shared_first, shared_second)
+    return mean_over_points(PointValues(first - second, shared))
 
 
 def is_vacuous(active_units: float | None) -> bool:

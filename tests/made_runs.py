@@ -126,7 +126,7 @@ def sweep(datasets=("mnist",), seeds=(0,), widths=(1, 16, 256), guides=(), faili
             factors = {**place, "guide": guide, **({"k": k} if k else {})}
             made.job(factors, rows, {} if failed else arrays, status="failed" if failed else "ok")
         status = "vacuous" if ("factorized-from-amortized", None) in vacuous else "ok"
-        best = {"step": 1000, "status": status, "note": "F-VI from A-VI"}
+        best = {"step": 1000, "status": status, "note": "; ".join(filter(None, (note, "F-VI from A-VI")))}
         made.job(place, [("elbo_reference", -100.0, {"guide": "reference"}, best)], name="comparison")
     return made
 

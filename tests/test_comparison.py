@@ -11,7 +11,7 @@ from amortized_bayes.comparing.between import Rung, best_fit, compare_fits, find
 from amortized_bayes.comparing.fitting import Evaluation
 from amortized_bayes.comparing.measures import Measure, over_points, paired
 from amortized_bayes.guides import registry
-from amortized_bayes.guides.registry import Fit, list_fits
+from amortized_bayes.guides.registry import ALREADY, Fit, list_fits
 
 CONSTANT, NARROW, WIDE = Fit("constant"), Fit("amortized", 1), Fit("amortized", 8)
 OWN, FROM = Fit("factorized"), Fit("factorized-from-amortized")
@@ -89,8 +89,10 @@ def test_times_are_those_of_fits_that_start_at_the_start():
     part = math.log(8 / 4.4) / math.log(4)
     assert numbers[NARROW, "steps_to_share", 0.8].value == pytest.approx(100 * 2**part)
     assert numbers[NARROW, "seconds_to_share", 0.8].value == pytest.approx(4**part)
-    assert numbers[NARROW, "steps_to_share", 0.5].value == 100  # at the smallest budget already
     assert numbers[NARROW, "steps_to_share", 0.95] == (None, None, None)
+    assert numbers[NARROW, "steps_to_share", 0.5] == (None, None, None)
+    notes = {(f.more.get("share")): f.note for f in compare_fits(ladders()) if f.fit == NARROW and "share" in f.more}
+    assert notes == {0.5: ALREADY, 0.8: "", 0.9: "", 0.95: ""}  # at 0.5 by the smallest budget already
     assert (FROM, "steps_to_share", 0.8) not in numbers
     assert (CONSTANT, "steps_to_share", 0.8) not in numbers
 
@@ -143,7 +145,7 @@ RUNGS = [Rung(1, 100, 0.5, np.zeros(1)), Rung(2, 200, 8.0, np.zeros(1)), Rung(4,
 @pytest.mark.parametrize(
     ("behind", "target", "expected"),
     [
-        ((9, 8, 7), 10.0, (100, 0.5)),  # at the smallest budget already
+        ((9, 8, 7), 10.0, None),  # at the smallest budget already
         ((8, 2, 1), 4.0, (100 * 2**0.5, 2.0)),
         ((8, 2, 1), 1.0, (400, 9.0)),
         ((8, 2, 1), 0.9, None),

@@ -73,6 +73,7 @@ def test_every_budget_below_the_top_starts_afresh(rungs, fit, options):
     fitted = start_fit(problem, fit)
     start = state_of(fitted.training)
     list(climb(problem, fitted))
+    assert len(rungs) == len(BUDGETS) + 1
     for before, *_ in rungs[:-1]:
         assert same_bits(before, start)
 

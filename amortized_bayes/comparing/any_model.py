@@ -139,8 +139,8 @@ def compare(
 
 
 def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[FittedGuide]:
-    """Fit one guide after another; what starts at another guide's answer starts at that of its best fit."""
-    elbos: dict[Fit, Tensor] = {}
+    """Fit one guide after another; what starts at another's answer, where its best fit stood at half of the epochs."""
+    elbos: dict[Fit, Any] = {}
     starts: dict[Fit, Start] = {}
     console = Console(stderr=True)
     with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
@@ -155,7 +155,7 @@ def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[F
                 continue
             fitted, start = _fit(problem, fit, None if best is None else starts[best])
             if fitted.elbo is not None and start is not None:
-                elbos[fit], starts[fit] = fitted.elbo.value, start
+                elbos[fit], starts[fit] = fitted.rungs[-2].elbo, start
             bar.advance(task)
             yield fitted
 

@@ -22,14 +22,11 @@ import numpy as np
 from torch import Tensor
 
 from amortized_bayes.comparing.measures import Measure, over_points, paired
-from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.guides.registry import ALREADY, GUIDES, SHARES, Fit
 from amortized_bayes.per_point import PerPoint, mean_over_points
 from amortized_bayes.types import Factor
 
-__all__ = ["SHARES", "Finding", "Ladder", "Rung", "best_fit", "compare_fits", "find_reference", "time_to"]
-
-SHARES = (0.5, 0.8, 0.9, 0.95)
-"""Shares of the gap between constant VI and the reference that a fit is timed to."""
+__all__ = ["Finding", "Ladder", "Rung", "best_fit", "compare_fits", "find_reference", "time_to"]
 
 
 class Rung(NamedTuple):
@@ -55,6 +52,7 @@ class Finding(NamedTuple):
         measure: how much.
         more: what else tells it from others, as factors of a row.
         rung: at which budget; the top by default.
+        note: what must be known of it: of the reference, which guide it is.
     """
 
     fit: Fit
@@ -62,6 +60,7 @@ class Finding(NamedTuple):
     measure: Measure
     more: Mapping[str, Factor] = {}
     rung: Rung | None = None
+    note: str = ""
 
     @property
     def factors(self) -> dict[str, Factor]:
@@ -69,11 +68,6 @@ class Finding(NamedTuple):
         if self.metric == "elbo_reference":
             return {"guide": "reference"}
         return {**self.fit.factors, **self.more}
-
-    @property
-    def note(self) -> str:
-        """Which guide the reference is."""
-        return GUIDES[self.fit.guide].label if self.metric == "elbo_reference" else ""
 
 
 def best_fit(elbos: Mapping[Fit, Any], guide: str) -> Fit | None:
@@ -110,7 +104,7 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
     if reference is None:
         return
     best = ladders[reference][-1].elbo
-    yield Finding(reference, "elbo_reference", over_points(best))
+    yield Finding(reference, "elbo_reference", over_points(best), note=GUIDES[reference.guide].label)
     worst = None if reference in vacuous else ladders.get(Fit("constant"))
     whole = None if worst is None else paired(best, worst[-1].elbo).value
     for fit, rungs in ladders.items():
@@ -128,26 +122,26 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
         if GUIDES[fit.guide].starts_from:
             continue  # the time of a fit that starts at another's answer is no time of its own
         for share in SHARES:
-            steps, seconds = time_to(rungs, behind, (1 - share) * whole) or (None, None)
-            yield Finding(fit, "steps_to_share", Measure(steps), {"share": share})
-            yield Finding(fit, "seconds_to_share", Measure(seconds), {"share": share})
+            target = (1 - share) * whole
+            steps, seconds = time_to(rungs, behind, target) or (None, None)
+            note = ALREADY if behind[0] <= target else ""
+            yield Finding(fit, "steps_to_share", Measure(steps), {"share": share}, note=note)
+            yield Finding(fit, "seconds_to_share", Measure(seconds), {"share": share}, note=note)
 
 
 def time_to(rungs: Ladder, behind: Sequence[float], target: float) -> tuple[float, float] | None:
     """Steps and seconds of the budget with which a fit would come within ``target`` nats of the reference.
 
-    Between two rungs on log axes; of the smallest budget where that suffices already, and ``None`` where none does.
+    Between two rungs on log axes; ``None`` where the smallest budget suffices already, or where none does.
 
     Example:
         >>> rungs = [Rung(1, 100, 1.0, np.zeros(1)), Rung(2, 400, 4.0, np.zeros(1))]
         >>> time_to(rungs, [8.0, 2.0], 4.0), time_to(rungs, [8.0, 2.0], 1.0)
         ((200.0, 2.0), None)
     """
-    i = next((i for i, distance in enumerate(behind) if distance <= target), None)
-    if i is None:
-        return None
+    i = next((i for i, distance in enumerate(behind) if distance <= target), 0)
     if i == 0:
-        return float(rungs[0].step), rungs[0].seconds
+        return None
     if behind[i] > 0 and target > 0:
         part = math.log(behind[i - 1] / target) / math.log(behind[i - 1] / behind[i])
     else:

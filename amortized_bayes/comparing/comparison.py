@@ -143,7 +143,7 @@ class Comparison:
                 yield _with(row._replace(metric="elbo", **at), over_points(rung.elbo))
             for metric, values in (("final_elbo", fitted.elbo), ("final_kl", fitted.elbo.kl)):
                 yield _with(row._replace(metric=metric), over_points(values))
-        for found in self._findings():
+        for found in self._findings:
             fitted = next(f for f in self.fits if f.fit == found.fit)
             at = (fitted.step, fitted.seconds) if found.rung is None else found.rung[1:3]
             row = Row("compare", {**of_run, **found.factors}, *at, found.metric, None)
@@ -153,14 +153,15 @@ class Comparison:
     def _ladders(self) -> dict[Fit, tuple[Rung, ...]]:
         return {f.fit: f.rungs for f in self.fits if f.elbo is not None}
 
-    def _findings(self) -> Iterator[Finding]:
-        return compare_fits(self._ladders, [f.fit for f in self.fits if f.status == "vacuous"])
+    @cached_property
+    def _findings(self) -> tuple[Finding, ...]:
+        return tuple(compare_fits(self._ladders, [f.fit for f in self.fits if f.status == "vacuous"]))
 
     def _row(self, fitted: FittedGuide) -> dict[str, Any]:
         row: dict[str, Any] = dict(zip(("guide", "k", "step", "seconds"), fitted[:4], strict=True))
         if fitted.elbo is None:
             return {**row, "status": fitted.status}
-        found = {f.metric: f.measure for f in self._findings() if f.fit == fitted.fit}
+        found = {f.metric: f.measure for f in self._findings if f.fit == fitted.fit}
         nothing = Measure(math.nan)
         gap, more = found.get("family_gap", nothing), found.get("unconverged_by", nothing)
         value, error = fitted.elbo.mean()

@@ -267,7 +267,7 @@ def log_predictive(
     value, error = _log_mean_exp(of_theta)
     relative = (of_theta - value).exp()  # how each draw moves the value, to first order
     shared_error = _over_draws(relative, bool(draws[0][0].values))[2]
-    alone = len(draws) == 1 and shared_error == 0
+    alone = len(draws) == 1 and not draws[0][0].values
     return Estimate(value, draws[0][1][1] if alone else error, shared_error)
 
 

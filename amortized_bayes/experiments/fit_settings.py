@@ -81,6 +81,8 @@ class FitSettings(Settings):
     def check(self) -> None:
         """Refuse guides that are not there, and data sets that rows could not tell apart."""
         check_names(self.dataset)
+        if self.warm_up >= 1:
+            raise SettingError(f"expected --warm-up of 0 or more and below 1, got {self.warm_up:g}")
         known = [name for name, entry in GUIDES.items() if not entry.starts_from]
         if unknown := [guide for guide in self.guides if guide not in known]:
             raise SettingError(f"expected --guides among {', '.join(known)}, got {unknown[0]}")

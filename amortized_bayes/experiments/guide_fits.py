@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amortized_bayes.experiments.setup import ImageData
     from amortized_bayes.inference.options import FitOptions
 
-__all__ = ["Place", "Sizes", "fit_disk", "local_size", "shown_places"]
+__all__ = ["Place", "Sizes", "fit_disk", "shown_places", "starts_others"]
 
 EVALUATION = 1.3
 """A fit with its evaluations takes about this times its steps."""
@@ -109,11 +109,12 @@ class Place(NamedTuple):
 
     def options(self, fit: Fit, rates: Rates | None = None) -> FitOptions:
         """How to fit a guide; ``rates`` instead of its own. Wide encoders take smaller steps."""
-        from amortized_bayes.inference.options import FitOptions, WarmUp, linear
+        from amortized_bayes.inference.options import FitOptions, WarmUp
 
         config, chosen = self.config, rates or rates_of(self.config, fit.guide)
         undrawn = config.local_reparametrization and config.decoder == "bayesian"
-        options = FitOptions(
+        warm_up = WarmUp(config.warm_up) if config.warm_up else None
+        options = (FitOptions.recipe if config.decay else FitOptions)(
             batch_size=min(config.batch_size, self.sizes.num_data),
             learning_rate=chosen.local,
             shared_learning_rate=chosen.shared,
@@ -123,11 +124,8 @@ class Place(NamedTuple):
             local_reparametrization=undrawn,
             quadrature_nodes=config.quadrature_nodes if undrawn else 0,
             center_input=config.center,
-            average=None if config.decay else 8.0,
-            schedule=linear if config.decay else None,
-            kl_weight=WarmUp(config.warm_up) if config.warm_up else None,
-            shared_kl_weight=WarmUp(config.warm_up) if config.warm_up else None,
-            adam_beta2=0.99 if config.decay else 0.999,
+            kl_weight=warm_up,
+            shared_kl_weight=warm_up,
             capture=config.compile_step,
         )
         return options.at_width(fit.k) if config.decay else options
@@ -153,24 +151,24 @@ class Place(NamedTuple):
         return EVALUATION * seconds_per_step(start_fit(self.problem(), fit).training, TIMED_STEPS)
 
 
-def local_size(config: FitSettings, fit: Fit, observed: int, num_data: int) -> tuple[int, int]:
-    """Parameters that give local factors for ``num_data`` points, and bytes that fitting them holds, by arithmetic.
-
-    Bytes are four floats per parameter (itself, two moments, an average) and a count per row.
-    """
-    entry, outputs = GUIDES[fit.guide], 2 * config.latent_dim
-    if entry.per_point:
-        return num_data * outputs, num_data * (16 * outputs + 4)
-    layers = [observed, *[fit.k or 1] * config.depth, outputs]
-    parameters = sum(i * o + o for i, o in pairwise(layers)) if entry.has_width else outputs
-    return parameters, 16 * parameters
+def starts_others(fit: Fit) -> bool:
+    """Whether some guide starts at the answer of this one, so that its state is kept."""
+    return any(entry.starts_from == fit.guide for entry in GUIDES.values())
 
 
 def fit_disk(config: FitSettings, fit: Fit, sizes: Sizes) -> float:
-    """Bytes that a fit leaves: the state of its training, and the ELBO of each point."""
+    """Bytes that a fit leaves: the ELBO of each point with every budget and, if others start there, its state."""
+    found = 4 * sizes.num_data * (len(list_budgets(config.epochs, config.rungs)) + 1)
+    if not starts_others(fit):
+        return found
+    entry, outputs = GUIDES[fit.guide], 2 * config.latent_dim
+    widths = [sizes.observed, *[fit.k or 1] * config.depth, outputs]
+    local = sum(i * o + o for i, o in pairwise(widths)) if entry.has_width else outputs
+    local = sizes.num_data * outputs if entry.per_point else local
     layers = [config.latent_dim, *config.hidden, sizes.observed]
     decoder = sum(i * o + o for i, o in pairwise(layers)) * (2 if config.decoder == "bayesian" else 1)
-    return local_size(config, fit, sizes.observed, sizes.num_data)[1] + 16 * decoder + 4 * sizes.num_data
+    copies = 3 if config.decay else 4  # itself, two moments, an average
+    return found + 4 * copies * (local + decoder)
 
 
 def shown_places(images: ImageData, most: int = 10) -> list[int]:

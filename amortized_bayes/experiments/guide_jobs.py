@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from amortized_bayes.experiments.guide_fits import Place, fit_disk
+from amortized_bayes.experiments.guide_fits import Place, fit_disk, starts_others
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Job, Measured, job_key
 from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits
 from amortized_bayes.per_point import PointValues
@@ -120,11 +120,11 @@ class GuideJobs(NamedTuple):
         for found, elbo in climb(problem, fitting, self.place.watch(FIT)):
             elbos |= _kept(found.epochs, elbo)
             yield from _on_curves(found)
-            if found.epochs == problem.budgets[-1]:
+            if starts_others(fit) and found.epochs == problem.budgets[-1]:
                 half = {name: _array(tensor).copy() for name, tensor in fitting.training.state().items()}
         done = finish_fit(problem, fitting)
         elbos |= _kept(problem.epochs, done.elbo)
-        if not origin:
+        if half:
             yield Checkpoint(half)
         yield Arrays({**elbos, **self.images(done)})
         top = done.evaluation

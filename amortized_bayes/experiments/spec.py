@@ -142,7 +142,7 @@ class Job:
 
     Args:
         factors: what tells it from the other jobs: its key, and columns of its rows.
-        name: tells it from a job of the same factors that does something else (``doubled``); it is in the key alone.
+        name: tells it from a job of the same factors that does something else (``comparison``); it is in the key alone.
         run: does the work; yields numbers, and what is to be kept beside them. An ``ArithmeticError`` is recorded as a
             failure, with its ``step`` if it has one, and the other jobs go on.
         work: its parts, with their costs.
@@ -166,7 +166,7 @@ class Job:
 
 
 def job_key(factors: Mapping[str, Factor], name: str = "") -> str:
-    """Name of a job, ``doubled+dataset=digits+seed=0+k=4``, such that it can be that of a file."""
+    """Name of a job, ``comparison+dataset=digits+seed=0``, such that it can be that of a file."""
     plain = "+".join([*([name] if name else []), *(f"{factor}={value}" for factor, value in factors.items())]) or "all"
     safe = re.sub(r"[^A-Za-z0-9_.=+-]", "-", plain)
     if safe == plain and len(safe) <= 100:

@@ -110,7 +110,7 @@ def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
     training = fitting.training
     train(training, _epochs(problem.epochs) * training.batches.per_epoch, place.watch(STAGE))
     with pyro.validation_enabled(False), training.averaged():
-        found = over_points(fit_elbo(problem, fitting.model, fitting.guide, DRAWS).value)
+        found = over_points(fit_elbo(problem, fitting.model, fitting.guide, DRAWS))
     if found.value is None or not math.isfinite(found.value):
         raise ArithmeticError(f"ELBO of {found.value} after {training.steps} steps")
     yield Measured("tune_elbo", *found, step=training.steps, seconds=training.seconds)

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from amortized_bayes.guides.local import LocalGuide
     from amortized_bayes.types import LatentSite
 
-__all__ = ["GUIDES", "Fit", "GuideEntry", "GuideSpec", "Rates", "list_budgets", "list_fits"]
+__all__ = ["ALREADY", "GUIDES", "SHARES", "Fit", "GuideEntry", "GuideSpec", "Rates", "list_budgets", "list_fits"]
+
+
+SHARES = (0.5, 0.8, 0.9, 0.95)
+"""Shares of the gap between constant VI and the reference that a fit is timed to."""
+
+
+ALREADY = "closed by the smallest budget already"
+"""Said of a share whose time is not known but for that it is shorter than all budgets."""
 
 
 class Fit(NamedTuple):

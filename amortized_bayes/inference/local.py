@@ -22,7 +22,7 @@ __all__ = ["Fresh", "fresh_factors"]
 
 
 RATE = 0.1
-"""First step of the rows, enough to cross the prior within the visits; training may well use a smaller one."""
+"""First step of the rows, enough to cross the prior within the visits, whatever rate training uses."""
 TOLERANCE = 0.1
 """Nats per point that doubling the visits may still gain when factors count as settled.
 

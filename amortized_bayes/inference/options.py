@@ -135,7 +135,7 @@ class FitOptions:
 
     @property
     def settled(self) -> FitOptions:
-        """How to go on from where a fit ended: by the plain ELBO and, if its rates fell, with half of them again."""
+        """How to go on from where a fit ended: by the plain ELBO and, if rates fell, with half of them."""
         weights = ("entropy_weight", "kl_weight", "shared_kl_weight")
         plain = {name: _one for name in weights if getattr(self, name) is not None}
         return replace(self, schedule=settling if self.schedule else None, **plain)

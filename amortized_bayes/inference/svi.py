@@ -310,7 +310,7 @@ def fit(
     plate: str = "data",
     pass_index: bool = True,
 ) -> Iterator[StepRecord]:
-    """Fit a guide, and the parameters of its model, and leave the averaged iterates in them.
+    """Fit a guide, and the parameters of its model, and leave what is reported in them: averaged iterates, or the last.
 
     :class:`Training` gives more say: which steps to report, and when to stop or go on.
 

@@ -1,7 +1,7 @@
 """A metric of every guide against iterations and seconds: a mark for each budget that the guide was fitted with.
 
-Marks of a line are fits of their own, each with rates that fall to its end, so that a line is no training curve. A line
-is the mean over seeds, a band runs from the least seed to the greatest.
+Marks of a line are separate fits, but for the last, which goes on from the one before, so that a line is no training
+curve. A line is the mean over seeds, a band runs from the least seed to the greatest.
 """
 
 from __future__ import annotations

@@ -11,17 +11,28 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from amortized_bayes import labels, selection
-from amortized_bayes.guides.registry import Fit
+from amortized_bayes.guides.registry import ALREADY, Fit
 from amortized_bayes.selection import Found
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["all_fits", "best_width", "by_seed", "closes_gap", "is_sound", "of_guide", "ratio", "shares", "widths"]
+__all__ = [
+    "all_fits",
+    "best_width",
+    "by_seed",
+    "closed_already",
+    "closes_gap",
+    "is_sound",
+    "of_guide",
+    "ratio",
+    "shares",
+    "widths",
+]
 
 CLOSED = 0.01
-"""A width closes the gap if less of the gap between constant VI and the reference is left, or less than two errors."""
-ROWS_OF = {"epochs": None}
+"""A width closes the gap if less of the gap between constant VI and the reference is left."""
+WHOLE = {"epochs": None}
 """Rows of a fit with its whole budget."""
 
 
@@ -32,7 +43,7 @@ def all_fits(rows: pd.DataFrame) -> list[Fit]:
 
 def by_seed(rows: pd.DataFrame, metric: str, fit: Fit, **more: float) -> dict[int, float] | None:
     """A final value of one fit with each seed; ``None`` unless all seeds have it and reached it."""
-    own = selection.where(rows, {**ROWS_OF, "metric": metric, "guide": fit.guide, "k": fit.k, **more})
+    own = selection.where(rows, {**WHOLE, "metric": metric, "guide": fit.guide, "k": fit.k, **more})
     found = {int(seed): float(value) for seed, value in zip(own["seed"], own["value"].astype(float), strict=True)}
     if set(found) != set(rows["seed"]) or any(math.isnan(value) for value in found.values()):
         return None
@@ -44,12 +55,18 @@ def of_guide(rows: pd.DataFrame, metric: str, guide: str, k: int | None = None, 
     if by_seed(rows, metric, Fit(guide, k), **more) is None:
         return None
     wanted = {"guide": guide, "k": k, **more}
-    return selection.mean(selection.where(rows, {**ROWS_OF, **wanted}), metric, wanted, int(rows["seed"].nunique()))
+    return selection.mean(selection.where(rows, {**WHOLE, **wanted}), metric, wanted, int(rows["seed"].nunique()))
+
+
+def closed_already(rows: pd.DataFrame, fit: Fit, share: float) -> bool:
+    """Whether the smallest budget closes a share with some seed, so that the time to there is not known."""
+    own = selection.where(rows, {"metric": "steps_to_share", "guide": fit.guide, "k": fit.k, "share": share})
+    return bool(own["note"].str.contains(ALREADY, regex=False).any())
 
 
 def is_sound(rows: pd.DataFrame, fit: Fit) -> bool:
     """Whether a fit succeeded with every seed, with a latent that is active."""
-    own = selection.where(rows, {**ROWS_OF, "guide": fit.guide, "k": fit.k})
+    own = selection.where(rows, {**WHOLE, "guide": fit.guide, "k": fit.k})
     return not (own["status"] == "vacuous").any() and by_seed(rows, "final_elbo", fit) is not None
 
 
@@ -89,4 +106,6 @@ def closes_gap(rows: pd.DataFrame, k: int) -> bool | None:
     gap, whole = of_guide(rows, "family_gap", "amortized", k), of_guide(rows, "family_gap", "constant")
     if gap is None or whole is None or not whole.value > 0 or not is_sound(rows, Fit("amortized", k)):
         return None
-    return gap.value < CLOSED * whole.value or gap.value < 2 * gap.error
+    if gap.value < CLOSED * whole.value:
+        return True
+    return None if gap.value < 2 * gap.error else False
