@@ -71,5 +71,6 @@ def run(config, leg, after, lab):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where whoever started the tests ignores it
     experiments.EXPERIMENTS["relay"] = "toy.relay"
     cli.main()
