@@ -12,7 +12,8 @@ from torch import Tensor
 
 from amortized_bayes.commands.reporting import Reporting
 from amortized_bayes.experiments.lab import Lab
-from amortized_bayes.experiments.running import new_plan, run
+from amortized_bayes.experiments.plans import new_plan
+from amortized_bayes.experiments.running import run
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.results import environment

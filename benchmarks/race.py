@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +33,7 @@ from _measure import show_table, surroundings, use_threads, wide_console, write_
 from torch import Tensor, nn
 
 import amortized_bayes as ab
+from amortized_bayes.guides.registry import GUIDES, GuideSpec
 from amortized_bayes.inference.options import linear
 from amortized_bayes.inference.svi import Training
 
@@ -179,11 +179,7 @@ def ours(family: str, x: Tensor, target: float, flags: Flags) -> dict[str, Any]:
     sites = ab.latent_sites(model, x[:2], torch.arange(2))
     starts = {name: draw / 16 for name, draw in sites.shared_draw.items()}  # draws of N(0, 1) would explode
     shared = ab.MeanField(sites.shared, locs=starts, log_scale=-4.5)
-    guides: dict[str, Callable[[], nn.Module]] = {
-        "amortized": lambda: ab.Amortized(sites.local, len(x), x.shape[1], WIDTH, center=x.mean(0), shared=shared),
-        "factorized": lambda: ab.Factorized(sites.local, len(x), shared=shared),
-    }
-    guide = guides[family]()
+    guide = GUIDES[family].build(GuideSpec(sites.local, x, WIDTH, shared=shared, center=True))
     options = ab.FitOptions(
         batch_size=flags.batch_size,
         learning_rate=8e-3,

@@ -11,7 +11,8 @@ import torch
 
 from amortized_bayes.experiments import sweep, tune
 from amortized_bayes.experiments.lab import Lab
-from amortized_bayes.experiments.running import new_plan, resumed_plan, run
+from amortized_bayes.experiments.plans import new_plan, resumed_plan
+from amortized_bayes.experiments.running import run
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.guides.registry import GuideEntry, Rates
 from amortized_bayes.results import RunFolder, find_run

@@ -118,7 +118,7 @@ def test_models_of_all_kinds(x, name):
     assert np.isfinite(frame[["elbo", "elbo_error", "kl", "family_gap", "family_gap_error"]].to_numpy(float)).all()
     best = frame["elbo"] + frame["family_gap"]
     assert best.to_numpy() == pytest.approx(frame.loc[frame["family_gap"] == 0, "elbo"].item(), abs=1e-5)
-    assert frame["unconverged_by"].notna().all()
+    assert frame["unconverged_by"].notna().tolist() == [not registry.GUIDES[guide].starts_from for guide in GUIDES]
 
 
 def test_a_model_with_a_captured_step(x):
@@ -168,7 +168,7 @@ def test_rows_are_those_of_the_sweep(x):
         *("gap_closed", "share_closed", "steps_to_share", "seconds_to_share"),
     }
     for metric, column in (("final_elbo", "elbo"), ("final_kl", "kl"), *[(name, name) for name in BETWEEN]):
-        assert rows[rows["metric"] == metric]["value"].tolist() == frame[column].tolist()
+        assert rows[rows["metric"] == metric]["value"].tolist() == frame[column].dropna().tolist()
     assert set(rows["dataset"]) == {"data"}
     assert rows[rows["metric"] == "elbo_reference"]["guide"].tolist() == ["reference"]
     budgets = rows[rows["metric"].isin(("elbo", "behind_reference"))].groupby(["guide", "metric"])["epochs"].unique()

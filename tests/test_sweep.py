@@ -38,7 +38,7 @@ def test_a_run_holds_every_fit_and_gap(tmp_path):
     for fit, gap in values(frame, "family_gap").items():
         assert gap == pytest.approx(reference - finals[fit], abs=1e-4)
     assert set(frame[frame["metric"] == "family_gap"]["error_over"]) == {"points"}
-    assert list(values(frame, "unconverged_by")) == FITS
+    assert list(values(frame, "unconverged_by")) == FITS[:-1]  # F-VI from A-VI has no doubling of its own
     for metric in ("elbo", "kl", "active_units", "mse_train", "behind_reference"):
         rungs = frame[(frame["metric"] == metric) & frame["epochs"].notna()]
         assert rungs["epochs"].tolist() == [1, 2] * len(FITS), metric
@@ -84,7 +84,8 @@ def test_gaps_and_gains_are_those_of_the_arrays(tmp_path):
     half, elbos = ({fit: folder.load_arrays(_key(*fit))[f"elbo_{n}"].astype(float) for fit in FITS} for n in (1, 2))
     best = max(FITS[-2:], key=lambda fit: elbos[fit].mean())
     for fit in FITS:
-        for metric, values_of in (("family_gap", elbos[best] - elbos[fit]), ("unconverged_by", elbos[fit] - half[fit])):
+        between = {"family_gap": elbos[best] - elbos[fit], "unconverged_by": elbos[fit] - half[fit]}
+        for metric, values_of in list(between.items())[: 1 if fit == FITS[-1] else 2]:
             row = of(frame, metric, *fit)
             assert row["value"].item() == pytest.approx(values_of.mean(), abs=1e-12)
             assert row["standard_error"].fillna(0).item() == pytest.approx(values_of.std(ddof=1) / 10, abs=1e-12)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from amortized_bayes.capture import CaptureError
-from amortized_bayes.experiments import running
+from amortized_bayes.experiments import plans, running
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import build_vae
@@ -98,7 +98,7 @@ def uncaptured() -> Iterator[None]:
 
 def go(name: str, config: Any, out: Path, watch: Watch = lambda *_: None, given: Iterable[str] = ("dataset",)):
     """Run an experiment to its end, in a process that has loaded nothing yet."""
-    plan = running.new_plan(name, config, QuickLab(out, CPU), list(given), {"threads": 1})
+    plan = plans.new_plan(name, config, QuickLab(out, CPU), list(given), {"threads": 1})
     with uncaptured():
         return running.run(plan, Recorder(watch))
 
@@ -106,7 +106,7 @@ def go(name: str, config: Any, out: Path, watch: Watch = lambda *_: None, given:
 def resume(name: str, out: Path, text: str = "latest", watch: Watch = lambda *_: None) -> RunFolder:
     """Resume a run and finish it."""
     with uncaptured():
-        return running.run(running.resumed_plan(name, text, QuickLab(out, CPU)), Recorder(watch))
+        return running.run(plans.resumed_plan(name, text, QuickLab(out, CPU)), Recorder(watch))
 
 
 def cut(name: str, config: Any, out: Path, watch: Watch = lambda *_: None) -> RunFolder:

@@ -14,7 +14,7 @@ from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments import experiment
 
 if TYPE_CHECKING:
-    from amortized_bayes.experiments.running import Plan
+    from amortized_bayes.experiments.plans import Plan
     from amortized_bayes.results import RunFolder
 
 __all__ = ["Run", "defaults", "flags_of_run", "given_flags", "value_of"]
@@ -80,7 +80,7 @@ class Run(Generic[C]):
 
     def _plan(self, given: Sequence[str]) -> Plan:
         from amortized_bayes.experiments.lab import Lab
-        from amortized_bayes.experiments.running import new_plan, resumed_plan
+        from amortized_bayes.experiments.plans import new_plan, resumed_plan
         from amortized_bayes.results import environment
 
         device, about = _machine(self.device)
@@ -197,7 +197,7 @@ def flags_of_run(given: Sequence[str]) -> list[str]:
 
 
 def _print_plan(plan: Plan) -> None:
-    from amortized_bayes.experiments.running import training_title
+    from amortized_bayes.experiments.plans import training_title
     from amortized_bayes.presenting.progress import counted, duration
 
     forecast = plan.forecast

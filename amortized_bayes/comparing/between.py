@@ -92,8 +92,8 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
     """Yield what fits say about each other; nothing where no F-VI succeeded.
 
     ``elbo_reference``; for each fit its ``family_gap``, at each budget how far it is ``behind_reference``, and
-    ``unconverged_by``, what the last doubling of the budget gained; and, where neither reference nor fit is vacuous,
-    which share of the gap between constant VI and the reference it closes: ``gap_closed``, at each budget
+    ``unconverged_by``, what the last doubling of its own budget gained; and, where neither reference nor fit is
+    vacuous, which share of the gap between constant VI and the reference it closes: ``gap_closed``, at each budget
     ``share_closed``, and ``steps_to_share`` and ``seconds_to_share``.
 
     Args:
@@ -111,7 +111,8 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
         yield Finding(fit, "family_gap", paired(best, rungs[-1].elbo))
         for rung in rungs:
             yield Finding(fit, "behind_reference", paired(best, rung.elbo), {"epochs": rung.epochs}, rung)
-        for before, after in list(pairwise(rungs))[-1:]:
+        own = not GUIDES[fit.guide].starts_from  # else gains, and times, are those of another guide too
+        for before, after in list(pairwise(rungs))[-1:] if own else []:
             yield Finding(fit, "unconverged_by", paired(after.elbo, before.elbo))
         if whole is None or not whole > 0 or fit in vacuous or fit.guide == "constant":
             continue
@@ -119,8 +120,8 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
         yield Finding(fit, "gap_closed", Measure(1 - behind[-1] / whole))
         for rung, distance in zip(rungs, behind, strict=True):
             yield Finding(fit, "share_closed", Measure(1 - distance / whole), {"epochs": rung.epochs}, rung)
-        if GUIDES[fit.guide].starts_from:
-            continue  # the time of a fit that starts at another's answer is no time of its own
+        if not own:
+            continue
         for share in SHARES:
             target = (1 - share) * whole
             steps, seconds = time_to(rungs, behind, target) or (None, None)

@@ -28,6 +28,8 @@ __all__ = ["Executor", "Inline", "Processes"]
 Send = Callable[[Any], None]
 Perform = Callable[[Any, Send], None]
 Handle = Callable[[Any, Any], None]
+PATIENCE = 10.0
+"""Seconds that an idle process gets to end."""
 DIED = "a worker process was killed, perhaps for want of memory"
 
 
@@ -112,9 +114,14 @@ class Processes:
         self.thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End all processes at once, whatever they do."""
-        for process in set(multiprocessing.active_children()) - self.others:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let idle processes clean up after themselves, or, after an exception, end all at once, whatever they do."""
+        processes = set(multiprocessing.active_children()) - self.others
+        if kind is None:
+            self.pool.shutdown(wait=False)
+            for process in processes:
+                process.join(PATIENCE)
+        for process in processes:
             process.terminate()
         self.pool.shutdown(cancel_futures=True)
         self.writer.close()  # the last one: the reader comes to an end

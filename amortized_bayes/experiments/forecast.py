@@ -11,7 +11,7 @@ __all__ = ["Forecast"]
 
 FIRST = 3.0
 """Seconds that loading, tracing and capturing take for a job, about."""
-TRUST = 0.05
+TRUST = 0.2
 """Part of the run after which the pace seen counts as much as the pace forecast."""
 
 

@@ -1,0 +1,200 @@
+"""A run before it starts, or starts again: its data found, its settings completed, its jobs listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from amortized_bayes.configuration import load_config
+from amortized_bayes.data import DataUnavailable
+from amortized_bayes.experiments import experiment
+from amortized_bayes.experiments.forecast import Forecast
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors, same_model
+from amortized_bayes.experiments.spec import Job
+from amortized_bayes.experiments.train import train_job
+from amortized_bayes.labels import describe
+from amortized_bayes.results import RunFolder, find_run
+
+__all__ = ["Plan", "checksums", "new_plan", "resumed_plan", "training_title", "using_threads"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts, or starts again.
+
+    Args:
+        name: of the experiment.
+        config: its configuration, complete.
+        lab: where its jobs get what they need.
+        about: of ``environment.json``.
+        folder: where it goes on; ``None`` for a new run.
+        most: how many jobs may run side by side.
+    """
+
+    name: str
+    config: Any
+    lab: Lab
+    about: Mapping[str, Any]
+    folder: RunFolder | None = None
+    most: int = 1
+
+    @property
+    def module(self) -> ModuleType:
+        """The experiment's file."""
+        return experiment(self.name)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All jobs, those that are done among them.
+
+        Raises:
+            ValueError: a key used twice, or a job after one that is not before it; the experiment's file is named.
+        """
+        where, known = self.module.__file__, set[str]()
+        jobs = list(self.module.jobs(self.config, self.lab))
+        for job in jobs:
+            if job.key in known:
+                raise ValueError(f"{where}: expected jobs of different keys, got {job.key!r} twice")
+            if missing := [key for key in job.after if key not in known]:
+                raise ValueError(f"{where}: expected {job.key!r} after the jobs it reads, got it before {missing[0]!r}")
+            known.add(job.key)
+        return jobs
+
+    @property
+    def left(self) -> list[Job]:
+        """Jobs that are still to be run: those that are not done, or whose results are damaged, and what reads them."""
+        done = set() if self.folder is None else self.folder.done().keys() - self.folder.damaged().keys()
+        left: dict[str, Job] = {}
+        for job in self.jobs:
+            if job.key not in done or any(key in left for key in job.after):
+                left[job.key] = job
+        return list(left.values())
+
+    def title(self, job: Job) -> str:
+        """A job in words, by what tells it from the others: ``"best, auxiliary"``."""
+        first, *others = self.jobs
+        shared = [n for n, v in first.factors.items() if others and all(o.factors.get(n) == v for o in others)]
+        own = describe({name: value for name, value in job.factors.items() if name not in shared})
+        return ", ".join(filter(None, (job.name, own))) or self.name
+
+    @cached_property
+    def missing(self) -> list[VAEConfig]:
+        """Models that must be trained first, each once."""
+        missing: list[VAEConfig] = []
+        for config in dict.fromkeys(config for job in self.left for config in job.needs):
+            if not any(same_model(config, other) for other in missing) and self.lab.find(config) is None:
+                missing.append(config)
+        return missing
+
+    @property
+    def workers(self) -> int:
+        """How many jobs run side by side, trainings of models among them."""
+        return max(1, min(self.most, len(self.left) + len(self.missing)))
+
+    @property
+    def threads(self) -> int:
+        """Threads of each job: those that the run was started with, on which its numbers depend in the last bits."""
+        return int(self.about.get("threads") or torch.get_num_threads())
+
+    @cached_property
+    def forecast(self) -> Forecast:
+        """How long it will take, measured on a few steps of each kind; trainings have their models as keys."""
+        trainings = {config: train_job(config, self.lab) for config in self.missing}
+        with using_threads(self.threads):
+            return Forecast({**trainings, **{job.key: job for job in self.left}}, self.workers)
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """Have torch use so many threads, and then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapping[str, Any], most: int = 1) -> Plan:
+    """A new run: its data found or, where the default ones are unavailable, others used; its settings completed.
+
+    The cores, or the threads that ``OMP_NUM_THREADS`` allows, are shared out evenly among its jobs and the models that
+    must be trained first, and each has one thread at least.
+
+    Args:
+        name: of the experiment.
+        config: what was asked for.
+        lab: where jobs get what they need.
+        given: names of the flags that were given.
+        about: what ``environment.json`` is to say beside what this adds.
+        most: how many jobs may run side by side.
+
+    Raises:
+        ValueError: data that were asked for are unavailable, or what the experiment itself refuses.
+    """
+    module = experiment(name)
+    config, note = _with_data(module, config, lab, given) if hasattr(module, "substitutes") else (config, "")
+    if hasattr(module, "prepare"):
+        config = module.prepare(config, lab)
+    plan = Plan(name, config, lab, {**about, "data": checksums(module, config, lab), "note": note}, most=most)
+    threads = max(1, torch.get_num_threads() // max(1, len(plan.jobs) + len(plan.missing)))
+    return replace(plan, about={**plan.about, "threads": threads, "jobs": plan.workers})
+
+
+def resumed_plan(name: str, text: str, lab: Lab, most: int = 1) -> Plan:
+    """A run to resume: with the configuration, the note and the data that it was started with.
+
+    Raises:
+        ValueError: no such run, one of another kind, one that is finished, or other data than it was started on.
+    """
+    folder = RunFolder.open(find_run(lab.out, text, name, ("unfinished",)))
+    if folder.finished:
+        raise ValueError(f"expected an unfinished run to resume, got {folder.path}, which is finished")
+    module = experiment(name)
+    config = load_config(module.Config, folder.path / "config.yaml")
+    lab = replace(lab, out=folder.path.absolute().parents[1])
+    before, now = folder.environment(), checksums(module, config, lab)
+    known = before.get("data")
+    if not isinstance(known, dict):
+        raise ValueError(f"{folder.path / 'environment.json'}: expected checksums of the data, got {known!r}")
+    changed = [data for data, sums in known.items() if now.get(data) != sums]
+    if changed:
+        raise ValueError(
+            f"expected the data that {folder.path} was started on, got other files of {', '.join(changed)}"
+        )
+    return Plan(name, config, lab, before, folder, most)
+
+
+def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) -> tuple[Any, str]:
+    """The configuration with data that are there, and a note where others are used instead of the default."""
+    named = {"dataset", "config", "preset"} & set(given)
+    first: DataUnavailable | None = None
+    for candidate, note in [(config, ""), *([] if named else module.substitutes(config, set(given)))]:
+        try:
+            checksums(module, candidate, lab)
+        except DataUnavailable as error:
+            first = first or error
+        else:
+            return candidate, note
+    assert first is not None
+    raise first
+
+
+def checksums(module: ModuleType, config: Any, lab: Lab) -> dict[str, dict[str, str]]:
+    """The sha256 of the files of every data set of a run."""
+    names = module.datasets(config, lab) if hasattr(module, "datasets") else datasets_of(config)
+    found = [lab.dataset(name) for name in names]
+    return {data.name: dict(data.sha256) for data in found}
+
+
+def training_title(config: VAEConfig) -> str:
+    """The training of a model in words."""
+    layers = f", {len(config.hidden)} hidden decoder layers" if len(config.hidden) != len(VAEConfig().hidden) else ""
+    return f"train {describe(model_factors(config))}{layers}"
