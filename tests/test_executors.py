@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from toy import relay
 
 from amortized_bayes import experiments
-from amortized_bayes.experiments import model_gaps, running, spec
+from amortized_bayes.experiments import model_gaps, plans, running, spec
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.results import RunFolder, list_runs
 
@@ -49,12 +49,12 @@ def signs(tmp_path):
 def start(name, config, out, most):
     """Run an experiment to its end; give its run, and who was told of it."""
     told = wing.Recorder()
-    plan = running.new_plan(name, config, wing.QuickLab(out, wing.CPU), ["dataset"], {}, most)
+    plan = plans.new_plan(name, config, wing.QuickLab(out, wing.CPU), ["dataset"], {}, most)
     return running.run(plan, told), told
 
 
 def resume(out, most):
-    return running.run(running.resumed_plan("relay", "latest", Lab(out, wing.CPU), most), wing.Recorder())
+    return running.run(plans.resumed_plan("relay", "latest", Lab(out, wing.CPU), most), wing.Recorder())
 
 
 def lines(folder, file="rows.jsonl"):

@@ -91,9 +91,7 @@ def test_a_reference_that_is_dead_or_missing_with_one_seed_tells_nothing():
 def test_equal_histories():
     text = said(made_runs.sweep())
     assert "F-VI continued from k = 256's solution ends 0.2±0.1 nats per point above k = 256 continued" in text
-    assert (
-        "k = 256 continued for as many steps; longer fits may differ, since the last doubling gained F-VI from" in text
-    )
+    assert "k = 256 continued for as many steps; longer fits may differ, since the last doubling gained A-VI" in text
     frame = made_runs.sweep().frame()
     frame.loc[frame["metric"] == "unconverged_by", "value"] = 0.1
     assert "k = 256 continued for as many steps." in said(frame)

@@ -214,6 +214,29 @@ def test_log_predictive_by_local_reparametrization_is_that_of_drawn_weights(of_p
     assert above > 4 * sure  # it averages densities and not their logs
 
 
+@pytest.mark.parametrize("sized_by_batch", [True, False])
+def test_repeated_points_keep_their_own_factors(sized_by_batch):
+    """From q(z_n) = p(z_n|x_n) every draw has the weight p(x_n), and from that of another point it has not."""
+    x = torch.linspace(-2, 2, 5)[:, None]
+
+    def model(x, index=None):
+        weight = pyro.sample("w", dist.Normal(torch.ones(1, 1), 1e-5).to_event(2))
+        size, subsample = (len(x), None) if sized_by_batch else (5, index)
+        with pyro.plate("data", size, subsample=subsample):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.nn.functional.linear(z, weight), 1.0).to_event(1), obs=x)
+
+    args = (x,) if sized_by_batch else (x, torch.arange(5))
+    sites = latent_sites(model, *args)
+    posterior = torch.cat([x / 2, torch.full((5, 1), -0.5 * math.log(2))], 1)
+    shared = MeanField(sites.shared, locs={"w": torch.ones(1, 1)}, log_scale=math.log(1e-5))
+    guide = Factorized(sites.local, 5, start=posterior, shared=shared)
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x[:, 0])
+    for max_rows in (2, 7, 1_000):  # points apart, and together, in blocks and at once
+        options = {"num_particles": 3, "num_shared": 2, "local_reparametrization": True, "max_rows": max_rows}
+        assert log_predictive(model, guide, *args, **options).value.tolist() == pytest.approx(exact.tolist(), abs=1e-3)
+
+
 def test_log_predictive_by_local_reparametrization_has_an_error_that_holds(of_prior):
     model, guide, x = of_prior
     options = {"num_particles": 10, "num_shared": 5, "local_reparametrization": True}

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.evaluation.chunking import PointChunk, SharedDraw, point_chunks
-from amortized_bayes.evaluation.streaming import LogMeanExp, weight_blocks
+from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, weight_blocks
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.joint import log_joint
 from amortized_bayes.per_point import mean_over_points
@@ -256,9 +256,11 @@ def log_predictive(
         if not local_reparametrization:
             return _log_mean_exp(chunk.weights(log_weights, model, guide, num_particles=num_particles).local[0])
         mean = LogMeanExp()
-        for _ in range(num_particles * num_shared):
-            options = {"analytic_kl": False, "local_reparametrization": True}  # weights, and no expectations
-            mean.add(chunk.weights(expected_log_weights, model, guide, **options).local[0])
+        options = {"analytic_kl": False, "local_reparametrization": True}  # weights, and no expectations
+        most = min(max_rows, ROWS_AT_ONCE) // len(chunk.places) if chunk.places else 1
+        for times in blocks(num_particles * num_shared, most):
+            found = chunk.repeated(times).weights(expected_log_weights, model, guide, **options)
+            mean.add(found.local.reshape(times, -1))
         return mean.value, mean.standard_error
 
     chunks = list(point_chunks(args, kwargs, max_rows // num_particles, plate))

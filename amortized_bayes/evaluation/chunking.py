@@ -18,11 +18,32 @@ __all__ = ["PointChunk", "SharedDraw", "point_chunks"]
 
 
 class PointChunk(Messenger):
-    """Arguments for some of the points, which keep their places among all where the plate is sized by the data."""
+    """Arguments for some of the points, which keep their places among all where the plate is sized by the data.
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], places: range, count: int, plate: str) -> None:
+    Args:
+        args: of both programs.
+        kwargs: of both programs.
+        places: of the points among all.
+        count: how many all are.
+        plate: name of the plate over data points.
+        times: how often the points stand in the arguments, one time after the other.
+    """
+
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], places: range, count: int, plate: str, times: int = 1
+    ) -> None:
         super().__init__()
         self.args, self.kwargs, self.places, self.count, self.plate = args, kwargs, places, count, plate
+        self.times = times
+
+    def repeated(self, times: int) -> PointChunk:
+        """The same points ``times`` times over, as if they were so many points."""
+
+        def repeat(leaf: Any) -> Any:
+            return leaf.repeat(times, *[1] * (leaf.dim() - 1)) if _has_rows(leaf, len(self.places)) else leaf
+
+        args, kwargs = pytree.tree_map(repeat, self.args), pytree.tree_map(repeat, self.kwargs)
+        return PointChunk(args, kwargs, self.places, self.count, self.plate, times)
 
     def weights(
         self,
@@ -36,15 +57,19 @@ class PointChunk(Messenger):
         """Log weights of these points, with N counted over all chunks."""
         with self:
             found = evaluate(model, guide, *self.args, plate=self.plate, num_data=num_data, **options, **self.kwargs)
-        if num_data is None and found.num_data == len(self.places):
+        if num_data is None and found.num_data == self._rows:
             return found._replace(num_data=self.count)
         return found
 
     def _pyro_sample(self, msg: Any) -> None:
         is_plate = msg["name"] == self.plate and isinstance(msg["fn"], _Subsample) and msg["value"] is None
-        if is_plate and msg["fn"].size == len(self.places) < self.count:
+        if is_plate and msg["fn"].size == self._rows and (self.times > 1 or len(self.places) < self.count):
             device = next(a.device for a in self.args if isinstance(a, Tensor))
-            msg["value"] = torch.arange(self.places.start, self.places.stop, device=device)
+            msg["value"] = torch.arange(self.places.start, self.places.stop, device=device).repeat(self.times)
+
+    @property
+    def _rows(self) -> int:
+        return len(self.places) * self.times
 
 
 class SharedDraw(Messenger):
@@ -82,7 +107,10 @@ def point_chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate
         places = range(start, min(start + max(size, 1), count))
 
         def part(leaf: Any, places: range = places) -> Any:
-            is_data = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count
-            return leaf[places.start : places.stop] if is_data else leaf
+            return leaf[places.start : places.stop] if _has_rows(leaf, count) else leaf
 
         yield PointChunk(pytree.tree_map(part, args), pytree.tree_map(part, kwargs), places, count, plate)
+
+
+def _has_rows(leaf: Any, count: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count > 0

@@ -22,10 +22,10 @@ from amortized_bayes.joint import LogJoint, captured_or_plain, read_gaussian
 from amortized_bayes.types import Guide
 from amortized_bayes.weights import log_weights
 
-__all__ = ["LogMeanExp", "weight_blocks"]
+__all__ = ["ROWS_AT_ONCE", "LogMeanExp", "blocks", "weight_blocks"]
 
-CACHED_ROWS = 2_000
-"""Particles times points at once in a replayed graph: what a cache holds goes fastest."""
+ROWS_AT_ONCE = 2_000
+"""Particles times points at once: what a cache holds goes fastest."""
 
 
 class LogMeanExp:
@@ -63,11 +63,11 @@ def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: i
     if q is None:
         args, kwargs = joint.arguments
         model, program = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
-        for block in _blocks(num_particles, max_rows // joint.num_points):
+        for block in blocks(num_particles, max_rows // joint.num_points):
             with joint.indexed():
                 yield log_weights(model, program, *args, num_particles=block, plate=joint.plate, **kwargs).local[0]
         return
-    size = min(num_particles, max(1, min(max_rows, CACHED_ROWS) // joint.num_points))
+    size = min(num_particles, max(1, min(max_rows, ROWS_AT_ONCE) // joint.num_points))
     inputs = joint.inputs(size)
 
     def density(rows: Tensor, index: Tensor, *data: Tensor) -> tuple[Tensor]:
@@ -75,7 +75,7 @@ def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: i
         return (prior + likelihood,)
 
     program = None
-    for block in _blocks(num_particles, size):
+    for block in blocks(num_particles, size):
         noise = torch.randn(size, *q.loc.shape, dtype=q.loc.dtype, device=q.loc.device)
         z = q.loc + q.scale * noise
         tensors = (z.flatten(0, 1), *inputs)
@@ -85,7 +85,7 @@ def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: i
         yield (program(*tensors)[0].reshape(size, -1) - log_q)[:block]
 
 
-def _blocks(count: int, size: int) -> Iterator[int]:
+def blocks(count: int, size: int) -> Iterator[int]:
     """``count`` cut into blocks of ``size`` and a rest."""
     size = max(1, size)
     for start in range(0, count, size):

@@ -69,7 +69,7 @@ class FitSettings(Settings):
     rungs: Annotated[int, AtLeast(1)] = 5
     batch_size: Annotated[int, AtLeast(1)] = 250
     num_train: Annotated[int, AtLeast(1)] = 10_000
-    num_test: Annotated[int, AtLeast(1)] = 2_000
+    num_test: Annotated[int, AtLeast(1)] = 1_000
     local_reparametrization: bool = True
     quadrature_nodes: Annotated[int, AtLeast(0)] = 3
     row_steps: Annotated[int, AtLeast(1)] = 2

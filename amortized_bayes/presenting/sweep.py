@@ -127,7 +127,7 @@ def _equal_histories(rows: pd.DataFrame) -> Iterator[str]:
         f"F-VI continued from {name}'s solution ends {_size(difference)} nats per point "
         f"{where} {name} continued for as many steps"
     )
-    yield sentence + _doubt(rows, [AFTER, *starts.values()], abs(difference.value))
+    yield sentence + _doubt(rows, starts.values(), abs(difference.value))
 
 
 def _starts(rows: pd.DataFrame) -> dict[int, Fit] | None:
@@ -186,7 +186,7 @@ def _closing_claim(rows: pd.DataFrame) -> Iterator[str]:
     holds = "does not hold here" if False in told else "cannot be told here" if None in told else "holds here"
     rule = f"closed means less than {CLOSED:.0%} left"
     small = max(CLOSED * whole.value, *(abs(gap.value) for gap in gaps.values()))
-    doubt = _doubt(rows, [OWN, AFTER, *(Fit("amortized", k) for k in gaps)], small)
+    doubt = _doubt(rows, [OWN, *(Fit("amortized", k) for k in gaps)], small)
     yield f"{claim} {holds}: {', '.join(parts)} ({rule}){doubt}"
 
 
