@@ -37,7 +37,7 @@ def subject(num_points: int, device: torch.device, out: Path, *, quick: bool) ->
         lab = Lab(Path(scratch) if quick else out, device)
         folder = lab.find(config)
         if folder is None:
-            plan = new_plan("train", config, lab, ["dataset"], environment(torch.get_num_threads()))
+            plan = new_plan("train", config, lab, ["config"], environment(torch.get_num_threads()))
             with Reporting() as reporting:
                 folder = run(plan, reporting)
         trained, rows = lab.trained(config), folder.rows()

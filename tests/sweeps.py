@@ -56,14 +56,14 @@ class Listener:
 
 def a_lab(out: Path) -> Lab:
     def nested(name, config):
-        return run(new_plan(name, config, a_lab(out), ["dataset"], {}), Listener())
+        return run(new_plan(name, config, a_lab(out), ["config"], {}), Listener())
 
     return Lab(out, torch.device("cpu"), nested=nested)
 
 
 def start(out: Path, config=TINY, name="sweep", listener=None) -> RunFolder:
     """Run an experiment to its end."""
-    return run(new_plan(name, config, a_lab(out), ["dataset"], {}), listener or Listener())
+    return run(new_plan(name, config, a_lab(out), ["config"], {}), listener or Listener())
 
 
 def resume(out: Path, name="sweep") -> SimpleNamespace:

@@ -49,7 +49,7 @@ def signs(tmp_path):
 def start(name, config, out, most):
     """Run an experiment to its end; give its run, and who was told of it."""
     told = wing.Recorder()
-    plan = plans.new_plan(name, config, wing.QuickLab(out, wing.CPU), ["dataset"], {}, most)
+    plan = plans.new_plan(name, config, wing.QuickLab(out, wing.CPU), ["config"], {}, most)
     return running.run(plan, told), told
 
 

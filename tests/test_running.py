@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import wing
 import yaml
 from toy import coins
 
 from amortized_bayes import cli, experiments
-from amortized_bayes.experiments import running, spec
+from amortized_bayes.experiments import plans, running, spec, sweep
 from amortized_bayes.results import RunFolder, list_runs
 
 
@@ -340,6 +341,21 @@ def test_rows_say_what_is_used_instead(command, tmp_path, monkeypatch):
     folder = only_run(tmp_path)
     assert set(folder.rows()["note"]) == {"using pennies instead of euros, which are unavailable"}
     assert "pennies" in json.dumps(folder.environment())
+
+
+def test_data_asked_for_by_name_get_the_settings_that_they_have_as_substitutes(tmp_path):
+    lab = wing.QuickLab(tmp_path, wing.CPU)
+
+    def planned(*given, **changes):
+        config = replace(sweep.PRESETS["quick"], dataset=("digits",), **changes)
+        plan = plans.new_plan("sweep", config, lab, given, {})
+        assert plan.about["note"] == ""
+        return plan.config.likelihood, plan.config.epochs
+
+    assert planned("dataset") == ("binomial", 640)
+    assert planned("dataset", "epochs", epochs=32) == ("binomial", 32)
+    assert planned("dataset", "likelihood", likelihood="gaussian") == ("gaussian", 640)
+    assert planned("dataset", "preset") == planned("dataset", "config") == ("bernoulli", 160)
 
 
 def test_naming_a_preset_asks_for_its_data(command, tmp_path, monkeypatch):

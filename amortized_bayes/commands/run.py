@@ -100,7 +100,7 @@ class Run(Generic[C]):
 
     def _nested(self, name: str, config: Any) -> RunFolder | None:
         """Run another experiment to its end first; nothing in a dry run."""
-        return self._carry_out(replace(self, name=name, setting=config, resume=None)._plan(["--dataset"]))
+        return self._carry_out(replace(self, name=name, setting=config, resume=None)._plan(["--config"]))
 
     def _carry_out(self, plan: Plan) -> RunFolder | None:
         """Run what is planned, or in a dry run print it."""

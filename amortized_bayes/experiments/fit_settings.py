@@ -114,7 +114,7 @@ DIGITS: Mapping[str, Any] = {"likelihood": "binomial", "widths": (1, 4, 16, 64),
 
 
 def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, str]]:
-    """Settings to use where the default data are unavailable, each with a note that says so.
+    """Settings to use with other data than the default ones, each with a note for where those are unavailable.
 
     Digits get those of ``DIGITS``; ``given`` settings stay.
     """

@@ -173,10 +173,17 @@ def resumed_plan(name: str, text: str, lab: Lab, most: int = 1) -> Plan:
 
 
 def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) -> tuple[Any, str]:
-    """The configuration with data that are there, and a note where others are used instead of the default."""
-    named = {"dataset", "config", "preset"} & set(given)
+    """The configuration with data that are there, and a note where others are used instead of the default.
+
+    Where other data are asked for by name, they get the settings that they would have as substitutes.
+    """
+    substitutes = list(module.substitutes(config, set(given)))
+    if {"config", "preset"} & set(given):
+        return config, ""
+    if "dataset" in given:
+        return next((other for other, _ in substitutes if datasets_of(other) == datasets_of(config)), config), ""
     first: DataUnavailable | None = None
-    for candidate, note in [(config, ""), *([] if named else module.substitutes(config, set(given)))]:
+    for candidate, note in [(config, ""), *substitutes]:
         try:
             checksums(module, candidate, lab)
         except DataUnavailable as error:

@@ -10,8 +10,9 @@ An experiment is one file of this folder and one line of ``EXPERIMENTS``. The fi
 
 and, where they are needed, ``FINDINGS``, functions from rows to sentences, or names of those that presenting has;
 ``prepare(config, lab)``, which completes a new run's configuration; ``substitutes(config, given)``, settings to use
-where the default data are unavailable; ``datasets(config, lab)``, names of the data sets whose checksums are kept; and
-``factors(config)``, what all rows share. :mod:`~amortized_bayes.experiments.running` runs any of them.
+with other data than the default ones, where these are unavailable or others are asked for by name;
+``datasets(config, lab)``, names of the data sets whose checksums are kept; and ``factors(config)``, what all rows
+share. :mod:`~amortized_bayes.experiments.running` runs any of them.
 """
 
 from __future__ import annotations
