@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from toy import relay
 
 from amortized_bayes import experiments
 from amortized_bayes.experiments import model_gaps, plans, running, spec
+from amortized_bayes.experiments.executors import Processes
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.results import RunFolder, list_runs
 
@@ -171,6 +173,26 @@ def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on_later(tmp_path
     assert re.fullmatch(expected, str(killed.value))
     assert info.status == "unfinished"
     assert_same(resume(out, 2), start("relay", config, tmp_path / "whole", 1)[0])
+
+
+def echo():
+    """What carries a task out in a process: it sends its words."""
+    return lambda task, send: [send(word) for word in task.split()]
+
+
+def test_what_was_sent_before_a_process_died_is_kept():
+    heard = []
+
+    def use(processes):
+        with processes:
+            processes.events.put(BrokenProcessPool())  # of another process
+            processes.start("all of it")
+            wait_for(lambda: processes.events.qsize() == 4)
+            processes.wait()
+
+    with pytest.raises(ChildProcessError):
+        use(Processes(1, echo, lambda task, word: heard.append(word)))
+    assert heard == ["all", "of", "it"]
 
 
 def wait_for(what):

@@ -115,7 +115,10 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let idle processes clean up after themselves, or, after an exception, end all at once, whatever they do."""
+        """Let idle processes clean up after themselves, or, after an exception, end all at once, whatever they do.
+
+        What others had sent when a process died is still handed on.
+        """
         processes = set(multiprocessing.active_children()) - self.others
         if kind is None:
             self.pool.shutdown(wait=False)
@@ -127,6 +130,9 @@ class Processes:
         self.writer.close()  # the last one: the reader comes to an end
         self.thread.join()
         self.reader.close()
+        while kind is ChildProcessError and not self.events.empty():
+            if isinstance(event := self.events.get(), tuple):
+                self.handle(*event)
 
     def start(self, task: Any) -> None:
         """Hand a task to a process."""
@@ -162,12 +168,19 @@ class Processes:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold back Ctrl-C from this thread, and for good from processes that it starts; none is lost here."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold Ctrl-C back meanwhile, and for good from processes that are started here; none is lost."""
+    held: list[int] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if is_main else None
     try:
         yield
     finally:
+        if is_main:  # another thread may have taken the signal, which then runs the handler here
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 # in a worker process

@@ -14,8 +14,8 @@ results do not depend on how many run side by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -190,11 +190,12 @@ class _Execution(ExitStack):
             while waiting or self.running:
                 ready = (step for step in waiting if step.waits <= self.over)
                 step = next(ready, None) if len(self.running) < executor.workers else None
-                if step is None:
-                    self._wait(executor)
-                else:
-                    waiting.remove(step)
-                    self._start(step, executor)
+                with self._named():
+                    if step is None:
+                        executor.wait()
+                    else:
+                        waiting.remove(step)
+                        self._start(step, executor)
         self._finish(self.plan)
 
     def _executor(self) -> Executor:
@@ -260,10 +261,12 @@ class _Execution(ExitStack):
         self.over.add(step.key)
         self.forecast.finish(step.key)
 
-    def _wait(self, executor: Executor) -> None:
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say of a process that died what ran, and how the run goes on."""
         assert self.plan.folder is not None
         try:
-            executor.wait()
+            yield
         except ChildProcessError as error:
             labels = " and ".join(step.label for step, _ in self.running.values())
             hint = f"`{self.plan.name} --resume {self.plan.folder.path}` resumes the run"
