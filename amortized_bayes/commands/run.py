@@ -96,6 +96,8 @@ class Run(Generic[C]):
             return plan
         about |= {"preset": self.preset, "command": " ".join(given)}
         flags = [flag.replace("-", "_") for flag in given_flags(given)]
+        if self.preset == "quick":  # the default: to name it asks for nothing else
+            flags = [flag for flag in flags if flag != "preset"]
         return new_plan(self.name, self.setting, lab, flags, environment() | about, most)
 
     def _nested(self, name: str, config: Any) -> RunFolder | None:

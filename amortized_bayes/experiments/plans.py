@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from amortized_bayes.configuration import load_config
+from amortized_bayes.configuration import load_config, to_mapping
 from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
@@ -181,7 +181,7 @@ def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) 
     if {"config", "preset"} & set(given):
         return config, ""
     if "dataset" in given:
-        return next((other for other, _ in substitutes if datasets_of(other) == datasets_of(config)), config), ""
+        return _as_substitute(config, [other for other, _ in substitutes])
     first: DataUnavailable | None = None
     for candidate, note in [(config, ""), *substitutes]:
         try:
@@ -192,6 +192,18 @@ def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) 
             return candidate, note
     assert first is not None
     raise first
+
+
+def _as_substitute(config: Any, others: Sequence[Any]) -> tuple[Any, str]:
+    """The settings that data asked for by name have as substitutes, and which they are."""
+    other = next((other for other in others if datasets_of(other) == datasets_of(config)), config)
+    before, after = to_mapping(config), to_mapping(other)
+    changed = [f"--{name.replace('_', '-')} {_plain(value)}" for name, value in after.items() if value != before[name]]
+    return other, f"{', '.join(datasets_of(other))} with settings of their own, {', '.join(changed)}" if changed else ""
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def checksums(module: ModuleType, config: Any, lab: Lab) -> dict[str, dict[str, str]]:
