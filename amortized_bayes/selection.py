@@ -25,11 +25,13 @@ class Found(NamedTuple):
         value: nan where some seed never reached what was measured: a mean over the others would be too good.
         error: over seeds where there are several, else the row's own; nan where there is none.
         factors: of the rows, but for the seed.
+        note: what the mean must not be shown without: that seeds are missing, or why there is no value.
     """
 
     value: float
     error: float
     factors: Mapping[str, Any]
+    note: str = ""
 
 
 def factor_names(rows: pd.DataFrame) -> list[str]:
@@ -125,9 +127,11 @@ def mean(rows: pd.DataFrame, metric: str, wanted: Mapping[str, Any] | None = Non
     values, errors = (rows[column].astype(float) for column in ("value", "standard_error"))
     factors = {name: value for name, value in factors_of(rows).items() if name != "seed"}
     if values.isna().any():
-        return Found(math.nan, math.nan, factors)
+        notes = set(rows.loc[values.isna(), "note"].fillna(""))
+        return Found(math.nan, math.nan, factors, notes.pop() if len(notes) == 1 else "")
     if seeds > 1:
-        return Found(float(values.mean()), float(values.std()) / math.sqrt(len(values)), factors)
+        note = f"{len(values)} of {seeds} seeds" if len(values) < seeds else ""
+        return Found(float(values.mean()), float(values.std()) / math.sqrt(len(values)), factors, note)
     if len(values) > 1:
         raise ValueError(f"expected one {metric}, got {len(values)}, of {factors}")
     return Found(float(values.iloc[0]), float(errors.iloc[0]), factors)

@@ -173,8 +173,9 @@ def _bend(axes: Axes, gaps: pd.DataFrame) -> None:
 
 def _legend(gaps: pd.DataFrame) -> str:
     """Explain the marks in words; the guides are named at their places."""
-    seeds = len(set(gaps["seed"]))
-    if seeds == 1:
+    seeds = {group.num_seeds for group in by_guide(gaps.dropna(subset="value")) if group.fate != "failed"} or {1}
+    if seeds == {1}:
         return "mark: one seed ± 1 standard error over points"
-    large = f"large mark: mean of {seeds} seeds ± 1 standard error over seeds"
+    count = f"{max(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    large = f"large mark: mean of {count} seeds ± 1 standard error over seeds"
     return f"{large}; small mark: one seed ± 1 standard error over points"

@@ -1,19 +1,21 @@
-"""Cells and titles: a value with its error, and the names of what all rows share."""
+"""Cells, titles and words: a value with its error, the names of what all rows share, and lists of seeds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from string import Formatter
 from typing import TYPE_CHECKING
 
 from amortized_bayes import labels, selection
+from amortized_bayes.guides.registry import ALREADY
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from amortized_bayes.selection import Found
 
-__all__ = ["cell", "fill"]
+__all__ = ["cell", "fill", "listed", "with_seeds"]
 
 
 def cell(metric: str, found: Found | None) -> str:
@@ -21,13 +23,15 @@ def cell(metric: str, found: Found | None) -> str:
     if found is None:
         return ""
     if math.isnan(found.value):
-        return "not reached" if metric.endswith("_to_share") else "none"
+        missing = "sooner than tried" if ALREADY in found.note else "not reached"
+        return missing if metric.endswith("_to_share") else "none"
     shown = labels.metric_label(metric)
     text = f"{shown.scale * found.value:.{shown.digits}f}"
-    if not math.isfinite(found.error):
-        return text
     z = found.value / found.error if metric.endswith("gap") and found.error > 0 else 0.0
-    return f"{text}±{shown.scale * found.error:.{shown.digits}f}{f' (z = {z:.1f})' if z < -2 else ''}"
+    error = f"±{shown.scale * found.error:.{shown.digits}f}" if math.isfinite(found.error) else ""
+    doubts = [f"(z = {z:.1f})"] if z < -2 else []
+    doubts += [f"({found.note})"] if found.note else []
+    return " ".join([f"{text}{error}", *doubts])
 
 
 def fill(title: str, rows: pd.DataFrame) -> str:
@@ -35,3 +39,14 @@ def fill(title: str, rows: pd.DataFrame) -> str:
     names = {name: "" for _, name, _, _ in Formatter().parse(title) if name}
     model = labels.describe(selection.factors_of(rows))
     return title.format_map({**names, **selection.shared(rows), "model": model}) if len(rows) else title
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """One word or several, ``"a, b and c"``."""
+    *first, end = words
+    return f"{', '.join(first)} {last} {end}" if first else end
+
+
+def with_seeds(some: set[int], seeds: set[int]) -> str:
+    """With which seeds, unless with all."""
+    return "" if some == seeds else f" with seed{'s' if len(some) > 1 else ''} {listed(map(str, sorted(some)))}"

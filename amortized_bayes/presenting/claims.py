@@ -75,16 +75,16 @@ def _found(rows: pd.DataFrame, kind: str, path: Path) -> str:
 def _ratios(rows: pd.DataFrame, clock: str, best: int) -> str:
     """F-VI's steps or seconds over A-VI's, to each share of the gap."""
     own, other = Fit("factorized"), Fit("amortized", best)
-    parts, never = [], []
+    parts, left = [], list[str]()
     for share in shares(rows):
         found = ratio(rows, f"{clock}_to_share", own, other, share=share) if is_sound(rows, own) else None
         target = labels.value_label("share", share)
         if found is None:
-            never.append(target)
+            left.append(target)
         else:
             error = f"±{found.error:.2f}" if math.isfinite(found.error) else ""
             parts.append(f"{found.value:.2f}{error} to {target}")
     if not parts:
         return "cannot be told"
-    parts += [f"{', '.join(never)}: not reached by both"] if never else []
-    return f"{', '.join(parts)} of the gap (k = {best})"
+    more = f"; to {', '.join(left)} it cannot be told" if left else ""
+    return f"{', '.join(parts)} of the gap (k = {best}){more}"

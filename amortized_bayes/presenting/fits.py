@@ -23,7 +23,9 @@ __all__ = [
     "by_seed",
     "closed_already",
     "closes_gap",
+    "is_below",
     "is_sound",
+    "never_closed",
     "of_guide",
     "ratio",
     "shares",
@@ -58,10 +60,17 @@ def of_guide(rows: pd.DataFrame, metric: str, guide: str, k: int | None = None, 
     return selection.mean(selection.where(rows, {**WHOLE, **wanted}), metric, wanted, int(rows["seed"].nunique()))
 
 
-def closed_already(rows: pd.DataFrame, fit: Fit, share: float) -> bool:
-    """Whether the smallest budget closes a share with some seed, so that the time to there is not known."""
+def closed_already(rows: pd.DataFrame, fit: Fit, share: float) -> set[int]:
+    """Seeds with which the smallest budget closes a share, so that the time to there is not known."""
     own = selection.where(rows, {"metric": "steps_to_share", "guide": fit.guide, "k": fit.k, "share": share})
-    return bool(own["note"].str.contains(ALREADY, regex=False).any())
+    return {int(seed) for seed in own.loc[own["note"].str.contains(ALREADY, regex=False), "seed"]}
+
+
+def never_closed(rows: pd.DataFrame, fit: Fit, share: float) -> set[int]:
+    """Seeds with which no budget closes a share."""
+    own = selection.where(rows, {"metric": "steps_to_share", "guide": fit.guide, "k": fit.k, "share": share})
+    late = own["value"].isna() & ~own["note"].str.contains(ALREADY, regex=False)
+    return {int(seed) for seed in own.loc[late, "seed"]}
 
 
 def is_sound(rows: pd.DataFrame, fit: Fit) -> bool:
@@ -106,6 +115,10 @@ def closes_gap(rows: pd.DataFrame, k: int) -> bool | None:
     gap, whole = of_guide(rows, "family_gap", "amortized", k), of_guide(rows, "family_gap", "constant")
     if gap is None or whole is None or not whole.value > 0 or not is_sound(rows, Fit("amortized", k)):
         return None
-    if gap.value < CLOSED * whole.value:
-        return True
-    return None if gap.value < 2 * gap.error else False
+    return is_below(gap, CLOSED * whole.value)
+
+
+def is_below(found: Found, edge: float) -> bool | None:
+    """Whether a number lies below an edge by two of its errors, or not by as much: ``None`` in between."""
+    reach = 2 * found.error if math.isfinite(found.error) else 0.0
+    return True if found.value + reach < edge else False if found.value - reach >= edge else None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels, selection
+from amortized_bayes.presenting.cells import with_seeds
 from amortized_bayes.presenting.sweep import sweep
 from amortized_bayes.results.summary import summarise
 
@@ -67,10 +68,14 @@ def _vacuous(finals: pd.DataFrame) -> Iterator[str]:
     dead = cast("pd.DataFrame", finals[finals["status"] == "vacuous"])
     if "guide" in dead.columns:
         dead = cast("pd.DataFrame", dead[dead["guide"] != "reference"])  # which is one of the guides
-    names = dict.fromkeys(_names(finals, dead, ignored=selection.SAME_JOB))
-    if not names:
+    if not len(dead):
         return
-    who = "; ".join(filter(None, names)) or "the model"
+    seeds: dict[str, set[int]] = {}
+    own = dead["seed"] if "seed" in dead.columns else [0] * len(dead)
+    for name, seed in zip(_names(finals, dead, ignored=selection.SAME_JOB), own, strict=True):
+        seeds.setdefault(name, set()).add(int(seed))
+    every = set(finals["seed"].dropna().astype(int)) if "seed" in finals.columns else {0}
+    who = "; ".join((name or "the model") + with_seeds(some, every) for name, some in seeds.items())
     yield f"Vacuous, since no latent is active: {who}."
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from amortized_bayes import labels, selection
 from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.presenting.cells import listed, with_seeds
 from amortized_bayes.presenting.fits import (
     CLOSED,
     all_fits,
@@ -18,8 +19,10 @@ from amortized_bayes.presenting.fits import (
     by_seed,
     closed_already,
     closes_gap,
+    is_below,
     is_sound,
     mean_of,
+    never_closed,
     of_guide,
     ratio,
     shares,
@@ -53,10 +56,10 @@ def _about(rows: pd.DataFrame) -> Iterator[str]:
     reference = cast("pd.DataFrame", rows[rows["metric"] == "elbo_reference"])
     seeds = set(rows["seed"])
     if without := seeds - set(reference["seed"]):
-        yield f"there is no reference{_with(without, seeds)}, since no F-VI succeeded; gaps and times cannot be told"
+        yield f"there is no reference{with_seeds(without, seeds)}, {_why(rows, without)}; gaps and times cannot be told"
         return
     if dead := set(reference[reference["status"] == "vacuous"]["seed"]):
-        yield f"no latent of the reference is active{_with(dead, seeds)}; nothing can be told of gaps and times"
+        yield f"no latent of the reference is active{with_seeds(dead, seeds)}; nothing can be told of gaps and times"
         return
     yield from _gaps(rows, reference)
     yield from _narrowest(rows)
@@ -67,10 +70,20 @@ def _about(rows: pd.DataFrame) -> Iterator[str]:
     yield from _convergence(rows)
 
 
+def _why(rows: pd.DataFrame, seeds: set[int]) -> str:
+    """Why there is no reference with some seeds."""
+    own = cast("pd.DataFrame", rows[rows["seed"].isin(seeds) & rows["guide"].isin([OWN.guide, AFTER.guide])])
+    if not len(own):
+        return "since F-VI was not fitted"
+    return "since no F-VI succeeded" if not (own["metric"] == "final_elbo").any() else "since fits are not compared yet"
+
+
 def _gaps(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[str]:
     """How far each family stays behind the reference, and which share of the gap to constant VI it closes."""
     whose = reference["note"].str.split("; ").str[-1]  # after what all rows of the run note
-    names = " or ".join(f"{who}{_with(set(part['seed']), set(rows['seed']))}" for who, part in reference.groupby(whose))
+    names = " or ".join(
+        f"{who}{with_seeds(set(part['seed']), set(rows['seed']))}" for who, part in reference.groupby(whose)
+    )
     over = f"{len(reference)} seeds" if len(reference) > 1 else "points, one seed"
     yield f"the reference is the best F-VI found, {names}; errors are over {over}"
     whole, parts, left_out = of_guide(rows, "family_gap", "constant"), [], []
@@ -97,16 +110,24 @@ def _narrowest(rows: pd.DataFrame) -> Iterator[str]:
     found = {k: share for k in widths(rows) if (share := of_guide(rows, "gap_closed", "amortized", k))}
     if not found:
         return
-    enough: dict[int | None, list[str]] = {}
+    enough: dict[str, list[str]] = {}
+    never = []
     for level in LEVELS:
-        k = next((k for k, share in found.items() if share.value >= level), None)
-        enough.setdefault(k, []).append(f"{level:.0%}")
-    never = enough.pop(None, [])
-    named = [(_listed(levels), f"k = {k} ({found[k].value:.1%})") for k, levels in enough.items() if k is not None]
-    if named:
-        (level, who), *others = named
-        more = "".join(f", that closes {level} {who}" for level, who in others)
-        yield f"the narrowest encoder that closes {level} of the gap is {who}{more}"
+        short = {k: is_below(share, level) for k, share in found.items()}
+        sure = next((k for k in short if short[k] is False), None)
+        maybe = next((k for k in short if short[k] is None and (sure is None or k < sure)), None)
+        who = [f"k = {k} ({_share(found[k])})" for k in (sure, maybe) if k is not None]
+        if sure is not None:
+            enough.setdefault(" or, within two errors, ".join(who), []).append(f"{level:.0%}")
+        elif maybe is not None:
+            yield f"whether any width tried closes {level:.0%} of the gap cannot be told: {who[0]}"
+        else:
+            never.append(f"{level:.0%}")
+    if enough:
+        (who, levels), *others = enough.items()
+        more = "".join(f", that closes {listed(levels)} {who}" for who, levels in others)
+        among = "" if set(found) == {k for guide, k in all_fits(rows) if guide == "amortized"} else " compared here"
+        yield f"the narrowest encoder{among} that closes {listed(levels)} of the gap is {who}{more}"
     if never:
         yield f"no width tried closes {never[0]} of the gap"
 
@@ -146,8 +167,9 @@ def _starts(rows: pd.DataFrame) -> dict[int, Fit] | None:
 
 def _times(rows: pd.DataFrame) -> Iterator[str]:
     """How much longer F-VI takes than A-VI to close a share of the gap."""
-    never: dict[Fit, list[str]] = {}
-    already: dict[Fit, list[str]] = {}
+    seeds = set(rows["seed"])
+    never: dict[tuple[Fit, str], list[str]] = {}
+    already: dict[tuple[Fit, str], list[str]] = {}
     for share in shares(rows):
         parts = []
         for k in _compared(rows):
@@ -157,14 +179,13 @@ def _times(rows: pd.DataFrame) -> Iterator[str]:
         if parts:
             yield f"F-VI needed {' and '.join(parts)} to close {share:.0%} of the gap"
         for fit in [OWN, *(Fit("amortized", k) for k in _compared(rows))]:
-            if is_sound(rows, fit) and not by_seed(rows, "steps_to_share", fit, share=share):
-                kind = already if closed_already(rows, fit, share) else never
-                kind.setdefault(fit, []).append(f"{share:.0%}")
-    seeds = " with every seed" if rows["seed"].nunique() > 1 else ""
-    for fit, missed in never.items():
-        yield f"{_name(fit)} did not close {_listed(missed, 'or')} of the gap{seeds}: its time to there cannot be told"
-    for fit, closed in already.items():
-        smallest = f"the smallest budget closes {_listed(closed)} of the gap"
+            for kind, those in ((never, never_closed), (already, closed_already)):
+                if is_sound(rows, fit) and (some := those(rows, fit, share)):
+                    kind.setdefault((fit, with_seeds(some, seeds)), []).append(f"{share:.0%}")
+    for (fit, who), missed in never.items():
+        yield f"{_name(fit)} did not close {listed(missed, 'or')} of the gap{who}: its time to there cannot be told"
+    for (fit, who), closed in already.items():
+        smallest = f"the smallest budget closes {listed(closed)} of the gap{who}"
         yield f"{_name(fit)} with {smallest} already: its time to there is shorter and cannot be told"
 
 
@@ -202,9 +223,9 @@ def _speed_claim(rows: pd.DataFrame) -> Iterator[str]:
             verdict = "holds" if holds else "does not hold" if sure else "cannot be told"
             verdicts.setdefault(verdict, []).append(f"{share:.0%} ({_number(found)}×)")
     if not verdicts:
-        yield f"{claim} cannot be told: no share of the gap was closed by both with every seed"
+        yield f"{claim} cannot be told: for no share of the gap are the times of both known with every seed"
         return
-    parts = [f"{verdict} here to close {_listed(found)} of the gap" for verdict, found in verdicts.items()]
+    parts = [f"{verdict} here to close {listed(found)} of the gap" for verdict, found in verdicts.items()]
     alone = "" if rows["seed"].nunique() > 1 else "; with one seed, ratios have no error"
     yield f"{claim}, in seconds, {', '.join(parts)}, with k = {best}{alone}"
 
@@ -242,16 +263,6 @@ def _times_of(rows: pd.DataFrame, clock: str, k: int | None, share: float) -> Fo
 
 def _name(fit: Fit) -> str:
     return labels.guide_label(*fit)
-
-
-def _with(some: set[int], seeds: set[int]) -> str:
-    """With which seeds, unless with all."""
-    return "" if some == seeds else f" with seed{'s' if len(some) > 1 else ''} {_listed(map(str, sorted(some)))}"
-
-
-def _listed(words: Iterable[str], last: str = "and") -> str:
-    *first, end = words
-    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 def _left(gap: Found) -> str:
