@@ -59,7 +59,7 @@ class BinomialProportion(dist.TorchDistribution):
         super().__init__(logits.shape, validate_args=validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:  # type: ignore[override] -- torch has an attribute
         """Multiples of ``1 / levels`` in [0, 1]."""
         return _Proportions(self.levels)
 
@@ -75,7 +75,9 @@ class BinomialProportion(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> BinomialProportion:
         """The same for more entries, as for every distribution of Pyro."""
-        return BinomialProportion(self.levels, self.logits.expand(batch_shape), validate_args=False)
+        found = BinomialProportion(self.levels, self.logits.expand(batch_shape), validate_args=False)
+        found._validate_args = self._validate_args
+        return found
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008 - an empty tuple
         """Draws, ``sample_shape + batch_shape``; they have no gradient."""

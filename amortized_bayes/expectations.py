@@ -82,6 +82,8 @@ def expected_log_weights(
             site that is not Gaussian, has no closed KL divergence to its prior, or is not used by ``F.linear`` once;
             or quadrature where no such layer comes last, or its outputs do more than enter the observed site.
     """
+    if quadrature_nodes and not local_reparametrization:
+        raise ValueError(f"expected local reparametrization with quadrature, got quadrature_nodes={quadrature_nodes}")
     if local_reparametrization:
         traces, undrawn = _trace_without_weights(model, guide, args, kwargs, plate, quadrature_nodes)
     else:

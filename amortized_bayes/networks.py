@@ -174,6 +174,14 @@ def _quarter(image_shape: tuple[int, int, int]) -> tuple[int, int]:
     return height // 4, width // 4
 
 
+class FlatPoints(nn.Module):
+    """Data of any shape as a vector for each point, one number a point too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, ...) -> (B, P)``."""
+        return x.reshape(len(x), -1)
+
+
 class Center(nn.Module):
     """Data minus their mean, which lets the layer after it learn faster and changes nothing that it can learn.
 

@@ -119,8 +119,7 @@ def linear_problem(float64):
 @pytest.fixture
 def few_visits(monkeypatch):
     """Fresh factors of test points are not settled, and cost nothing."""
-    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
-    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
+    monkeypatch.setattr(fitting, "FRESH_VISITS", (2, 2))
 
 
 @pytest.fixture(scope="session")

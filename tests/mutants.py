@@ -178,8 +178,8 @@ MUTANTS = (
     Mutant(
         "fresh factors of training images",
         "comparing/fitting.py",
-        "_for_test(problem, fitting, held.test, FINAL_VISITS)",
-        "_for_test(problem, fitting, problem.data[torch.arange(len(held.test)) % len(problem.data)], FINAL_VISITS)",
+        "_for_test(problem, fitting, held.test)",
+        "_for_test(problem, fitting, problem.data[torch.arange(len(held.test)) % len(problem.data)])",
         TEST_ERROR,
     ),
     Mutant(
@@ -285,8 +285,8 @@ MUTANTS = (
     Mutant(
         "log predictive with one draw of each point's weights",
         "evaluation/bounds.py",
-        "range(num_particles * num_shared)",
-        "range(1)",
+        "blocks(num_particles * num_shared, most)",
+        "[1]",
         "test_shared_noise.py::test_log_predictive_by_local_reparametrization_is_that_of_drawn_weights",
     ),
     Mutant(

@@ -121,6 +121,30 @@ def test_models_of_all_kinds(x, name):
     assert frame["unconverged_by"].notna().tolist() == [not registry.GUIDES[guide].starts_from for guide in GUIDES]
 
 
+def test_data_of_one_number_a_point():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    frame = compare(model, torch.randn(40)).to_frame()
+    assert np.isfinite(frame["family_gap"].to_numpy(float)).all()
+
+
+@pytest.mark.parametrize("unit", [0.05, 50.0])
+def test_whether_a_latent_is_active_does_not_hang_on_its_unit(unit):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), unit))
+            pyro.sample("x", dist.Normal(z[:, None], 0.3 * unit).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    options = FitOptions.recipe(capture="off", batch_size=20)
+    frame = compare(model, unit * torch.randn(40, 3), epochs=100, options=options).to_frame().set_index("guide")
+    assert frame.loc["factorized", "status"] == "ok"
+    assert frame.loc["constant", "status"] == "vacuous"
+
+
 def test_a_model_with_a_captured_step(x):
     frame = compare(several_sites, x, options=FitOptions(batch_size=20, capture="replay")).to_frame()
     assert set(frame["status"]) <= {"ok", "vacuous"}

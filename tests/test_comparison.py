@@ -7,11 +7,12 @@ import pytest
 import torch
 from sweeps import ADDED
 
-from amortized_bayes.comparing.between import Rung, best_fit, compare_fits, find_reference, time_to
+from amortized_bayes.comparing.between import Rung, best_fit, compare_fits, find_reference, share_closed, time_to
 from amortized_bayes.comparing.fitting import Evaluation
 from amortized_bayes.comparing.measures import Measure, over_points, paired
 from amortized_bayes.guides import registry
 from amortized_bayes.guides.registry import ALREADY, Fit, list_fits
+from amortized_bayes.per_point import PointValues
 
 CONSTANT, NARROW, WIDE = Fit("constant"), Fit("amortized", 1), Fit("amortized", 8)
 OWN, FROM = Fit("factorized"), Fit("factorized-from-amortized")
@@ -81,6 +82,26 @@ def test_shares_are_of_the_gap_between_constant_vi_and_the_reference():
     assert numbers[FROM, "gap_closed", None].value == 1
     assert (CONSTANT, "gap_closed", None) not in numbers
     assert numbers[CONSTANT, "behind_reference", 10].value == pytest.approx(23)
+
+
+def test_the_error_of_a_share_is_that_of_a_ratio_of_paired_means():
+    generator = np.random.default_rng(0)
+    best = generator.normal(0, 30, (400, 200))  # points differ by more than fits
+    own = best - generator.normal(2, 1.5, best.shape)
+    worst = own - generator.normal(8, 3, best.shape)
+    found = [share_closed(*each) for each in zip(best, own, worst, strict=True)]
+    spread = np.std([measure.value for measure in found], ddof=1)
+    assert np.mean([measure.error for measure in found]) == pytest.approx(spread, rel=0.1)
+    noisy = share_closed(PointValues(best[0], 0.2), own[0], PointValues(worst[0], 0.4))
+    exact = math.hypot(found[0].error, 0.8 * 0.2 / 10, 0.2 * 0.4 / 10)
+    assert noisy.error == pytest.approx(exact, rel=0.05)
+    assert share_closed(best[0], best[0], worst[0]) == (1, 0, "points")
+
+
+def test_shares_of_a_gap_within_its_error_are_not_told():
+    near = ELBOS[FROM] - np.array([3, -3, 1], np.float32)  # 0.3 nats below, with an error of 1.8
+    numbers = found(ladders(ELBOS | {CONSTANT: near}))
+    assert not {metric for _, metric, _ in numbers} & {"gap_closed", "share_closed", "steps_to_share"}
 
 
 def test_times_are_those_of_fits_that_start_at_the_start():

@@ -87,6 +87,15 @@ def test_active_units_tell_dead_latents_from_live_ones():
     assert active_units(torch.randn(1000, 7)) == 7
 
 
+def test_active_units_of_any_prior_are_a_share_of_the_aggregated_variance():
+    means = torch.stack([torch.linspace(-1, 1, 100), torch.linspace(-0.01, 0.01, 100)], 1)
+    scales = torch.full((100, 2), 0.3)
+    for unit in (1e-3, 1.0, 1e3):
+        assert active_units(unit * means, unit * scales) == 1
+    assert active_units(1e-3 * means) == 0  # for latents of variance 1 alone
+    assert active_units(torch.zeros(100, 2), scales) == 0
+
+
 def test_active_units_of_a_guide(linear_problem):
     """A latent that the decoder does not read stays at its prior's mean in the best guide."""
     model, x, _ = linear_problem

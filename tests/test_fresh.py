@@ -3,8 +3,12 @@
 import math
 from dataclasses import replace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule
+from torch.distributions import constraints
 
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.expectations import expected_log_weights
@@ -70,6 +74,21 @@ def test_model_and_shared_guide_do_not_move():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(torch.equal(before[name], tensor) for name, tensor in fresh.model.state_dict().items())
     assert fresh.guide.table.weight.abs().sum() > 0
+
+
+def test_the_param_store_does_not_move():
+    class Scaled(PyroModule):
+        def forward(self, x, index=None):
+            scale = pyro.param("scale", torch.tensor(3.0), constraint=constraints.positive)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+                pyro.sample("x", dist.Normal(z[:, None], scale).to_event(1), obs=x)
+
+    model, x = Scaled(), torch.randn(8, 5)
+    sites = latent_sites(model, x).local
+    fresh_factors(model, None, sites, x, OPTIONS, visits=(5, 5))
+    assert pyro.param("scale").item() == pytest.approx(3.0, abs=1e-6)
+    assert pyro.get_param_store()._params["scale"].requires_grad
 
 
 def test_q_of_theta_is_frozen():

@@ -124,6 +124,8 @@ def test_quadrature_is_refused_where_it_would_be_wrong(model, words):
 
 
 def test_quadrature_needs_a_layer_with_latent_weights():
+    with pytest.raises(ValueError, match="expected local reparametrization with quadrature"):
+        expected_log_weights(*bayesian("bernoulli"), quadrature_nodes=3)
     model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
     x = torch.zeros(4, 3)
     guide = ab.Constant(ab.latent_sites(model, x).local, 4)
@@ -171,6 +173,8 @@ def test_row_steps_leave_everything_else_to_the_last_of_them():
 
 def test_warm_up_ends_at_the_elbo():
     assert [WarmUp(0.2)(done) for done in (0, 0.1, 0.2, 0.7, 1)] == [0, 0.5, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"expected a share of the run in \[0, 1\), got 2"):
+        WarmUp(2)
     plain = ab.FitOptions(local_reparametrization=True)
     warm = replace(plain, kl_weight=WarmUp(0.2), shared_kl_weight=WarmUp(0.2))
     assert warm.weights_at(0.0) == (0.0, 0.0, 0.0)

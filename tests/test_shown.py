@@ -45,8 +45,7 @@ def test_a_sweep_keeps_one_reconstruction_of_each_class(tmp_path, monkeypatch):
         asked.append(index.tolist())
         return mean_prediction(model, guide, data, index)
 
-    monkeypatch.setattr(fitting, "RUNG_VISITS", 2)
-    monkeypatch.setattr(fitting, "FINAL_VISITS", 2)
+    monkeypatch.setattr(fitting, "FRESH_VISITS", (2, 2))
     monkeypatch.setattr(fitting, "mean_prediction", recorded)
     config = replace(TINY, widths=(1,), num_test=60)
     place = Place(config, a_lab(tmp_path), "digits", 0)

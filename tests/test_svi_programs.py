@@ -111,6 +111,20 @@ def test_compiled_run_agrees(float64, family):
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
+def test_the_rest_of_a_run_is_carried_out_as_its_beginning_was(monkeypatch):
+    """What is compiled rounds otherwise than what is replayed: the length of the whole run decides."""
+    asked = []
+    monkeypatch.setattr("amortized_bayes.inference.svi.captured_step", lambda *given: asked.append(given[4]))
+    run = training("factorized", capture="auto", row_steps=1)
+    steps(run, 30)
+    state = run.state()
+    rest = training("factorized", capture="auto", row_steps=1)
+    rest.load_state(state)
+    for _ in rest.run(10, begin=0):
+        pass
+    assert asked == [30, 40]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_compiled_run_goes_on_bit_for_bit_from_its_state(family):

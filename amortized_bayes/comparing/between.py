@@ -23,7 +23,7 @@ from torch import Tensor
 
 from amortized_bayes.comparing.measures import Measure, over_points, paired
 from amortized_bayes.guides.registry import ALREADY, GUIDES, SHARES, Fit
-from amortized_bayes.per_point import PerPoint, mean_over_points
+from amortized_bayes.per_point import PerPoint, PointValues, mean_over_points
 from amortized_bayes.types import Factor
 
 __all__ = ["Finding", "Ladder", "Rung", "best_fit", "compare_fits", "find_reference", "time_to"]
@@ -105,8 +105,9 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
         return
     best = ladders[reference][-1].elbo
     yield Finding(reference, "elbo_reference", over_points(best), note=GUIDES[reference.guide].label)
-    worst = None if reference in vacuous else ladders.get(Fit("constant"))
-    whole = None if worst is None else paired(best, worst[-1].elbo).value
+    constant = None if reference in vacuous else ladders.get(Fit("constant"))
+    worst = None if constant is None else constant[-1].elbo
+    whole = 0.0 if worst is None else _sure(paired(best, worst))
     for fit, rungs in ladders.items():
         yield Finding(fit, "family_gap", paired(best, rungs[-1].elbo))
         for rung in rungs:
@@ -114,20 +115,47 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
         own = not GUIDES[fit.guide].starts_from  # else gains, and times, are those of another guide too
         for before, after in list(pairwise(rungs))[-1:] if own else []:
             yield Finding(fit, "unconverged_by", paired(after.elbo, before.elbo))
-        if whole is None or not whole > 0 or fit in vacuous or fit.guide == "constant":
+        if worst is None or not whole > 0 or fit in vacuous or fit.guide == "constant":
             continue
-        behind = [paired(best, rung.elbo).value or 0.0 for rung in rungs]
-        yield Finding(fit, "gap_closed", Measure(1 - behind[-1] / whole))
-        for rung, distance in zip(rungs, behind, strict=True):
-            yield Finding(fit, "share_closed", Measure(1 - distance / whole), {"epochs": rung.epochs}, rung)
+        yield Finding(fit, "gap_closed", share_closed(best, rungs[-1].elbo, worst))
+        for rung in rungs:
+            yield Finding(fit, "share_closed", share_closed(best, rung.elbo, worst), {"epochs": rung.epochs}, rung)
         if not own:
             continue
+        behind = [paired(best, rung.elbo).value or 0.0 for rung in rungs]
         for share in SHARES:
             target = (1 - share) * whole
             steps, seconds = time_to(rungs, behind, target) or (None, None)
             note = ALREADY if behind[0] <= target else ""
             yield Finding(fit, "steps_to_share", Measure(steps), {"share": share}, note=note)
             yield Finding(fit, "seconds_to_share", Measure(seconds), {"share": share}, note=note)
+
+
+Elbos = Tensor | np.ndarray | PerPoint
+
+
+def share_closed(best: Elbos, own: Elbos, worst: Elbos) -> Measure:
+    """Which share of the gap between two fits a third closes, points being paired; its error by the delta method.
+
+    Example:
+        >>> share_closed(np.array([0.0, 0.0]), np.array([-1.0, -1.0]), np.array([-4.0, -4.0]))
+        Measure(value=0.75, error=0.0, error_over='points')
+    """
+    behind, whole = paired(best, own).value, paired(best, worst).value
+    assert behind is not None
+    assert whole is not None
+    share = 1 - behind / whole
+    (above, error), (below, error_below) = (
+        (getattr(e, "value", e), getattr(e, "shared_error", 0.0)) for e in (best, worst)
+    )
+    between = PointValues(share * above + (1 - share) * below, math.hypot(share * error, (1 - share) * error_below))
+    found = paired(own if own is best else between, own)
+    return found._replace(value=share, error=None if found.error is None else found.error / whole)
+
+
+def _sure(gap: Measure) -> float:
+    """A gap that lies above two of its errors, else 0: shares of it would say nothing."""
+    return gap.value if gap.value is not None and gap.value > 2 * (gap.error or 0.0) else 0.0
 
 
 def time_to(rungs: Ladder, behind: Sequence[float], target: float) -> tuple[float, float] | None:

@@ -174,7 +174,7 @@ class Comparison:
             "family_gap": gap.value,
             "family_gap_error": math.nan if gap.error is None else gap.error,
             "unconverged_by": more.value,
-            "seconds_per_step": fitted.seconds / max(1, fitted.step),
+            "seconds_per_step": _seconds_per_step(fitted),
             "status": fitted.status,
         }
 
@@ -186,3 +186,9 @@ class Comparison:
 
 def _with(row: Row, measure: Measure) -> Row:
     return row._replace(value=measure.value, standard_error=measure.error, error_over=measure.error_over)
+
+
+def _seconds_per_step(fitted: FittedGuide) -> float:
+    """Of a fit's own steps: one that goes on from another's answer has those that led there below its first rung."""
+    before, top = fitted.rungs[-2:]
+    return (top.seconds - before.seconds) / max(1, top.step - before.step)

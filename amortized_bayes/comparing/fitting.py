@@ -47,17 +47,15 @@ __all__ = [
     "train",
 ]
 
-RUNG_VISITS, FINAL_VISITS = 50, 400
-"""Visits of each test point when it gets fresh factors: below the top, and at most at the top."""
-FRESH_RUNGS = 2
-"""Rungs, from the top, at which factorized VI is measured on test points: each costs a fit of fresh factors."""
+FRESH_VISITS = (50, 400)
+"""Visits of each test point when it gets fresh factors, before they are first doubled and at most."""
 RUNG_POINTS = 1_000
 """Test points that are measured at the rungs below the top."""
 TICKS = 50
 """Times that a fit reports its progress."""
 
 Watch = Callable[[int, int, float], None]
-"""Called with steps taken, all steps, and the last batch's ELBO, noisy, in nats per point."""
+"""Called with steps taken, all steps, and what the last batch says of the objective, in nats per point."""
 
 
 class Start(NamedTuple):
@@ -235,18 +233,16 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
         yield _rung(problem, fitting, epochs)
     if not afresh:
         yield _rung(problem, fitting, budgets[-1])
-    training.options = problem.options_of(fitting.fit, len(problem.data)).settled
+    training.options = training.options.settled
     train(training, rest * per_epoch, of_all)
 
 
 def _rung(problem: FitProblem, fitting: Fitting, epochs: int) -> tuple[Evaluation, Elbo]:
     with pyro.validation_enabled(False), fitting.training.averaged():  # what is not finite is refused below
         found, values = rung_measures(problem, fitting.model, fitting.guide)
-        costly = GUIDES[fitting.fit.guide].per_point and epochs not in problem.budgets[1 - FRESH_RUNGS :]
-        if problem.held is not None and not costly:
+        if problem.held is not None and not GUIDES[fitting.fit.guide].per_point:  # fresh factors are for the top alone
             data, target = problem.held.test[:RUNG_POINTS], problem.held.test_target[:RUNG_POINTS]
-            answer = _for_test(problem, fitting, data, RUNG_VISITS)
-            found["mse_test"] = mse_of(answer.model, answer.guide, data, target)
+            found["mse_test"] = mse_of(fitting.model, fitting.guide, data, target)
     return _finite(_evaluation(fitting, epochs, found)), values
 
 
@@ -268,9 +264,9 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
         found, values = final_measures(problem, fitting.model, fitting.guide)
         if held is not None:
-            model, guide, *_ = answer = _for_test(problem, fitting, held.test, FINAL_VISITS)
+            model, guide, *_ = answer = _for_test(problem, fitting, held.test)
             # factors of equal quality beside each guide's own q(theta): else it would be q(z) that differs
-            proposal = _fresh(problem, fitting, held.test[: held.predictive_points], FINAL_VISITS)
+            proposal = _fresh(problem, fitting, held.test[: held.predictive_points])
             found |= held_measures(problem, held, model, guide, proposal.guide)
             notes |= {"final_mse_test": answer.note, "log_predictive": proposal.note}
             if held.shown:
@@ -280,7 +276,7 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     parameters, size = training.size()
     found |= {
         "seconds_per_step": Measure(training.seconds / max(1, training.steps)),
-        "capture_seconds": Measure(captured.seconds if captured else 0.0),
+        "capture_seconds": Measure(training.capture_seconds),
         "num_parameters": Measure(parameters),
         "memory_bytes": Measure(size),
     }
@@ -296,20 +292,18 @@ class _Answer(NamedTuple):
     note: str = ""
 
 
-def _for_test(problem: FitProblem, fitting: Fitting, data: Tensor, visits: int) -> _Answer:
+def _for_test(problem: FitProblem, fitting: Fitting, data: Tensor) -> _Answer:
     """Model and guide for test points: factorized VI fits fresh factors with q(theta) frozen, others answer at once."""
     if not GUIDES[fitting.fit.guide].per_point:
         return _Answer(fitting.model, fitting.guide)
-    return _fresh(problem, fitting, data, visits)
+    return _fresh(problem, fitting, data)
 
 
-def _fresh(problem: FitProblem, fitting: Fitting, data: Tensor, visits: int) -> _Answer:
-    """Fresh factors for test points; those with few visits have no doubling, which would say whether they settled."""
+def _fresh(problem: FitProblem, fitting: Fitting, data: Tensor) -> _Answer:
     options = problem.options_of(fitting.fit, len(data))
-    fixed, few = (fitting.model, fitting.guide.shared, fitting.sites.local), visits == RUNG_VISITS
-    limits = (min(visits, RUNG_VISITS), visits)
-    found = fresh_factors(*fixed, data, options, visits=limits, seed=problem.seed, plate=problem.plate)
-    return _Answer(found.model, found.guide, "" if few else found.note)
+    fixed = (fitting.model, fitting.guide.shared, fitting.sites.local)
+    found = fresh_factors(*fixed, data, options, visits=FRESH_VISITS, seed=problem.seed, plate=problem.plate)
+    return _Answer(found.model, found.guide, found.note)
 
 
 def _seed_evaluations(problem: FitProblem, stream: tuple[str, ...]) -> None:

@@ -14,7 +14,6 @@ from amortized_bayes.evaluation.bounds import Elbo, elbo, iwae, log_predictive
 from amortized_bayes.evaluation.errors import (
     active_units,
     hidden_units_in_use,
-    mean_latents,
     mean_prediction,
     mean_squared_error,
 )
@@ -142,7 +141,8 @@ def held_measures(
 
 def _active(problem: FitProblem, guide: LocalGuide) -> Measure:
     """Latents that vary over training points: a fit with none is vacuous."""
-    return Measure(active_units(mean_latents(guide, problem.x, problem.index, plate=problem.plate)))
+    location, log_scale = guide.locate(problem.x, problem.index).chunk(2, -1)
+    return Measure(active_units(location, log_scale.exp()))
 
 
 def _known(value: float, error: float, over: str) -> Measure:

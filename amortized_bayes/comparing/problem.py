@@ -17,6 +17,7 @@ from torch import Tensor
 
 from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.inference.options import FitOptions
+from amortized_bayes.inference.streams import batch_length
 from amortized_bayes.sites import LatentSites
 
 __all__ = ["FitProblem", "Held", "floats"]
@@ -95,7 +96,7 @@ class FitProblem:
         """How to fit a guide to ``num_data`` points."""
         options = self.options(fit)
         options = options.settled if GUIDES[fit.guide].starts_from else options
-        return replace(options, batch_size=min(options.batch_size, num_data))
+        return replace(options, batch_size=batch_length(num_data, options.batch_size))
 
     def stream(self, fit: Fit, *more: str) -> tuple[str, ...]:
         """Names of the random stream of a fit's evaluations; none where they go on from the start of the guide."""

@@ -113,8 +113,12 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().flatten(1).mean(1)
 
 
-def active_units(latent_means: Tensor) -> int:
+def active_units(latent_means: Tensor, scales: Tensor | None = None) -> int:
     """Number of latents whose mean varies over points by more than 0.01, from means ``(N, D)``; 0 for constant VI.
+
+    That is for latents whose prior has variance 1 (Burda, Grosse & Salakhutdinov, ICLR 2016). With ``scales``
+    ``(N, D)`` of the posteriors it is for any: 0.01 is then a share of the variance of the aggregated posterior, which
+    is that of the means and the mean of theirs.
 
     Example:
         >>> import torch
@@ -122,7 +126,9 @@ def active_units(latent_means: Tensor) -> int:
         >>> active_units(torch.stack([torch.linspace(-1, 1, 10), torch.zeros(10)], 1))
         1
     """
-    return int((latent_means.var(0) > ACTIVE_VARIANCE).sum())
+    variance = latent_means.var(0)
+    whole = 1.0 if scales is None else variance + scales.square().mean(0)
+    return int((variance > ACTIVE_VARIANCE * whole).sum())
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ class Place(NamedTuple):
         """Sizes of the data, as far as the settings let them be used."""
         available, *shape = self.lab.cached(("shape", self.dataset), self._shape)
         num_data = min(self.config.num_train, available)
-        return Sizes(num_data, math.prod(shape), num_data // min(self.config.batch_size, num_data))
+        return Sizes(num_data, math.prod(shape), math.ceil(num_data / self.config.batch_size))
 
     @property
     def images(self) -> ImageData:
@@ -115,7 +115,7 @@ class Place(NamedTuple):
         undrawn = config.local_reparametrization and config.decoder == "bayesian"
         warm_up = WarmUp(config.warm_up) if config.warm_up else None
         options = (FitOptions.recipe if config.decay else FitOptions)(
-            batch_size=min(config.batch_size, self.sizes.num_data),
+            batch_size=config.batch_size,
             learning_rate=chosen.local,
             shared_learning_rate=chosen.shared,
             shared_scale_learning_rate=chosen.shared / SCALES_SLOWER if config.decay else None,

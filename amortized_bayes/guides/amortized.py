@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from amortized_bayes.guides.local import LocalGuide, initial_parameters
-from amortized_bayes.networks import MLP
+from amortized_bayes.networks import MLP, FlatPoints
 from amortized_bayes.types import LatentSite
 
 __all__ = ["Amortized"]
@@ -56,7 +56,7 @@ class Amortized(LocalGuide):
         if width < 1 or depth < 0:
             raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
         sizes = [observed, *[width] * depth, 2 * self.latent_dim]
-        self.encoder = encoder or nn.Sequential(nn.Flatten(), MLP(sizes, initial_parameters(self.latent_dim)))
+        self.encoder = encoder or nn.Sequential(FlatPoints(), MLP(sizes, initial_parameters(self.latent_dim)))
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Encode the data; the places of the points do not matter."""

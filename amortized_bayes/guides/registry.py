@@ -136,13 +136,13 @@ def _amortized(spec: GuideSpec) -> LocalGuide:
 
     from amortized_bayes.guides.amortized import Amortized
     from amortized_bayes.guides.local import initial_parameters
-    from amortized_bayes.networks import MLP, Center
+    from amortized_bayes.networks import MLP, Center, FlatPoints
 
     sizes = [spec.observed, *[spec.width] * spec.depth, 2 * spec.latent_dim]
     # published encoders start like any network of torch's, ours at the common q(z)
     network = MLP(sizes, None if spec.published else initial_parameters(spec.latent_dim))
     mean = [Center(spec.data.to(torch.get_default_dtype()).mean(0))] if spec.center else []
-    encoder = nn.Sequential(*mean, nn.Flatten(), network)
+    encoder = nn.Sequential(*mean, FlatPoints(), network)
     return Amortized(spec.sites, spec.num_data, spec.observed, encoder=encoder, shared=spec.shared, plate=spec.plate)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.factorized import Factorized
 from amortized_bayes.inference.options import FitOptions, cosine
-from amortized_bayes.inference.streams import cuda_devices
+from amortized_bayes.inference.streams import batch_length, cuda_devices
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import LatentSite
@@ -103,6 +105,20 @@ def fresh_factors(
     """
     if visits[0] < 1:
         raise ValueError(f"expected visits of 1 or more, got {visits[0]}")
+    with _frozen_store():
+        return _fit_rows(model, shared, sites, data, options, visits, seed, plate)
+
+
+def _fit_rows(
+    model: nn.Module,
+    shared: nn.Module | None,
+    sites: Sequence[LatentSite],
+    data: Tensor,
+    options: FitOptions,
+    visits: tuple[int, int],
+    seed: int,
+    plate: str,
+) -> Fresh:
     frozen_model, frozen_shared = copy.deepcopy(model), copy.deepcopy(shared)
     for module in (frozen_model, frozen_shared):
         if module is not None:
@@ -117,7 +133,7 @@ def fresh_factors(
 
     options = replace(
         options,
-        batch_size=min(options.batch_size, len(data)),
+        batch_size=batch_length(len(data), options.batch_size),
         row_learning_rate=RATE,
         schedule=schedule,
         kl_weight=None,
@@ -136,6 +152,19 @@ def fresh_factors(
         gain = (math.nan, math.nan) if before is None else mean_over_points(values - before)
         fresh, before = Fresh(frozen_model, guide, done, *gain), values
     return fresh
+
+
+@contextmanager
+def _frozen_store() -> Iterator[None]:
+    """Hold what model and guide keep in Pyro's param store fixed: it is not copied with them."""
+    trained = [p for p in pyro.get_param_store()._params.values() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()

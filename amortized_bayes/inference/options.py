@@ -157,7 +157,10 @@ class Divergence(ArithmeticError):
 
 
 class StepRecord(NamedTuple):
-    """A fit after ``step`` steps that took ``seconds``; ``elbo`` is the last batch's noisy value, nats per point."""
+    """A fit after ``step`` steps that took ``seconds``; ``elbo`` is the last batch's noisy value, nats per point.
+
+    While terms are annealed it is the annealed objective, which lies above the ELBO: during a warm-up it falls.
+    """
 
     step: int
     seconds: float
@@ -179,8 +182,12 @@ def settling(done: float) -> float:
     return 0.5 * linear(done)
 
 
-class WarmUp(NamedTuple):
+@dataclass(frozen=True)
+class WarmUp:
     """A weight that rises from 0 to 1 in a straight line over the first ``share`` of a run.
+
+    Raises:
+        ValueError: a share outside [0, 1): the weight would never be 1.
 
     Example:
         >>> WarmUp(0.2)(0.1), WarmUp(0.2)(0.5)
@@ -188,6 +195,10 @@ class WarmUp(NamedTuple):
     """
 
     share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"expected a share of the run in [0, 1), got {self.share}")
 
     def __call__(self, done: float) -> float:
         """The weight when the part ``done`` of the run is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,7 +11,17 @@ from torch import Tensor
 
 from amortized_bayes.seeding import torch_generator, torch_seed
 
-__all__ = ["Batches", "Stream", "cuda_devices"]
+__all__ = ["Batches", "Stream", "batch_length", "cuda_devices"]
+
+
+def batch_length(num_data: int, at_most: int) -> int:
+    """Size of batches such that next to no point is left out of an epoch.
+
+    Example:
+        >>> batch_length(499, 250), batch_length(10_000, 250), batch_length(60, 250)
+        (249, 250, 60)
+    """
+    return num_data // math.ceil(num_data / at_most)
 
 
 class Batches:

@@ -6,7 +6,7 @@ The loss of a step is the negative ELBO per data point,
     -\frac{1}{B} \sum_{b} \text{local}_b - \frac{1}{N} \text{shared},
 
 so that a batch's gradient does not grow with N. Steps have a constant rate and reports are made on averaged iterates,
-which need no known end; or a schedule lets the rates fall, and the last iterate is reported.
+which need no known end; or a schedule lets the rates fall, and the last iterate is reported (``average=None``).
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Training:
         self.seconds = 0.0
         self.first_loss: float | None = None
         self.captured: Captured | None = None
+        self.capture_seconds = 0.0
         self._captured_rows: Captured | None = None
         self._uncapturable = False
         self.variables = Variables(model, guide, options, self._call)
@@ -98,7 +99,8 @@ class Training:
 
     def _call(self, program: Callable[..., object]) -> None:
         index = torch.arange(min(2, len(self.data)), device=self.data.device)
-        program(self._batch(index), *([index] if self.pass_index else []))
+        with torch.random.fork_rng(devices=cuda_devices(self.data)):
+            program(self._inputs_of(index), *([index] if self.pass_index else []))
 
     def _check_quadrature(self, *args: Tensor) -> None:
         check_quadrature(self.model, self.guide, *args, plate=self.plate)
@@ -159,6 +161,7 @@ class Training:
         """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not."""
         if self.captured is not None or self._uncapturable or self.options.capture == "off":
             return
+        start = time.perf_counter()
         first, second = (self._inputs(self.batches[step], done) for step, done in ((0, 0.0), (1, 0.5)))
         with torch.random.fork_rng(devices=cuda_devices(self.data)):
             torch.manual_seed(0)
@@ -175,6 +178,7 @@ class Training:
                 how = "inductor" if self.captured.backend == "inductor" else "replay"
                 self._captured_rows = captured_step(self.row_gradients, first, second, how, num_steps, restore)
         self._uncapturable = self.captured is None
+        self.capture_seconds = time.perf_counter() - start
 
     @property
     def _gathers(self) -> bool:
@@ -192,8 +196,11 @@ class Training:
         return [(f"{name}.{key}", buffer) for name, module in modules for key, buffer in module.named_buffers()]
 
     def _inputs(self, index: Tensor, done: float = 0.0) -> list[Tensor]:
+        return [self._inputs_of(index), *self._other_inputs(index, done)]
+
+    def _inputs_of(self, index: Tensor) -> Tensor:
         x = self._batch(index)
-        return [self.transform(x) if self.transform else x, *self._other_inputs(index, done)]
+        return self.transform(x) if self.transform else x
 
     def _other_inputs(self, index: Tensor, done: float) -> list[Tensor]:
         if not self.options.annealed:
@@ -211,10 +218,10 @@ class Training:
         Raises:
             Divergence: the loss is not finite, or a thousand times worse than at the start.
         """
-        self.prepare(num_steps)
         stop = self.steps + num_steps
         marks = {m for m in report_at if self.steps < m <= stop} | {stop}
         begin = self.steps if begin is None else begin
+        self.prepare(stop - begin)  # of the whole run: what is left of it must not be carried out otherwise
         losses: list[Tensor] = []
         validate = is_validation_enabled()
         start = time.perf_counter()

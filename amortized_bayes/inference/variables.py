@@ -59,7 +59,8 @@ class Variables:
         if self.adam is not None:  # before the first step, so that a captured one can close over the moments
             for parameter in self.parameters:
                 moments = {key: torch.zeros_like(parameter.detach()) for key in MOMENTS}
-                self.adam.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+                count = torch.zeros((), dtype=torch.float32, device=parameter.device)  # whatever the default is
+                self.adam.state[parameter] = {"step": count, **moments}
         self.average = IterateAverage([*self.parameters], options.average)
 
     def rows(self, index: Tensor) -> list[Tensor]:
