@@ -183,7 +183,7 @@ def test_a_batch_has_its_share_of_the_kl_of_shared_latents_by_all_points(float64
 
 def test_what_is_measured_of_new_points_is_theirs(float64, monkeypatch):
     """Test points lie far from those of training: their evidence, and the error of their predictions, are known."""
-    monkeypatch.setattr(fitting, "FINAL_VISITS", 100)
+    monkeypatch.setattr(fitting, "FRESH_VISITS", (50, 100))
     weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     model = LinearGaussian(weight, torch.zeros(3), 0.5, num_data=N)
     generator = torch.Generator().manual_seed(0)

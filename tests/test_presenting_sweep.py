@@ -68,7 +68,7 @@ def test_no_narrowest_encoder_rests_on_a_fit_that_says_nothing(why):
     else:
         frame = made_runs.sweep(seeds=(0, 1)).frame()
         text = said(frame[~((frame["k"] == 16).fillna(False) & (frame["seed"] == 1)).astype(bool)])
-    assert "of the gap is k = 256 (99.8%)" in text
+    assert "of the gap is k = 256 (99.8±0.0%)" in text
     assert "k = 16 closes" not in text
     assert "left out, since not every seed has a fit with an active latent: A-VI, k = 16." in text
 
@@ -77,10 +77,10 @@ def test_a_fit_that_is_dead_with_one_seed_alone_is_left_out():
     frame = made_runs.sweep(seeds=(0, 1)).frame()
     dead = (frame["k"] == 16).fillna(False) & (frame["seed"] == 1)
     frame.loc[dead & frame["epochs"].isna(), "status"] = "vacuous"
-    assert "of the gap is k = 256 (99.8%)" in said(frame)
+    assert "of the gap is k = 256 (99.8±0.0%)" in said(frame)
     frame.loc[dead, "status"] = "ok"
     frame.loc[dead & (frame["epochs"] == 5).fillna(False), "status"] = "vacuous"  # it came to life
-    assert "of the gap is k = 16 (96.4%)" in said(frame)
+    assert "of the gap is k = 16 (96.4±0.0%)" in said(frame)
     assert "Vacuous, since no latent is active: constant VI." in said(frame)
 
 

@@ -114,6 +114,8 @@ def _lines(
         fate = selection.fate(line[line["metric"].isin(wanted)], seeds)
         if not fate and not any(found):
             continue
+        if fate:  # which says which seeds are missing
+            found = [f._replace(note="") if f and math.isfinite(f.value) else f for f in found]
         called = list(labels.names(key).values()) or (["this run"] if numbers else [])
         yield called, [*(cell(c.metric, f) for c, f in zip(columns, found, strict=True)), fate]
         beside = [f and find(numbers, c.metric, f.factors) for c, f in zip(columns, found, strict=True)]
