@@ -145,12 +145,15 @@ def share_closed(best: Elbos, own: Elbos, worst: Elbos) -> Measure:
     assert behind is not None
     assert whole is not None
     share = 1 - behind / whole
-    (above, error), (below, error_below) = (
-        (getattr(e, "value", e), getattr(e, "shared_error", 0.0)) for e in (best, worst)
-    )
-    between = PointValues(share * above + (1 - share) * below, math.hypot(share * error, (1 - share) * error_below))
+    (above, error), (below, other) = _parts(best), _parts(worst)
+    between = PointValues(share * above + (1 - share) * below, math.hypot(share * error, (1 - share) * other))
     found = paired(own if own is best else between, own)
     return found._replace(value=share, error=None if found.error is None else found.error / whole)
+
+
+def _parts(elbos: Elbos) -> tuple[Any, float]:
+    """Values of the points, and the error that they share."""
+    return getattr(elbos, "value", elbos), getattr(elbos, "shared_error", 0.0)
 
 
 def _sure(gap: Measure) -> float:
