@@ -36,7 +36,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import LogWeights, PairedTraces, check_traces, plate_frame, sample_sites, trace_pair
+from amortized_bayes.weights import LogWeights, PairedTraces, match_traces, plate_frame, sample_sites, trace_pair
 
 __all__ = ["check_quadrature", "expected_log_weights"]
 
@@ -140,7 +140,7 @@ def _latent_parts(
     traces: PairedTraces, site: Any, twin: Any, analytic: bool, *, undrawn: bool
 ) -> tuple[Tensor, Tensor]:
     """Log p and log q of a site, as a draw's or, in closed form, such that their difference is -KL."""
-    if (analytic or undrawn) and twin["mask"] is None and site["mask"] is None and _equal_scales(traces, site, twin):
+    if (analytic or undrawn) and twin["mask"] is site["mask"] and _equal_scales(traces, site, twin):
         try:
             divergence = kl_divergence(twin["fn"], site["fn"])
             entropy = twin["fn"].entropy()
@@ -151,7 +151,7 @@ def _latent_parts(
             return log_q - traces.reduce(site, divergence), log_q
     if undrawn:
         raise ValueError(
-            f"local reparametrization expected a closed KL divergence at {site['name']!r}, unmasked and with equal "
+            f"local reparametrization expected a closed KL divergence at {site['name']!r}, with equal masks and "
             f"scales, got {type(twin['fn']).__name__} against {type(site['fn']).__name__}"
         )
     return traces.log_prob(site), traces.log_prob(twin)
@@ -258,7 +258,7 @@ def _trace_without_weights(
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
-    check_traces(traces)
+    match_traces(traces)
     if (isinstance(nodes, Tensor) or nodes) and linear.last_shape is None:
         raise ValueError("quadrature expected a last layer with latent weights, all of which are used, got none")
     return traces, frozenset(name for name, _, _ in undrawn.moments.values())

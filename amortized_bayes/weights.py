@@ -14,29 +14,36 @@ convolutions, ``PyroSample`` weights, and guides that look up a row for each poi
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from amortized_bayes.masks import adopt_mask, adopt_scale
+from amortized_bayes.shared_draw import SharedDraw, plate_frame
 from amortized_bayes.types import Guide, Model
 
 __all__ = [
     "LogWeights",
     "PairedTraces",
-    "check_traces",
     "log_weights",
+    "match_traces",
     "no_plate_error",
     "plate_frame",
     "sample_sites",
     "trace_pair",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 class LogWeights(NamedTuple):
@@ -175,8 +182,17 @@ def log_weights(
     """
     if num_particles < 1 or num_shared < 1:
         raise ValueError(f"expected num_particles and num_shared of 1 or more, got {num_particles} and {num_shared}")
+    given = (model, guide, args, kwargs, num_particles, plate)
     tiling = _Tiling.of(guide, model, args, kwargs, num_particles, plate) if num_particles > 1 else None
-    draws = [_draw(model, guide, args, kwargs, num_particles, plate, tiling) for _ in range(num_shared)]
+    draws: list[LogWeights] = []
+    if tiling is not None and tiling.has_data(args, kwargs):
+        try:
+            draws.append(_draw_tiled(*given, tiling))
+        except (RuntimeError, ValueError, IndexError) as error:  # on data as they are they ran just now
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            logger.warning("particles are drawn in turn, which is slower: programs refuse repeated data (%s)", first)
+    draw = _draw_tiled if draws else _draw_in_turn
+    draws += [draw(*given, tiling) for _ in range(num_shared - len(draws))]
     parts = [torch.stack(part) for part in zip(*(d[:5] for d in draws), strict=True)]
     return LogWeights(*parts, num_data=num_data or draws[0].num_data)
 
@@ -192,11 +208,11 @@ def trace_pair(
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
-    check_traces(traces)
+    match_traces(traces)
     return traces
 
 
-def _draw(
+def _draw_tiled(
     model: Model,
     guide: Guide,
     args: tuple[Any, ...],
@@ -205,12 +221,33 @@ def _draw(
     plate: str,
     tiling: _Tiling | None,
 ) -> LogWeights:
-    """Parts for one draw of the shared latents, ``(S, B)`` and ``()``."""
-    if tiling is None:
-        return _score(trace_pair(model, guide, args, kwargs, plate), num_particles)
+    """Parts for one draw of the shared latents, ``(S, B)`` and ``()``, from data that are repeated S times."""
+    assert tiling is not None
     with tiling:
         found = _score(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
     return found._replace(num_data=tiling.full_size)
+
+
+def _draw_in_turn(
+    model: Model,
+    guide: Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_particles: int,
+    plate: str,
+    tiling: _Tiling | None,
+) -> LogWeights:
+    """The same from S runs that share one draw of the latents outside the plate."""
+    with SharedDraw(plate):
+        runs = [_score(trace_pair(model, guide, args, kwargs, plate), 1) for _ in range(num_particles)]
+    return LogWeights(
+        log_likelihood=torch.cat([run.log_likelihood for run in runs]),
+        log_prior=torch.cat([run.log_prior for run in runs]),
+        log_q=torch.cat([run.log_q for run in runs]),
+        shared_log_p=runs[0].shared_log_p,
+        shared_log_q=runs[0].shared_log_q,
+        num_data=tiling.full_size if tiling else runs[0].num_data,
+    )
 
 
 def _score(traces: PairedTraces, num_particles: int) -> LogWeights:
@@ -263,12 +300,11 @@ class _Tiling(Messenger):
                 f"plate {plate!r} draws its own subsample of {chosen} points; expected the batch to be passed as "
                 f"arguments (the data and `subsample=index`) so that it can be tiled {num_particles} times"
             )
-        if not any(tiling._is_data(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
-            raise ValueError(
-                f"expected an argument with the {tiling.batch} data points of plate {plate!r} along its first "
-                f"dimension, got none: pass the data to the model instead of closing over it"
-            )
         return tiling
+
+    def has_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether some argument holds the batch along its first dimension."""
+        return any(self._is_data(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
 
     def tile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Repeat every tensor that holds the batch along its first dimension."""
@@ -307,13 +343,8 @@ def sample_sites(trace: poutine.Trace) -> Iterator[Any]:
     return (s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample))
 
 
-def plate_frame(site: Any, plate: str) -> Any:
-    """The plate's frame in a site's stack of plates, ``None`` for a site outside the plate."""
-    return next((f for f in site["cond_indep_stack"] if f.name == plate), None)
-
-
-def check_traces(traces: PairedTraces) -> None:
-    """Raise the one error that explains why model and guide do not fit."""
+def match_traces(traces: PairedTraces) -> None:
+    """Raise the one error that explains why model and guide do not fit; mask and scale the guide as the model is."""
     inside = {s["name"] for s in sample_sites(traces.model) if plate_frame(s, traces.plate) is not None}
     if not inside:
         raise no_plate_error(traces.model, traces.plate)
@@ -331,6 +362,13 @@ def check_traces(traces: PairedTraces) -> None:
             raise ValueError(
                 f"site {site['name']!r} is {where[0]} plate {traces.plate!r} in the guide but {where[1]} in the model"
             )
+        if site["name"] in inside and isinstance(twin["fn"], Delta) and (joint := _joint_draw(traces)) is not None:
+            raise ValueError(
+                f"the guide draws {site['name']!r} of all points in one site, {joint!r}: a point has no weight of its "
+                f"own; expected draws inside plate {traces.plate!r}, as of AutoNormal"
+            )
+        adopt_mask(site, twin)
+        adopt_scale(traces.own_scale(site), traces.own_scale(twin), twin)
     latent = {s["name"] for s in sample_sites(traces.model) if not s["is_observed"]}
     for site in sample_sites(traces.guide):
         if not (site["is_observed"] or site["name"] in latent or site["infer"].get("is_auxiliary")):
@@ -338,6 +376,12 @@ def check_traces(traces: PairedTraces) -> None:
                 f"the guide samples {site['name']!r}, which the model does not; "
                 "expected infer={'is_auxiliary': True} if that is meant"
             )
+
+
+def _joint_draw(traces: PairedTraces) -> str | None:
+    """The auxiliary site outside the plate from which a guide's sites are made, as autoguides do."""
+    outside = traces.shared_sites(traces.guide)
+    return next((s["name"] for s in outside if s["infer"].get("is_auxiliary") and not s["is_observed"]), None)
 
 
 def no_plate_error(trace: poutine.Trace, plate: str) -> ValueError:

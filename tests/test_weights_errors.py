@@ -6,6 +6,7 @@ import pytest
 import torch
 from exact_evidence import assert_evidence
 
+from amortized_bayes.joint import log_joint
 from amortized_bayes.weights import log_weights
 
 
@@ -82,10 +83,12 @@ def test_no_draws_are_refused(counts):
 
 
 def test_model_that_closes_over_its_data():
+    """Nothing can be repeated: particles are drawn in turn, and chains are refused."""
     x = torch.zeros(3)
     assert log_weights(lambda: with_plate(x), lambda: guide_in_plate(x)).local.shape == (1, 1, 3)
+    assert log_weights(lambda: with_plate(x), lambda: guide_in_plate(x), num_particles=2).local.shape == (1, 2, 3)
     with pytest.raises(ValueError, match="instead of closing over it"):
-        log_weights(lambda: with_plate(x), lambda: guide_in_plate(x), num_particles=2)
+        log_joint(lambda: with_plate(x))
 
 
 def test_model_that_draws_its_own_subsample(linear_problem):

@@ -11,8 +11,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from amortized_bayes.shared_draw import SharedDraw
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import LogWeights, plate_frame
+from amortized_bayes.weights import LogWeights
 
 __all__ = ["PointChunk", "SharedDraw", "point_chunks"]
 
@@ -70,34 +71,6 @@ class PointChunk(Messenger):
     @property
     def _rows(self) -> int:
         return len(self.places) * self.times
-
-
-class SharedDraw(Messenger):
-    """One draw of the latents outside the plate, made by whatever runs first in it and met again by all that follows.
-
-    So all chunks of points see the same draw, as all points of a batch do. ``values`` are those drawn, by name: none
-    where the guide has no such site, or where its weights are never drawn (local reparametrization).
-    """
-
-    def __init__(self, plate: str) -> None:
-        super().__init__()
-        self.plate = plate
-        self.values: dict[str, Tensor] = {}
-        self._open: set[str] = set()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        given = msg["is_observed"] or msg["value"] is not None or isinstance(msg["fn"], _Subsample)
-        if given or plate_frame(msg, self.plate) is not None:
-            return
-        if msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
-        else:
-            self._open.add(msg["name"])
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self._open:
-            self._open.remove(msg["name"])
-            self.values[msg["name"]] = msg["value"]
 
 
 def point_chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate: str) -> Iterator[PointChunk]:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from amortized_bayes.per_point import ACTIVE_VARIANCE
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import PairedTraces, check_traces, plate_frame, sample_sites
+from amortized_bayes.weights import PairedTraces, match_traces, plate_frame, sample_sites
 
 __all__ = [
     "MeanPrediction",
@@ -56,7 +56,7 @@ def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data",
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
-    check_traces(traces)
+    match_traces(traces)
     observed = list(traces.local_sites(model_trace, observed=True))
     if len(observed) != 1:
         raise ValueError(f"expected one observed site in plate {plate!r}, got {[s['name'] for s in observed]}")
