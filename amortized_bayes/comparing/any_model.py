@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from rich.console import Console
@@ -20,9 +19,13 @@ from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits
 from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.inference.streams import cuda_devices
+from amortized_bayes.joint.checks import check_model
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
+from amortized_bayes.snapshots import snapshot
 from amortized_bayes.types import Model
+from amortized_bayes.weights import plate_frame, sample_sites
 
 __all__ = ["ComparisonSettings", "compare"]
 
@@ -106,14 +109,25 @@ def compare(
     if not widths or min(widths) < 1:
         raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
     fits = list_fits(tuple(guides), tuple(widths))
+    with torch.random.fork_rng(devices=cuda_devices(x)):
+        return _compare(model, x, fits, settings or ComparisonSettings(), plate, seed, progress)
+
+
+def _compare(
+    model: Model, x: Tensor, fits: list[Fit], chosen: ComparisonSettings, plate: str, seed: int, progress: bool
+) -> Comparison:
     torch.manual_seed(torch_seed(seed, "start"))
     program = model if "index" in inspect.signature(_callable(model)).parameters else _WithoutIndex(model, plate)
     index = torch.arange(len(x), device=x.device)
-    sites = latent_sites(program, x[:2], index[:2], plate=plate)
+    put_back = snapshot(model)
+    try:
+        _check_program(program, x[:2], index[:2], plate)
+        sites = latent_sites(program, x[:2], index[:2], plate=plate)
+    finally:
+        put_back()
     if not sites.local:
         raise ValueError(f"expected a latent site in plate {plate!r}, got none")
-    put_back = _snapshot(program)
-    chosen = settings or ComparisonSettings()
+    put_back = snapshot(model)  # of what the first run made too
 
     def new_model() -> tuple[Any, LatentSites]:
         put_back()
@@ -180,7 +194,7 @@ def _fit(problem: FitProblem, fit: Fit, start: Start | None) -> tuple[FittedGuid
 
 
 def _keep(model: Any) -> Callable[[Any], None]:
-    put_back = _snapshot(model)
+    put_back = snapshot(model)
     return lambda _: put_back()
 
 
@@ -197,22 +211,23 @@ class _WithoutIndex(nn.Module):
         return poutine.block(self.model, hide=[self.plate])(x)
 
 
+def _check_program(program: Any, x: Tensor, index: Tensor, plate: str) -> None:
+    """Refuse a model whose terms are no log density, or whose plate does not hold the points that it is given."""
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(x)):
+        trace = poutine.trace(program).get_trace(x, index)
+    for site in sample_sites(trace):
+        frame = plate_frame(site, plate)
+        if frame is not None and frame.size not in (None, len(x)):
+            raise ValueError(
+                f"expected plate {plate!r} to hold the points that the model is given, got {frame.size} of them where "
+                f"{len(x)} were passed: size it by the data, `len(x)`, or take `index` and pass `subsample=index`, "
+                "and close over no data"
+            )
+    check_model(trace, plate)
+
+
 def _callable(model: Any) -> Any:
     return model.forward if isinstance(model, nn.Module) else model
-
-
-def _snapshot(model: Any) -> Callable[[], None]:
-    """Remember the parameters of a model, and of the param store, and return what puts them back."""
-    modules = list(model.parameters()) + list(model.buffers()) if isinstance(model, nn.Module) else []
-    tensors = [*modules, *pyro.get_param_store()._params.values()]
-    values = [t.detach().clone() for t in tensors]
-
-    def put_back() -> None:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
-
-    return put_back
 
 
 def _check_data(x: object) -> None:

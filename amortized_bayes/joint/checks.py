@@ -9,9 +9,10 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
-from amortized_bayes.weights import no_plate_error, plate_frame, sample_sites
+from amortized_bayes.masks import is_masked, is_one
+from amortized_bayes.weights import PairedTraces, no_plate_error, plate_frame, sample_sites
 
-__all__ = ["check_density", "check_fixed", "check_latents"]
+__all__ = ["check_density", "check_fixed", "check_latents", "check_model"]
 
 
 class _Density(Protocol):
@@ -47,8 +48,25 @@ def check_latents(trace: poutine.Trace, plate: str) -> None:
             raise ValueError(f"expected continuous latents, got {node['name']!r} of {type(node['fn']).__name__}")
         if plate_frame(node, plate) is None:
             raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
-        if node["mask"] is not None and not torch.as_tensor(node["mask"]).all():
+        if is_masked(node):
             raise ValueError(f"latent {node['name']!r} is masked; expected a proper prior for each point")
+
+
+def check_model(trace: poutine.Trace, plate: str) -> None:
+    """Refuse a model whose terms do not add up to log p(x, z) of data: nothing observed, or scaled sites."""
+    traces = PairedTraces(trace, trace, plate)
+    if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
+        raise no_plate_error(trace, plate)
+    if not any(True for _ in traces.local_sites(trace, observed=True)):
+        raise ValueError(f"expected an observed site inside plate {plate!r} (`obs=`), got none: nothing says what x is")
+    for site in sample_sites(trace):
+        scale = traces.own_scale(site)
+        if not is_one(scale):
+            shown = f"{float(scale):g}" if not isinstance(scale, Tensor) or scale.numel() == 1 else "other than 1"
+            raise ValueError(
+                f"expected sites that are not scaled, got {site['name']!r} with a scale of {shown}: log p(x) is then "
+                "something else and gaps to it mean nothing; take poutine.scale away, or set it to 1, for this"
+            )
 
 
 def check_density(joint: _Density) -> None:

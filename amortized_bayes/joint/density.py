@@ -23,7 +23,7 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.utils import _pytree as pytree
 
-from amortized_bayes.joint.checks import check_density, check_fixed, check_latents
+from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
 from amortized_bayes.types import Model
 from amortized_bayes.weights import PairedTraces, _Tiling, plate_frame, sample_sites
 
@@ -206,8 +206,14 @@ def log_joint(
         if fixed:
             check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
         trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+        check_model(trace, plate)
         check_latents(trace, plate)
         tiling = _Tiling.of(prior, conditioned, args, kwargs, 1, plate)
+        if not tiling.has_data(args, kwargs):
+            raise ValueError(
+                f"expected an argument with the {tiling.batch} data points of plate {plate!r} along its first "
+                f"dimension, got none: pass the data to the model instead of closing over it"
+            )
         leaves, spec = pytree.tree_flatten((args, kwargs))
         joint = LogJoint(model, (leaves, spec, [tiling._is_data(leaf) for leaf in leaves]), tiling.index, plate, fixed)
         joint.sites = tuple(_layout(trace, plate))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyro.poutine as poutine
 import torch
 from torch import Generator, Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, Normal, TransformedDistribution, biject_to, constraints
 
 from amortized_bayes.joint.density import LogJoint, plate_to_front
 from amortized_bayes.seeding import torch_seed
@@ -108,19 +108,41 @@ def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
         return trace_pair(model, guide, args, kwargs, joint.plate)
 
 
+def _free_normal(fn: Any, support: Any) -> Normal | None:
+    """The Gaussian on the unconstrained space that a distribution is, moved by the bijection that the support gives."""
+    fn = _unwrapped(fn)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(fn, TransformedDistribution):
+        base, bijection = _unwrapped(fn.base_dist), biject_to(support)
+        free = base.sample()
+        moved: Any = free
+        for transform in fn.transforms:  # which may be written otherwise and be the same
+            moved = transform(moved)
+        if moved.shape != (same := bijection(free)).shape or not torch.allclose(moved, same):
+            return None
+        fn = base
+    elif support is not constraints.real:
+        return None
+    return fn if isinstance(fn, Normal) else None
+
+
+def _unwrapped(fn: Any) -> Any:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
 def _read(joint: LogJoint, traces: PairedTraces) -> Gaussian | None:
     """Location and scale of q where every site of it is a plain Gaussian, ``None`` elsewhere."""
     columns: list[list[Tensor]] = [[], []]
     for site in joint.sites:
         node: Any = traces.guide.nodes[site.name]
-        fn, support = node["fn"], site.support
-        while isinstance(fn, torch.distributions.Independent):
-            fn = fn.base_dist
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if not (isinstance(fn, torch.distributions.Normal) and support is constraints.real):
+        fn = _free_normal(node["fn"], site.support)
+        if fn is None:
             return None
+        free = biject_to(site.support).inv(node["value"])
         for column, part in zip(columns, (fn.loc, fn.scale), strict=True):
-            front = plate_to_front(node, joint.plate, part.expand(node["value"].shape))
+            front = plate_to_front(node, joint.plate, part.expand(free.shape))
             column.append(front.reshape(len(front), -1))
     return Gaussian(torch.cat(columns[0], -1), torch.cat(columns[1], -1))

@@ -1,0 +1,121 @@
+"""Guides and models as their authors write them: autoguides, closed tensors, states of their own."""
+
+import logging
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.nn import PyroModule
+from torch import nn
+
+import amortized_bayes as ab
+from amortized_bayes.comparing.any_model import ComparisonSettings
+from amortized_bayes.inference.options import FitOptions
+
+NOISE = 0.5
+X = torch.linspace(-1.5, 2, 6)[:, None]
+QUICK = ab.DiagnosisSettings(
+    num_particles=200, ais=ab.AISSettings(num_temperatures=40), certificate=ab.CertificateSettings(20, 0.1, 40)
+)
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], NOISE).to_event(1), obs=x)
+
+
+def exact_elbo(x, loc, scale):
+    """Of q(z_n) = N(loc_n, scale^2), per point."""
+    likelihood = -0.5 * math.log(2 * math.pi * NOISE**2) - ((x - loc) ** 2 + scale**2) / (2 * NOISE**2)
+    divergence = 0.5 * (loc**2 + scale**2 - 1 - math.log(scale**2))
+    return likelihood - divergence
+
+
+@pytest.mark.parametrize("kind", [AutoNormal])
+def test_an_autoguide_is_evaluated_particle_by_particle(kind, caplog):
+    guide = kind(model, init_scale=0.3)
+    guide(X)
+    loc = next(p for name, p in guide.named_parameters() if "loc" in name)
+    with torch.no_grad():
+        loc.copy_(torch.linspace(-1, 1, 6).reshape(loc.shape))
+    with caplog.at_level(logging.WARNING):
+        weights = ab.log_weights(model, guide, X, num_particles=4000)
+    assert "particles are drawn in turn" in caplog.text
+    exact = exact_elbo(X[:, 0], torch.linspace(-1, 1, 6), 0.3)
+    error = weights.local.std(1) / math.sqrt(4000)
+    assert ((weights.local.mean(1) - exact) / error).abs().max() < 4
+
+
+def test_particles_in_turn_share_the_draw_of_the_latents_outside_the_plate():
+    def with_shift(x):
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(X)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(X)), 1.0))
+            pyro.sample("x", dist.Normal((z + shift)[:, None], NOISE).to_event(1), obs=X)
+
+    def of_prior(x):
+        pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(X)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(X)), 1e-6))
+
+    weights = ab.log_weights(with_shift, of_prior, X, num_particles=3, num_shared=2)
+    likelihood = weights.log_likelihood
+    torch.testing.assert_close(likelihood[:, 0], likelihood[:, 2], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(likelihood[0], likelihood[1], atol=0.05)
+    assert (weights.shared == 0).all()
+
+
+def test_a_guide_that_draws_all_points_jointly_is_refused():
+    guide = AutoDiagonalNormal(model)
+    guide(X)
+    with pytest.raises(ValueError, match="'_AutoDiagonalNormal_latent': a point has no weight of its own"):
+        ab.log_weights(model, guide, X, num_particles=3)
+
+
+class Rotated(PyroModule):
+    """z in two dimensions whose posterior has a correlation."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 0.3).to_event(1), obs=x)
+
+
+def exact_guide(x):
+    weight = torch.ones(1, 2)
+    precision = torch.eye(2) + weight.T @ weight / 0.09
+    loc = x @ weight / 0.09 @ torch.linalg.inv(precision)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.MultivariateNormal(loc, precision_matrix=precision))
+
+
+def test_a_guide_richer_than_the_search_gets_no_cause():
+    report = ab.diagnose(Rotated(), exact_guide, 0.5 * torch.randn(30, 1), settings=QUICK)
+    assert report.gaps().amortization.mean < -0.1  # q* is a factorized Gaussian, and poorer
+    assert report.verdict.abstains
+    assert "the family of this guide is unknown" in report.verdict.words
+    assert "this holds" not in report.verdict.words
+
+
+def test_the_generator_and_batch_norm_are_as_before():
+    norm = nn.BatchNorm1d(1)
+
+    def normed(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(norm(z[:, None]), NOISE).to_event(1), obs=x)
+
+    torch.manual_seed(3)
+    expected = torch.randn(3)
+    torch.manual_seed(3)
+    settings = ComparisonSettings(epochs=2, num_draws=2, fit=FitOptions(capture="off"))
+    ab.compare(
+        normed, torch.randn(40, 1, generator=torch.Generator().manual_seed(0)), settings=settings, progress=False
+    )
+    assert torch.equal(torch.randn(3), expected)
+    assert norm.running_mean.item() == 0
+    assert norm.num_batches_tracked.item() == 0
