@@ -1,11 +1,14 @@
 """The sandwich closes on the exact evidence, and opens the wrong way for a sampler that is broken on purpose."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.evaluation import bdmc as bdmc_module
 from amortized_bayes.evaluation import hmc
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.hmc import ChainState, PathDensity
@@ -133,6 +136,28 @@ def test_target_gap_picks_the_number_of_temperatures(w: Tensor) -> None:
     stopped = bdmc(linear.model, None, x, settings=few, certificate=CertificateSettings(200, 1e-6, max_temperatures=8))
     assert stopped.reached is False
     assert stopped.settings.num_temperatures == 8
+
+
+def test_what_is_certified_did_not_choose_the_settings(w: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings look better on the points that they were chosen on than on others."""
+    linear, seen = LinearGaussian(w), []
+    sandwich_of = bdmc_module._sandwich
+
+    def spy(joint: Any, z: Tensor, *rest: Any) -> Any:
+        seen.append(z)
+        return sandwich_of(joint, z, *rest)
+
+    monkeypatch.setattr(bdmc_module, "_sandwich", spy)
+    few = AISSettings(num_temperatures=5, start="prior", mass="unit")
+    x = linear.evidence.sample((40,))
+    result = bdmc(linear.model, None, x, settings=few, certificate=CertificateSettings(40, target_gap=0.5))
+    *pilots, certified = seen
+    assert [len(z) for z in pilots] == [10] * len(pilots)
+    assert len(pilots) > 1
+    assert len(certified) == len(result.gap) == 40
+    assert not torch.isclose(certified[:, None], pilots[-1][None]).all(-1).any()
+    assert result.highest_gap == pytest.approx(result.mean_gap + 1.645 * result.gap_error)
+    assert result.reached == (result.highest_gap <= 0.5)
 
 
 def test_simulated_points_are_compared_with_real_ones(w: Tensor) -> None:

@@ -68,7 +68,7 @@ def test_both_gaps_in_closed_form(spoiled: tuple[Problem, Diagnosis]) -> None:
     assert bound.standard_error is not None
     assert ((bound.value - exact_p).abs() < 5 * bound.standard_error + 0.05).all()
     assert found.verdict.cause == "amortization"
-    assert "widen the encoder" in found.verdict.words
+    assert "fit the guide better" in found.verdict.words  # it has no encoder to widen
     assert "% of the total" in str(found.verdict)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.diagnosis import storage
-from amortized_bayes.diagnosis.verdict import Certificate, Reliability, Verdict, give_verdict
+from amortized_bayes.diagnosis.verdict import UNKNOWN, Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.per_point import mean_over_points
@@ -96,7 +96,8 @@ class Diagnosis:
     @property
     def verdict(self) -> Verdict:
         """What is to blame, in words."""
-        has_residual = self.settings.get("family", "gaussian") == "gaussian"  # the search for a flow reports none
+        family = str(self.settings.get("family", "gaussian"))
+        has_residual = family in ("gaussian", UNKNOWN)  # the search for a flow reports none
         reliability = Reliability(
             self.certificate,
             self.why_uncertified,
@@ -105,7 +106,8 @@ class Diagnosis:
             self.doubtful,
             self.mean("iwae") - self.mean("log_p_lower"),
         )
-        return give_verdict(self.gaps(), reliability, self.mean("residual") if has_residual else None)
+        residual = self.mean("residual") if has_residual else None
+        return give_verdict(self.gaps(), reliability, residual, family, str(self.settings.get("source", "other")))
 
     def estimate(self, name: str) -> Estimate:
         """Values ``(B,)`` averaged over the T draws of shared latents, and their Monte Carlo errors."""

@@ -22,15 +22,17 @@ from torch.utils import _pytree as pytree
 
 from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
+from amortized_bayes.diagnosis.verdict import UNKNOWN
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.flows import FlowSettings
+from amortized_bayes.guides import Amortized, Constant, Factorized, FlowGuide
 from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
-from amortized_bayes.joint import draw_shared, global_seed, log_joint
+from amortized_bayes.joint import draw_shared, global_seed, log_joint, read_gaussian
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import trace_pair
 
@@ -173,7 +175,8 @@ def diagnose(
         found.append(_estimate(job, values, walk))
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates) if len(certificates) == len(fixed) else None
-    how = {"ais": asdict(walk), "local": asdict(chosen.local), "family": job.flow.family, "plate": plate, "seed": seed}
+    how = {"ais": asdict(walk), "local": asdict(chosen.local), "plate": plate, "seed": seed}
+    how |= {"family": _family(job, fixed[0]), "source": _source(guide)}
     if job.flow.kind is not None:
         how["flow"] = {**asdict(job.flow), "hidden": list(job.flow.hidden)}
     num_particles, target_gap = chosen.num_particles, chosen.certificate.target_gap or math.nan
@@ -221,6 +224,21 @@ def _estimate(job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings) -> 
 def _own_flow(guide: Guide) -> FlowSettings:
     settings = getattr(guide, "settings", None)
     return settings if isinstance(settings, FlowSettings) else FlowSettings("gaussian")
+
+
+def _family(job: _Job, fixed: Mapping[str, Tensor]) -> str:
+    """The family of q*, or that it may not be the guide's: a guide that is no Gaussian, and of no flow of ours."""
+    if job.settings.flow is not None or job.flow.kind is not None:
+        return job.flow.family
+    joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
+    with global_seed(job.seed, "family"):
+        return job.flow.family if read_gaussian(joint, job.guide) is not None else UNKNOWN
+
+
+def _source(guide: Guide) -> str:
+    """What a guide gets its q from, a key of ``FIT``."""
+    kinds = {"encoder": (Amortized, FlowGuide), "rows": Factorized, "constant": Constant}
+    return next((name for name, kind in kinds.items() if isinstance(guide, kind)), "other")
 
 
 def _certify(

@@ -81,8 +81,8 @@ class CertificateSettings:
 
     Args:
         num_points: B', points drawn from the model, at most as many as there are real ones.
-        target_gap: raise the number of temperatures until the mean gap is at most this, in nats; ``None`` certifies
-            the chains as they are.
+        target_gap: raise the number of temperatures until the mean gap of a quarter as many other simulated points is
+            at most this at its upper end, in nats; ``None`` certifies the chains as they are.
         max_temperatures: where to stop raising it.
 
     Raises:
