@@ -184,6 +184,17 @@ def test_reports(x):
     assert isinstance(report.plot_curves(), Figure)
 
 
+def test_gaps_that_longer_fits_may_close_are_marked(x):
+    report = compare(normal, x, widths=(1, 4), epochs=4)
+    frame = report.to_frame().set_index("guide")
+    small = frame["family_gap"].abs() <= frame["unconverged_by"].fillna(0).clip(
+        lower=frame.loc["factorized", "unconverged_by"]
+    )
+    assert (frame["gap_settled"] == (~small | (frame["family_gap"] == 0))).all()
+    assert not frame["gap_settled"].all()
+    assert report.summary().count("so that longer fits may close or turn the gap") == int((~frame["gap_settled"]).sum())
+
+
 def test_rows_are_those_of_the_sweep(x):
     report = compare(normal, x, widths=(1, 4), epochs=40)
     rows, frame = report.to_rows(), report.to_frame()

@@ -108,6 +108,7 @@ class Comparison:
             gap = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)"
             more = row["unconverged_by"]
             tail = "" if math.isnan(more) else f"; the last doubling of the epochs gained {more:.3f} nats"
+            tail += "" if row["gap_settled"] else ", so that longer fits may close or turn the gap"
             dead = "; vacuous: no latent is active" if row["status"] == "vacuous" else ""
             lines.append(f"{name}: family gap {gap}{tail}{dead}")
         return "\n".join(lines)
@@ -174,9 +175,17 @@ class Comparison:
             "family_gap": gap.value,
             "family_gap_error": math.nan if gap.error is None else gap.error,
             "unconverged_by": more.value,
+            "gap_settled": self._is_settled(fitted.fit),
             "seconds_per_step": _seconds_per_step(fitted),
             "status": fitted.status,
         }
+
+    def _is_settled(self, fit: Fit) -> bool:
+        """Whether the gap of a fit is larger than what the last doubling gained it, or F-VI."""
+        gains = {f.fit: f.measure.value or 0.0 for f in self._findings if f.metric == "unconverged_by"}
+        gap = next((f.measure.value or 0.0 for f in self._findings if (f.fit, f.metric) == (fit, "family_gap")), 0.0)
+        own = [gain for other, gain in gains.items() if other == fit or GUIDES[other.guide].is_reference]
+        return gap == 0 or abs(gap) > max(own, default=0.0)
 
     def __repr__(self) -> str:
         best = self.reference
