@@ -11,7 +11,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
-    ("types", "seeding", "networks", "binomial", "likelihoods", "per_point", "flows"),
+    (
+        "types",
+        "seeding",
+        "networks",
+        "binomial",
+        "likelihoods",
+        "per_point",
+        "flows",
+        "masks",
+        "shared_draw",
+        "snapshots",
+    ),
     ("data", "results", "configuration", "running"),
     ("models", "guides"),
     ("labels", "weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),

@@ -350,7 +350,8 @@ def test_data_asked_for_by_name_get_the_settings_that_they_have_as_substitutes(t
         config = replace(sweep.PRESETS["quick"], dataset=("digits",), **changes)
         plan = plans.new_plan("sweep", config, lab, given, {})
         changed = (plan.config.likelihood, plan.config.epochs) != (config.likelihood, config.epochs)
-        assert changed == ("digits with settings of their own" in plan.about["note"])
+        assert changed == ("digits with settings of their own: --" in plan.about.get("settings", ""))
+        assert plan.about["note"] == ""
         return plan.config.likelihood, plan.config.epochs
 
     assert planned("dataset") == ("binomial", 640)

@@ -261,7 +261,7 @@ def test_memory_does_not_grow_with_particles(linear_problem, monkeypatch, way, m
     if way == "read off" or max_rows < 20_000:
         assert len(set(largest.values())) == 1
     if way == "read off":
-        assert max(largest.values()) <= streaming.CACHED_ROWS
+        assert max(largest.values()) <= streaming.ROWS_AT_ONCE
 
 
 @pytest.mark.parametrize("count", [1_001, 1_999, 2_000])

@@ -64,8 +64,8 @@ class Run(Generic[C]):
             raise ValueError(f"expected --jobs of 1 or more, got {self.jobs}")
         print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
         plan = self._plan(given)
-        if note := plan.about.get("note"):
-            print(note, flush=True)
+        for said in filter(None, (plan.about.get("note"), plan.about.get("settings"))):
+            print(said, flush=True)
         folder = self._carry_out(plan)
         if folder is None:
             return
@@ -96,7 +96,7 @@ class Run(Generic[C]):
             return plan
         about |= {"preset": self.preset, "command": " ".join(given)}
         flags = [flag.replace("-", "_") for flag in given_flags(given)]
-        if self.preset == "quick":  # the default: to name it asks for nothing else
+        if self.preset == "quick" and "dataset" in flags:  # the default: to name it asks for nothing else
             flags = [flag for flag in flags if flag != "preset"]
         return new_plan(self.name, self.setting, lab, flags, environment() | about, most)
 

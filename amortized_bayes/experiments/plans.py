@@ -140,10 +140,10 @@ def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapp
         ValueError: data that were asked for are unavailable, or what the experiment itself refuses.
     """
     module = experiment(name)
-    config, note = _with_data(module, config, lab, given) if hasattr(module, "substitutes") else (config, "")
+    config, said = _with_data(module, config, lab, given) if hasattr(module, "substitutes") else (config, {"note": ""})
     if hasattr(module, "prepare"):
         config = module.prepare(config, lab)
-    plan = Plan(name, config, lab, {**about, "data": checksums(module, config, lab), "note": note}, most=most)
+    plan = Plan(name, config, lab, {**about, "data": checksums(module, config, lab), **said}, most=most)
     threads = max(1, torch.get_num_threads() // max(1, len(plan.jobs) + len(plan.missing)))
     return replace(plan, about={**plan.about, "threads": threads, "jobs": plan.workers})
 
@@ -172,14 +172,15 @@ def resumed_plan(name: str, text: str, lab: Lab, most: int = 1) -> Plan:
     return Plan(name, config, lab, before, folder, most)
 
 
-def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) -> tuple[Any, str]:
+def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) -> tuple[Any, dict[str, str]]:
     """The configuration with data that are there, and a note where others are used instead of the default.
 
-    Where other data are asked for by name, they get the settings that they would have as substitutes.
+    Where other data are asked for by name, they get the settings that they would have as substitutes, and these are
+    told.
     """
     substitutes = list(module.substitutes(config, set(given)))
     if {"config", "preset"} & set(given):
-        return config, ""
+        return config, {"note": ""}
     if "dataset" in given:
         return _as_substitute(config, [other for other, _ in substitutes])
     first: DataUnavailable | None = None
@@ -189,17 +190,18 @@ def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) 
         except DataUnavailable as error:
             first = first or error
         else:
-            return candidate, note
+            return candidate, {"note": note}
     assert first is not None
     raise first
 
 
-def _as_substitute(config: Any, others: Sequence[Any]) -> tuple[Any, str]:
+def _as_substitute(config: Any, others: Sequence[Any]) -> tuple[Any, dict[str, str]]:
     """The settings that data asked for by name have as substitutes, and which they are."""
     other = next((other for other in others if datasets_of(other) == datasets_of(config)), config)
     before, after = to_mapping(config), to_mapping(other)
     changed = [f"--{name.replace('_', '-')} {_plain(value)}" for name, value in after.items() if value != before[name]]
-    return other, f"{', '.join(datasets_of(other))} with settings of their own, {', '.join(changed)}" if changed else ""
+    own = f"{', '.join(datasets_of(other))} with settings of their own: {' '.join(changed)}" if changed else ""
+    return other, {"note": "", "settings": own}
 
 
 def _plain(value: Any) -> str:
