@@ -22,7 +22,7 @@ from _measure import find_device, show_table, surroundings, use_threads, wait_fo
 from _vae import subject
 
 from amortized_bayes.evaluation.bounds import iwae
-from amortized_bayes.evaluation.streaming import CACHED_ROWS
+from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE
 from amortized_bayes.weights import log_weights
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     wait_for(device)
     seconds = time.perf_counter() - start
     evaluations = len(x) * options.particles
-    products = evaluations / CACHED_ROWS * _products(trained.model, device)
+    products = evaluations / ROWS_AT_ONCE * _products(trained.model, device)
     some = max(1, 20_000 // len(x))
     start = time.perf_counter()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def main() -> None:
 def _products(model: torch.nn.Module, device: torch.device, repeats: int = 20) -> float:
     """Seconds that the matrix products of one block take, the least over repeats."""
     weights = [p for p in model.parameters() if p.dim() == 2]
-    inputs = [torch.randn(CACHED_ROWS, w.shape[1], device=device) for w in weights]
+    inputs = [torch.randn(ROWS_AT_ONCE, w.shape[1], device=device) for w in weights]
     least = math.inf
     with torch.no_grad():
         for _ in range(repeats):

@@ -1,6 +1,7 @@
 """q*flow of each point against closed forms, quadrature and its own start; neighbours, bad gradients, bad input."""
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +21,13 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 QUICK = FlowSearchSettings(num_steps=10, num_kept=10, num_score=10)
 
-every_family = pytest.mark.parametrize("name", [name for name in FAMILIES if not name.endswith("contextual")])
+
+def searched(name: str, *more: float) -> Any:
+    """A parameter set; searches that take many seconds are slow."""
+    return pytest.param(name, *more, marks=pytest.mark.slow if name in ("auxiliary", "spline") else ())
+
+
+every_family = pytest.mark.parametrize("name", [searched(n) for n in FAMILIES if not n.endswith("contextual")])
 
 
 def sized(name: str, *hidden: int) -> FlowSettings:
@@ -57,7 +64,11 @@ def stays_below(found: FlowOptimum, evidence: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("realnvp", 0.93), ("auxiliary", 0.9), ("planar", 0.5), ("sylvester", 0.7), ("spline", 0.7)]
+    ("name", "least"),
+    [
+        searched(n, a)
+        for n, a in (("realnvp", 0.93), ("auxiliary", 0.9), ("planar", 0.5), ("sylvester", 0.7), ("spline", 0.7))
+    ],
 )
 def test_flows_close_the_gap_of_the_factorized_gaussian(name: str, least: float) -> None:
     """The gap is ½(Σ log Λ_ii − log|Λ|); ``least`` is the share of it that is asked for."""
@@ -92,7 +103,11 @@ def quadrature(model, x: Tensor, reach: float = 7.0, num: int = 350) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("realnvp", 0.85), ("auxiliary", 0.85), ("planar", 0), ("sylvester", 0), ("spline", 0.7)]
+    ("name", "share"),
+    [
+        searched(*each)
+        for each in (("realnvp", 0.85), ("auxiliary", 0.85), ("planar", 0), ("sylvester", 0), ("spline", 0.7))
+    ],
 )
 def test_a_banana_against_quadrature(name: str, share: float) -> None:
     x = torch.tensor([-0.5, 0.3, 1.0, 2.0])
@@ -104,7 +119,7 @@ def test_a_banana_against_quadrature(name: str, share: float) -> None:
     assert found.gain.mean() >= share * (evidence - found.elbo_start).mean()
 
 
-@pytest.mark.parametrize("name", ["realnvp", "auxiliary"])
+@pytest.mark.parametrize("name", [searched("realnvp"), searched("auxiliary")])
 def test_of_two_modes_far_apart_a_flow_keeps_one(name: str) -> None:
     """Between two equal modes lies no path for a gradient to take: log 2 stays lost, and no more than that."""
     x = torch.tensor([-0.5, 0.3, 2.0])
@@ -120,7 +135,7 @@ def test_of_two_modes_far_apart_a_flow_keeps_one(name: str) -> None:
     assert found.gain[2] > 3
 
 
-@pytest.mark.parametrize(("name", "least"), [("planar", 0.2), ("auxiliary", 0.95)])
+@pytest.mark.parametrize(("name", "least"), [searched("planar", 0.2), searched("auxiliary", 0.95)])
 def test_one_latent_alone(name: str, least: float) -> None:
     """A posterior with a wall on one side. A planar flow, without a path gradient, may be left at its start here."""
 

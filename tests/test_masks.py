@@ -101,7 +101,7 @@ def test_families_of_a_masked_model_reach_the_evidence(way):
         masked(x, kept[index], index)
 
     options = FitOptions.recipe(capture="off", batch_size=40)
-    settings = ComparisonSettings(epochs=400, num_draws=50, fit=options)
+    settings = ComparisonSettings(epochs=200, num_draws=50, fit=options)
     report = ab.compare(model, x, widths=(8,), settings=settings, progress=False)
     frame = report.to_frame().set_index("guide")
     exact = evidence(x, kept).mean().item()
