@@ -182,17 +182,31 @@ def log_weights(
     """
     if num_particles < 1 or num_shared < 1:
         raise ValueError(f"expected num_particles and num_shared of 1 or more, got {num_particles} and {num_shared}")
-    given = (model, guide, args, kwargs, num_particles, plate)
     tiling = _Tiling.of(guide, model, args, kwargs, num_particles, plate) if num_particles > 1 else None
+
+    def tiled() -> LogWeights:
+        """One draw of the shared latents, with the data repeated S times."""
+        assert tiling is not None
+        with tiling:
+            found = _score(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
+        return found._replace(num_data=tiling.full_size)
+
+    def in_turn() -> LogWeights:
+        """The same from S runs that share one draw of the latents outside the plate."""
+        with SharedDraw(plate):
+            runs = [_score(trace_pair(model, guide, args, kwargs, plate), 1) for _ in range(num_particles)]
+        log_likelihood, log_prior, log_q = (torch.cat(part) for part in zip(*(run[:3] for run in runs), strict=True))
+        return runs[0]._replace(log_likelihood=log_likelihood, log_prior=log_prior, log_q=log_q)
+
     draws: list[LogWeights] = []
     if tiling is not None and tiling.has_data(args, kwargs):
         try:
-            draws.append(_draw_tiled(*given, tiling))
+            draws.append(tiled())
         except (RuntimeError, ValueError, IndexError) as error:  # on data as they are they ran just now
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning("particles are drawn in turn, which is slower: programs refuse repeated data (%s)", first)
-    draw = _draw_tiled if draws else _draw_in_turn
-    draws += [draw(*given, tiling) for _ in range(num_shared - len(draws))]
+    draw = tiled if draws else in_turn
+    draws += [draw() for _ in range(num_shared - len(draws))]
     parts = [torch.stack(part) for part in zip(*(d[:5] for d in draws), strict=True)]
     return LogWeights(*parts, num_data=num_data or draws[0].num_data)
 
@@ -210,44 +224,6 @@ def trace_pair(
     traces = PairedTraces(guide_trace, model_trace, plate)
     match_traces(traces)
     return traces
-
-
-def _draw_tiled(
-    model: Model,
-    guide: Guide,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_particles: int,
-    plate: str,
-    tiling: _Tiling | None,
-) -> LogWeights:
-    """Parts for one draw of the shared latents, ``(S, B)`` and ``()``, from data that are repeated S times."""
-    assert tiling is not None
-    with tiling:
-        found = _score(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
-    return found._replace(num_data=tiling.full_size)
-
-
-def _draw_in_turn(
-    model: Model,
-    guide: Guide,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_particles: int,
-    plate: str,
-    tiling: _Tiling | None,
-) -> LogWeights:
-    """The same from S runs that share one draw of the latents outside the plate."""
-    with SharedDraw(plate):
-        runs = [_score(trace_pair(model, guide, args, kwargs, plate), 1) for _ in range(num_particles)]
-    return LogWeights(
-        log_likelihood=torch.cat([run.log_likelihood for run in runs]),
-        log_prior=torch.cat([run.log_prior for run in runs]),
-        log_q=torch.cat([run.log_q for run in runs]),
-        shared_log_p=runs[0].shared_log_p,
-        shared_log_q=runs[0].shared_log_q,
-        num_data=tiling.full_size if tiling else runs[0].num_data,
-    )
 
 
 def _score(traces: PairedTraces, num_particles: int) -> LogWeights:
