@@ -222,6 +222,24 @@ def test_a_model_that_gives_no_data_is_diagnosed_without_a_certificate() -> None
     assert set(found.to_frame()["kind"]) == {"real"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_exact_guide_leaves_no_gap_in_either_precision(dtype: torch.dtype) -> None:
+    weight = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    weight[:, 1] -= weight[:, 0] * (weight[:, 0] @ weight[:, 1]) / weight[:, 0].square().sum()  # q factorizes
+    model = LinearGaussian(weight.to(dtype), torch.full((6,), 30.0, dtype=dtype), 0.7)
+    x = 30 + torch.randn(20, 6, dtype=dtype)
+
+    def guide(x: Tensor) -> None:
+        posterior = model.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(posterior.mean, posterior.variance.sqrt()).to_event(1))
+
+    found = diagnose(model, guide, x, settings=QUICK)
+    assert found.doubtful == 0
+    assert (found.values["elbo"] - model.log_evidence(x)).abs().max() < (1e-3 if dtype == torch.float32 else 1e-9)
+    assert found.verdict.cause == "nothing"
+
+
 def two_sites(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from arviz_stats.base.array import array_stats
 
 from amortized_bayes.evaluation.psis import ess, khat_threshold, psis_khat
 
@@ -35,6 +36,35 @@ def test_equal_weights_are_exact_and_do_not_spoil_the_batch() -> None:
     khat = psis_khat(batch.float())
     assert khat[1] == -math.inf
     assert (khat[[0, 2]] > 0.5).all()
+
+
+@pytest.mark.parametrize("num_draws", [25, 100, 1000])
+def test_the_fit_is_that_of_arviz(num_draws: int) -> None:
+    for scale in (0.1, 1.0, 5.0):
+        weights = scale * torch.randn(20, num_draws, dtype=torch.float64)
+        _, known = array_stats.psislw(-weights.numpy(), axis=-1)  # which takes minus the log weights
+        torch.testing.assert_close(psis_khat(weights), torch.as_tensor(known))
+
+
+def test_ties_at_the_edge_of_the_tail_are_no_tail() -> None:
+    """Weights level at all but half of the tail, which arviz's fit divides by zero at."""
+    weights = gaussian_weights(0.4, 10_000, dim=4)
+    level = weights.maximum(weights.quantile(0.985, dim=-1, keepdim=True))  # the tail is the heaviest 3%
+    assert (psis_khat(level) - psis_khat(weights)).abs().max() < 0.15
+
+
+def test_few_draws_above_a_level_rest_have_no_fit() -> None:
+    weights = torch.zeros(3, 1000)
+    weights[0, :3] = 5.0  # three draws with all of the weight
+    weights[1, :300] = 5.0  # a tail that is level
+    weights[2] += 1e-5 * torch.randn(1000)  # rounding
+    assert psis_khat(weights).tolist() == [math.inf, -math.inf, -math.inf]
+
+
+def test_zero_weights_within_the_heaviest_fifth() -> None:
+    weights = torch.full((200,), -math.inf)
+    weights[:30] = -0.9 * torch.rand(30).log()
+    assert 0 < psis_khat(weights) < 2
 
 
 def test_broken_weights_are_flagged_and_zero_weights_are_weights() -> None:

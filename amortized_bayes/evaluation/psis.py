@@ -16,20 +16,30 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["EXACT_RANGE", "MIN_DRAWS", "ess", "khat_threshold", "psis_khat"]
+__all__ = ["MIN_DRAWS", "ess", "khat_threshold", "psis_khat"]
 
 MIN_DRAWS = 25
 """Fewer draws leave no tail to fit."""
 
-EXACT_RANGE = 1e-6
-"""Log weights within this range (nats) are equal: the guide is the exact posterior."""
+MIN_TAIL = 5
+"""Fewer draws above the rest have no fit."""
+
+ROWS = 1_000
+"""Points whose tails are fitted at once."""
+
+EXACT_RANGE = 1e-3
+"""A tail within this range (nats) is level: weights are bounded, and sums of them as good as exact.
+
+Float32 rounds log weights of hundreds of nats by some 1e-5, so that those of an exact guide differ by as much.
+"""
 
 
 def psis_khat(log_weights: Tensor) -> Tensor:
     """Pareto k̂ of each point: ``(..., S)`` log weights in nats, ``(...)`` out, float64 on the weights' device.
 
-    Equal weights give ``-inf`` (exact), weights with NaN or ``+inf`` give NaN, and weights of which fewer than
-    ``MIN_DRAWS`` are above zero give ``+inf``. Other weights of zero (``-inf``) are the lightest of the draws.
+    Weights of which the heaviest fifth are equal to 0.001 nats give ``-inf``, as those of an exact guide do. Weights with
+    NaN or ``+inf`` give NaN; weights of which fewer than ``MIN_DRAWS`` are above zero, or fewer than five above a
+    level rest, give ``+inf``. Other weights of zero (``-inf``) are the lightest of the draws.
 
     Raises:
         ValueError: fewer than 25 draws.
@@ -48,14 +58,11 @@ def psis_khat(log_weights: Tensor) -> Tensor:
     values = log_weights.detach().double().cpu().reshape(-1, num_draws)
     khat = torch.full((len(values),), math.nan, dtype=torch.float64)
     broken = values.isnan().any(-1) | (values == math.inf).any(-1)
-    positive = values.isfinite().sum(-1)
-    exact = ~broken & (values.amax(-1) - values.amin(-1) < EXACT_RANGE)
-    khat[exact] = -math.inf
-    hopeless = ~broken & ~exact & (positive < MIN_DRAWS)
+    hopeless = ~broken & (values.isfinite().sum(-1) < MIN_DRAWS)
     khat[hopeless] = math.inf
-    fit = ~(broken | exact | hopeless)
+    fit = ~(broken | hopeless)
     if fit.any():
-        khat[fit] = _fit(values[fit])
+        khat[fit] = torch.cat([_fit(part) for part in values[fit].split(ROWS)])
     return khat.reshape(log_weights.shape[:-1]).to(log_weights.device)
 
 
@@ -83,12 +90,48 @@ def ess(log_weights: Tensor) -> Tensor:
 
 
 def _fit(values: Tensor) -> Tensor:
-    # arviz_stats takes MINUS the log weights, which its documentation does not say.
-    from arviz_stats.base.array import array_stats  # here: it loads scipy, which nothing else of this folder needs
+    """Pareto k̂ of finite or zero weights: ``(R, S)`` to ``(R,)``; ``-inf`` for a level tail, ``inf`` for too short a one.
 
-    # A weight of zero is put far below the rest, where no fit of the upper tail can see it.
-    finite = values.masked_fill(values == -math.inf, math.inf).amin(-1, keepdim=True)
-    values = torch.where(values == -math.inf, finite - 1e3, values)
-    values = values - values.amax(-1, keepdim=True)
-    _, khat = array_stats.psislw(-values.numpy(), axis=-1)
-    return torch.as_tensor(khat, dtype=torch.float64)
+    The tail is what lies above the largest weight outside the heaviest min(S/5, 3√S) draws. Draws that tie with that
+    weight are no tail: in float32 many weights are equal, and exceedances of 0 have no generalized Pareto fit.
+    """
+    num_draws = values.shape[-1]
+    size = math.floor(min(num_draws / 5, 3 * math.sqrt(num_draws)))
+    top = values.sort(-1).values[:, -size - 1 :]
+    excess = (top[:, 1:] - top[:, -1:]).exp() - (top[:, :1] - top[:, -1:]).exp()  # in units of the largest weight
+    count = (excess > 0).sum(-1)
+    khat = torch.full_like(values[:, 0], math.inf)
+    level = top[:, -1] - top[:, 0] < EXACT_RANGE
+    khat[level] = -math.inf
+    fit = ~level & (count >= MIN_TAIL)
+    if fit.any():
+        khat[fit] = _shape(excess[fit], count[fit])
+    return khat
+
+
+def _shape(excess: Tensor, count: Tensor) -> Tensor:
+    """Shape of a generalized Pareto distribution by its approximate posterior mean, with ten draws' worth of prior 1/2.
+
+    Zhang & Stephens, *A new and efficient estimation method for the generalized Pareto distribution*, Technometrics
+    2009, and appendix C of the paper above.
+
+    Args:
+        excess: ``(R, M)``, rising; in each row the last ``count`` are above 0.
+        count: ``(R,)``.
+    """
+    num_rows, size = excess.shape
+    is_tail = torch.arange(size) >= size - count[:, None]
+    quartile = size - count + (count / 4 + 0.5).long() - 1
+    grid = torch.arange(1, 31 + math.isqrt(size), dtype=excess.dtype) - 0.5
+    b = (1 - (len(grid) / grid).sqrt()) / (3 * excess.gather(-1, quartile[:, None])) + 1 / excess[:, -1:]
+
+    def k_at(b: Tensor) -> Tensor:
+        """Mean over the tail of log(1 - b y), ``(R, G)`` at b ``(R, G)``."""
+        logs = torch.log1p(-b[:, :, None] * excess[:, None])
+        return torch.where(is_tail[:, None], logs, 0.0).sum(-1) / count[:, None]
+
+    k = k_at(b)
+    weight = (count[:, None] * ((-b / k).log() - k - 1)).softmax(-1)
+    weight = torch.where(weight < 10 * torch.finfo(weight.dtype).eps, 0.0, weight)
+    mean = (b * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+    return (count * k_at(mean)[:, 0] + 10 * 0.5) / (count + 10)

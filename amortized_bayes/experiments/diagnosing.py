@@ -63,8 +63,10 @@ def report_rows(report: Diagnosis, family: str) -> Iterator[Measured]:
             gap = gap._replace(value=None, error=None, status="failed")
         yield gap._replace(note=report.evidence())
     arrays = report_arrays(report)
-    for name in ("k_hat", "ess"):
-        yield measured(name, mean_over_points(arrays[name]))
+    yield measured("ess", mean_over_points(arrays["ess"]))
+    khat = arrays["k_hat"]
+    if len(khat := khat[np.isfinite(khat)]):  # weights that are equal have none
+        yield measured("k_hat", mean_over_points(khat))
     yield Measured("doubtful", report.doubtful)
     yield Measured("acceptance", float(report.mean("acceptance")))
     residual = float(report.mean("residual"))
