@@ -37,8 +37,8 @@ Float32 rounds log weights of hundreds of nats by some 1e-5, so that those of an
 def psis_khat(log_weights: Tensor) -> Tensor:
     """Pareto k̂ of each point: ``(..., S)`` log weights in nats, ``(...)`` out, float64 on the weights' device.
 
-    Weights of which the heaviest fifth are equal to 0.001 nats give ``-inf``, as those of an exact guide do. Weights with
-    NaN or ``+inf`` give NaN; weights of which fewer than ``MIN_DRAWS`` are above zero, or fewer than five above a
+    Weights of which the heaviest fifth are equal to 0.001 nats give ``-inf``, as those of an exact guide do. Weights
+    with NaN or ``+inf`` give NaN; weights of which fewer than ``MIN_DRAWS`` are above zero, or fewer than five above a
     level rest, give ``+inf``. Other weights of zero (``-inf``) are the lightest of the draws.
 
     Raises:
@@ -90,7 +90,7 @@ def ess(log_weights: Tensor) -> Tensor:
 
 
 def _fit(values: Tensor) -> Tensor:
-    """Pareto k̂ of finite or zero weights: ``(R, S)`` to ``(R,)``; ``-inf`` for a level tail, ``inf`` for too short a one.
+    """Pareto k̂ of finite or zero weights, ``(R, S) -> (R,)``: ``-inf`` for a level tail, ``inf`` for too short a one.
 
     The tail is what lies above the largest weight outside the heaviest min(S/5, 3√S) draws. Draws that tie with that
     weight are no tail: in float32 many weights are equal, and exceedances of 0 have no generalized Pareto fit.
@@ -119,7 +119,7 @@ def _shape(excess: Tensor, count: Tensor) -> Tensor:
         excess: ``(R, M)``, rising; in each row the last ``count`` are above 0.
         count: ``(R,)``.
     """
-    num_rows, size = excess.shape
+    size = excess.shape[-1]
     is_tail = torch.arange(size) >= size - count[:, None]
     quartile = size - count + (count / 4 + 0.5).long() - 1
     grid = torch.arange(1, 31 + math.isqrt(size), dtype=excess.dtype) - 0.5
