@@ -26,7 +26,7 @@ LAYERS = (
     ("data", "results", "configuration", "running"),
     ("models", "guides"),
     ("labels", "weights", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
-    ("selection", "inference", "evaluation"),
+    ("selection", "inference", "evaluation", "reports"),
     ("plotting",),
     ("comparing",),
     ("diagnosis", "experiments", "report"),

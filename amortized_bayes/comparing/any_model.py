@@ -14,7 +14,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from amortized_bayes.comparing.between import Rung, best_fit
-from amortized_bayes.comparing.comparison import Comparison, FittedGuide
+from amortized_bayes.comparing.comparison import Comparison
+from amortized_bayes.comparing.fitted import FittedGuide
 from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at, start_fit
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits

@@ -3,62 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from amortized_bayes.comparing.archive import array_groups, pack_fits, unpack_fits
 from amortized_bayes.comparing.between import Finding, Rung, compare_fits, find_reference
+from amortized_bayes.comparing.fitted import FittedGuide
 from amortized_bayes.comparing.measures import Measure, over_points
-from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.guides.registry import GUIDES, Fit
-from amortized_bayes.per_point import is_vacuous, mean_over_points
+from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.reports.report import Group, Report
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from torch import Tensor
 
-__all__ = ["Comparison", "FittedGuide"]
+__all__ = ["Comparison", "Ranking"]
+
+SUMMARY = ("elbo", "elbo_error", "family_gap", "family_gap_error", "unconverged_by", "gap_settled", "seconds", "status")
+"""Columns of ``summary``."""
 
 
-class FittedGuide(NamedTuple):
-    """One guide's result.
+class Ranking(NamedTuple):
+    """Which guide came out best, in words.
 
     Args:
-        guide: its name.
-        k: its width, where it has one.
-        step: steps taken; where a fit failed, at which.
-        seconds: that they took.
-        elbo: of each point; ``None`` for a fit that failed.
-        rungs: the fit with each budget, the last with all epochs.
-        active_units: latents that carry something.
+        words: a line for each guide.
+        best: the guide with the highest ELBO; ``None`` where there is nothing to compare with.
+        reasons: why there is not.
     """
 
-    guide: str
-    k: int | None
-    step: int
-    seconds: float
-    elbo: Elbo | None
-    rungs: tuple[Rung, ...]
-    active_units: int = 0
+    words: str
+    best: str | None
+    reasons: tuple[str, ...] = ()
 
     @property
-    def fit(self) -> Fit:
-        """Guide and width."""
-        return Fit(self.guide, self.k)
+    def abstains(self) -> bool:
+        """Whether guides could not be compared."""
+        return self.best is None
 
-    @property
-    def status(self) -> str:
-        """Ok, vacuous or failed."""
-        if self.elbo is None:
-            return "failed"
-        return "vacuous" if is_vacuous(self.active_units) else "ok"
+    def __str__(self) -> str:
+        return self.words
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` found: a row a guide, against the best F-VI found.
+class Comparison(Report):
+    """What :func:`compare` found: a row per guide, against the best F-VI found. ``print`` it for words.
 
     Args:
         fits: results of all guides.
@@ -75,6 +69,8 @@ class Comparison:
         Comparison(4 guides, 4 points, elbo_reference=...)
     """
 
+    KIND: ClassVar[str] = "comparison"
+
     fits: tuple[FittedGuide, ...]
     num_data: int
     seed: int
@@ -85,33 +81,50 @@ class Comparison:
         found = find_reference(self._ladders)
         return None if found is None else next(f for f in self.fits if f.fit == found)
 
+    @property
+    def best(self) -> FittedGuide:
+        """The fit with the highest ELBO.
+
+        Raises:
+            ValueError: every fit failed.
+        """
+        done = [f for f in self.fits if f.elbo is not None]
+        if not done:
+            raise ValueError("expected a fit that succeeded, but every one failed: see to_frame()")
+        return max(done, key=_mean_elbo)
+
     def to_frame(self) -> pd.DataFrame:
-        """A row a guide: ELBO, KL and family gap in nats per point, standard errors over points, and time."""
+        """A row per guide: ELBO, KL and family gap in nats per point, standard errors over points, and time."""
         import pandas as pd
 
         return pd.DataFrame([self._row(f) for f in self.fits]).astype({"k": "Int64"})
 
-    def summary(self) -> str:
-        """What was found, in words."""
-        import pandas as pd
+    def summary(self) -> pd.DataFrame:
+        """The numbers to look at first, in nats per point: a row per guide, by its name for readers."""
+        frame = self.to_frame().reindex(columns=list(SUMMARY))
+        frame.index = [f.label for f in self.fits]
+        return frame
 
-        best = self.reference.elbo if self.reference is not None else None
-        if best is None:
-            return "no F-VI fit succeeded: there is no reference to compare with"
-        lines = [f"ELBO of the best F-VI found: {best.mean()[0]:.3f} nats per point"]
-        for row in self.to_frame().to_dict("records"):
-            label = GUIDES[row["guide"]].label
-            name = label if pd.isna(row["k"]) else f"{label}, k = {row['k']}"
-            if row["status"] == "failed":
-                lines.append(f"{name}: failed at step {row['step']}")
-                continue
-            gap = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)"
-            more = row["unconverged_by"]
-            tail = "" if math.isnan(more) else f"; the last doubling of the epochs gained {more:.3f} nats"
-            tail += "" if row["gap_settled"] else ", so that longer fits may close or turn the gap"
-            dead = "; vacuous: no latent is active" if row["status"] == "vacuous" else ""
-            lines.append(f"{name}: family gap {gap}{tail}{dead}")
-        return "\n".join(lines)
+    @property
+    def verdict(self) -> Ranking:
+        """What was found, in words."""
+        reference = self.reference
+        if reference is None or reference.elbo is None:
+            why = "no F-VI fit succeeded: there is no reference to compare with"
+            return Ranking(why, None, (why,))
+        lines = [f"ELBO of the best F-VI found: {reference.elbo.mean()[0]:.3f} nats per point"]
+        lines += [f"{fitted.label}: {self._say(fitted)}" for fitted in self.fits]
+        return Ranking("\n".join(lines), self.best.label)
+
+    def _say(self, fitted: FittedGuide) -> str:
+        if fitted.elbo is None:
+            return f"failed at step {fitted.step}"
+        row = self._row(fitted)
+        gap, more = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)", row["unconverged_by"]
+        tail = "" if math.isnan(more) else f"; the last doubling of the epochs gained {more:.3f} nats"
+        tail += "" if row["gap_settled"] else ", so that longer fits may close or turn the gap"
+        dead = "; vacuous: no latent is active" if fitted.status == "vacuous" else ""
+        return f"family gap {gap}{tail}{dead}"
 
     def plot(self) -> Figure:
         """Draw the family gap against k."""
@@ -176,7 +189,7 @@ class Comparison:
             "family_gap_error": math.nan if gap.error is None else gap.error,
             "unconverged_by": more.value,
             "gap_settled": self._is_settled(fitted.fit),
-            "seconds_per_step": _seconds_per_step(fitted),
+            "seconds_per_step": fitted.seconds_per_step,
             "status": fitted.status,
         }
 
@@ -186,6 +199,18 @@ class Comparison:
         gap = next((f.measure.value or 0.0 for f in self._findings if (f.fit, f.metric) == (fit, "family_gap")), 0.0)
         own = [gain for other, gain in gains.items() if other == fit or GUIDES[other.guide].is_reference]
         return gap == 0 or abs(gap) > max(own, default=0.0)
+
+    def _pack(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        groups, fits = pack_fits(self.fits)
+        return groups, {"fits": fits, "num_data": self.num_data, "seed": self.seed}
+
+    @classmethod
+    def _unpack(cls, groups: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> Comparison:
+        return cls(unpack_fits(groups, header["fits"]), header["num_data"], header["seed"])
+
+    def _groups(self) -> dict[str, Group]:
+        """Dimensions: ``fit``, ``point`` and ``epochs``."""
+        return array_groups(self.fits, self.num_data)
 
     def __repr__(self) -> str:
         best = self.reference
@@ -197,7 +222,5 @@ def _with(row: Row, measure: Measure) -> Row:
     return row._replace(value=measure.value, standard_error=measure.error, error_over=measure.error_over)
 
 
-def _seconds_per_step(fitted: FittedGuide) -> float:
-    """Of a fit's own steps: one that goes on from another's answer has those that led there below its first rung."""
-    before, top = fitted.rungs[-2:]
-    return (top.seconds - before.seconds) / max(1, top.step - before.step)
+def _mean_elbo(fitted: FittedGuide) -> float:
+    return -math.inf if fitted.elbo is None else fitted.elbo.mean()[0]

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from amortized_bayes.diagnosis import storage
 from amortized_bayes.diagnosis.verdict import UNKNOWN, Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.per_point import mean_over_points
-from amortized_bayes.results.durable import write_atomically
+from amortized_bayes.reports.report import Group, Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +40,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Report):
     """Where the nats go, for B points. ``print`` it for one line, ``summary()`` for means, ``to_frame()`` for points.
 
     Args:
@@ -68,6 +65,8 @@ class Diagnosis:
         >>> isinstance(report, ab.Diagnosis)
         True
     """
+
+    KIND: ClassVar[str] = "diagnosis"
 
     values: Mapping[str, Tensor]
     errors: Mapping[str, Tensor]
@@ -186,16 +185,7 @@ class Diagnosis:
 
         return gap_figure(self.to_frame(), self.summary(), str(self.verdict))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one safetensors file with a JSON header.
-
-        Raises:
-            ValueError: the file cannot be written.
-        """
-        write_atomically(Path(path), self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """What ``save`` writes."""
+    def _pack(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         found = {} if self.certificate is None else self.certificate._asdict()
         bounds = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         header = {
@@ -205,19 +195,27 @@ class Diagnosis:
             "target_gap": self.target_gap,
             "settings": dict(self.settings),
         }
-        return storage.dump({"values": self.values, "errors": self.errors, "certificate": bounds}, header)
+        return {"values": self.values, "errors": self.errors, "certificate": bounds}, header
 
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> Diagnosis:
-        """Read what ``save`` wrote; nothing is unpickled.
-
-        Raises:
-            ValueError: no such file, or one that is truncated, changed or no diagnosis.
-        """
-        groups, header = storage.load(path)
-        plain = header.pop("certificate")
+    @classmethod
+    def _unpack(cls, groups: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> Diagnosis:
+        plain = header["certificate"]
         certificate = None if plain is None else Certificate(**groups["certificate"], **plain)
-        return Diagnosis(groups["values"], groups["errors"], certificate, **header)
+        more = {name: value for name, value in header.items() if name != "certificate"}
+        return cls(groups["values"], groups["errors"], certificate, **more)
+
+    def _groups(self) -> dict[str, Group]:
+        """Dimensions: ``shared_draw`` (T) and ``point`` (B), or ``simulated_point`` for the certificate."""
+        of_points = ("shared_draw", "point")
+        groups = {
+            name: Group({key: (of_points, tensor.numpy()) for key, tensor in found.items()})
+            for name, found in (("values", self.values), ("errors", self.errors))
+        }
+        bounds = {} if self.certificate is None else self._pack()[0]["certificate"]
+        if bounds:
+            of_simulated = ("shared_draw", "simulated_point")
+            groups["certificate"] = Group({key: (of_simulated, tensor.numpy()) for key, tensor in bounds.items()})
+        return groups
 
     def __repr__(self) -> str:
         return f"Diagnosis({self.num_points} points; {self.verdict.words})"

@@ -1,0 +1,124 @@
+"""What ``compare`` and ``diagnose`` return has one face, and survives its file."""
+
+import math
+import sys
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import amortized_bayes as ab
+from amortized_bayes.inference.options import FitOptions
+
+X = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+FAST = {"capture": "off", "batch_size": 6}
+
+
+def normal(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z[:, None].expand(-1, 2), 0.5).to_event(1), obs=x)
+
+
+def shared(x):
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal((mean + z)[:, None], 0.5).to_event(1), obs=x)
+
+
+def compared(model=normal, **options):
+    settings = ab.ComparisonSettings(4, 2, num_draws=3, fit=FitOptions(**FAST, **options))
+    return ab.compare(model, X, (2,), settings=settings, progress=False)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return compared(shared)
+
+
+@pytest.fixture(scope="module")
+def diagnosis():
+    guide = ab.Constant(ab.latent_sites(normal, X).local, len(X))
+    settings = ab.DiagnosisSettings(num_particles=100, certificate=ab.CertificateSettings(4, 0.1, 64))
+    return ab.diagnose(normal, guide, X, settings=settings)
+
+
+@pytest.fixture(params=["comparison", "diagnosis"])
+def report(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_both_reports_have_one_face(report, tmp_path):
+    assert isinstance(report.to_frame(), pd.DataFrame)
+    assert isinstance(report.summary(), pd.DataFrame)
+    assert isinstance(report.plot(), Figure)
+    assert str(report) == str(report.verdict) == report.verdict.words
+    assert report.verdict.abstains in (True, False)
+    assert isinstance(report.verdict.reasons, tuple)
+    report.save(tmp_path / "report")
+    again = type(report).load(tmp_path / "report")
+    pd.testing.assert_frame_equal(again.to_frame(), report.to_frame())
+    pd.testing.assert_frame_equal(again.summary(), report.summary())
+    assert str(again) == str(report)
+    assert repr(again) == repr(report)
+
+
+def test_a_file_of_one_kind_is_refused_as_the_other(comparison, diagnosis, tmp_path):
+    comparison.save(tmp_path / "comparison")
+    diagnosis.save(tmp_path / "diagnosis")
+    with pytest.raises(ValueError, match="to hold 'amortized_bayes diagnosis 1', got 'amortized_bayes comparison 1'"):
+        ab.Diagnosis.load(tmp_path / "comparison")
+    with pytest.raises(ValueError, match="to hold 'amortized_bayes comparison 1'"):
+        ab.Comparison.load(tmp_path / "diagnosis")
+
+
+def test_errors_of_shared_draws_and_rows_survive_the_file(comparison, tmp_path):
+    comparison.save(tmp_path / "comparison")
+    again = ab.Comparison.load(tmp_path / "comparison")
+    assert comparison.fits[0].elbo.shared_error > 0
+    pd.testing.assert_frame_equal(again.to_rows(), comparison.to_rows())
+
+
+def test_failed_fits_survive_the_file(tmp_path):
+    report = compared(row_learning_rate=1e30)
+    assert "failed" in report.summary()["status"].tolist()
+    report.save(tmp_path / "report")
+    again = ab.Comparison.load(tmp_path / "report")
+    pd.testing.assert_frame_equal(again.to_frame(), report.to_frame())
+    assert again.verdict == report.verdict
+    assert report.verdict.abstains == (report.reference is None)
+
+
+def test_the_summary_of_a_comparison_names_guides_for_readers(comparison):
+    summary = comparison.summary()
+    assert summary.index.tolist() == ["constant VI", "A-VI, k = 2", "F-VI", "F-VI from A-VI"]
+    assert comparison.best.label == comparison.verdict.best == summary["elbo"].astype(float).idxmax()
+
+
+def test_arrays_of_a_comparison(comparison):
+    groups = comparison._groups()
+    (dims, elbo), (_, ladder) = groups["fits"].arrays["elbo"], groups["budgets"].arrays["elbo"]
+    assert dims == ("fit", "point")
+    assert elbo.shape == (4, 12)
+    assert elbo[1].tolist() == ladder[1, -1].tolist() == comparison.fits[1].elbo.value.tolist()
+    assert math.isnan(ladder[3, 0, 0])  # F-VI from A-VI has no fit with the smallest budget
+
+
+def test_without_xarray_one_line_says_what_to_install(report, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ImportError, match="pip install"):
+        report.to_xarray()
+
+
+def test_a_data_tree_holds_the_arrays(comparison, diagnosis):
+    pytest.importorskip("xarray")
+    tree = comparison.to_xarray()
+    assert tree["fits"]["elbo"].sel(fit="F-VI").shape == (12,)
+    assert tree.attrs["verdict"] == str(comparison)
+    tree = diagnosis.to_xarray()
+    assert tree["values"]["elbo"].dims == ("shared_draw", "point")
+    assert set(tree.children) >= {"values", "errors"}
