@@ -22,6 +22,7 @@ LAYERS = (
         "masks",
         "shared_draw",
         "snapshots",
+        "registration",
     ),
     ("data", "results", "configuration", "running"),
     ("models", "guides"),

@@ -22,6 +22,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from amortized_bayes.registration import Registered
 from amortized_bayes.types import LatentSite
 
 __all__ = ["INITIAL_LOG_SCALE", "LocalGuide", "gaussian_site", "initial_parameters", "is_real", "unconstrained_shape"]
@@ -30,8 +31,10 @@ INITIAL_LOG_SCALE = -1.0
 """Every family starts from the same q(z): location 0 and this log scale, for every data point."""
 
 
-class LocalGuide(nn.Module, ABC):
+class LocalGuide(Registered, ABC):
     """A factorized Gaussian for the local sites of each data point, beside an optional guide of the shared sites.
+
+    Fitted by :func:`~amortized_bayes.fit`, or by ``pyro.infer.SVI`` as it is.
 
     Args:
         sites: local latent sites of the model; D is their total size on the unconstrained space.

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from amortized_bayes.guides.local import gaussian_site, unconstrained_shape
+from amortized_bayes.registration import Registered
 from amortized_bayes.types import LatentSite
 
 __all__ = ["MeanField"]
 
 
-class MeanField(nn.Module):
+class MeanField(Registered):
     """Guide of the shared sites, one Gaussian factor for each unconstrained coordinate.
 
     Args:

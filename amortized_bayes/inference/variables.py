@@ -202,7 +202,7 @@ def _parameters(
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Parameters that give local factors, all others but log scales of q(theta), and these; without tables.
 
-    They are those of modules and of the param store.
+    They are those of modules, and those of the param store that a program asks for: others are of other runs.
     """
     shared_guide = getattr(guide, "shared", None)
     shared_ids = {id(p) for p in shared_guide.parameters()} if isinstance(shared_guide, nn.Module) else set()
@@ -211,12 +211,20 @@ def _parameters(
     local = [p for p in of_guide if id(p) not in shared_ids]
     shared = [p for p in of_guide if id(p) in shared_ids] + of_model
     known = {id(p) for p in (*local, *shared)} | rows
-    with torch.no_grad():
-        for program in (guide, model):
-            call(poutine.block(program))  # inside a handler Pyro does not warn of observed sites
-    store: list[Any] = [p for p in pyro.get_param_store()._params.values() if id(p) not in known and p.requires_grad]
+    asked = dict.fromkeys(name for program in (guide, model) for name in _params_asked_for(program, call))
+    params = pyro.get_param_store()._params
+    store: list[Any] = [params[name] for name in asked if name in params]
+    store = [p for p in store if id(p) not in known and p.requires_grad]
     others = shared + store
     return local, [p for p in others if id(p) not in scale_ids], [p for p in others if id(p) in scale_ids]
+
+
+def _params_asked_for(program: Callable[..., object], call: Callable[[Callable[..., object]], None]) -> list[str]:
+    """Names of the ``pyro.param`` statements of a run of a program."""
+    traced = poutine.trace(program)
+    with torch.no_grad():
+        call(traced)
+    return traced.trace.param_nodes
 
 
 def _trainable(program: object, rows: set[int]) -> list[nn.Parameter]:

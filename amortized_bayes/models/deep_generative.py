@@ -21,11 +21,12 @@ from torch.func import functional_call
 
 from amortized_bayes.likelihoods import LIKELIHOODS, Likelihood
 from amortized_bayes.networks import MLP, Activation, fan_in
+from amortized_bayes.registration import Registered
 
 __all__ = ["DeepGenerative"]
 
 
-class DeepGenerative(nn.Module):
+class DeepGenerative(Registered):
     """Decoder D -> hidden -> P, or another network, as a Pyro program over the plate ``data``.
 
     Sites: ``z`` (D,) and ``x`` (P,) inside the plate; ``decoder.<l>.weight`` and ``decoder.<l>.bias`` of each layer l

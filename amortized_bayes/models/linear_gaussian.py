@@ -13,12 +13,14 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import MultivariateNormal
-from torch import Tensor, nn
+from torch import Tensor
+
+from amortized_bayes.registration import Registered
 
 __all__ = ["LinearGaussian"]
 
 
-class LinearGaussian(nn.Module):
+class LinearGaussian(Registered):
     """Probabilistic PCA as a Pyro program over the plate ``data``, with sites ``z`` (D,) and ``x`` (P,).
 
     Args:
