@@ -20,17 +20,19 @@ __all__ = ["adopt_mask", "adopt_scale", "is_masked", "is_one"]
 
 
 def adopt_mask(site: Any, twin: Any) -> None:
-    """Give a guide's site ``twin`` the masks of the model's ``site``, where it has none of its own.
+    """Give a guide's site ``twin`` the masks of the model's ``site``, in place of its own.
 
     Raises:
         ValueError: the guide masks what the model does not, or cannot be masked entry by entry as the model is.
     """
-    (depth, mask), (_, own) = _inner_mask(site["fn"]), _inner_mask(twin["fn"])
+    depth, mask = _inner_mask(site["fn"])
+    if _is_masked_otherwise(site, twin):
+        if _masks_more(site, twin):
+            raise ValueError(f"the guide masks {site['name']!r} where the model does not: draws there have no weight")
+        twin["mask"], twin["fn"] = None, _without_mask(twin["fn"])
     if twin["mask"] is None:
         twin["mask"] = site["mask"]
-    elif twin["mask"] is not site["mask"] and _masks_more(twin["mask"], site["mask"], mask, depth):
-        raise ValueError(f"the guide masks {site['name']!r} where the model does not: draws there have no weight")
-    if mask is None or own is not None:
+    if mask is None or _inner_mask(twin["fn"])[1] is not None:
         return
     base, levels = twin["fn"], 0
     while depth > levels and isinstance(base, dist.Independent):
@@ -74,13 +76,34 @@ def _inner_mask(fn: Any) -> tuple[int, Any]:
     return depth, fn._mask if isinstance(fn, dist.MaskedDistribution) else None
 
 
-def _masks_more(own: Any, outer: Any, inner: Any, depth: int) -> bool:
-    """Whether a guide's mask leaves out what neither of the model's does; not looked at while a step is captured."""
+def _without_mask(fn: Any) -> Any:
+    """A distribution without the mask inside it."""
+    if isinstance(fn, dist.Independent):
+        return dist.Independent(_without_mask(fn.base_dist), fn.reinterpreted_batch_ndims)
+    return fn.base_dist if isinstance(fn, dist.MaskedDistribution) else fn
+
+
+def _is_masked_otherwise(site: Any, twin: Any) -> bool:
+    """Whether a guide's site has a mask of its own that is no copy of the model's."""
+    own, outer = _inner_mask(twin["fn"])[1], twin["mask"]
+    copied = outer is None or outer is site["mask"]
+    return not copied or (own is not None and own is not _inner_mask(site["fn"])[1])
+
+
+def _masks_more(site: Any, twin: Any) -> bool:
+    """Whether a guide leaves out what the model does not; not looked at while a step is captured."""
     if get_proxy_mode() is not None:  # it was before, when the step was run
         return False
-    kept = torch.as_tensor(True)
-    for mask, events in ((outer, 0), (inner, depth)):
-        if mask is not None:
-            whole = torch.as_tensor(mask)
-            kept = kept & (whole.flatten(-events).any(-1) if events and whole.dim() >= events else whole)
-    return bool((kept & ~torch.as_tensor(own, device=kept.device)).any())
+    return bool((_kept(site) & ~_kept(twin)).any())
+
+
+def _kept(site: Any) -> Tensor:
+    """Which entries of a site's value are not masked, of the value's shape."""
+    fn, value = site["fn"], site["value"]
+    depth, mask = _inner_mask(fn)
+    kept = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+    for part, events in ((site["mask"], len(fn.event_shape)), (mask, len(fn.event_shape) - depth)):
+        if part is not None:
+            whole = torch.as_tensor(part, device=value.device)
+            kept = kept & whole.reshape(*whole.shape, *[1] * events)
+    return kept

@@ -114,12 +114,16 @@ class PairedTraces(NamedTuple):
         Masks and scales set by the user stay in. Only the scale of our own plate is divided out, which
         ``unscaled_log_prob`` cannot do: it drops masks too.
         """
-        frame = plate_frame(site, self.plate)
         scale = self.own_scale(site)
         if site["mask"] is not None:
             values = torch.where(torch.as_tensor(site["mask"]), values, values.new_zeros(()))
         if not (isinstance(scale, float) and math.isclose(scale, 1.0, rel_tol=1e-12)):
             values = values * scale
+        return self.sum_to_plate(site, values)
+
+    def sum_to_plate(self, site: Any, values: Tensor) -> Tensor:
+        """Sum ``values`` of a site's batch shape over every dimension but the plate's, or over all outside it."""
+        frame = plate_frame(site, self.plate)
         if frame is None:
             return values.sum()
         if values.dim() < -frame.dim or values.shape[frame.dim] != frame.size:

@@ -28,9 +28,10 @@ from amortized_bayes.evaluation.chunking import PointChunk, SharedDraw, point_ch
 from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, weight_blocks
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.joint import log_joint
+from amortized_bayes.joint.checks import check_guide, check_scales
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import log_weights, plate_frame, sample_sites
+from amortized_bayes.weights import log_weights, plate_frame, sample_sites, trace_pair
 
 __all__ = ["SHARED_DRAWS", "Elbo", "Estimate", "elbo", "iwae", "log_predictive"]
 
@@ -184,6 +185,8 @@ def iwae(
             return _streamed(chunk, model, guide, num_particles, max_rows)
         return _log_mean_exp(chunk.weights(log_weights, model, guide, num_particles=num_particles).local[0])
 
+    _check_scales(chunks[0], model, guide)
+
     def share() -> Tensor:
         found = chunks[0].weights(expected_log_weights, model, guide, num_data=num_data)
         return found.shared / found.num_data
@@ -264,6 +267,7 @@ def log_predictive(
         return mean.value, mean.standard_error
 
     chunks = list(point_chunks(args, kwargs, max_rows // num_particles, plate))
+    _check_scales(chunks[0], model, guide)
     draws = list(_draws(chunks, 1 if local_reparametrization else num_shared, evaluate))
     of_theta = torch.stack([found for _, (found, _) in draws])  # (T, B)
     value, error = _log_mean_exp(of_theta)
@@ -332,6 +336,14 @@ def _streamed(
     for block in weight_blocks(joint, guide, num_particles, max_rows):
         mean.add(block)
     return mean.value, mean.standard_error
+
+
+def _check_scales(chunk: PointChunk, model: Model, guide: Guide) -> None:
+    """Refuse scaled sites, whose weights have no bound on log p(x) in them; the generator is left as it was."""
+    with chunk, torch.random.fork_rng():
+        traces = trace_pair(model, guide, chunk.args, chunk.kwargs, chunk.plate)
+    check_scales(traces.model, chunk.plate)
+    check_guide(traces)
 
 
 def _log_mean_exp(log_terms: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import pyro.poutine as poutine
@@ -12,10 +12,12 @@ from torch import Tensor
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.weights import PairedTraces, no_plate_error, plate_frame, sample_sites
 
-__all__ = ["check_density", "check_fixed", "check_latents", "check_model"]
+__all__ = ["check_density", "check_fixed", "check_guide", "check_latents", "check_model", "check_scales"]
 
 
 class _Density(Protocol):
+    plate: str
+
     @property
     def num_points(self) -> int: ...
 
@@ -54,25 +56,52 @@ def check_latents(trace: poutine.Trace, plate: str) -> None:
 
 def check_model(trace: poutine.Trace, plate: str) -> None:
     """Refuse a model whose terms do not add up to log p(x, z) of data: nothing observed, or scaled sites."""
-    traces = PairedTraces(trace, trace, plate)
     if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
         raise no_plate_error(trace, plate)
-    if not any(True for _ in traces.local_sites(trace, observed=True)):
+    if not any(True for _ in PairedTraces(trace, trace, plate).local_sites(trace, observed=True)):
         raise ValueError(f"expected an observed site inside plate {plate!r} (`obs=`), got none: nothing says what x is")
+    check_scales(trace, plate)
+
+
+def check_scales(trace: poutine.Trace, plate: str) -> None:
+    """Refuse a model that scales a site, the plate's own scale apart: its terms do not add up to log p(x, z)."""
+    for site, shown in _scaled(PairedTraces(trace, trace, plate), trace):
+        raise ValueError(
+            f"expected sites that are not scaled, got {site['name']!r} with a scale of {shown}: log p(x) is then "
+            "something else and gaps to it mean nothing; take poutine.scale away, or set it to 1, for this"
+        )
+
+
+def check_guide(traces: PairedTraces) -> None:
+    """Refuse a guide that scales a site inside the plate where the model does not: weights are then no p/q."""
+    for site, shown in _scaled(traces, traces.guide):
+        if plate_frame(site, traces.plate) is not None:
+            raise ValueError(
+                f"expected a guide whose sites are not scaled, got {site['name']!r} with a scale of {shown}: its "
+                "log q is then that of no distribution; take poutine.scale away, or set it to 1, for this"
+            )
+
+
+def _scaled(traces: PairedTraces, trace: poutine.Trace) -> Iterator[tuple[Any, str]]:
+    """Sites whose scale is other than 1, the plate's apart, with the scale in words."""
     for site in sample_sites(trace):
         scale = traces.own_scale(site)
         if not is_one(scale):
-            shown = f"{float(scale):g}" if not isinstance(scale, Tensor) or scale.numel() == 1 else "other than 1"
-            raise ValueError(
-                f"expected sites that are not scaled, got {site['name']!r} with a scale of {shown}: log p(x) is then "
-                "something else and gaps to it mean nothing; take poutine.scale away, or set it to 1, for this"
-            )
+            one = not isinstance(scale, Tensor) or scale.numel() == 1
+            yield site, f"{float(scale):g}" if one else "other than 1"
 
 
 def check_density(joint: _Density) -> None:
     """Two draws from the prior, scored together and alone, must give the same numbers, none of them NaN."""
-    z = joint.sample_prior(2)
-    together, alone = joint(z), joint(z[1])
+    try:
+        z = joint.sample_prior(2)
+        together, alone = joint(z), joint(z[1])
+    except (RuntimeError, ValueError, IndexError) as error:  # on data as they are it ran just now
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"cannot run the model on its data repeated 2 times along plate {joint.plate!r}, as chains need it; "
+            f"expected tensors with a row per point as arguments instead of closing over them ({first})"
+        ) from error
     bad = together.isnan().any(0).nonzero().flatten().tolist()
     if bad:
         raise ValueError(

@@ -249,7 +249,7 @@ def plate_to_front(node: Any, plate: str, value: Tensor) -> Tensor:
 
 
 def _log_prob(traces: PairedTraces, site: Any, jacobian: Tensor) -> Tensor:
-    return traces.reduce(site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]) + jacobian)
+    return traces.log_prob(site) + traces.sum_to_plate(site, jacobian)  # no scale or mask is the Jacobian's
 
 
 def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import Independent, Normal, TransformedDistribution, biject_to, constraints
 
+from amortized_bayes.joint.checks import check_guide
 from amortized_bayes.joint.density import LogJoint, plate_to_front
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.types import Guide
@@ -105,7 +106,9 @@ def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
     args, kwargs = joint.arguments
     model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
     with torch.no_grad(), joint.indexed():
-        return trace_pair(model, guide, args, kwargs, joint.plate)
+        traces = trace_pair(model, guide, args, kwargs, joint.plate)
+    check_guide(traces)
+    return traces
 
 
 def _free_normal(fn: Any, support: Any) -> Normal | None:
