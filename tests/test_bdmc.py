@@ -201,6 +201,18 @@ def test_simulated_data_take_the_place_of_the_arguments() -> None:
     torch.testing.assert_close(simulated(z[None])[0], simulated(z))
 
 
+def test_each_value_is_drawn_by_itself_where_its_density_broadcasts() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
+
+    torch.manual_seed(0)
+    simulated, z = simulate(log_joint(model, torch.zeros(2_000, 3)))
+    noise = simulated.arguments[0][0] - z
+    assert noise.T.cov().numpy() == pytest.approx(0.25 * torch.eye(3).numpy(), abs=4 * 0.25 * (2 / 2_000) ** 0.5)
+
+
 def test_models_that_cannot_be_simulated_are_refused(w: Tensor) -> None:
     def scaled(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import Independent, Unit
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -48,8 +48,19 @@ class _Unobserve(Messenger):
         if msg["is_observed"] and plate_frame(msg, self.plate) is not None:
             if isinstance(msg["fn"], Unit):
                 raise ValueError(f"expected a model that data can be drawn from, got factor {msg['name']!r}")
+            msg["fn"] = _as_large(msg["fn"], msg["value"].shape)
             msg["infer"] = {**(msg["infer"] or {}), "simulated_for": msg["value"]}
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+def _as_large(fn: Any, shape: torch.Size) -> Any:
+    """A distribution with the shape of the values that its density is taken of, by broadcasting: one draw for each."""
+    base, levels = fn, 0
+    while isinstance(base, Independent):
+        base, levels = base.base_dist, levels + base.reinterpreted_batch_ndims
+    if not levels or fn.event_shape == shape[len(shape) - len(fn.event_shape) :] or len(base.event_shape):
+        return fn
+    return base.expand(torch.broadcast_shapes(base.batch_shape, shape)).to_event(levels)
 
 
 def _place_of(joint: LogJoint, node: Any, taken: set[int]) -> int:
