@@ -3,34 +3,88 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["snapshot"]
+__all__ = ["Snapshot", "snapshot"]
 
 DEPTH = 3
 """How many functions that call each other are followed."""
 
 
-def snapshot(*programs: Any) -> Callable[[], None]:
-    """Remember the tensors of modules that programs are or name, and of the param store; return what puts them back."""
-    modules = {id(module): module for program in programs for module in _modules(program, DEPTH)}
-    owned = [tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())]
-    tensors = list({id(tensor): tensor for tensor in (*owned, *pyro.get_param_store()._params.values())}.values())
-    values = [tensor.detach().clone() for tensor in tensors]
+class Snapshot:
+    """Tensors, and the values that they had; call it to put these back.
 
-    def put_back() -> None:
+    Args:
+        tensors: of modules.
+        stored: unconstrained parameters of Pyro's param store, by name; those that it no longer holds are left out.
+    """
+
+    def __init__(self, tensors: list[Tensor], stored: dict[str, Tensor]) -> None:
+        self._tensors, self._stored = tensors, stored
+        self.values = [tensor.detach().clone() for tensor in self._all]
+
+    @property
+    def _all(self) -> list[Tensor]:
+        return [*self._tensors, *self._stored.values()]
+
+    def __call__(self) -> None:
+        """Put the values back."""
         with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
+            for tensor, value in zip(self._all, self.values, strict=True):
                 tensor.copy_(value)
 
-    return put_back
+    def holds(self) -> bool:
+        """Whether all tensors have these values now."""
+        return all(map(torch.equal, self._all, self.values))
+
+    def lives(self) -> bool:
+        """Whether the param store still has the parameters that it had."""
+        store = pyro.get_param_store()._params
+        return all(store.get(name) is tensor for name, tensor in self._stored.items())
+
+    def since(self, before: Snapshot) -> Snapshot:
+        """Those tensors alone that had other values before."""
+        old = before._by_tensor
+        return self._of(
+            key for key, value in self._by_tensor.items() if key in old and not torch.equal(value, old[key])
+        )
+
+    def like(self, other: Snapshot) -> Snapshot:
+        """Those tensors alone that another has too."""
+        return self._of(other._by_tensor)
+
+    @property
+    def _by_tensor(self) -> dict[int, Tensor]:
+        return {id(tensor): value for tensor, value in zip(self._all, self.values, strict=True)}
+
+    def _of(self, keys: Iterable[int]) -> Snapshot:
+        kept, values = set(keys), self._by_tensor
+        found = Snapshot(
+            [tensor for tensor in self._tensors if id(tensor) in kept],
+            {name: tensor for name, tensor in self._stored.items() if id(tensor) in kept},
+        )
+        found.values = [values[id(tensor)] for tensor in found._all]
+        return found
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def snapshot(*programs: Any) -> Snapshot:
+    """Remember the tensors of modules that programs are or name, and of the param store."""
+    modules = {id(module): module for program in programs for module in _modules(program, DEPTH)}
+    owned = [tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())]
+    stored = dict(pyro.get_param_store()._params)
+    in_store = set(map(id, stored.values()))
+    tensors = {id(tensor): tensor for tensor in owned if id(tensor) not in in_store}
+    return Snapshot(list(tensors.values()), stored)
 
 
 def _modules(program: Any, depth: int) -> Iterator[nn.Module]:

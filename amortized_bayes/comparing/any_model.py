@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amortized_bayes.comparing.between import Rung, best_fit
 from amortized_bayes.comparing.comparison import Comparison
-from amortized_bayes.comparing.fitted import FittedGuide
+from amortized_bayes.comparing.fitted import FittedGuide, with_own_states
 from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at, start_fit
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits
@@ -77,7 +77,9 @@ def compare(
     """Fit constant, amortized (each width) and factorized guides, built from the model's own trace, and compare them.
 
     Shared latents get a mean-field Gaussian, started at a draw from their priors; parameters of the model are fitted
-    beside each guide and put back to their start before the next. All families start from the same q(z).
+    beside each guide and put back to their start before the next and at the end. All families start from the same q(z).
+    The report keeps the fitted guides: ``diagnose(model, report.best.apply().guide, x)`` is the next line, where ``apply``
+    puts the model's parameters, if it has any, where they were fitted to. Without it such a guide refuses to run.
 
     Args:
         model: Pyro program called as ``model(x)``, or ``model(x, index)`` if it has a parameter of that name, with
@@ -148,9 +150,10 @@ def _compare(
         local_reparametrization=chosen.fit.local_reparametrization,
     )
     try:
-        return Comparison(tuple(_fit_all(problem, fits, progress)), len(x), seed)
+        fitted = list(_fit_all(problem, fits, progress))
     finally:
         put_back()
+    return Comparison(tuple(with_own_states(fitted, put_back)), len(x), seed)
 
 
 def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[FittedGuide]:
@@ -188,10 +191,12 @@ def _fit(problem: FitProblem, fit: Fit, start: Start | None) -> tuple[FittedGuid
         done = finish_fit(problem, fitting)
     except Divergence as error:
         return FittedGuide(*fit, error.step, fitting.training.seconds, None, tuple(rungs)), None
+    fitting.training.settle()
     top = done.evaluation
     rungs.append(Rung(top.epochs, top.step, top.seconds, done.elbo))
     active = int(top.measures["active_units"].value or 0)
-    return FittedGuide(*fit, top.step, top.seconds, done.elbo, tuple(rungs), active), answer
+    state = snapshot(fitting.model)
+    return FittedGuide(*fit, top.step, top.seconds, done.elbo, tuple(rungs), active, fitting.guide, state), answer
 
 
 def _keep(model: Any) -> Callable[[Any], None]:
