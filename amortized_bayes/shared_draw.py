@@ -12,8 +12,16 @@ __all__ = ["SharedDraw", "plate_frame"]
 
 
 def plate_frame(site: Any, plate: str) -> Any:
-    """The plate's frame in a site's stack of plates, ``None`` for a site outside the plate."""
-    return next((f for f in site["cond_indep_stack"] if f.name == plate), None)
+    """The plate's frame in a site's stack of plates, ``None`` for a site outside the plate.
+
+    A plate without a size gets that of the site's distribution, and keeps -1 where this has no row per point.
+    """
+    frame = next((f for f in site["cond_indep_stack"] if f.name == plate), None)
+    if frame is None or not isinstance(frame.size, int) or frame.size >= 0 or site["type"] != "sample":
+        return frame
+    shape = site["fn"].batch_shape
+    size = shape[frame.dim] if len(shape) >= -frame.dim else -1
+    return frame._replace(size=size, full_size=size)
 
 
 class SharedDraw(Messenger):

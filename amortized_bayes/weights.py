@@ -270,8 +270,11 @@ class _Tiling(Messenger):
         with torch.no_grad():
             traces = trace_pair(model, guide, args, kwargs, plate)
         site = traces.model.nodes.get(plate) or traces.guide.nodes.get(plate)
-        if site is None or not isinstance(site["value"], Tensor):
-            raise ValueError(f"expected plate {plate!r} to have a size, got one without")
+        if site is None:  # a plate without a size counts the rows that it is given
+            (batch, _), value = traces.plate_sizes(), next(sample_sites(traces.model))["value"]
+            return cls(plate, torch.arange(batch, device=value.device), num_particles)
+        if not isinstance(site["value"], Tensor):
+            raise ValueError(f"expected plate {plate!r} to have its points as a tensor, got {type(site['value'])}")
         chosen = site["fn"].subsample_size
         tiling = cls(plate, site["value"], num_particles)
         tiling.full_size = site["fn"].size  # where the plate is sized by the batch, tiling would multiply it
@@ -319,8 +322,14 @@ class _Tiling(Messenger):
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[Any]:
-    """All sample sites of a trace, latent or observed, without the plates' own."""
-    return (s for s in trace.nodes.values() if s["type"] == "sample" and not isinstance(s["fn"], _Subsample))
+    """All sample sites of a trace, latent or observed, without the plates' own and those of ``pyro.deterministic``."""
+    return (
+        s
+        for s in trace.nodes.values()
+        if s["type"] == "sample"
+        and not isinstance(s["fn"], _Subsample)
+        and not (s["infer"] or {}).get("_deterministic")
+    )
 
 
 def match_traces(traces: PairedTraces) -> None:
@@ -332,6 +341,10 @@ def match_traces(traces: PairedTraces) -> None:
         frame = plate_frame(site, traces.plate)
         if frame is not None and frame.dim is None:
             raise ValueError(f"plate {traces.plate!r} is sequential; expected `with pyro.plate(...)`, got `for ... in`")
+        if frame is not None and frame.size == -1:
+            raise ValueError(
+                f"plate {traces.plate!r} has no size, and {site['name']!r} in it no row per point; size it"
+            )
         if site["is_observed"]:
             continue
         twin = traces.guide.nodes.get(site["name"])

@@ -18,8 +18,8 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from amortized_bayes.calls import PerPointNames, PointProgram, bind_points, with_index
 from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.diagnosis.verdict import UNKNOWN
@@ -33,6 +33,7 @@ from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import draw_shared, global_seed, log_joint, read_gaussian
+from amortized_bayes.signatures import check_arguments, check_keywords, takes
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import trace_pair
 
@@ -94,6 +95,7 @@ class _Job:
     guide: Guide
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    described: str
     plate: str
     seed: int
     settings: DiagnosisSettings
@@ -114,29 +116,32 @@ class _Job:
 def diagnose(
     model: Model,
     guide: Guide,
-    x: Tensor,
     *args: Any,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     settings: DiagnosisSettings | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **kwargs: Any,
 ) -> Diagnosis:
-    """Say what the family, the amortization and the estimates cost at each point of ``x``.
+    """Say what the family, the amortization and the estimates cost at each point of the data.
 
     Args:
-        model: Pyro program ``model(x, *args, **kwargs)`` with a plate over data points, trained; its parameters stay
+        model: Pyro program ``model(*args, **kwargs)`` with a plate over data points, trained; its parameters stay
             as they are. Put modules with dropout or batch norm in evaluation mode.
         guide: Pyro program for all its latents.
-        x: data of B points, ``(B, ...)``.
-        args: further arguments of both programs.
-        plate: name of the plate over data points.
+        args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
+            points, and whatever else the programs take. Where the model needs an ``index`` that is not passed, it gets
+            the places of the points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         settings: how to estimate.
         seed: of all draws; torch's global generator is left as it was.
         progress: called with the stage's name, what is done of it and all of it.
-        kwargs: further keyword arguments of both programs.
+        kwargs: keyword arguments of both programs.
 
     Raises:
+        TypeError: arguments that model or guide do not take, such as an option that is misspelt.
         ValueError: a model without the plate, a latent that is discrete, a guide that misses a site, data or
             parameters that are not finite, or data that the model or guide cannot take.
 
@@ -152,12 +157,19 @@ def diagnose(
         4
     """
     chosen = settings or DiagnosisSettings()
-    _check(model, guide, (x, *args), kwargs)
+    _check_parameters(model, guide)
+    check_keywords(diagnose, model, kwargs)
+    data, plate = bind_points(model, args, kwargs, plate=plate, per_point=per_point, any_size=True)
+    given = with_index(data, model)
+    drop = ["index"] if len(given.names) > len(data.names) and not takes(guide, "index") else []
+    taken, named = given.arguments()
+    check_arguments(guide, taken, {name: value for name, value in named.items() if name not in drop}, "guide")
     job = _Job(
-        model=model,
-        guide=guide,
-        args=(x, *args),
-        kwargs=kwargs,
+        model=PointProgram(model, given),
+        guide=PointProgram(guide, given, drop=drop),
+        args=(given.rows,),
+        kwargs={},
+        described=given.describe(),
         plate=plate,
         seed=seed,
         settings=chosen,
@@ -189,7 +201,7 @@ def diagnose(
 
 def _shared_draws(job: _Job) -> list[dict[str, Tensor]]:
     """Draws of the latents outside the plate, one empty dict where there are none; model and guide are checked."""
-    with _said_of(job.args[0]), torch.no_grad(), global_seed(job.seed, "shared"):
+    with _said_of(job.described), torch.no_grad(), global_seed(job.seed, "shared"):
         trace_pair(job.model, job.guide, job.args, job.kwargs, job.plate)
         draws = draw_shared(job.guide, *job.args, num_draws=job.settings.num_shared, plate=job.plate, **job.kwargs)
         log_joint(job.model, *job.args, plate=job.plate, fixed=draws[0], **job.kwargs)
@@ -272,25 +284,16 @@ def _gather(results: list[BDMCResult]) -> Certificate:
 
 
 @contextmanager
-def _said_of(x: Tensor) -> Iterator[None]:
+def _said_of(data: str) -> Iterator[None]:
     """Turn what torch says of shapes into one error about the data."""
     try:
         yield
     except (RuntimeError, IndexError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"model or guide cannot take x of shape {tuple(x.shape)}; expected data as in training ({first})"
-        ) from error
+        raise ValueError(f"model or guide cannot take {data}; expected data as in training ({first})") from error
 
 
-def _check(model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    x = args[0]
-    if not isinstance(x, Tensor) or x.dim() < 1 or len(x) < 2:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"expected x as a tensor of two points or more, got {got}")
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and not leaf.isfinite().all():
-            raise ValueError(f"expected finite data, got {int((~leaf.isfinite()).sum())} values that are nan or inf")
+def _check_parameters(model: Model, guide: Guide) -> None:
     named = [(n, p) for m in (model, guide) if isinstance(m, nn.Module) for n, p in m.named_parameters()]
     for name, parameter in [*named, *pyro.get_param_store()._params.items()]:
         if not parameter.isfinite().all():

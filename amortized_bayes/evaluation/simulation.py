@@ -69,7 +69,8 @@ def _place_of(joint: LogJoint, node: Any, taken: set[int]) -> int:
     for place, (leaf, is_data) in enumerate(zip(joint.leaves, joint.is_data, strict=True)):
         if not is_data or place in taken or leaf.numel() != old.numel():
             continue
-        if torch.equal(leaf.reshape(old.shape).to(old.dtype), old):
+        same = leaf.reshape(old.shape).to(old.dtype)
+        if bool(((same == old) | (same.isnan() & old.isnan())).all()):
             return place
     raise ValueError(
         f"expected observed site {node['name']!r} to be an argument of the model (up to its shape), so that simulated "

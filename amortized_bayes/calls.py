@@ -1,0 +1,331 @@
+"""How a model is called: which arguments hold a row per data point, which plate holds the points, what reaches log p.
+
+A guess is tried before it is believed. The model is run on some of the points, and again on the same points in the
+other order with their latents: the plate must hold as many points as were passed, and the log density of each must stay
+as it was. That tells data that are closed over, and tables that happen to have N rows, from data that are passed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from amortized_bayes.points import PointData, PointRows, as_tensors, has_rows
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.signatures import check_arguments, takes
+from amortized_bayes.snapshots import snapshot
+from amortized_bayes.types import Model
+from amortized_bayes.weights import PairedTraces, _Tiling, no_plate_error, sample_sites
+
+__all__ = [
+    "Bound",
+    "PerPointNames",
+    "PointProgram",
+    "bind_points",
+    "only_plate",
+    "with_index",
+]
+
+PerPointNames = str | int | Iterable[str | int] | None
+"""Names or positions of arguments; ``None`` where they are to be found."""
+
+PROBED = 64
+"""Points on which a model is tried."""
+MOST_TENSORS = 6
+"""Tensors of N rows of which every choice is tried."""
+
+
+class PointProgram(nn.Module):
+    """A model or guide as a function of rows, and of the places of these points among all.
+
+    Args:
+        program: called with its own arguments.
+        data: what these are.
+        hide: names of sites that what runs the program must not see, such as a plate that counts the batch.
+        drop: keyword arguments that this program does not take.
+    """
+
+    def __init__(self, program: Any, data: PointData, *, hide: Sequence[str] = (), drop: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.program = program
+        self.data = data
+        self.hide, self.drop = list(hide), tuple(drop)
+        self.takes_index = takes(program, "index")
+
+    def forward(self, rows: PointRows, index: Tensor | None = None) -> Any:
+        """Run the program on these points."""
+        args, kwargs = self.data.arguments(rows)
+        kwargs = {name: value for name, value in kwargs.items() if name not in self.drop}
+        if index is not None and self.takes_index:
+            kwargs["index"] = index
+        program = poutine.block(self.program, hide=self.hide) if self.hide else self.program
+        return program(*args, **kwargs)
+
+
+class Bound(NamedTuple):
+    """Arguments of which it is known where the points are, and the plate that holds them."""
+
+    data: PointData
+    plate: str
+
+
+class _Refused(ValueError):
+    """A guess about arguments that does not hold; ``rank`` says how far it got."""
+
+    def __init__(self, words: str, rank: int) -> None:
+        super().__init__(words)
+        self.rank = rank
+
+
+def bind_points(
+    model: Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    plate: str | None = None,
+    per_point: PerPointNames = None,
+    any_size: bool = False,
+) -> Bound:
+    """Find the plate over data points and the arguments that hold a row for each of them.
+
+    Args:
+        model: Pyro program. It is run a few times; its parameters, buffers and torch's generator stay as they are.
+        args: its positional arguments, numpy arrays among them.
+        kwargs: its keyword arguments.
+        plate: name of the plate; by default the only one with latent and observed sites, or the one called ``data``.
+        per_point: names or positions of the arguments that hold rows; by default they are found.
+        any_size: whether the plate may have a size of its own, whatever is passed.
+
+    Raises:
+        TypeError: arguments that the model does not take.
+        ValueError: no such plate or several, no argument with rows, or a model that does not follow them; nan in data
+            that reaches a density.
+    """
+    args, kwargs = as_tensors((args, kwargs))
+    check_arguments(model, args, kwargs)
+    data = PointData.of(model, args, kwargs)
+    put_back = snapshot(model)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+            return _bind(model, data, plate, per_point, any_size)
+    finally:
+        put_back()
+
+
+def only_plate(trace: poutine.Trace, wanted: str | None = None) -> str:
+    """The plate over data points: the one wanted, or the only one with latent and observed sites in it.
+
+    Raises:
+        ValueError: no such plate, or several.
+    """
+    inside: dict[str, set[bool]] = {}
+    for site in sample_sites(trace):
+        for frame in site["cond_indep_stack"]:
+            inside.setdefault(frame.name, set()).add(bool(site["is_observed"]))
+    if wanted is not None or not inside:
+        if wanted in inside:
+            return wanted
+        raise no_plate_error(trace, wanted or "data")
+    both = [name for name, kinds in inside.items() if len(kinds) == 2] or list(inside)
+    if len(both) > 1 and "data" not in both:
+        raise ValueError(
+            f"expected the name of the plate over data points, got several that may be: {', '.join(map(repr, both))}; "
+            f"pass plate={both[0]!r}, say"
+        )
+    return "data" if "data" in both else both[0]
+
+
+def with_index(data: PointData, model: Model) -> PointData:
+    """The same arguments with the places of all points, where the model needs an ``index`` that was not passed."""
+    if data.signature is None or "index" in data.names or not takes(model, "index"):
+        return data
+    if data.signature.parameters["index"].default is not inspect.Parameter.empty:
+        return data
+    args, kwargs = data.arguments()
+    more = PointData.of(model, args, {**kwargs, "index": torch.arange(len(data), device=data.rows.device)})
+    known = {"index": True, **dict(zip(data.names, data.is_data, strict=True))}
+    return more.with_data([known[name] for name in more.names])
+
+
+def _bind(model: Model, data: PointData, plate: str | None, per_point: PerPointNames, any_size: bool) -> Bound:
+    problems: list[_Refused] = []
+    for guess in _guesses(data) if per_point is None else [_named(data, per_point)]:
+        try:
+            found = _try(model, guess, plate, any_size)
+        except _Refused as error:
+            problems.append(error)
+            continue
+        _refuse_nan(model, *found)
+        return found
+    worst = max(problems, key=lambda p: p.rank)
+    raise ValueError(str(worst)) from worst.__cause__
+
+
+def _guesses(data: PointData) -> Iterator[PointData]:
+    """All tensors of equally many rows, for each number of rows; and then only some of them."""
+    sizes = list(dict.fromkeys(len(t) for t in data.leaves if isinstance(t, Tensor) and t.dim()))
+    if not sizes:
+        raise ValueError(
+            f"expected data as an argument of the model, a tensor or array with a row per point, got {data.describe()}"
+        )
+    for count in sizes:
+        yield data.with_data([has_rows(leaf, count) for leaf in data.leaves])
+    for count in sizes:
+        places = [i for i, leaf in enumerate(data.leaves) if has_rows(leaf, count)]
+        for size in range(len(places) - 1, 0, -1) if len(places) <= MOST_TENSORS else ():
+            for some in combinations(places, size):
+                yield data.with_data([i in some for i in range(len(data.leaves))])
+
+
+def _named(data: PointData, per_point: str | int | Iterable[str | int]) -> PointData:
+    """Rows as the user names them."""
+    wanted = [per_point] if isinstance(per_point, (str, int)) else list(per_point)
+    flags = [False] * len(data.leaves)
+    positions = [] if data.signature is None else list(data.signature.parameters)
+    for one in wanted:
+        name = positions[one] if isinstance(one, int) and -len(positions) <= one < len(positions) else one
+        own = [i for i, leaf in enumerate(data.names) if leaf == name or leaf.startswith(f"{name}[")]
+        own = [i for i in own if isinstance(data.leaves[i], Tensor) and data.leaves[i].dim()]
+        if not own:
+            raise ValueError(f"expected per_point to name tensors among {', '.join(data.names)}, got {one!r}")
+        flags = [flag or i in own for i, flag in enumerate(flags)]
+    chosen = data.with_data(flags)
+    if len({len(t) for t in chosen.rows.tensors}) > 1:
+        raise ValueError(f"expected as many rows in each argument that per_point names, got {data.describe()}")
+    return chosen
+
+
+def _try(model: Model, data: PointData, plate: str | None, any_size: bool) -> Bound:
+    """Whether the rows are where they are said to be."""
+    count = len(data)
+    if count < 2:
+        shapes = [tuple(t.shape) for t in data.rows.tensors]
+        raise _Refused(f"expected data of two points or more, got {shapes[0] if len(shapes) == 1 else shapes}", 0)
+    few = torch.arange(min(PROBED, max(2, count - 1)), device=data.rows.device)
+    first = _run(model, data, few)
+    if isinstance(first, Exception) and any_size:  # a plate, and what is in it, of a size of its own
+        few = torch.arange(count, device=data.rows.device)
+        first = _run(model, data, few)
+    if isinstance(first, Exception):
+        raise _Refused(
+            f"the model cannot take {data.describe()}; expected data as in training ({_line(first)})", 1
+        ) from first
+    name = only_plate(first, plate)
+    sizes = {frame.size for site in sample_sites(first) if (frame := plate_frame(site, name)) is not None}
+    if sizes != {len(few)} and any_size and len(few) < count:
+        few = torch.arange(count, device=data.rows.device)
+        first = _run(model, data, few)
+        assert not isinstance(first, Exception)
+        sizes = {frame.size for site in sample_sites(first) if (frame := plate_frame(site, name)) is not None}
+    if -1 in sizes:
+        raise _Refused(
+            f"plate {name!r} has no size and holds sites without a row per point; size it, "
+            f"pyro.plate({name!r}, len(x))",
+            4,
+        )
+    if sizes - {len(few), None}:
+        got = next(size for size in sizes if size != len(few))
+        raise _Refused(
+            f"expected plate {name!r} to hold the points that the model is given, got {got} of them where "
+            f"{len(few)} were passed: size it by the data, `len(x)`, or take `index` and pass `subsample=index`, "
+            "and close over no data",
+            2,
+        )
+    if None not in sizes:
+        _follow(model, data, first, few, name)
+    return Bound(data, name)
+
+
+def _run(
+    model: Model, data: PointData, places: Tensor, latents: dict[str, Tensor] | None = None, plate: str = ""
+) -> poutine.Trace | Exception:
+    """The model's trace on some of the points, or why there is none; at given latents, where these are."""
+    program: Any = PointProgram(model, data)
+    rows = data.rows[places]
+    if latents is not None:
+        program = poutine.condition(program, data=latents)
+    try:
+        with _Tiling(plate, places, 1):
+            trace = poutine.trace(program).get_trace(rows, None if "index" in data.names else places)
+        for site in sample_sites(trace):
+            site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        return error
+    return trace
+
+
+def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> None:
+    """Refuse rows in the other order at which the log density of a point is another."""
+    latents, same = {}, {}
+    for site in sample_sites(first):
+        if not site["is_observed"]:
+            frame = plate_frame(site, plate)
+            value = site["value"]
+            dim = None if frame is None else frame.dim - len(site["fn"].event_shape)
+            same[site["name"]] = value
+            latents[site["name"]] = value if dim is None or value.dim() < -dim else value.flip(dim)
+    own = "" if _follows_itself(first, plate, len(places)) else plate
+    before = _densities(first, plate)
+    runs = [_run(model, data, places, same, own), _run(model, data, places.flip(0), latents, own)]
+    if isinstance(runs[0], Exception) or not _close(before, _densities(runs[0], plate)):
+        return  # a model that is random given its latents, such as one with dropout, says nothing
+    if isinstance(runs[1], Exception) or not _close(before.flip(0), _densities(runs[1], plate)):
+        raise _Refused(
+            f"log p of a point in plate {plate!r} does not follow its rows of {', '.join(_tensors(data))}: pass all "
+            "data as arguments instead of closing over them, and name those with a row per point, per_point=('x', ...)",
+            3,
+        )
+
+
+def _follows_itself(trace: poutine.Trace, plate: str, count: int) -> bool:
+    node: Any = trace.nodes.get(plate)
+    return node is None or node["fn"].size == count
+
+
+def _densities(trace: poutine.Trace, plate: str) -> Tensor:
+    """Log p(x, z) of each point, ``(B,)``."""
+    traces = PairedTraces(trace, trace, plate)
+    parts = [traces.log_prob(site) for site in sample_sites(trace) if plate_frame(site, plate) is not None]
+    return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _refuse_nan(model: Model, data: PointData, plate: str) -> None:
+    """Refuse data that are not finite where they make the log density of a point so."""
+    floats = [t for t in data.rows.tensors if t.is_floating_point()]
+    bad = torch.zeros(len(data), dtype=torch.bool, device=data.rows.device)
+    for tensor in floats:
+        bad |= ~tensor.reshape(len(tensor), -1).isfinite().all(-1)
+    count = sum(int((~t.isfinite()).sum()) for t in floats)
+    for places in bad.nonzero().flatten().split(1000) if count else ():
+        few = places if len(places) > 1 else torch.cat([places, places])
+        trace = _run(model, data, few)
+        if isinstance(trace, Exception):
+            trace = _run(model, data, few, plate=plate)
+        if isinstance(trace, Exception):
+            raise ValueError(f"expected finite data, got {count} values that are nan or infinite ({_line(trace)})")
+        traces = PairedTraces(trace, trace, plate)
+        for site in sample_sites(trace):
+            if not traces.log_prob(site).isfinite().all():
+                raise ValueError(
+                    f"expected finite data, got {count} values that are nan or infinite, at {int(bad.sum())} points, "
+                    f"which make log p of {site['name']!r} so; mask them (obs_mask=, or poutine.mask) or leave them out"
+                )
+
+
+def _tensors(data: PointData) -> list[str]:
+    return [name for name, is_data in zip(data.names, data.is_data, strict=True) if is_data]
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,78 @@
+"""What programs and calls take: parameters that a model has, and keywords that nobody knows."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from torch import nn
+
+__all__ = ["check_arguments", "check_keywords", "signature_of", "takes"]
+
+
+def signature_of(program: Any) -> inspect.Signature | None:
+    """Parameters of a program, ``None`` where Python does not know them."""
+    try:
+        return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
+    except (TypeError, ValueError):
+        return None
+
+
+def takes(program: Any, name: str) -> bool:
+    """Whether a program has a parameter of this name."""
+    signature = signature_of(program)
+    return signature is not None and name in signature.parameters
+
+
+def check_arguments(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], what: str = "model") -> None:
+    """Refuse arguments that a program does not take; ``index`` need not be passed.
+
+    Raises:
+        TypeError: too many arguments, too few, or others.
+    """
+    signature = signature_of(program)
+    if signature is None:
+        return
+    given = kwargs
+    if "index" in signature.parameters and "index" not in kwargs and len(args) <= _place(signature, "index"):
+        given = {**kwargs, "index": None}
+    try:
+        signature.bind(*args, **given)
+    except TypeError as error:
+        got = ", ".join([*(type(a).__name__ for a in args), *(f"{name}=" for name in kwargs)])
+        raise TypeError(f"expected the arguments of the {what}, {signature}, got ({got}): {error}") from None
+
+
+def check_keywords(call: Any, program: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse keyword arguments that are neither options of ``call`` nor arguments of the model.
+
+    Raises:
+        TypeError: such a keyword, or a parameter that the model needs and that has the name of an option.
+    """
+    signature = signature_of(program)
+    if signature is None:
+        return
+    kinds = [p.kind for p in signature.parameters.values()]
+    own = [n for n, p in inspect.signature(call).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    known = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in kwargs:
+        if name not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
+            near = difflib.get_close_matches(name, [*own, *known], 1, 0.5)
+            meant = f"; did you mean {near[0]}=?" if near else ""
+            raise TypeError(
+                f"{call.__name__} got {name}=, which is neither an option of {call.__name__} nor an argument of the "
+                f"model{meant}"
+            )
+    for name, parameter in signature.parameters.items():
+        if name in own and parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            raise TypeError(
+                f"the model's argument {name}= has the name of an option of {call.__name__}; expected it bound before, "
+                f"functools.partial(model, {name}=...)"
+            )
+
+
+def _place(signature: inspect.Signature, name: str) -> int:
+    """Position of a parameter, beyond all where there is none."""
+    names = list(signature.parameters)
+    return names.index(name) if name in names else len(names)
