@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -160,7 +160,7 @@ def log_weights(
     Args:
         model: Pyro program with a plate over data points.
         guide: Pyro program that samples every latent site of the model. Sites marked ``is_auxiliary`` and factors
-            count towards ``log_q``.
+            count towards ``log_q``; densities of data that it observes do not.
         args: arguments of both programs. Every tensor whose first dimension is the batch is data and is tiled.
         num_particles: S, draws of the local latents for each shared draw.
         num_shared: T, draws of the shared latents.
@@ -333,7 +333,11 @@ def sample_sites(trace: poutine.Trace) -> Iterator[Any]:
 
 
 def match_traces(traces: PairedTraces) -> None:
-    """Raise the one error that explains why model and guide do not fit; mask and scale the guide as the model is."""
+    """Raise the one error that explains why model and guide do not fit; mask and scale the guide as the model is.
+
+    What a guide observes beside its draws is a density of data (classifiers that are trained with it, say) and no part
+    of q: it is taken out of the guide's trace.
+    """
     inside = {s["name"] for s in sample_sites(traces.model) if plate_frame(s, traces.plate) is not None}
     if not inside:
         raise no_plate_error(traces.model, traces.plate)
@@ -368,6 +372,20 @@ def match_traces(traces: PairedTraces) -> None:
             raise ValueError(
                 f"the guide samples {site['name']!r}, which the model does not; "
                 "expected infer={'is_auxiliary': True} if that is meant"
+            )
+    _leave_out_data(traces.guide)
+
+
+def _leave_out_data(guide: poutine.Trace) -> None:
+    """Take densities of data out of a guide's trace, and refuse factors that belong to no draw."""
+    for site in [s for s in sample_sites(guide) if s["is_observed"]]:
+        if not isinstance(site["fn"], (Delta, Unit)):
+            guide.remove_node(site["name"])
+        elif isinstance(site["fn"], Unit) and not site["fn"].has_rsample:
+            name = site["name"]
+            raise ValueError(
+                f"expected factors of a guide to be log densities of its draws (has_rsample=True), got {name!r}; hide "
+                f"a term of the training loss from this call: pyro.poutine.block(guide, hide=[{name!r}])"
             )
 
 

@@ -119,3 +119,22 @@ def test_the_generator_and_batch_norm_are_as_before():
     assert torch.equal(torch.randn(3), expected)
     assert norm.running_mean.item() == 0
     assert norm.num_batches_tracked.item() == 0
+
+
+def test_what_a_guide_observes_is_no_part_of_q():
+    """A classifier that is trained beside q scores data; counted as log q it would lift the ELBO."""
+
+    def guide(x, factor=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("side", dist.Normal(0.0, 0.2).expand([len(x), 1]).to_event(1), obs=x)
+            pyro.sample("z", dist.Normal(x[:, 0], 0.3))
+            if factor is not None:
+                pyro.factor("loss", factor * x[:, 0], has_rsample=False)
+
+    exact = exact_elbo(X[:, 0], X[:, 0], 0.3)
+    weights = ab.log_weights(model, guide, X, num_particles=4000)
+    assert ((weights.local.mean(1) - exact) / (weights.local.std(1) / math.sqrt(4000))).abs().max() < 4
+    torch.testing.assert_close(ab.elbo(model, guide, X, num_draws=4000).value, exact, rtol=0, atol=0.05)
+    with pytest.raises(ValueError, match=r"has_rsample=True\), got 'loss'.*hide=\['loss'\]"):
+        ab.log_weights(lambda x, _: model(x), guide, X, 2.0)
+    ab.log_weights(lambda x, _: model(x), pyro.poutine.block(guide, hide=["loss"]), X, 2.0)
