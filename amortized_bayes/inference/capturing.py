@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def captured_step(
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     how: str,
-    num_steps: int,
+    evaluations: int,
     restore: Sequence[Tensor],
     whole: Whole | None = None,
 ) -> Captured | None:
@@ -54,7 +55,7 @@ def captured_step(
         first: inputs of one batch.
         second: inputs of another.
         how: ``auto``, ``replay`` or ``inductor``.
-        num_steps: steps that it will be used for.
+        evaluations: steps that it will be used for, each step of rows counted.
         restore: tensors that tracing may change, to be put back.
         whole: what is compiled, where it is not ``step``; its ``into`` is then that of the captured step.
     """
@@ -62,12 +63,14 @@ def captured_step(
     if whole is not None:
         inputs, into = (whole.first, whole.second), {"into": whole.into, "compared": whole.compared}
         compiled = partial(capture, whole.step, *inputs, backend="inductor", restore=restore, **into)
-    captured = None
+    wanted = how == "inductor" or (how == "auto" and evaluations >= COMPILED_FROM and not first[0].is_cuda)
     try:
-        captured = capture(step, first, second, restore=restore)
-        if how == "inductor" or (how == "auto" and num_steps >= COMPILED_FROM and not first[0].is_cuda):
-            captured = compiled()
+        return compiled() if wanted else capture(step, first, second, restore=restore)
     except CaptureError as error:
-        way = "uncaptured" if captured is None else "replayed, not compiled"
-        logger.warning("the step runs %s, which is slower and gives the same numbers: %s", way, error)
+        reason, captured = error, None
+    if wanted:
+        with suppress(CaptureError):
+            captured = capture(step, first, second, restore=restore)
+    way = "uncaptured" if captured is None else "replayed, not compiled"
+    logger.warning("the step runs %s, which is slower and gives the same numbers: %s", way, reason)
     return captured
