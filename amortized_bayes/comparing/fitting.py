@@ -266,7 +266,8 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
         if held is not None:
             model, guide, *_ = answer = _for_test(problem, fitting, held.test)
             # factors of equal quality beside each guide's own q(theta): else it would be q(z) that differs
-            proposal = _fresh(problem, fitting, held.test[: held.predictive_points])
+            own = GUIDES[fitting.fit.guide].per_point
+            proposal = answer if own else _fresh(problem, fitting, held.test[: held.predictive_points])
             found |= held_measures(problem, held, model, guide, proposal.guide)
             notes |= {"final_mse_test": answer.note, "log_predictive": proposal.note}
             if held.shown:

@@ -139,13 +139,14 @@ def _fit_rows(
         kl_weight=None,
         entropy_weight=None,
         shared_kl_weight=None,
-        capture="off" if options.capture == "off" else "replay",  # too few steps to be worth compiling
     )
     training = Training(frozen_model, guide, data, options, seed, plate=plate)
+    per_epoch = training.batches.per_epoch
+    training.prepare(visits[1] * per_epoch)
     done, before, fresh = 0, None, None
     while fresh is None or (not fresh.settled and 2 * done <= visits[1]):
         more = done or visits[0]
-        for _ in training.run(more * training.batches.per_epoch):
+        for _ in training.run(more * per_epoch):
             pass
         done, height = done + more, height / math.sqrt(2)
         values = _local_elbo(training)

@@ -166,17 +166,19 @@ class Training:
         with torch.random.fork_rng(devices=cuda_devices(self.data)):
             torch.manual_seed(0)
             restore = [buffer for _, buffer in self._buffers()]
-            how = self.options.capture
+            how, evaluations = self.options.capture, num_steps * self._row_steps
             numbers, count = self.variables.numbers(1.0, self.dtype, self.data.device), len(self.variables.parameters)
             compared = 1 + len(self.variables.row_adams) + count  # up to the first moments, which show the gradients
             into = self.variables.moving()
             own = slice(1 if self._gathers else 0, None)
             batches = ((numbers, *first[own]), (numbers, *second[own]))
             whole = Whole(self.moving_step, *batches, into, compared) if count else None
-            self.captured = captured_step(self.loss_and_gradients, first, second, how, num_steps, restore, whole)
-            if self.captured is not None and self._row_steps > 1:
+            self.captured = captured_step(self.loss_and_gradients, first, second, how, evaluations, restore, whole)
+            if not count:
+                self._captured_rows = self.captured  # which gives the gradients of rows, and no others
+            elif self.captured is not None and self._row_steps > 1:
                 how = "inductor" if self.captured.backend == "inductor" else "replay"
-                self._captured_rows = captured_step(self.row_gradients, first, second, how, num_steps, restore)
+                self._captured_rows = captured_step(self.row_gradients, first, second, how, evaluations, restore)
         self._uncapturable = self.captured is None
         self.capture_seconds = time.perf_counter() - start
 
