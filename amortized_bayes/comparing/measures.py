@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-RUNG_DRAWS = 4
+RUNG_DRAWS = 2
 """Draws at most for the ELBO below the top of the ladder."""
 HELD_DRAWS = 8
 """Draws of the terms of the ELBO on test points."""

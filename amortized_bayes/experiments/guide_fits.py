@@ -132,9 +132,10 @@ class Place(NamedTuple):
 
     def watch(self, stage: str) -> Watch:
         """What reports the progress of a fit to the lab."""
+        name = "annealed ELBO" if self.config.warm_up else "ELBO"  # what a fit climbs is no ELBO until the warm-up ends
 
         def watch(done: int, total: int, elbo: float) -> None:
-            self.lab.watch(stage, done, total, f"ELBO {elbo:.2f} nats per point")
+            self.lab.watch(stage, done, total, f"{name} {elbo:.2f} nats per point")
 
         return watch
 

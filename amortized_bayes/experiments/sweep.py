@@ -57,7 +57,7 @@ class Config(FitSettings):
     tune: bool = False
     elbo_draws: Annotated[int, AtLeast(1)] = 10
     iwae_particles: Annotated[int, AtLeast(1)] = 50
-    iwae_points: Annotated[int, AtLeast(1)] = 1_000
+    iwae_points: Annotated[int, AtLeast(1)] = 500
     predictive_points: Annotated[int, AtLeast(1)] = 200
 
     def check(self) -> None:
