@@ -367,7 +367,7 @@ def _status(tests: list[str], mutant: Mutant | None = None) -> int:
         shutil.copy(ROOT / "pyproject.toml", folder)
         if mutant is not None:
             Path(folder, "amortized_bayes", mutant.file).write_text(planted(mutant))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-p", "no:cacheprovider", *tests]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         found = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT)
     if found.returncode not in (PASSED, FAILED) or " error" in found.stdout.splitlines()[-1]:

@@ -22,6 +22,7 @@ def flow_problem(linear_problem):
     return model, guide, x
 
 
+@pytest.mark.slow
 def test_gaps_of_a_flow(flow_problem):
     model, guide, x = flow_problem
     certificate = ab.CertificateSettings(6, target_gap=0.1, max_temperatures=1000)

@@ -99,6 +99,7 @@ def test_a_sweep_is_the_same_side_by_side(tmp_path):
     assert any("dataset=" in row["job"] and row["metric"] == "family_gap" for row in lines(together))
 
 
+@pytest.mark.slow
 def test_models_are_trained_side_by_side_to_the_same_weights(tmp_path):
     config = model_gaps.Config(
         **{"dataset": ("digits",), "families": ("gaussian",), "encoders": ("small",)},
@@ -211,7 +212,7 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
-@pytest.mark.parametrize("how", ["Ctrl-C", "killed"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("killed", marks=pytest.mark.slow)])
 def test_an_interrupted_run_leaves_no_process_and_goes_on_later(tmp_path, signs, how):
     out = tmp_path / "out"
     given = ["relay", "--signs", str(signs("hold.1", "hold.2")), "--jobs", "2", "--out", str(out), "--device", "cpu"]

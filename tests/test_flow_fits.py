@@ -45,7 +45,9 @@ def fitted(model, guide, x, num_steps, batch_size=100, learning_rate=4e-3, **opt
     return training
 
 
-@every_family
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow if f.endswith("contextual") else ()) for f in FAMILIES]
+)
 def test_fits_come_close_to_the_evidence_and_stay_below(family):
     problem = LinearFit()
     guide = problem.guide(family)

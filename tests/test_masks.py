@@ -92,7 +92,7 @@ def test_entries_cannot_be_masked_in_a_guide_that_ties_them():
         ab.log_weights(model_of("before to_event", 2), tied, x_of(2), KEPT)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["poutine", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])])
 def test_families_of_a_masked_model_reach_the_evidence(way):
     kept = torch.arange(40) % 3 > 0
     masked, x = model_of(way, size=40), torch.randn(40, 1, generator=torch.Generator().manual_seed(1))

@@ -109,6 +109,7 @@ def test_a_model_that_diverges_is_recorded_and_the_rest_go_on(tmp_path, monkeypa
     assert folder.finished
 
 
+@pytest.mark.slow
 def test_resuming_keeps_finished_models(tmp_path, monkeypatch):
     whole = go("model-gaps", PLAIN, tmp_path / "whole")
     folder = cut("model-gaps", PLAIN, tmp_path, stop_at("ais", job="2/2"))

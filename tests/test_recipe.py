@@ -74,7 +74,9 @@ def test_quadrature_is_the_exact_expectation_over_the_outputs_and_its_gradient()
     assert abs(drawn.mean() - exact(at)) < 4 * drawn.std() / 1_500**0.5
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "gaussian-learned"])
+@pytest.mark.parametrize(
+    "likelihood", ["bernoulli", "gaussian", pytest.param("gaussian-learned", marks=pytest.mark.slow)]
+)
 def test_quadrature_has_the_expectation_of_draws(likelihood):
     model, guide, x = bayesian(likelihood)
     check_quadrature(model, guide, x)
@@ -191,6 +193,7 @@ def test_warm_up_ends_at_the_elbo():
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_decayed_and_averaged_runs_end_at_the_same_optimum():
     """Of the linear-Gaussian model, where it is known: the best factorized Gaussian of each point."""
     model, x, sites = linear_problem()

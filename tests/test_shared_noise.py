@@ -66,6 +66,7 @@ def test_with_local_reparametrization_points_share_no_noise(decoder):
     assert 0.85 < spread(scores_of(*pairs)) < 1.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [iwae, log_predictive])
 def test_bounds_of_a_guide_compared_with_itself_have_z_scores_of_one(shared, bound):
     model, x, loc, variance = shared

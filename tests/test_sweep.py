@@ -63,6 +63,7 @@ def test_fits_are_to_bits_and_predictions_are_of_grey_pixels_of_their_own_split(
         assert bits[grey == 1].all()
 
 
+@pytest.mark.slow
 def test_times_are_to_shares_of_the_gap_where_the_latents_carry_something(tmp_path):
     grey = replace(TINY, likelihood="gaussian", gaussian_scale="learned", epochs=60, num_train=400)
     frame = start(tmp_path, grey).rows()
@@ -183,7 +184,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("missing", ["arrays", "checkpoints"])
+@pytest.mark.parametrize("missing", ["arrays", pytest.param("checkpoints", marks=pytest.mark.slow)])
 def test_a_finished_fit_whose_file_is_missing_is_run_again(tmp_path, missing):
     config = TINY
     whole = start(tmp_path / "whole", config)
