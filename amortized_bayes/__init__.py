@@ -31,11 +31,12 @@ if TYPE_CHECKING:
         LocalGuide,
         MeanField,
     )
+    from amortized_bayes.inference.fit import FitResult, fit, fit_steps
     from amortized_bayes.inference.flow_search import optimize_flow
     from amortized_bayes.inference.optimize import optimize_local
     from amortized_bayes.inference.options import Divergence, FitOptions
     from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
-    from amortized_bayes.inference.svi import Training, fit
+    from amortized_bayes.inference.svi import Training
     from amortized_bayes.joint import draw_shared, log_joint
     from amortized_bayes.models import DeepGenerative, LinearGaussian
     from amortized_bayes.sites import latent_sites
@@ -62,11 +63,12 @@ _WHERE = {
         "LocalGuide",
         "MeanField",
     ),
+    "inference.fit": ("FitResult", "fit", "fit_steps"),
     "inference.flow_search": ("optimize_flow",),
     "inference.optimize": ("optimize_local",),
     "inference.options": ("Divergence", "FitOptions"),
     "inference.settings": ("FlowSearchSettings", "LocalSettings"),
-    "inference.svi": ("Training", "fit"),
+    "inference.svi": ("Training",),
     "joint": ("draw_shared", "log_joint"),
     "models": ("DeepGenerative", "LinearGaussian"),
     "sites": ("latent_sites",),

@@ -17,8 +17,7 @@ def flow_problem(linear_problem):
     settings = ab.FlowSettings("realnvp", num_flows=4, hidden=(20, 20))
     guide = ab.FlowGuide(sites, num_data=len(x), observed=x.shape[1], settings=settings, width=16)
     options = ab.FitOptions(batch_size=len(x), learning_rate=1e-2, capture="off")
-    for _ in ab.fit(model, guide, x, 600, options):
-        pass
+    ab.fit(model, guide, x, 600, options)
     return model, guide, x
 
 

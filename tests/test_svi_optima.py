@@ -6,8 +6,8 @@ import torch
 
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.guides import Amortized, Constant, Factorized
+from amortized_bayes.inference.fit import fit
 from amortized_bayes.inference.options import FitOptions
-from amortized_bayes.inference.svi import fit
 from amortized_bayes.sites import latent_sites
 
 
@@ -21,7 +21,7 @@ def fitted_elbo(problem, family, num_steps=1500):
         "amortized": lambda: Amortized(sites, 12, 5, depth=0),
     }[family]()
     options = FitOptions(12, learning_rate=0.02, row_learning_rate=0.02, schedule=lambda done: 1 - done)
-    list(fit(model, guide, x, num_steps, options))
+    fit(model, guide, x, num_steps, options)
     with torch.no_grad():
         loc, log_scale = guide.locate(x, torch.arange(12)).chunk(2, -1)
         squares = (x - loc @ model.weight.T - model.bias).square().sum(-1)

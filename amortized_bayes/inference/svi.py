@@ -29,7 +29,7 @@ from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["Training", "fit"]
+__all__ = ["Training"]
 
 CHECK_EVERY = 100
 """Losses are looked at every so many steps, since each look makes a GPU wait."""
@@ -306,47 +306,3 @@ class Training:
         self.first_loss = None if math.isnan(first_loss) else first_loss
         for key, buffer in self._buffers():
             buffer.copy_(state.get(f"buffer.{key}", buffer))
-
-
-def fit(
-    model: Model,
-    guide: Guide,
-    data: Tensor,
-    num_steps: int,
-    options: FitOptions | None = None,
-    *,
-    seed: int = 0,
-    plate: str = "data",
-    pass_index: bool = True,
-) -> Iterator[StepRecord]:
-    """Fit a guide, and the parameters of its model, and leave what is reported in them: averaged iterates, or the last.
-
-    :class:`Training` gives more say: which steps to report, and when to stop or go on.
-
-    Args:
-        model: Pyro program called as ``model(x, index)``, or ``model(x)`` with ``pass_index=False``.
-        guide: Pyro program called likewise.
-        data: (N, ...).
-        num_steps: steps to take.
-        options: how to fit.
-        seed: of batches and draws.
-        plate: name of the plate over data points.
-        pass_index: whether the programs take the places of the points.
-
-    Raises:
-        Divergence: the loss is not finite.
-        ValueError: bad options.
-
-    Example:
-        >>> import torch
-        >>> import amortized_bayes as ab
-        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
-        >>> x = torch.zeros(4, 3)
-        >>> sites = ab.latent_sites(model, x).local
-        >>> guide = ab.Amortized(sites, num_data=4, observed=3, width=8)
-        >>> [record.step for record in ab.fit(model, guide, x, 6, ab.FitOptions(batch_size=2))]
-        [6]
-    """
-    training = Training(model, guide, data, options or FitOptions(), seed, plate=plate, pass_index=pass_index)
-    yield from training.run(num_steps)
-    training.settle()
