@@ -16,6 +16,8 @@ r"""Estimators of the ELBO's parts whose gradients vary less, with the same expe
       E[\sum_p f_p(m_p + s_p \epsilon_p)] \approx \sum_i w_i \sum_p f_p(m_p + s_p e_i),
 
   exactly for polynomials of degree 2 I - 1 (Golub & Welsch, 1969). No output is drawn.
+- *Enumeration*: discrete sites that the guide marks ``infer={"enumerate": "parallel"}`` are averaged over exactly,
+  which is what gives q(y|x) a gradient; see :mod:`amortized_bayes.enumeration`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from amortized_bayes.enumeration import is_enumerated, is_marked
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import LogWeights, PairedTraces, match_traces, plate_frame, sample_sites, trace_pair
 
@@ -79,7 +82,8 @@ def expected_log_weights(
 
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`; or local reparametrization of a shared
-            site that is not Gaussian, has no closed KL divergence to its prior, or is not used by ``F.linear`` once;
+            site that is not Gaussian, has no closed KL divergence to its prior, or is not used by ``F.linear`` once,
+            or with enumerated sites; a site with parameters that cannot be reparametrized, where gradients are taken;
             or quadrature where no such layer comes last, or its outputs do more than enter the observed site.
     """
     if quadrature_nodes and not local_reparametrization:
@@ -87,20 +91,37 @@ def expected_log_weights(
     if local_reparametrization:
         traces, undrawn = _trace_without_weights(model, guide, args, kwargs, plate, quadrature_nodes)
     else:
-        traces, undrawn = trace_pair(model, guide, args, kwargs, plate), frozenset()
-    sums = _Sums(traces)
+        traces, undrawn = trace_pair(model, guide, args, kwargs, plate, expectation=True), frozenset()
+    sums, joined = _Sums(traces), traces.summed_out()
+    if joined.names:
+        sums.add_local("log_likelihood", joined.log_likelihood)
+        sums.add_local("log_prior", joined.log_prior)
     twins = {site["name"]: site for site in sample_sites(traces.guide)}
-    for site in sample_sites(traces.model):
+    for site in joined.others(sample_sites(traces.model)):
         if site["is_observed"]:
             sums.add("log_likelihood", site, _over_nodes(traces, site, quadrature_nodes))
             continue
         twin = twins.pop(site["name"])
         log_p, log_q = _latent_parts(traces, site, twin, analytic_kl, undrawn=site["name"] in undrawn)
         sums.add("log_prior", site, log_p)
-        sums.add("log_q", twin, log_q)
-    for site in twins.values():  # auxiliary sites and factors of the guide
-        sums.add("log_q", site, traces.log_prob(site))
+        sums.add("log_q", twin, _with_gradient(twin, log_q))
+    for site in twins.values():  # auxiliary sites and factors of the guide, and latents with an enumerated prior
+        sums.add("log_q", site, _with_gradient(site, traces.log_prob(site)))
     return sums.log_weights(num_data)
+
+
+def _with_gradient(twin: Any, log_q: Tensor) -> Tensor:
+    """Refuse what a guide draws from a distribution whose parameters get no gradient through the draw."""
+    if not (torch.is_grad_enabled() and log_q.requires_grad) or twin["is_observed"]:
+        return log_q
+    if twin["fn"].has_rsample or is_enumerated(twin):
+        return log_q
+    advice = "mark it infer={'enumerate': 'parallel'} in the guide, for an exact expectation, or leave it to the model"
+    advice = advice if twin["fn"].has_enumerate_support else "marginalize it"
+    raise ValueError(
+        f"the guide draws {twin['name']!r} from {type(twin['fn']).__name__}, which cannot be reparametrized: its "
+        f"parameters would be trained by a wrong gradient; {advice}"
+    )
 
 
 class _Sums:
@@ -113,6 +134,9 @@ class _Sums:
     def add(self, part: str, site: Any, value: Tensor) -> None:
         local = plate_frame(site, self.traces.plate) is not None
         self.terms.setdefault((part, local), []).append(value)
+
+    def add_local(self, part: str, value: Tensor) -> None:
+        self.terms.setdefault((part, True), []).append(value)
 
     def log_weights(self, num_data: int | None) -> LogWeights:
         batch, full = self.traces.plate_sizes()
@@ -257,6 +281,12 @@ def _trace_without_weights(
         with undrawn:
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    marked = [s["name"] for trace in (guide_trace, model_trace) for s in sample_sites(trace) if is_marked(s, plate)]
+    if marked:
+        raise ValueError(
+            f"local reparametrization would draw other weights for each value of the enumerated site {marked[0]!r}; "
+            "use local_reparametrization=False"
+        )
     traces = PairedTraces(guide_trace, model_trace, plate)
     match_traces(traces)
     if (isinstance(nodes, Tensor) or nodes) and linear.last_shape is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.types import LatentSite, Model
 from amortized_bayes.weights import no_plate_error, plate_frame, sample_sites
 
@@ -27,7 +28,7 @@ class LatentSites(NamedTuple):
 
 
 def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -> LatentSites:
-    """Run the model once and list its latent sites.
+    """Run the model once and list its latent sites, without those that it marks for enumeration.
 
     Args:
         model: Pyro program with a plate over data points.
@@ -36,7 +37,8 @@ def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -
         kwargs: keyword arguments of the model.
 
     Raises:
-        ValueError: no such plate, a discrete latent site, or a local site inside a further plate.
+        ValueError: no such plate, a discrete latent site that is not enumerated, or a local site inside a further
+            plate.
 
     Example:
         >>> import torch
@@ -52,7 +54,7 @@ def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -
         raise no_plate_error(trace, plate)
     found = LatentSites([], [], {})
     for site in sample_sites(trace):
-        if site["is_observed"]:
+        if site["is_observed"] or is_marked(site, plate):
             continue
         latent = _describe(site, plate)
         if plate_frame(site, plate) is not None:
@@ -66,7 +68,8 @@ def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -
 def _describe(site: Any, plate: str) -> LatentSite:
     if site["fn"].support.is_discrete:
         raise ValueError(
-            f"expected continuous latent sites, got the discrete site {site['name']!r} ({type(site['fn']).__name__})"
+            f"expected continuous latent sites, got the discrete site {site['name']!r} "
+            f"({type(site['fn']).__name__}): {without(site)}"
         )
     others = [f.name for f in site["cond_indep_stack"] if f.name != plate]
     if others and plate_frame(site, plate) is not None:

@@ -27,6 +27,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
 from amortized_bayes.masks import adopt_mask, adopt_scale
 from amortized_bayes.shared_draw import SharedDraw, plate_frame
 from amortized_bayes.types import Guide, Model
@@ -88,11 +89,15 @@ class LogWeights(NamedTuple):
 
 
 class PairedTraces(NamedTuple):
-    """A guide's trace, the model's trace replayed on it, and the plate over data points they share."""
+    """A guide's trace, the model's trace replayed on it, and the plate over data points they share.
+
+    ``expectation`` averages over the sites that the guide enumerates, ``None`` where it draws all.
+    """
 
     guide: poutine.Trace
     model: poutine.Trace
     plate: str
+    expectation: Expectation | None = None
 
     def local_sites(self, trace: poutine.Trace, *, observed: bool) -> Iterator[Any]:
         """Sample sites inside the plate."""
@@ -123,7 +128,28 @@ class PairedTraces(NamedTuple):
 
     def sum_to_plate(self, site: Any, values: Tensor) -> Tensor:
         """Sum ``values`` of a site's batch shape over every dimension but the plate's, or over all outside it."""
-        frame = plate_frame(site, self.plate)
+        plates = (frame.name for frame in site["cond_indep_stack"])
+        return self._per_point(values, plate_frame(site, self.plate), site["name"], plates)
+
+    def summed_out(self) -> SummedOut:
+        """Log likelihood and log prior of the sites that enumeration joins, ``(S·B,)``; ``()`` where there are none."""
+        found = sum_out(self.model, self.plate, self.own_scale, self.guide)
+        if not found.names:
+            return found
+        name = min(found.names)
+        frame = plate_frame(self.model.nodes[name], self.plate)
+        return SummedOut(found.names, *(self._per_point(part, frame, name, (self.plate,)) for part in found[1:]))
+
+    def log_prior_and_likelihood(self) -> tuple[Tensor, Tensor]:
+        """Log p(z) and log p(x|z) of the model's sites inside the plate, ``(S·B,)``, or ``()`` where there are none."""
+        joined = self.summed_out()
+        latent, seen = (joined.others(self.local_sites(self.model, observed=observed)) for observed in (False, True))
+        prior = sum((self.log_prob(site) for site in latent), start=joined.log_prior)
+        return prior, sum((self.log_prob(site) for site in seen), start=joined.log_likelihood)
+
+    def _per_point(self, values: Tensor, frame: Any, name: str, plates: Iterable[str]) -> Tensor:
+        if self.expectation is not None:
+            values = self.expectation(name, values, plates)
         if frame is None:
             return values.sum()
         if values.dim() < -frame.dim or values.shape[frame.dim] != frame.size:
@@ -159,8 +185,9 @@ def log_weights(
 
     Args:
         model: Pyro program with a plate over data points.
-        guide: Pyro program that samples every latent site of the model. Sites marked ``is_auxiliary`` and factors
-            count towards ``log_q``; densities of data that it observes do not.
+        guide: Pyro program that samples every latent site of the model, but discrete ones that the model marks
+            ``infer={"enumerate": "parallel"}``: those are summed out. Sites marked ``is_auxiliary`` and factors count
+            towards ``log_q``; densities of data that it observes do not.
         args: arguments of both programs. Every tensor whose first dimension is the batch is data and is tiled.
         num_particles: S, draws of the local latents for each shared draw.
         num_shared: T, draws of the shared latents.
@@ -172,7 +199,8 @@ def log_weights(
         Parts of shape (T, S, B) and (T,), in nats.
 
     Raises:
-        ValueError: no such plate, a sequential plate, or a guide that misses a latent site or its plate.
+        ValueError: no such plate, a sequential plate, a guide that misses a latent site or its plate, or a site marked
+            for enumeration that cannot be enumerated for each point on its own.
 
     Example:
         >>> import torch
@@ -216,16 +244,30 @@ def log_weights(
 
 
 def trace_pair(
-    model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str = "data"
+    model: Model,
+    guide: Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str = "data",
+    *,
+    expectation: bool = False,
 ) -> PairedTraces:
     """Trace the guide, replay the model on it, and check that they fit together.
+
+    Sites that the model enumerates are; those that the guide does are drawn, unless an exact ``expectation`` over them
+    is asked for.
 
     Raises:
         ValueError: as :func:`log_weights`.
     """
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    traces = PairedTraces(guide_trace, model_trace, plate)
+    if expectation:
+        guide_trace = enumerated_trace(guide, args, kwargs, plate, guide, model)
+    else:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = enumerated_trace(replayed, args, kwargs, plate, model, guide=guide_trace)
+    averaged = any(is_enumerated(site) for site in guide_trace.nodes.values())
+    traces = PairedTraces(guide_trace, model_trace, plate, Expectation(guide_trace) if averaged else None)
     match_traces(traces)
     return traces
 
@@ -233,18 +275,18 @@ def trace_pair(
 def _score(traces: PairedTraces, num_particles: int) -> LogWeights:
     batch, full = traces.plate_sizes()
 
-    def local(sites: Iterable[Any]) -> Tensor:
-        total = sum((traces.log_prob(s) for s in sites), start=torch.zeros(()))
+    def local(total: Tensor) -> Tensor:
         return total.expand(batch).reshape(num_particles, -1)
 
     def shared(trace: poutine.Trace) -> Tensor:
         return sum((traces.log_prob(s) for s in traces.shared_sites(trace)), start=torch.zeros(()))
 
+    log_prior, log_likelihood = traces.log_prior_and_likelihood()
     guide_sites = [s for observed in (False, True) for s in traces.local_sites(traces.guide, observed=observed)]
     return LogWeights(
-        log_likelihood=local(traces.local_sites(traces.model, observed=True)),
-        log_prior=local(traces.local_sites(traces.model, observed=False)),
-        log_q=local(guide_sites),
+        log_likelihood=local(log_likelihood),
+        log_prior=local(log_prior),
+        log_q=local(sum((traces.log_prob(s) for s in guide_sites), start=torch.zeros(()))),
         shared_log_p=shared(traces.model),
         shared_log_q=shared(traces.guide),
         num_data=full,
@@ -353,7 +395,10 @@ def match_traces(traces: PairedTraces) -> None:
             continue
         twin = traces.guide.nodes.get(site["name"])
         if twin is None:
-            raise ValueError(f"the guide misses the model's latent site {site['name']!r}")
+            if is_enumerated(site):
+                continue
+            hint = without(site)
+            raise ValueError(f"the guide misses the model's latent site {site['name']!r}" + (hint and f": {hint}"))
         if (plate_frame(twin, traces.plate) is None) != (site["name"] not in inside):
             where = ("outside", "inside") if site["name"] in inside else ("inside", "outside")
             raise ValueError(

@@ -318,7 +318,7 @@ def no_local(x):
         (no_plate, {}, "plate"),
         (normal, {"plate": "points"}, "points"),
         (discrete, {}, "continuous latent sites, got the discrete site 'z'"),
-        (no_local, {}, "expected a latent site in plate 'data', got none"),
+        (no_local, {}, "expected a continuous latent site in plate 'data', got none"),
         (normal, {"widths": (4, 0)}, r"expected widths of 1 or more, got \[4, 0\]"),
         (normal, {"widths": ()}, "expected widths of 1 or more"),
         (normal, {"depth": -1}, "expected depth of 0 or more, got -1"),

@@ -26,7 +26,7 @@ LAYERS = (
         "points",
         "signatures",
     ),
-    ("data", "results", "configuration", "running"),
+    ("data", "results", "configuration", "running", "enumeration"),
     ("models", "guides"),
     ("labels", "weights", "calls", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("selection", "inference", "evaluation", "reports"),

@@ -129,7 +129,10 @@ def _compare(
     finally:
         put_back()
     if not sites.local:
-        raise ValueError(f"expected a latent site in plate {plate!r}, got none")
+        raise ValueError(
+            f"expected a continuous latent site in plate {plate!r}, got none (enumerated ones are summed out): there "
+            "is nothing to amortize"
+        )
     put_back = snapshot(model)  # of what the first run made too
 
     def new_model() -> tuple[Any, LatentSites]:

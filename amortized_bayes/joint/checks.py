@@ -9,6 +9,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.weights import PairedTraces, no_plate_error, plate_frame, sample_sites
 
@@ -41,13 +42,16 @@ def check_latents(trace: poutine.Trace, plate: str) -> None:
     """Refuse a model without local latents, or with one that has no density on the unconstrained space."""
     if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
         raise no_plate_error(trace, plate)
-    if all(node["is_observed"] or plate_frame(node, plate) is None for node in sample_sites(trace)):
-        raise ValueError(f"expected local latents inside plate {plate!r}, got none")
-    for node in sample_sites(trace):
-        if node["is_observed"]:
-            continue
+    latents = [node for node in sample_sites(trace) if not (node["is_observed"] or is_marked(node, plate))]
+    if all(plate_frame(node, plate) is None for node in latents):
+        raise ValueError(
+            f"expected continuous latents inside plate {plate!r}, got none (enumerated ones are summed out): there is "
+            "nothing to infer for each point"
+        )
+    for node in latents:
         if node["fn"].support.is_discrete:
-            raise ValueError(f"expected continuous latents, got {node['name']!r} of {type(node['fn']).__name__}")
+            kind = type(node["fn"]).__name__
+            raise ValueError(f"expected continuous latents, got {node['name']!r} of {kind}: {without(node)}")
         if plate_frame(node, plate) is None:
             raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
         if is_masked(node):

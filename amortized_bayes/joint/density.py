@@ -23,6 +23,7 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.utils import _pytree as pytree
 
+from amortized_bayes.enumeration import enumerated_trace, is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
 from amortized_bayes.types import Model
 from amortized_bayes.weights import PairedTraces, _Tiling, plate_frame, sample_sites
@@ -93,12 +94,12 @@ class LogJoint:
     def terms(self, z: Tensor, index: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
         """Log p(z) with Jacobians and log p(x|z) of rows: ``(R, D)`` and :meth:`inputs` in, two ``(R,)`` out."""
         trace, jacobians = self._run(z, index, data)
-        traces = PairedTraces(trace, trace, self.plate)
+        traces = PairedTraces(poutine.Trace(), trace, self.plate)
         with pyro.validation_enabled(False):
-            prior = sum(_log_prob(traces, s, jacobians[s["name"]]) for s in traces.local_sites(trace, observed=False))
-            observed = [traces.log_prob(s) for s in traces.local_sites(trace, observed=True)]
-        assert isinstance(prior, Tensor)
-        return prior.expand(len(z)), torch.stack(observed).sum(0) if observed else torch.zeros_like(prior)
+            log_prior, log_likelihood = traces.log_prior_and_likelihood()
+            for name, jacobian in jacobians.items():  # no scale or mask is the Jacobian's
+                log_prior = log_prior + traces.sum_to_plate(trace.nodes[name], jacobian)
+        return log_prior.expand(len(z)), log_likelihood.expand(len(z))
 
     def inputs(self, num_chains: int) -> tuple[Tensor, ...]:
         """The plate's index and the data, repeated for each chain: ``(C·B, ...)`` each."""
@@ -164,13 +165,17 @@ class LogJoint:
         """Trace the model with the latents put to ``z``. Validation off: a diverging chain must not raise."""
         put = _Put(self.sites, z, self.plate)
         with pyro.validation_enabled(False):
-            return self._trace(put(self._model), index, data), put.jacobians
+            return self._trace(put(self._model), index, data, enumerated=True), put.jacobians
 
-    def _trace(self, model: Callable[..., Any], index: Tensor, data: Sequence[Tensor]) -> poutine.Trace:
+    def _trace(
+        self, model: Callable[..., Any], index: Tensor, data: Sequence[Tensor], *, enumerated: bool = False
+    ) -> poutine.Trace:
         rest = iter(data)
         leaves = [next(rest) if d else leaf for leaf, d in zip(self.leaves, self.is_data, strict=True)]
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         with _Tiling(self.plate, index, 1):
+            if enumerated:
+                return enumerated_trace(model, args, kwargs, self.plate, self.model)
             return poutine.trace(model).get_trace(*args, **kwargs)
 
 
@@ -235,27 +240,28 @@ class _Put(Messenger):
         site = self.sites.get(msg["name"])
         if site is None:
             return
-        batch, transform = msg["fn"].batch_shape, biject_to(msg["fn"].support)
-        axis = len(batch) + plate_frame(msg, self.plate).dim
+        batch = 1 + len(site.shape) - msg["fn"].event_dim  # without dimensions of enumerated sites it depends on
+        axis, transform = batch + plate_frame(msg, self.plate).dim, biject_to(msg["fn"].support)
         free = self.z[:, site.place].reshape(-1, *site.free_shape).movedim(0, axis)
         msg["value"], msg["done"] = transform(free), True
+        if msg["value"].dim() > 1 + len(site.shape):
+            raise ValueError(f"the support of latent {site.name!r} depends on an enumerated site; expected one support")
         jacobian = transform.log_abs_det_jacobian(free, msg["value"])
-        self.jacobians[site.name] = jacobian.flatten(len(batch)).sum(-1) if jacobian.dim() > len(batch) else jacobian
+        self.jacobians[site.name] = jacobian.flatten(batch).sum(-1) if jacobian.dim() > batch else jacobian
 
 
 def plate_to_front(node: Any, plate: str, value: Tensor) -> Tensor:
     """Move the plate's dimension of a site's value to the front."""
-    return value.movedim(len(node["fn"].batch_shape) + plate_frame(node, plate).dim, 0)
-
-
-def _log_prob(traces: PairedTraces, site: Any, jacobian: Tensor) -> Tensor:
-    return traces.log_prob(site) + traces.sum_to_plate(site, jacobian)  # no scale or mask is the Jacobian's
+    batch = len(node["fn"].batch_shape)
+    if not node["is_observed"]:  # its distribution may have dimensions of enumerated sites too
+        batch = node["value"].dim() - node["fn"].event_dim
+    return value.movedim(batch + plate_frame(node, plate).dim, 0)
 
 
 def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:
     start = 0
     for node in sample_sites(trace):
-        if node["is_observed"] or plate_frame(node, plate) is None:
+        if node["is_observed"] or plate_frame(node, plate) is None or is_marked(node, plate):
             continue
         shape = plate_to_front(node, plate, node["value"]).shape[1:]
         free = biject_to(node["fn"].support).inv(node["value"])

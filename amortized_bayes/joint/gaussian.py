@@ -108,6 +108,13 @@ def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
     with torch.no_grad(), joint.indexed():
         traces = trace_pair(model, guide, args, kwargs, joint.plate)
     check_guide(traces)
+    known = {site.name for site in joint.sites}
+    for site in traces.local_sites(traces.model, observed=False):
+        if site["name"] in traces.guide.nodes and site["name"] not in known:
+            raise ValueError(
+                f"the guide draws {site['name']!r}, which the model enumerates: log p(x, z) is without it; leave it "
+                "out of the guide, so that both are of z alone"
+            )
     return traces
 
 

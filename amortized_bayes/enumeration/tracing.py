@@ -1,0 +1,130 @@
+"""Programs traced with their marked sites enumerated, in dimensions left of all plates."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from amortized_bayes.enumeration.marks import is_enumerated, is_marked
+
+__all__ = ["enumerated_trace"]
+
+_depths: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""How deep plates are nested in programs with enumerated sites: found once, since every look is a run."""
+
+
+def enumerated_trace(
+    program: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plate: str,
+    key: Any,
+    model: Any = None,
+    guide: poutine.Trace | None = None,
+) -> poutine.Trace:
+    """Trace a program with its marked latents enumerated; one without any is run once, as it is.
+
+    Args:
+        program: what is run.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        plate: name of the plate over data points.
+        key: the program as its author made it, by which the depth of its plates is remembered.
+        model: of a guide, whose dimensions must clear the model's plates too.
+        guide: of a model, the trace it replays: where that has enumerated sites, those of the model stand left of them.
+
+    Raises:
+        ValueError: a marked site that cannot be enumerated point by point.
+    """
+    if guide is not None and any(is_enumerated(site) for site in guide.nodes.values()):
+        return _trace(program, args, kwargs, _Enumerate(plate))
+    depth = _recall(key)
+    if depth is None:
+        try:
+            with _StopAtMarked(plate):
+                return poutine.trace(program).get_trace(*args, **kwargs)
+        except _Marked:
+            depth = _depth(program, model, args, kwargs)
+            with suppress(TypeError):  # what takes no weak reference is looked at again
+                _depths[key] = depth
+    return _trace(program, args, kwargs, _Enumerate(plate, -1 - depth))
+
+
+def _trace(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], enumerate_sites: _Enumerate) -> poutine.Trace:
+    try:
+        with enumerate_sites:
+            return poutine.trace(program).get_trace(*args, **kwargs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        names, first = enumerate_sites.names, str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not names:
+            raise
+        raise ValueError(
+            f"the program fails where {names} hold all their values at once, in dimensions left of the plates; "
+            f"expected operations that broadcast and count dimensions from the right ({first})"
+        ) from error
+
+
+def _recall(key: Any) -> int | None:
+    try:
+        return _depths.get(key)
+    except TypeError:
+        return None
+
+
+def _depth(program: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How deep plates are nested, from a run that leaves nothing in graphs and random generators."""
+    devices = list(range(torch.cuda.device_count()))
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+        disable_proxy_modes_tracing(),
+        pyro.validation_enabled(False),
+    ):
+        traces = [poutine.trace(program).get_trace(*args, **kwargs)]
+        if model is not None:
+            traces.append(poutine.trace(poutine.replay(model, trace=traces[0])).get_trace(*args, **kwargs))
+    sites = (s for trace in traces for s in trace.nodes.values() if s["type"] == "sample")
+    return max((-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0)
+
+
+class _Marked(Exception):
+    """A latent is to be enumerated."""
+
+
+class _StopAtMarked(Messenger):
+    """Ends a run at the first latent that is to be enumerated."""
+
+    def __init__(self, plate: str) -> None:
+        super().__init__()
+        self.plate = plate
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["done"] and msg["value"] is None and is_marked(msg, self.plate):
+            raise _Marked
+
+
+class _Enumerate(EnumMessenger):
+    """Pyro's enumeration, of what can be enumerated point by point."""
+
+    def __init__(self, plate: str, first_available_dim: int | None = None) -> None:
+        super().__init__(first_available_dim)
+        self.plate = plate
+        self.names: list[str] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        done, observed = msg["done"], msg["is_observed"]
+        if done:  # with a value from inside, it may still have a density that depends on enumerated sites
+            msg["done"], msg["is_observed"] = False, True
+        elif is_marked(msg, self.plate):
+            self.names.append(msg["name"])
+        super()._pyro_sample(msg)
+        if done:
+            msg["done"], msg["is_observed"] = True, observed
