@@ -78,8 +78,9 @@ def compare(
 
     Shared latents get a mean-field Gaussian, started at a draw from their priors; parameters of the model are fitted
     beside each guide and put back to their start before the next and at the end. All families start from the same q(z).
-    The report keeps the fitted guides: ``diagnose(model, report.best.apply().guide, x)`` is the next line, where ``apply``
-    puts the model's parameters, if it has any, where they were fitted to. Without it such a guide refuses to run.
+    The report keeps the fitted guides: ``diagnose(model, report.best.apply().guide, x)`` is the next line, where
+    ``apply`` puts the model's parameters, if it has any, where they were fitted to. Without it such a guide refuses to
+    run.
 
     Args:
         model: Pyro program called as ``model(x)``, or ``model(x, index)`` if it has a parameter of that name, with
