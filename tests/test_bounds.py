@@ -149,7 +149,7 @@ def test_log_predictive_of_one_draw_of_theta_is_iwae(linear_problem):
 def calibration(estimates, exact):
     """Mean square of z-scores: 1 for an honest standard error."""
     scores = torch.stack([(e.value - exact) / e.standard_error for e in estimates])
-    return scores.square().mean().item()
+    return scores.square().nanmean().item()  # where k̂ is high there is none
 
 
 @pytest.mark.parametrize("kind", ["elbo", "iwae over theta", "iwae over particles", "predictive"])

@@ -16,6 +16,7 @@ from torch.distributions import MultivariateNormal
 
 from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose, run
 from amortized_bayes.diagnosis.report import COLUMNS, Certificate
+from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import draw_shared
@@ -81,12 +82,13 @@ def test_the_frame_has_every_column_and_a_row_a_point(spoiled: tuple[Problem, Di
     assert real["log_p_upper"].isna().all()
     known = [c for c in COLUMNS if c != "log_p_upper"]
     assert real[known].notna().all().all()
-    assert (real[[f"{c}_error" for c in known if c not in ("ess", "acceptance")]] >= 0).all().all()
+    assert (real[[f"{c}_error" for c in known if c not in ("ess", "acceptance", "iwae")]] >= 0).all().all()
+    assert (real["iwae_error"].isna() == (real["k_hat"] > khat_threshold(400))).all()
     assert simulated[["log_p_lower", "log_p_upper"]].notna().all().all()
     assert (simulated["log_p_upper"] - simulated["log_p_lower"]).mean() < 0.1
     summary = found.summary()
     assert summary.loc["amortization_gap", "mean"] == pytest.approx(real["amortization_gap"].mean())
-    assert summary["standard_error"].notna().all()
+    assert summary["standard_error"].drop("iwae").notna().all()
     assert summary.loc["inference_gap", "low"] < summary.loc["inference_gap", "mean"]
     assert "\n" not in repr(found)
     assert repr(found).startswith("Diagnosis(24 points; amortization")

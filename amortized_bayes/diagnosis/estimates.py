@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from amortized_bayes.evaluation.psis import ess, psis_khat
+from amortized_bayes.evaluation.psis import ess, khat_threshold, psis_khat
 from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.joint import LogJoint, global_seed
 from amortized_bayes.types import Guide
@@ -32,17 +32,18 @@ Estimates = dict[str, tuple[Tensor, Tensor]]
 def guide_estimates(joint: LogJoint, guide: Guide, num_particles: int, seed: int) -> Estimates:
     """ELBO and IWAE in nats, k̂ and ESS of each point, given the fixed latents of ``joint``.
 
-    The error of k̂ is (1 + k̂)/√M for a tail of M draws: that of the shape of a generalized Pareto fitted by maximum
-    likelihood (Smith, *Estimating tails of probability distributions*, 1987), 0.17 near 0.7 at 1,000 draws.
+    Where k̂ is above its threshold IWAE has no error, NaN: the spread of such weights does not tell it. The error of k̂
+    is (1 + k̂)/√M for a tail of M draws: that of the shape of a generalized Pareto fitted by maximum likelihood (Smith,
+    *Estimating tails of probability distributions*, 1987), 0.17 near 0.7 at 1,000 draws.
     """
     log_w = guide_weights(joint, guide, num_particles, seed).cpu()
     iwae = log_w.logsumexp(0) - math.log(num_particles)
-    relative = (log_w - iwae).exp()
     khat = psis_khat(log_w.T)
+    error = (log_w - iwae).exp().std(0) / math.sqrt(num_particles)
     tail = min(0.2 * num_particles, 3 * math.sqrt(num_particles))
     return {
         "elbo": (log_w.mean(0), log_w.std(0) / math.sqrt(num_particles)),
-        "iwae": (iwae, relative.std(0) / math.sqrt(num_particles)),
+        "iwae": (iwae, error.where(khat <= khat_threshold(num_particles), math.nan)),
         "k_hat": (khat, (1 + khat.clamp(min=-0.5)) / math.sqrt(tail)),
         "ess": (ess(log_w.T), torch.full_like(iwae, math.nan)),
     }

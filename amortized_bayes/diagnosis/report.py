@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from amortized_bayes.diagnosis.verdict import UNKNOWN, Certificate, Reliability, Verdict, give_verdict
+from amortized_bayes.diagnosis.verdict import MAX_DOUBTFUL, UNKNOWN, Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.per_point import mean_over_points
@@ -46,7 +46,8 @@ class Diagnosis(Report):
     Args:
         values: by name, ``(T, B)``: one row per draw of the shared latents (T = 1 without any), in nats but for
             ``k_hat``, ``ess`` and ``acceptance``. ``log_p_lower`` is the bound by AIS.
-        errors: their Monte Carlo standard errors, ``(T, B)``, NaN where none is known.
+        errors: their Monte Carlo standard errors, ``(T, B)``, NaN where none is known, as that of IWAE where k̂ is
+            above its threshold.
         certificate: of the AIS bound; ``None`` where no data can be drawn from the model.
         why_uncertified: the reason then.
         num_particles: S behind elbo, iwae, k̂ and ess.
@@ -152,7 +153,8 @@ class Diagnosis(Report):
         """Mean over points, its standard error over points and 95% interval, in nats; gaps are paired by point.
 
         ``spread`` is the standard deviation of the mean over draws of the shared latents, ``negative`` the points where
-        a gap is below zero by more than two of its Monte Carlo errors.
+        a gap is below zero by more than two of its Monte Carlo errors. Where k̂ is above its threshold at more than a
+        tenth of the points, IWAE and what rests on it have no error and no interval: the weights may have no variance.
         """
         import pandas as pd
 
@@ -169,6 +171,11 @@ class Diagnosis(Report):
             means = torch.tensor([[getattr(g, name).mean] for g in per_draw], dtype=torch.float64)
             spread = self._over_draws(means)
             rows[f"{name}_gap"] = (gap.mean, gap.mean_error, *gap.interval, spread, gap.num_flagged)
+        if self.doubtful > MAX_DOUBTFUL:
+            of_iwae = ["approximation_gap", "inference_gap"] if found.log_evidence.source == "iwae" else []
+            for name in ("iwae", *of_iwae):
+                mean, *_, spread, negative = rows[name]
+                rows[name] = (mean, math.nan, math.nan, math.nan, spread, negative)
         names = ["mean", "standard_error", "low", "high", "spread", "negative"]
         return pd.DataFrame.from_dict(rows, orient="index", columns=names).astype({"negative": "Int64"})
 
@@ -177,7 +184,8 @@ class Diagnosis(Report):
         source = self.gaps().log_evidence.source.upper()
         khat = f"k̂ is above {khat_threshold(self.num_particles):.2f} at {self.doubtful:.0%} of the points"
         words = self.certificate.words if self.certificate else f"there is no certificate: {self.why_uncertified}"
-        return f"log p(x) by {source}; {words}; {khat}"
+        errors = ", where errors of IWAE do not hold and are not given" if self.doubtful else ""
+        return f"log p(x) by {source}; {words}; {khat}{errors}"
 
     def plot(self) -> Figure:
         """Draw the mean gaps, and the gaps of all points."""

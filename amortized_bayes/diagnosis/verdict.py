@@ -16,10 +16,17 @@ from amortized_bayes.evaluation.bdmc import UPPER_END
 from amortized_bayes.evaluation.gaps import Gap, Gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 
-__all__ = ["UNKNOWN", "Certificate", "Reliability", "Verdict", "give_verdict"]
+__all__ = ["MAX_DOUBTFUL", "UNKNOWN", "Certificate", "Reliability", "Verdict", "give_verdict"]
 
 MAX_DOUBTFUL = 0.1
 """Largest share of points with a k̂ above its threshold at which IWAE is used for log p(x)."""
+
+MOST = 0.5
+"""Share of points with a k̂ above its threshold beyond which no certificate of simulated points is believed.
+
+Chains that start at the guide find the modes around it. Where the guide is poor at most real points, a mode that only
+they have can be missed by both, and simulated points say nothing of it.
+"""
 
 SMALL = 0.1
 """An inference gap below this, in nats, needs no fix."""
@@ -160,13 +167,16 @@ def _gaps_fail(gaps: Gaps, residual: float | None, family: str) -> Iterator[str]
 def _evidence_fails(reliability: Reliability, source: str) -> list[str]:
     """Why the estimate used for log p(x) cannot be."""
     uncertified = _certificate_fails(reliability)
+    doubtful, vouched = reliability.doubtful, reliability.iwae_above_ais <= reliability.target_gap
+    share = f"k̂ is above {khat_threshold(reliability.num_particles):.2f} at {doubtful:.0%} of the points"
+    if doubtful > MOST:
+        real = f"{share}, and simulated ones do not show what is missed at real ones: fit the guide better first"
+        return [*(uncertified if source == "ais" else []), real]
     if source == "ais":
         return uncertified
-    doubtful, vouched = reliability.doubtful, reliability.iwae_above_ais <= reliability.target_gap
     if doubtful <= MAX_DOUBTFUL or (not uncertified and vouched):
         return []  # a certified AIS bound that is as high vouches for IWAE
-    threshold = khat_threshold(reliability.num_particles)
-    return [f"log p(x) rests on IWAE, and k̂ is above {threshold:.2f} at {doubtful:.0%} of the points"]
+    return [f"log p(x) rests on IWAE, and {share}"]
 
 
 def _certificate_fails(reliability: Reliability) -> list[str]:

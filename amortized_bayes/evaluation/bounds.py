@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.evaluation.chunking import PointChunk, SharedDraw, point_chunks
+from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold, psis_khat
 from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, weight_blocks
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.joint import log_joint
@@ -159,7 +160,8 @@ def iwae(
 
     Arguments as :func:`elbo`; ``num_shared`` is 8 where latents are shared, else 1, and ``max_rows`` bounds particles
     times points at once. The error comes from the spread over T where T is above 1, else from the spread of the weights
-    (delta method); with one draw of shared latents it is unknown, nan. The KL of theta is in closed form where that of
+    (delta method), and is nan where the k̂ of 25 particles or more is above its threshold, since it does not hold there;
+    with one draw of shared latents it is unknown, nan. The KL of theta is in closed form where that of
     the ELBO is. More particles than 1,000 are taken in blocks whose sums are kept as logarithms, so that any number
     needs no more memory.
 
@@ -183,7 +185,11 @@ def iwae(
     def evaluate(chunk: PointChunk) -> tuple[Tensor, Tensor]:
         if streamed:
             return _streamed(chunk, model, guide, num_particles, max_rows)
-        return _log_mean_exp(chunk.weights(log_weights, model, guide, num_particles=num_particles).local[0])
+        weights = chunk.weights(log_weights, model, guide, num_particles=num_particles).local[0]
+        value, error = _log_mean_exp(weights)
+        if num_particles < MIN_DRAWS:
+            return value, error
+        return value, error.where(psis_khat(weights.T) <= khat_threshold(num_particles), math.nan)
 
     _check_scales(chunks[0], model, guide)
 
@@ -332,7 +338,7 @@ def _streamed(
         shared = [s for s in sites if plate_frame(s, chunk.plate) is None and not s["is_observed"]]
         fixed = {s["name"]: s["value"] for s in shared if not s["infer"].get("is_auxiliary")}
         joint = log_joint(model, *chunk.args, plate=chunk.plate, fixed=fixed, **chunk.kwargs)
-    mean = LogMeanExp()
+    mean = LogMeanExp(num_particles)
     for block in weight_blocks(joint, guide, num_particles, max_rows):
         mean.add(block)
     return mean.value, mean.standard_error

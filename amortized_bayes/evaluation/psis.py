@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["MIN_DRAWS", "ess", "khat_threshold", "psis_khat"]
+__all__ = ["MIN_DRAWS", "ess", "heaviest", "khat_threshold", "psis_khat", "tail_khat"]
 
 MIN_DRAWS = 25
 """Fewer draws leave no tail to fit."""
@@ -55,15 +55,31 @@ def psis_khat(log_weights: Tensor) -> Tensor:
     num_draws = log_weights.shape[-1] if log_weights.dim() else 0
     if num_draws < MIN_DRAWS:
         raise ValueError(f"expected at least {MIN_DRAWS} draws along the last dimension, got {num_draws}")
-    values = log_weights.detach().double().cpu().reshape(-1, num_draws)
-    khat = torch.full((len(values),), math.nan, dtype=torch.float64)
-    broken = values.isnan().any(-1) | (values == math.inf).any(-1)
-    hopeless = ~broken & (values.isfinite().sum(-1) < MIN_DRAWS)
+    flat = log_weights.detach().reshape(-1, num_draws)
+    khat = tail_khat(heaviest(flat, num_draws), (flat != -math.inf).sum(-1))
+    return khat.reshape(log_weights.shape[:-1]).to(log_weights.device)
+
+
+def heaviest(log_weights: Tensor, num_draws: int) -> Tensor:
+    """What k̂ of ``num_draws`` needs of them, rising: the tail and the next draw, ``(B, S) -> (B, M + 1)``.
+
+    It can be taken of parts, and again of what was kept of each. NaN counts as the heaviest.
+    """
+    most = min(math.floor(min(num_draws / 5, 3 * math.sqrt(num_draws))) + 1, log_weights.shape[-1])
+    return log_weights.double().topk(most, -1).values.flip(-1)
+
+
+def tail_khat(top: Tensor, num_positive: Tensor) -> Tensor:
+    """Pareto k̂ as :func:`psis_khat`, ``(B,)`` on the CPU, from :func:`heaviest` ``(B, M + 1)`` and weights above 0."""
+    top, num_positive = top.cpu(), num_positive.cpu()
+    khat = torch.full((len(top),), math.nan, dtype=torch.float64)
+    broken = ~(top[:, -1] < math.inf)
+    hopeless = ~broken & (num_positive < MIN_DRAWS)
     khat[hopeless] = math.inf
     fit = ~(broken | hopeless)
     if fit.any():
-        khat[fit] = torch.cat([_fit(part) for part in values[fit].split(ROWS)])
-    return khat.reshape(log_weights.shape[:-1]).to(log_weights.device)
+        khat[fit] = torch.cat([_fit(part) for part in top[fit].split(ROWS)])
+    return khat
 
 
 def khat_threshold(num_draws: int) -> float:
@@ -89,18 +105,15 @@ def ess(log_weights: Tensor) -> Tensor:
     return size.masked_fill(broken, math.nan).masked_fill(empty, 0.0)
 
 
-def _fit(values: Tensor) -> Tensor:
-    """Pareto k̂ of finite or zero weights, ``(R, S) -> (R,)``: ``-inf`` for a level tail, ``inf`` for too short a one.
+def _fit(top: Tensor) -> Tensor:
+    """Pareto k̂ of weights, ``(R, M + 1) -> (R,)``: ``-inf`` for a level tail, ``inf`` for too short a one.
 
     The tail is what lies above the largest weight outside the heaviest min(S/5, 3√S) draws. Draws that tie with that
     weight are no tail: in float32 many weights are equal, and exceedances of 0 have no generalized Pareto fit.
     """
-    num_draws = values.shape[-1]
-    size = math.floor(min(num_draws / 5, 3 * math.sqrt(num_draws)))
-    top = values.sort(-1).values[:, -size - 1 :]
     excess = (top[:, 1:] - top[:, -1:]).exp() - (top[:, :1] - top[:, -1:]).exp()  # in units of the largest weight
     count = (excess > 0).sum(-1)
-    khat = torch.full_like(values[:, 0], math.inf)
+    khat = torch.full_like(top[:, 0], math.inf)
     level = top[:, -1] - top[:, 0] < EXACT_RANGE
     khat[level] = -math.inf
     fit = ~level & (count >= MIN_TAIL)

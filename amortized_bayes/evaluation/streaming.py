@@ -18,6 +18,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from amortized_bayes.evaluation.psis import MIN_DRAWS, heaviest, khat_threshold, tail_khat
 from amortized_bayes.joint import LogJoint, captured_or_plain, read_gaussian
 from amortized_bayes.types import Guide
 from amortized_bayes.weights import log_weights
@@ -29,9 +30,15 @@ ROWS_AT_ONCE = 2_000
 
 
 class LogMeanExp:
-    """Running log of a mean of weights, from blocks of log weights ``(s, B)`` in nats."""
+    """Running log of a mean of weights, from blocks of log weights ``(s, B)`` in nats.
 
-    def __init__(self) -> None:
+    Args:
+        num_draws: how many will come, at least 25, for the k̂ of weights of one distribution; ``None`` for none.
+    """
+
+    def __init__(self, num_draws: int | None = None) -> None:
+        self.num_draws = num_draws if num_draws is not None and num_draws >= MIN_DRAWS else None
+        self.top = self.positive = torch.zeros(0)
         self.count = 0
         self.first = self.second = torch.tensor(-math.inf, dtype=torch.float64)
 
@@ -39,6 +46,10 @@ class LogMeanExp:
         """Take in more particles."""
         values = block.double()
         self.count += len(values)
+        if self.num_draws is not None:
+            kept = torch.cat([self.top, values.T], -1) if len(self.top) else values.T
+            self.top = heaviest(kept, self.num_draws)
+            self.positive = (values != -math.inf).sum(0) + (self.positive if len(self.positive) else 0)
         self.first = torch.logaddexp(self.first.to(values.device), values.logsumexp(0))
         self.second = torch.logaddexp(self.second.to(values.device), (2 * values).logsumexp(0))
 
@@ -49,11 +60,15 @@ class LogMeanExp:
 
     @property
     def standard_error(self) -> Tensor:
-        """Of :attr:`value`, by the delta method, ``(B,)``; NaN for a single particle."""
+        """Of :attr:`value`, by the delta method, ``(B,)``; NaN for a single particle, and where k̂ says it fails."""
         if self.count < 2:
             return torch.full_like(self.first, math.nan)
         relative = (self.second - 2 * self.first).exp() * self.count - 1  # variance over squared mean
-        return (relative.clamp(min=0) / (self.count - 1)).sqrt()
+        error = (relative.clamp(min=0) / (self.count - 1)).sqrt()
+        if self.num_draws is None:
+            return error
+        holds = tail_khat(self.top, self.positive) <= khat_threshold(self.num_draws)
+        return error.where(holds.to(error.device), math.nan)
 
 
 @torch.no_grad()
