@@ -435,9 +435,11 @@ def _leave_out_data(guide: poutine.Trace) -> None:
 
 
 def _joint_draw(traces: PairedTraces) -> str | None:
-    """The auxiliary site outside the plate from which a guide's sites are made, as autoguides do."""
-    outside = traces.shared_sites(traces.guide)
-    return next((s["name"] for s in outside if s["infer"].get("is_auxiliary") and not s["is_observed"]), None)
+    """The auxiliary site outside the plate from which a guide's local sites are made, as joint autoguides do."""
+    drawn = [s for s in sample_sites(traces.guide) if s["infer"].get("is_auxiliary") and not s["is_observed"]]
+    if any(plate_frame(s, traces.plate) is not None for s in drawn):  # what is outside is of the shared latents
+        return None
+    return next((s["name"] for s in drawn), None)
 
 
 def no_plate_error(trace: poutine.Trace, plate: str) -> ValueError:

@@ -138,3 +138,20 @@ def test_what_a_guide_observes_is_no_part_of_q():
     with pytest.raises(ValueError, match=r"has_rsample=True\), got 'loss'.*hide=\['loss'\]"):
         ab.log_weights(lambda x, _: model(x), guide, X, 2.0)
     ab.log_weights(lambda x, _: model(x), pyro.poutine.block(guide, hide=["loss"]), X, 2.0)
+
+
+def test_an_autoguide_of_shared_and_local_latents():
+    """AutoNormal has an auxiliary draw of each latent, those outside the plate too."""
+
+    def shifted(x):
+        shift = pyro.sample("shift", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal((z + shift)[:, None], NOISE).to_event(1), obs=x)
+
+    guide = AutoNormal(shifted, init_scale=0.1)
+    guide(X)
+    found = ab.elbo(shifted, guide, X, num_draws=100)
+    total = found.value.sum()
+    losses = torch.tensor([pyro.infer.Trace_ELBO().loss(shifted, guide, X) for _ in range(100)])
+    assert abs(total + losses.mean()) < 4 * losses.std() / 10 * math.sqrt(2)
