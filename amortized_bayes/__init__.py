@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         FlowGuide,
         LocalGuide,
         MeanField,
+        per_point_guide,
     )
     from amortized_bayes.inference.fit import FitResult, fit, fit_steps
     from amortized_bayes.inference.flow_search import optimize_flow
@@ -62,6 +63,7 @@ _WHERE = {
         "FlowGuide",
         "LocalGuide",
         "MeanField",
+        "per_point_guide",
     ),
     "inference.fit": ("FitResult", "fit", "fit_steps"),
     "inference.flow_search": ("optimize_flow",),

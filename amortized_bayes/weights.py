@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
+from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.masks import adopt_mask, adopt_scale
 from amortized_bayes.shared_draw import SharedDraw, plate_frame
 from amortized_bayes.types import Guide, Model
@@ -260,6 +261,7 @@ def trace_pair(
     Raises:
         ValueError: as :func:`log_weights`.
     """
+    guide = as_per_point(guide, plate)
     if expectation:
         guide_trace = enumerated_trace(guide, args, kwargs, plate, guide, model)
     else:

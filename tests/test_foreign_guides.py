@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoIAFNormal, AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
 
@@ -70,9 +70,9 @@ def test_particles_in_turn_share_the_draw_of_the_latents_outside_the_plate():
 
 
 def test_a_guide_that_draws_all_points_jointly_is_refused():
-    guide = AutoDiagonalNormal(model)
+    guide = AutoIAFNormal(model, hidden_dim=[8])
     guide(X)
-    with pytest.raises(ValueError, match="'_AutoDiagonalNormal_latent': a point has no weight of its own"):
+    with pytest.raises(ValueError, match="'_AutoIAFNormal_latent': a point has no weight of its own"):
         ab.log_weights(model, guide, X, num_particles=3)
 
 

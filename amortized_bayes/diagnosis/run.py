@@ -17,6 +17,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from amortized_bayes.calls import PerPointNames, PointProgram, bind_points, with_index
@@ -29,6 +30,7 @@ from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.flows import FlowSettings
 from amortized_bayes.guides import Amortized, Constant, Factorized, FlowGuide
+from amortized_bayes.guides.autoguides import PerPointGuide, as_per_point
 from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
@@ -160,6 +162,7 @@ def diagnose(
     _check_parameters(model, guide)
     check_keywords(diagnose, model, kwargs)
     data, plate = bind_points(model, args, kwargs, plate=plate, per_point=per_point, any_size=True)
+    guide = as_per_point(guide, plate)
     given = with_index(data, model)
     drop = ["index"] if len(given.names) > len(data.names) and not takes(guide, "index") else []
     taken, named = given.arguments()
@@ -249,7 +252,7 @@ def _family(job: _Job, fixed: Mapping[str, Tensor]) -> str:
 
 def _source(guide: Guide) -> str:
     """What a guide gets its q from, a key of ``FIT``."""
-    kinds = {"encoder": (Amortized, FlowGuide), "rows": Factorized, "constant": Constant}
+    kinds = {"encoder": (Amortized, FlowGuide), "rows": (Factorized, AutoNormal, PerPointGuide), "constant": Constant}
     return next((name for name, kind in kinds.items() if isinstance(guide, kind)), "other")
 
 

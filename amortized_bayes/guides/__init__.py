@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amortized_bayes.guides.amortized import Amortized
+    from amortized_bayes.guides.autoguides import per_point_guide
     from amortized_bayes.guides.constant import Constant
     from amortized_bayes.guides.factorized import Factorized
     from amortized_bayes.guides.flow import FlowGuide
@@ -25,6 +26,7 @@ __all__ = [
     "FlowGuide",
     "LocalGuide",
     "MeanField",
+    "per_point_guide",
 ]
 
 _MODULE_OF = {
@@ -35,6 +37,7 @@ _MODULE_OF = {
     "FlowGuide": "flow",
     "LocalGuide": "local",
     "MeanField": "mean_field",
+    "per_point_guide": "autoguides",
 }
 
 
