@@ -109,18 +109,21 @@ class PointData:
             leaves = [next(rest) if d else leaf for leaf, d in zip(self.leaves, self.is_data, strict=True)]
         return pytree.tree_unflatten(leaves, self.spec)
 
-    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PointRows:
-        """The rows in the arguments of another call.
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PointRows, Tensor | None]:
+        """The rows in the arguments of another call, and its ``index``, where that is none of these arguments.
 
         Raises:
             ValueError: arguments of another form.
         """
         flags = pytree.tree_unflatten(list(self.is_data), self.spec)
         wanted, spec = pytree.tree_flatten(self._by_name(*flags))
-        leaves, got = pytree.tree_flatten(self._by_name(args, kwargs))
+        named = self._by_name(args, kwargs)
+        index = named.pop("index", None) if isinstance(named, dict) and "index" not in self.names else None
+        leaves, got = pytree.tree_flatten(named)
         if spec != got:
             raise ValueError(f"expected arguments in the form of ({', '.join(self.names)}), got another")
-        return PointRows(tuple(as_tensors(leaf) for leaf, is_data in zip(leaves, wanted, strict=True) if is_data))
+        rows = tuple(as_tensors(leaf) for leaf, is_data in zip(leaves, wanted, strict=True) if is_data)
+        return PointRows(rows), index
 
     def describe(self) -> str:
         """Arguments that are tensors with their shapes, in words."""
@@ -132,7 +135,7 @@ class PointData:
         if self.signature is None:
             return args, kwargs
         try:
-            return dict(self.signature.bind(*args, **kwargs).arguments)
+            return dict(self.signature.bind_partial(*args, **kwargs).arguments)
         except TypeError as error:
             raise ValueError(f"expected arguments {self.signature}, got others: {error}") from error
 

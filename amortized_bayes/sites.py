@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from amortized_bayes.enumeration import is_marked, without
-from amortized_bayes.types import LatentSite, Model
+from amortized_bayes.types import LatentSite, Model, NestedPlate
 from amortized_bayes.weights import no_plate_error, plate_frame, sample_sites
 
 __all__ = ["LatentSites", "latent_sites"]
@@ -37,8 +38,8 @@ def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -
         kwargs: keyword arguments of the model.
 
     Raises:
-        ValueError: no such plate, a discrete latent site that is not enumerated, or a local site inside a further
-            plate.
+        ValueError: no such plate, a discrete latent site that is not enumerated, or a local site inside a further plate
+            that is a loop or draws a part of itself.
 
     Example:
         >>> import torch
@@ -71,15 +72,27 @@ def _describe(site: Any, plate: str) -> LatentSite:
             f"expected continuous latent sites, got the discrete site {site['name']!r} "
             f"({type(site['fn']).__name__}): {without(site)}"
         )
-    others = [f.name for f in site["cond_indep_stack"] if f.name != plate]
-    if others and plate_frame(site, plate) is not None:
-        raise ValueError(
-            f"expected local sites inside plate {plate!r} alone, got {site['name']!r} inside {others} as well; "
-            f"use .to_event() for its other dimensions"
-        )
     shape = site["fn"].event_shape if plate_frame(site, plate) is not None else site["value"].shape
     support = site["fn"].support
     missing = len(shape) - support.event_dim
     if missing > 0:
         support = constraints.independent(support, missing)
-    return LatentSite(site["name"], shape, support)
+    frame = plate_frame(site, plate)
+    if frame is None:
+        return LatentSite(site["name"], shape, support)
+    batch = list(site["fn"].batch_shape)
+    del batch[len(batch) + frame.dim]
+    return LatentSite(site["name"], shape, support, frame.dim, tuple(batch), tuple(_further_plates(site, plate)))
+
+
+def _further_plates(site: Any, plate: str) -> Iterator[NestedPlate]:
+    """Plates in which a local site lies as well, of a size that does not change with the points."""
+    for frame in site["cond_indep_stack"]:
+        if frame.name == plate:
+            continue
+        if frame.dim is None or frame.size < 0 or frame.size != frame.full_size:
+            raise ValueError(
+                f"expected plate {frame.name!r} of local site {site['name']!r} to be whole, of a fixed size and no "
+                "loop; use .to_event() for its dimension"
+            )
+        yield NestedPlate(frame.name, frame.size, frame.dim)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Size
     from torch.distributions.constraints import Constraint
 
-__all__ = ["ROW_FIELDS", "Dataset", "Factor", "Guide", "Images", "LatentSite", "Model", "Row"]
+__all__ = ["ROW_FIELDS", "Dataset", "Factor", "Guide", "Images", "LatentSite", "Model", "NestedPlate", "Row"]
 
 Factor = str | int | float | bool
 """What a number may depend on: a data set, a seed, an encoder's width, a budget."""
@@ -91,16 +91,28 @@ class Dataset(NamedTuple):
     note: str = ""
 
 
+class NestedPlate(NamedTuple):
+    """A plate in which a site lies beside that over data points."""
+
+    name: str
+    size: int
+    dim: int
+
+
 class LatentSite(NamedTuple):
     """A latent sample site of a model, as a guide must provide it.
 
     ``event_shape`` is the shape of one draw for one data point (or of the one shared draw), on the constrained space
-    given by ``support``.
+    given by ``support``. A local site has the plate over data points at ``dim`` of its batch dimensions; ``around`` are
+    the sizes of the others, from the left, of which ``plates`` names those that are plates.
     """
 
     name: str
     event_shape: Size
     support: Constraint
+    dim: int = -1
+    around: tuple[int, ...] = ()
+    plates: tuple[NestedPlate, ...] = ()
 
 
 class Model(Protocol):

@@ -406,6 +406,11 @@ def match_traces(traces: PairedTraces) -> None:
             raise ValueError(
                 f"site {site['name']!r} is {where[0]} plate {traces.plate!r} in the guide but {where[1]} in the model"
             )
+        if frame is not None and frame.dim != (own := plate_frame(twin, traces.plate).dim):
+            raise ValueError(
+                f"site {site['name']!r} has plate {traces.plate!r} at dim={own} in the guide but dim={frame.dim} "
+                "in the model"
+            )
         if site["name"] in inside and isinstance(twin["fn"], Delta) and (joint := _joint_draw(traces)) is not None:
             raise ValueError(
                 f"the guide draws {site['name']!r} of all points in one site, {joint!r}: a point has no weight of its "

@@ -303,7 +303,7 @@ def test_rows_are_put_back_where_they_were():
     assert torch.equal(got["slope"], SLOPES[[4, 1]])
     assert scale.shape == (3,)
     assert index.tolist() == [4, 1]
-    again = data.take((), {"batch": {"x": [2 * X[:3], "others"], "slope": SLOPES[:3]}, "scale": None})
+    again, _ = data.take((), {"batch": {"x": [2 * X[:3], "others"], "slope": SLOPES[:3]}, "scale": None})
     assert torch.equal(again.tensors[0], 2 * X[:3])
     with pytest.raises(ValueError, match="in the form of"):
         data.take(({"x": X},), {"scale": None})

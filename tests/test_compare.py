@@ -27,7 +27,7 @@ GUIDES = ["constant", "amortized", "factorized", "factorized-from-amortized"]
 
 def compare(model, x, widths=(2,), epochs=2, options=PLAIN, **rest):
     settings = ComparisonSettings(epochs, depth=rest.pop("depth", 1), num_draws=2, fit=options)
-    return amortized_bayes.compare(model, x, widths, settings=settings, progress=False, **rest)
+    return amortized_bayes.compare(model, x, widths=widths, settings=settings, progress=False, **rest)
 
 
 def normal(x):
@@ -326,8 +326,13 @@ def no_local(x):
         (normal, {"guides": ("amortised",)}, "expected guides among constant, amortized, factorized, got 'amortised'"),
         (normal, {"x": torch.full((4, 3), math.nan)}, "expected finite data, got 12 values"),
         (normal, {"x": torch.zeros(1, 3)}, "two points or more"),
-        (normal, {"x": torch.zeros(4, 3, dtype=torch.long)}, "tensor of floats, got torch.int64"),
-        (normal, {"x": np.zeros((4, 3))}, "tensor of floats, got float64"),
+        (normal, {"x": np.full((4, 3), "a")}, "expected arrays of numbers, got one of <U1"),
+        (normal, {"width": (4,)}, r"compare got width=, .*; did you mean widths=\?"),
+        (normal, {"index": torch.arange(40)}, "compare got index=, which is neither"),
+        (with_index, {"index": torch.arange(40)}, "expected no index: compare gives the places"),
+        (normal, {"encoder_input": lambda x: x[:3]}, "finite row for each of 40 points, got shape"),
+        (normal, {"encoder_input": lambda x: x - x.mean(0)}, "encoder_input that treats each point on its own"),
+        (normal, {"encoder_input": lambda y, z: y}, "encoder_input fails when it is called as the model is"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(x, model, changes, message):

@@ -93,9 +93,11 @@ def test_discrete_site():
 
 
 def test_local_site_inside_a_further_plate():
-    def model(x):
-        with pyro.plate("data", len(x), dim=-1), pyro.plate("dimensions", 2, dim=-2):
+    def model(x, size=None):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("dimensions", 2, subsample_size=size, dim=-2):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match=r"'z' inside \['dimensions'\] as well; use .to_event"):
-        latent_sites(model, X)
+    (site,) = latent_sites(model, X).local
+    assert (site.dim, site.around, site.plates) == (-1, (2,), (("dimensions", 2, -2),))
+    with pytest.raises(ValueError, match=r"plate 'dimensions' of local site 'z' to be whole"):
+        latent_sites(model, X, 1)

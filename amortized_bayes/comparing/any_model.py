@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +10,12 @@ import torch
 from pyro import poutine
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
+from amortized_bayes.calls import Bound, PerPointNames, PointProgram, bind_points
 from amortized_bayes.comparing.between import Rung, best_fit
 from amortized_bayes.comparing.comparison import Comparison
+from amortized_bayes.comparing.encoder_input import encoder_view
 from amortized_bayes.comparing.fitted import FittedGuide, with_own_states
 from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at, start_fit
 from amortized_bayes.comparing.problem import FitProblem
@@ -23,10 +24,10 @@ from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.joint.checks import check_model
 from amortized_bayes.seeding import torch_seed
+from amortized_bayes.signatures import check_keywords, takes
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.snapshots import snapshot
 from amortized_bayes.types import Model
-from amortized_bayes.weights import plate_frame, sample_sites
 
 __all__ = ["ComparisonSettings", "compare"]
 
@@ -65,14 +66,16 @@ class ComparisonSettings:
 
 def compare(
     model: Model,
-    x: Tensor,
+    *args: Any,
+    plate: str | None = None,
+    per_point: PerPointNames = None,
+    encoder_input: Callable[..., Tensor] | None = None,
     widths: Sequence[int] = (1, 16, 64),
-    *,
     guides: Sequence[str] = ("constant", "amortized", "factorized"),
     settings: ComparisonSettings | None = None,
-    plate: str = "data",
     seed: int = 0,
     progress: bool = True,
+    **kwargs: Any,
 ) -> Comparison:
     """Fit constant, amortized (each width) and factorized guides, built from the model's own trace, and compare them.
 
@@ -83,18 +86,26 @@ def compare(
     run.
 
     Args:
-        model: Pyro program called as ``model(x)``, or ``model(x, index)`` if it has a parameter of that name, with
-            continuous latent sites inside one plate over data points. It must take any number of points.
-        x: data, (N, ...).
+        model: Pyro program ``model(*args, **kwargs)`` with continuous latent sites inside a plate over data points. It
+            must take any number of points. If it has a parameter ``index``, it gets the places of the points.
+        args: arguments of the model: tensors, numpy arrays, and dicts and lists of them, with a row for each of N data
+            points, and whatever else it takes.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
+        encoder_input: a function or network of the model's arguments that gives what encoders see, ``(B, P)``, such as
+            ``lambda counts: torch.log1p(counts)``; a network is fitted with the encoder. By default they see all
+            tensors with rows, flattened and side by side.
         widths: encoder widths k.
         guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`.
         settings: how to fit and measure.
-        plate: name of the plate over data points.
         seed: of starts, batches and draws.
         progress: show a bar on a terminal.
+        kwargs: keyword arguments of the model.
 
     Raises:
-        ValueError: no such plate, discrete latents, data that are no finite tensor, widths below 1, unknown guides.
+        TypeError: arguments that the model does not take, such as an option that is misspelt.
+        ValueError: no such plate, discrete latents, no data or data that make log p nan, widths below 1, unknown
+            guides.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -109,24 +120,38 @@ def compare(
         >>> report.to_frame()["guide"].tolist()
         ['constant', 'amortized', 'factorized', 'factorized-from-amortized']
     """
-    _check_data(x)
+    check_keywords(compare, model, kwargs)
     if not widths or min(widths) < 1:
         raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
     fits = list_fits(tuple(guides), tuple(widths))
-    with torch.random.fork_rng(devices=cuda_devices(x)):
-        return _compare(model, x, fits, settings or ComparisonSettings(), plate, seed, progress)
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(torch_seed(seed, "start"))
+        bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point)
+        return _compare(model, bound, encoder_input, fits, settings or ComparisonSettings(), seed, progress)
 
 
 def _compare(
-    model: Model, x: Tensor, fits: list[Fit], chosen: ComparisonSettings, plate: str, seed: int, progress: bool
+    model: Model,
+    bound: Bound,
+    encoder_input: Callable[..., Tensor] | None,
+    fits: list[Fit],
+    chosen: ComparisonSettings,
+    seed: int,
+    progress: bool,
 ) -> Comparison:
-    torch.manual_seed(torch_seed(seed, "start"))
-    program = model if "index" in inspect.signature(_callable(model)).parameters else _WithoutIndex(model, plate)
-    index = torch.arange(len(x), device=x.device)
+    (data, plate), rows = bound, bound.data.rows
+    if "index" in data.names:
+        raise ValueError("expected no index: compare gives the places of the points itself")
+    # without an index the plate counts the batch, and not all points as that of a guide does
+    program = PointProgram(model, data, hide=[] if takes(model, "index") else [plate])
+    few = rows[:2], torch.arange(2, device=rows.device)
     put_back = snapshot(model)
     try:
-        _check_program(program, x[:2], index[:2], plate)
-        sites = latent_sites(program, x[:2], index[:2], plate=plate)
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(rows)):
+            trace = poutine.trace(program).get_trace(*few)
+        check_model(trace, plate)
+        sites = latent_sites(program, *few, plate=plate)
     finally:
         put_back()
     if not sites.local:
@@ -134,6 +159,8 @@ def _compare(
             f"expected a continuous latent site in plate {plate!r}, got none (enumerated ones are summed out): there "
             "is nothing to amortize"
         )
+    nodes: Any = trace.nodes
+    dtype = nodes[sites.local[0].name]["value"].dtype
     put_back = snapshot(model)  # of what the first run made too
 
     def new_model() -> tuple[Any, LatentSites]:
@@ -141,7 +168,7 @@ def _compare(
         return program, sites
 
     problem = FitProblem(
-        data=x,
+        data=rows,
         new_model=new_model,
         options=lambda fit: chosen.fit.at_width(fit.k),
         seed=seed,
@@ -152,12 +179,13 @@ def _compare(
         plate=plate,
         analytic_kl=chosen.fit.analytic_kl,
         local_reparametrization=chosen.fit.local_reparametrization,
+        seen=encoder_view(data, encoder_input, dtype),
     )
     try:
         fitted = list(_fit_all(problem, fits, progress))
     finally:
         put_back()
-    return Comparison(tuple(with_own_states(fitted, put_back)), len(x), seed)
+    return Comparison(tuple(with_own_states(fitted, put_back)), len(rows), seed)
 
 
 def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[FittedGuide]:
@@ -206,45 +234,3 @@ def _fit(problem: FitProblem, fit: Fit, start: Start | None) -> tuple[FittedGuid
 def _keep(model: Any) -> Callable[[Any], None]:
     put_back = snapshot(model)
     return lambda _: put_back()
-
-
-class _WithoutIndex(nn.Module):
-    """A model that does not take the places of its points and whose plate counts the batch."""
-
-    def __init__(self, model: Model, plate: str) -> None:
-        super().__init__()
-        self.model = model
-        self.plate = plate
-
-    def forward(self, x: Tensor, index: Tensor) -> Any:
-        del index
-        return poutine.block(self.model, hide=[self.plate])(x)
-
-
-def _check_program(program: Any, x: Tensor, index: Tensor, plate: str) -> None:
-    """Refuse a model whose terms are no log density, or whose plate does not hold the points that it is given."""
-    with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(x)):
-        trace = poutine.trace(program).get_trace(x, index)
-    for site in sample_sites(trace):
-        frame = plate_frame(site, plate)
-        if frame is not None and frame.size not in (None, len(x)):
-            raise ValueError(
-                f"expected plate {plate!r} to hold the points that the model is given, got {frame.size} of them where "
-                f"{len(x)} were passed: size it by the data, `len(x)`, or take `index` and pass `subsample=index`, "
-                "and close over no data"
-            )
-    check_model(trace, plate)
-
-
-def _callable(model: Any) -> Any:
-    return model.forward if isinstance(model, nn.Module) else model
-
-
-def _check_data(x: object) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"expected data as a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}")
-    if x.dim() < 1 or len(x) < 2:
-        raise ValueError(f"expected data of shape (N, ...) with two points or more, got {tuple(x.shape)}")
-    bad = int((~torch.isfinite(x)).sum())
-    if bad:
-        raise ValueError(f"expected finite data, got {bad} values that are nan or infinite")

@@ -160,7 +160,7 @@ def start_at(
     """
     training = fitting.training
     with training.averaged():
-        rows = fitting.guide.locate(problem.x, problem.index).clone()
+        rows = fitting.guide.answer(problem.x, problem.index).clone()
         shared = fitting.guide.shared
         state = None if shared is None else {name: value.clone() for name, value in shared.state_dict().items()}
         put_model = (keep or _keep_module)(fitting.model)
@@ -181,9 +181,10 @@ def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start
         shared = MeanField(sites.shared, locs=sites.shared_draw)
     if shared is not None and start is not None and start.shared is not None:
         shared.load_state_dict(start.shared)
+    seen = None if problem.seen is None else problem.seen.of_guide(trained=GUIDES[fit.guide].has_width)
     spec = GuideSpec(
         sites.local,
-        problem.data,
+        problem.tensor if seen is None else seen.see(problem.x).detach(),
         fit.k or 1,
         problem.depth,
         shared,
@@ -192,8 +193,9 @@ def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start
         problem.published,
         problem.options(fit).center_input,
     )
-    x = problem.x
-    return GUIDES[fit.guide].build(spec).to(device=x.device, dtype=x.dtype)
+    guide = GUIDES[fit.guide].build(spec)
+    guide.seen = seen
+    return guide.to(device=problem.data.device, dtype=problem.dtype)
 
 
 def train(training: Training, num_steps: int, watch: Watch) -> None:

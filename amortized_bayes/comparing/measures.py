@@ -85,7 +85,7 @@ def rung_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> tuple[d
     found = fit_elbo(problem, model, guide, min(problem.num_draws, RUNG_DRAWS))
     measures = {"elbo": over_points(found), "kl": over_points(found.kl), "active_units": _active(problem, guide)}
     if problem.held is not None:
-        measures["mse_train"] = mse_of(model, guide, problem.data, problem.held.target)
+        measures["mse_train"] = mse_of(model, guide, problem.tensor, problem.held.target)
     return measures, found
 
 
@@ -108,7 +108,7 @@ def final_measures(problem: FitProblem, model: Any, guide: LocalGuide) -> tuple[
         "final_iwae": over_points(bound),
         "final_iwae_gain": paired(bound, PointValues(found.value[some], found.shared_error)),
         "final_kl_shared": Measure(-found.shared.item()),
-        "final_mse_train": mse_of(model, guide, problem.data, problem.held.target),
+        "final_mse_train": mse_of(model, guide, problem.tensor, problem.held.target),
     }
     hidden = hidden_units_in_use(model, guide, problem.x, problem.index)
     measures |= {} if hidden is None else {"hidden_units": Measure(hidden)}
@@ -141,7 +141,7 @@ def held_measures(
 
 def _active(problem: FitProblem, guide: LocalGuide) -> Measure:
     """Latents that vary over training points: a fit with none is vacuous."""
-    location, log_scale = guide.locate(problem.x, problem.index).chunk(2, -1)
+    location, log_scale = guide.answer(problem.x, problem.index).chunk(2, -1)
     return Measure(active_units(location, log_scale.exp()))
 
 

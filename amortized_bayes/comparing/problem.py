@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.guides.seen import Seen
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.streams import batch_length
+from amortized_bayes.points import PointRows
 from amortized_bayes.sites import LatentSites
 
 __all__ = ["FitProblem", "Held", "floats"]
@@ -50,7 +52,7 @@ class FitProblem:
     """A model and data. Every guide is fitted to them from the same start, for as many epochs, and measured alike.
 
     Args:
-        data: (N, ...), on the device.
+        data: (N, ...), on the device, or rows of several tensors.
         new_model: the model with its parameters at their start, called as ``model(x, index)``, and its latent sites;
             called before every fit.
         options: how to fit a guide.
@@ -65,9 +67,10 @@ class FitProblem:
         published: guides start as in the code of Margossian & Blei (2024).
         name: of the random streams of evaluations; without one they go on from the start of the guide.
         held: what else to measure.
+        seen: what guides see of the data, where that is not the data themselves.
     """
 
-    data: Tensor
+    data: Tensor | PointRows
     new_model: Callable[[], tuple[Any, LatentSites]]
     options: Callable[[Fit], FitOptions]
     seed: int
@@ -81,11 +84,23 @@ class FitProblem:
     published: bool = False
     name: str = ""
     held: Held | None = None
+    seen: Seen | None = None
 
     @property
-    def x(self) -> Tensor:
-        """The data as floats."""
+    def x(self) -> Any:
+        """The data as floats, or the rows as they are."""
         return floats(self.data)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The data, where they are one tensor."""
+        assert isinstance(self.data, Tensor), "rows of several tensors have no pixels, and guides see them by `seen`"
+        return self.data
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of guides."""
+        return self.x.dtype if self.seen is None else self.seen.dtype
 
     @property
     def index(self) -> Tensor:
@@ -104,6 +119,6 @@ class FitProblem:
         return ("evaluation", f"{self.name}_{fit.guide}{width}", *more) if self.name else ()
 
 
-def floats(data: Tensor) -> Tensor:
-    """Data as floats; floats stay as they are."""
+def floats(data: Any) -> Any:
+    """Data as floats; floats, and rows of several tensors, stay as they are."""
     return data if data.is_floating_point() else data.to(torch.get_default_dtype())

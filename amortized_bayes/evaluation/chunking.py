@@ -65,7 +65,7 @@ class PointChunk(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         is_plate = msg["name"] == self.plate and isinstance(msg["fn"], _Subsample) and msg["value"] is None
         if is_plate and msg["fn"].size == self._rows and (self.times > 1 or len(self.places) < self.count):
-            device = next(a.device for a in self.args if isinstance(a, Tensor))
+            device = _tensors(self.args, self.kwargs)[0].device
             msg["value"] = torch.arange(self.places.start, self.places.stop, device=device).repeat(self.times)
 
     @property
@@ -74,8 +74,8 @@ class PointChunk(Messenger):
 
 
 def point_chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate: str) -> Iterator[PointChunk]:
-    """Slices of the tensors that hold as many rows as the first argument."""
-    count = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 0
+    """Slices of the tensors that hold as many rows as the first of them."""
+    count = next((len(tensor) for tensor in _tensors(args, kwargs) if tensor.dim()), 0)
     for start in range(0, max(count, 1), max(size, 1)):
         places = range(start, min(start + max(size, 1), count))
 
@@ -83,6 +83,10 @@ def point_chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate
             return leaf[places.start : places.stop] if _has_rows(leaf, count) else leaf
 
         yield PointChunk(pytree.tree_map(part, args), pytree.tree_map(part, kwargs), places, count, plate)
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _has_rows(leaf: Any, count: int) -> bool:

@@ -116,6 +116,12 @@ class FlowGuide(LocalGuide):
         **options: Any,
     ) -> None:
         super().__init__(sites, num_data, **options)
+        for site in self.sites:
+            if site.dim != -1 or site.around:
+                raise ValueError(
+                    f"a flow expected plate {self.plate!r} at dim=-1 and sites in no other batch dimension, got "
+                    f"{site.name!r}; use .to_event() for its other dimensions"
+                )
         if width < 1 or depth < 0:
             raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
         self.settings, self.observed = settings or FlowSettings(), observed

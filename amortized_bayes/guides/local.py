@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from amortized_bayes.guides.seen import Seen, first_and_index
 from amortized_bayes.registration import Registered
 from amortized_bayes.types import LatentSite
 
@@ -64,12 +66,17 @@ class LocalGuide(Registered, ABC):
         super().__init__()
         if not sites:
             raise ValueError(f"expected a model with a latent site in plate {plate!r}, got none")
+        if len({site.dim for site in sites}) > 1:
+            raise ValueError(
+                f"expected plate {plate!r} at one dim, got {', '.join(f'{s.name!r}: {s.dim}' for s in sites)}"
+            )
         if num_data < 1:
             raise ValueError(f"expected num_data of 1 or more, got {num_data}")
         self.sites = tuple(sites)
         self.num_data = num_data
         self.shared = shared
         self.plate = plate
+        self.seen: Seen | None = None
         self.sizes = [math.prod(unconstrained_shape(site)) for site in self.sites]
         self.latent_dim = sum(self.sizes)
 
@@ -77,33 +84,56 @@ class LocalGuide(Registered, ABC):
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Locations and log scales, concatenated, ``(B, 2 D)``, of data ``x`` (B, ...) at places ``index`` (B,)."""
 
-    def forward(self, x: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> None:
-        """Sample every latent site; further arguments of the model are ignored."""
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Sample every latent site, called as the model is: with data ``(B, ...)`` and perhaps their places ``(B,)``.
+
+        Further arguments of the model are ignored, unless ``seen`` reads them.
+        """
+        x, index = self.read(*args, **kwargs)
         if self.shared is not None:
             self.shared()
         size = len(x) if index is None else self.num_data
-        with pyro.plate(self.plate, size, subsample=index) as places:
+        dim = self.sites[0].dim
+        with pyro.plate(self.plate, size, subsample=index, dim=None if dim == -1 else dim) as places:
             assert places is not None
             self.sample(x, places)
+
+    def read(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`locate` gets of the arguments of a call; places of the points only where they are given."""
+        return first_and_index(*args, **kwargs) if self.seen is None else self.seen(*args, **kwargs)
+
+    def answer(self, data: Any, index: Tensor) -> Tensor:
+        """What :meth:`locate` says of data as it is called with, ``(B, 2 D)``."""
+        return self.locate(self.read(data, index)[0], index)
 
     def sample(self, x: Tensor, index: Tensor) -> None:
         """Sample every local site, inside the plate: a Gaussian of what :meth:`locate` gives."""
         loc, log_scale = self.locate(x, index).chunk(2, -1)
+        plates = {
+            p: pyro.plate(p.name, p.size, dim=p.dim)
+            for p in dict.fromkeys(p for site in self.sites for p in site.plates)
+        }
         for site, size, end in zip(self.sites, self.sizes, accumulate(self.sizes), strict=True):
             part = slice(end - size, end)
-            pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
+            with ExitStack() as stack:
+                for plate in site.plates:
+                    stack.enter_context(plates[plate])
+                pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
 
 
 def unconstrained_shape(site: LatentSite) -> Size:
-    """Event shape of a site on the unconstrained space."""
-    return biject_to(site.support).inverse_shape(site.event_shape)
+    """Shape of a site for one data point on the unconstrained space: its other batch dimensions, and its event."""
+    return Size((*site.around, *biject_to(site.support).inverse_shape(site.event_shape)))
 
 
 def gaussian_site(site: LatentSite, loc: Tensor, log_scale: Tensor) -> dist.TorchDistribution:
     """Distribution of a site from its flat location and log scale ``(..., size)``, on the site's own support."""
     shape = (*loc.shape[:-1], *unconstrained_shape(site))
     transform = biject_to(site.support)
-    base = dist.Normal(loc.reshape(shape), log_scale.exp().reshape(shape))
+    mean, scale = loc.reshape(shape), log_scale.exp().reshape(shape)
+    if left := len(site.around) + 1 + site.dim:  # batch dimensions to the left of the plate over data points
+        mean, scale = mean.movedim(0, left), scale.movedim(0, left)
+    base = dist.Normal(mean, scale)
     if is_real(site.support):
         return base.to_event(len(site.event_shape))
     moved = dist.TransformedDistribution(base, [transform])  # batch shape (B,) and what the support leaves

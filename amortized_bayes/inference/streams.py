@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from amortized_bayes.points import PointRows
 from amortized_bayes.seeding import torch_generator, torch_seed
 
 __all__ = ["Batches", "Stream", "batch_length", "cuda_devices"]
@@ -60,7 +61,7 @@ class Stream:
         data: a tensor on the run's device.
     """
 
-    def __init__(self, seed: int, data: Tensor) -> None:
+    def __init__(self, seed: int, data: Tensor | PointRows) -> None:
         self.devices = cuda_devices(data)
         with torch.random.fork_rng(devices=self.devices):
             torch.manual_seed(torch_seed(seed, "draws"))
@@ -103,6 +104,6 @@ class Stream:
             torch.cuda.set_rng_state(value, device)
 
 
-def cuda_devices(data: Tensor) -> list[int]:
+def cuda_devices(data: Tensor | PointRows) -> list[int]:
     """The GPU that holds ``data``, if one does."""
     return [data.device.index or 0] if data.is_cuda else []

@@ -15,11 +15,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pyro
 import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from amortized_bayes.capture import Captured
 from amortized_bayes.expectations import check_quadrature, expected_log_weights
@@ -27,6 +29,7 @@ from amortized_bayes.inference.capturing import Whole, captured_step
 from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
+from amortized_bayes.points import PointRows
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["Training"]
@@ -43,7 +46,8 @@ class Training:
     Args:
         model: Pyro program called as ``model(x, index)``, or ``model(x)`` with ``pass_index=False``.
         guide: Pyro program called likewise.
-        data: (N, ...), on the device; integer data are converted batch by batch.
+        data: (N, ...), on the device; integer data are converted batch by batch. Or rows of several tensors, which the
+            programs get as they are.
         options: how to fit.
         seed: of batches and draws.
         plate: name of the plate over data points.
@@ -71,19 +75,20 @@ class Training:
         self,
         model: Model,
         guide: Guide,
-        data: Tensor,
+        data: Tensor | PointRows,
         options: FitOptions,
         seed: int = 0,
         *,
         plate: str = "data",
         pass_index: bool = True,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: Callable[[Any], Any] | None = None,
     ) -> None:
         if not 1 <= options.batch_size <= len(data):
             raise ValueError(f"expected a batch size of 1 to {len(data)} (the data), got {options.batch_size}")
         self.model, self.guide, self.data, self.options, self.seed = model, guide, data, options, seed
         self.plate, self.pass_index, self.transform = plate, pass_index, transform
         self.dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
+        self._width = len(pytree.tree_leaves(data))
         self.steps = 0
         self.seconds = 0.0
         self.first_loss: float | None = None
@@ -102,23 +107,24 @@ class Training:
         with torch.random.fork_rng(devices=cuda_devices(self.data)):
             program(self._inputs_of(index), *([index] if self.pass_index else []))
 
-    def _check_quadrature(self, *args: Tensor) -> None:
+    def _check_quadrature(self, *args: Any) -> None:
         check_quadrature(self.model, self.guide, *args, plate=self.plate)
 
-    def _batch(self, index: Tensor) -> Tensor:
+    def _batch(self, index: Tensor) -> Any:
         return self.data[index].to(self.dtype)
 
-    def loss_and_gradients(self, x: Tensor, index: Tensor, *more: Tensor) -> list[Tensor]:
+    def loss_and_gradients(self, *inputs: Tensor) -> list[Tensor]:
         """Negative ELBO per point of a batch, and its gradients: of parameters as they are, of rows times B.
 
-        ``more`` are the weights of log prior, log q and the shared part, ``(3,)``, where the options anneal, and rows.
+        Inputs are the data, each of their tensors, and places ``(B,)``; then the weights of log prior, log q and the
+        shared part, ``(3,)``, where the options anneal, and rows.
         """
-        loss, rows = self._loss(x, index, *more)
+        loss, rows = self._loss(*inputs)
         wanted = [*self.variables.parameters, *rows]
         found = torch.autograd.grad(loss, wanted, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted, strict=True)]
         count = len(self.variables.parameters)
-        return [loss.detach(), *gradients[:count], *(g * len(x) for g in gradients[count:])]
+        return [loss.detach(), *gradients[:count], *(g * len(inputs[0]) for g in gradients[count:])]
 
     def moving_step(self, numbers: Tensor, *inputs: Tensor) -> list[Tensor]:
         """Negative ELBO per point of a batch, gradients of rows times B, and what the step moves, as it is after it.
@@ -126,17 +132,19 @@ class Training:
         This is what is compiled. It takes :meth:`Variables.numbers` before the inputs of :meth:`loss_and_gradients`,
         of which it gathers the batch itself where nothing else needs it.
         """
-        given = (self._batch(inputs[0]), *inputs) if self._gathers else inputs
+        given = (*pytree.tree_leaves(self._batch(inputs[0])), *inputs) if self._gathers else inputs
         loss, *gradients = self.loss_and_gradients(*given)
         count = len(self.variables.parameters)
         return [loss, *gradients[count:], *self.variables.moved(gradients[:count], numbers)]
 
-    def row_gradients(self, x: Tensor, index: Tensor, *more: Tensor) -> list[Tensor]:
+    def row_gradients(self, *inputs: Tensor) -> list[Tensor]:
         """Negative ELBO per point of a batch, and its gradients with respect to rows alone, times B."""
-        loss, rows = self._loss(x, index, *more)
-        return [loss.detach(), *(g * len(x) for g in torch.autograd.grad(loss, rows))]
+        loss, rows = self._loss(*inputs)
+        return [loss.detach(), *(g * len(inputs[0]) for g in torch.autograd.grad(loss, rows))]
 
-    def _loss(self, x: Tensor, index: Tensor, *more: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _loss(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        own, (index, *more) = inputs[: self._width], inputs[self._width :]
+        x = PointRows(own) if isinstance(self.data, PointRows) else own[0]
         annealing, given = (more[0], more[1:]) if self.options.annealed else (None, more)
         rows = tuple(r.detach().requires_grad_() for r in given)
         with self.variables.bound(rows):
@@ -170,7 +178,7 @@ class Training:
             numbers, count = self.variables.numbers(1.0, self.dtype, self.data.device), len(self.variables.parameters)
             compared = 1 + len(self.variables.row_adams) + count  # up to the first moments, which show the gradients
             into = self.variables.moving()
-            own = slice(1 if self._gathers else 0, None)
+            own = slice(self._width if self._gathers else 0, None)
             batches = ((numbers, *first[own]), (numbers, *second[own]))
             whole = Whole(self.moving_step, *batches, into, compared) if count else None
             self.captured = captured_step(self.loss_and_gradients, first, second, how, evaluations, restore, whole)
@@ -198,9 +206,9 @@ class Training:
         return [(f"{name}.{key}", buffer) for name, module in modules for key, buffer in module.named_buffers()]
 
     def _inputs(self, index: Tensor, done: float = 0.0) -> list[Tensor]:
-        return [self._inputs_of(index), *self._other_inputs(index, done)]
+        return [*pytree.tree_leaves(self._inputs_of(index)), *self._other_inputs(index, done)]
 
-    def _inputs_of(self, index: Tensor) -> Tensor:
+    def _inputs_of(self, index: Tensor) -> Any:
         x = self._batch(index)
         return self.transform(x) if self.transform else x
 
