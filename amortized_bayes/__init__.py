@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from amortized_bayes.inference.svi import Training
     from amortized_bayes.joint import draw_shared, log_joint
     from amortized_bayes.models import DeepGenerative, LinearGaussian
+    from amortized_bayes.plain_vae import VAE, vae
     from amortized_bayes.sites import latent_sites
     from amortized_bayes.weights import LogWeights, log_weights
 
@@ -73,6 +74,7 @@ _WHERE = {
     "inference.svi": ("Training",),
     "joint": ("draw_shared", "log_joint"),
     "models": ("DeepGenerative", "LinearGaussian"),
+    "plain_vae": ("VAE", "vae"),
     "sites": ("latent_sites",),
     "weights": ("LogWeights", "log_weights"),
 }

@@ -20,6 +20,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import nn
 from torch.distributions import constraints
 
+from amortized_bayes.errors import ProgramError
+
 __all__ = ["Registered", "register"]
 
 
@@ -67,7 +69,7 @@ def _enter(store: ParamStoreDict, name: str, parameter: nn.Parameter) -> None:
     if name in store:
         before = store._params[name]
         if not isinstance(before, nn.Parameter):
-            raise ValueError(
+            raise ProgramError(
                 f"the param store has other values for {name!r}; copy them by load_state_dict, then call "
                 "pyro.clear_param_store() before the fit"
             )

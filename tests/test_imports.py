@@ -23,12 +23,13 @@ LAYERS = (
         "shared_draw",
         "snapshots",
         "registration",
+        "errors",
         "points",
         "signatures",
     ),
     ("data", "results", "configuration", "running", "enumeration"),
     ("models", "guides"),
-    ("labels", "weights", "calls", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
+    ("labels", "plain_vae", "weights", "calls", "expectations", "sites", "graphs", "kernels", "capture", "joint"),
     ("selection", "inference", "evaluation", "reports"),
     ("plotting",),
     ("comparing",),
@@ -48,6 +49,7 @@ NEIGHBOURS = {
     ("capture", "graphs"),
     ("capture", "kernels"),
     ("likelihoods", "binomial"),
+    ("registration", "errors"),
     ("experiments", "diagnosis"),
 }
 """Files of one layer that may meet beside those of one folder."""
