@@ -320,7 +320,10 @@ class _Tiling(Messenger):
         if not isinstance(site["value"], Tensor):
             raise ValueError(f"expected plate {plate!r} to have its points as a tensor, got {type(site['value'])}")
         chosen = site["fn"].subsample_size
-        tiling = cls(plate, site["value"], num_particles)
+        index = site["value"]
+        if index.dim() != 1 or index.is_floating_point():  # `subsample=x`: the data stand for their places
+            index = torch.arange(len(index), device=index.device)
+        tiling = cls(plate, index, num_particles)
         tiling.full_size = site["fn"].size  # where the plate is sized by the batch, tiling would multiply it
         if chosen is not None and chosen < site["fn"].size:
             raise ValueError(

@@ -155,3 +155,20 @@ def test_an_autoguide_of_shared_and_local_latents():
     total = found.value.sum()
     losses = torch.tensor([pyro.infer.Trace_ELBO().loss(shifted, guide, X) for _ in range(100)])
     assert abs(total + losses.mean()) < 4 * losses.std() / 10 * math.sqrt(2)
+
+
+def test_a_plate_whose_subsample_is_the_data():
+    """As in pyro.contrib.cevae: the data stand where places of points are expected."""
+
+    def subsampled(x):
+        with pyro.plate("data", len(x), subsample=x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Normal(z[:, None], NOISE).to_event(1), obs=x)
+
+    def posterior(x):
+        with pyro.plate("data", len(x), subsample=x):
+            pyro.sample("z", dist.Normal(0.8 * x[:, 0], 0.2**0.5))
+
+    weights = ab.log_weights(subsampled, posterior, X, num_particles=3)
+    evidence = dist.Normal(0.0, math.hypot(1, NOISE)).log_prob(X[:, 0])
+    torch.testing.assert_close(weights.local, evidence.expand(1, 3, -1))
