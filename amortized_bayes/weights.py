@@ -144,9 +144,12 @@ class PairedTraces(NamedTuple):
     def log_prior_and_likelihood(self) -> tuple[Tensor, Tensor]:
         """Log p(z) and log p(x|z) of the model's sites inside the plate, ``(S·B,)``, or ``()`` where there are none."""
         joined = self.summed_out()
-        latent, seen = (joined.others(self.local_sites(self.model, observed=observed)) for observed in (False, True))
-        prior = sum((self.log_prob(site) for site in latent), start=joined.log_prior)
-        return prior, sum((self.log_prob(site) for site in seen), start=joined.log_likelihood)
+        parts = []
+        for observed, own in ((False, joined.log_prior), (True, joined.log_likelihood)):
+            sites = joined.others(self.local_sites(self.model, observed=observed))
+            terms = [*([own] if joined.names else []), *(self.log_prob(site) for site in sites)]
+            parts.append(sum(terms[1:], start=terms[0]) if terms else torch.zeros(()))
+        return parts[0], parts[1]
 
     def _per_point(self, values: Tensor, frame: Any, name: str, plates: Iterable[str]) -> Tensor:
         if self.expectation is not None:

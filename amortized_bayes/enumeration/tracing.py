@@ -17,8 +17,9 @@ from amortized_bayes.enumeration.marks import is_enumerated, is_marked
 
 __all__ = ["enumerated_trace"]
 
-_depths: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-"""How deep plates are nested in programs with enumerated sites: found once, since every look is a run."""
+_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
+"""How deep plates are nested in programs with enumerated sites, and in the models of guides with such: each look is a
+run."""
 
 
 def enumerated_trace(
@@ -45,17 +46,33 @@ def enumerated_trace(
         ValueError: a marked site that cannot be enumerated point by point.
     """
     if guide is not None and any(is_enumerated(site) for site in guide.nodes.values()):
-        return _trace(program, args, kwargs, _Enumerate(plate))
-    depth = _recall(key)
+        trace = _trace(program, args, kwargs, _Enumerate(plate))
+        sites: list[Any] = [site for site in guide.nodes.values() if is_enumerated(site)]
+        room = min(-site["infer"]["_enumerate_dim"] for site in sites) - 1
+        if (depth := _plate_depth(trace)) > room:
+            raise ValueError(
+                f"expected plates of the model to be nested {room} deep, as when its guide was first run with it, got "
+                f"{depth}: use another function for the other arguments"
+            )
+        return trace
+    owner = key if model is None else model
+    depth = known = _recall(key, owner)
     if depth is None:
         try:
             with _StopAtMarked(plate):
                 return poutine.trace(program).get_trace(*args, **kwargs)
         except _Marked:
-            depth = _depth(program, model, args, kwargs)
-            with suppress(TypeError):  # what takes no weak reference is looked at again
-                _depths[key] = depth
-    return _trace(program, args, kwargs, _Enumerate(plate, -1 - depth))
+            depth = _look(program, model, args, kwargs, key, owner)
+    try:
+        trace = _trace(program, args, kwargs, _Enumerate(plate, -1 - depth))
+    except ValueError:
+        if known is None:
+            raise
+        trace = None
+    if trace is None or _plate_depth(trace) > depth:  # with other arguments plates may be nested deeper
+        depth = _look(program, model, args, kwargs, key, owner)
+        trace = _trace(program, args, kwargs, _Enumerate(plate, -1 - depth))
+    return trace
 
 
 def _trace(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], enumerate_sites: _Enumerate) -> poutine.Trace:
@@ -72,15 +89,19 @@ def _trace(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], enumerat
         ) from error
 
 
-def _recall(key: Any) -> int | None:
-    try:
-        return _depths.get(key)
-    except TypeError:
-        return None
+def _recall(key: Any, owner: Any) -> int | None:
+    with suppress(TypeError):
+        return _depths.get(key, {}).get(owner)
+    return None
 
 
-def _depth(program: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """How deep plates are nested, from a run that leaves nothing in graphs and random generators."""
+def _plate_depth(trace: poutine.Trace) -> int:
+    nodes: list[Any] = [node for node in trace.nodes.values() if node["type"] == "sample"]
+    return max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized), default=0)
+
+
+def _look(program: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, owner: Any) -> int:
+    """How deep plates are nested, from a run that leaves nothing in graphs and random generators; remembered."""
     devices = list(range(torch.cuda.device_count()))
     with (
         torch.no_grad(),
@@ -91,8 +112,10 @@ def _depth(program: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, An
         traces = [poutine.trace(program).get_trace(*args, **kwargs)]
         if model is not None:
             traces.append(poutine.trace(poutine.replay(model, trace=traces[0])).get_trace(*args, **kwargs))
-    sites = (s for trace in traces for s in trace.nodes.values() if s["type"] == "sample")
-    return max((-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0)
+    depth = max(map(_plate_depth, traces))
+    with suppress(TypeError):  # what takes no weak reference is looked at again
+        _depths.setdefault(key, WeakKeyDictionary())[owner] = depth
+    return depth
 
 
 class _Marked(Exception):
