@@ -324,6 +324,28 @@ MUTANTS = (
         "elbo_star=torch.maximum(searches[0].elbo_star, searches[1].elbo_star)",
         "test_toy_posteriors.py::test_the_better_of_two_searches_is_not_scored_on_the_draws_that_chose_it",
     ),
+    # enumerated discrete latents
+    Mutant(
+        "values of a discrete latent multiplied, not summed",
+        "enumeration/summing.py",
+        "whole.logsumexp(",
+        "whole.sum(",
+        "test_enumeration.py::test_a_mixture_without_other_latents_is_its_evidence",
+    ),
+    Mutant(
+        "sums over a discrete latent given to other points",
+        "enumeration/summing.py",
+        "packed.unpack(found, trace.symbol_to_dim)",
+        "packed.unpack(found, trace.symbol_to_dim).flip(-1)",
+        "test_enumeration.py::test_log_joint_is_that_of_the_marginal_model",
+    ),
+    Mutant(
+        "q(y|x) drawn where the ELBO averages over it",
+        "enumeration/expectation.py",
+        "(weights * possible)",
+        "(weights.detach() * possible)",
+        "test_enumeration.py::test_the_guides_own_sites_are_averaged_over_exactly",
+    ),
 )
 
 
