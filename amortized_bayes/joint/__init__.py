@@ -1,10 +1,20 @@
 """The twin of the seam for samplers and for q* of single points: log p(x, z) of any Pyro model."""
 
 from amortized_bayes.joint.density import LocalSite, LogJoint, log_joint, plate_to_front
-from amortized_bayes.joint.gaussian import Gaussian, draw, draw_shared, gaussian_start, global_seed, read_gaussian
+from amortized_bayes.joint.factors import Factor
+from amortized_bayes.joint.gaussian import (
+    Gaussian,
+    draw,
+    draw_shared,
+    gaussian_start,
+    global_seed,
+    read_family,
+    read_gaussian,
+)
 from amortized_bayes.joint.replay import captured_or_plain, points_per_chunk
 
 __all__ = [
+    "Factor",
     "Gaussian",
     "LocalSite",
     "LogJoint",
@@ -16,5 +26,6 @@ __all__ = [
     "log_joint",
     "plate_to_front",
     "points_per_chunk",
+    "read_family",
     "read_gaussian",
 ]

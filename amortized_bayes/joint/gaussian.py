@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import pyro.poutine as poutine
 import torch
 from torch import Generator, Tensor
-from torch.distributions import Independent, Normal, TransformedDistribution, biject_to, constraints
+from torch.distributions import Normal
 
 from amortized_bayes.joint.checks import check_guide
-from amortized_bayes.joint.density import LogJoint, plate_to_front
+from amortized_bayes.joint.density import LogJoint
+from amortized_bayes.joint.factors import Factor, read_factors
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.types import Guide
 from amortized_bayes.weights import PairedTraces, plate_frame, sample_sites, trace_pair
 
-__all__ = ["Gaussian", "draw", "draw_shared", "gaussian_start", "global_seed", "read_gaussian"]
+__all__ = ["Gaussian", "draw", "draw_shared", "gaussian_start", "global_seed", "read_family", "read_gaussian"]
 
 
 class Gaussian(NamedTuple):
@@ -36,7 +37,8 @@ def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
     Raises:
         ValueError: the guide misses a site, or its draws are not finite.
     """
-    q, traces = _read_twice(joint, guide)
+    factors, traces = _read_twice(joint, guide)
+    q = _gaussian(factors)
     if q is None:
         more = (_run(joint, guide) for _ in range(num_fit - 2))
         draws = torch.stack([joint.pack(t.model) for t in (*traces, *more)])
@@ -49,6 +51,15 @@ def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
 
 def read_gaussian(joint: LogJoint, guide: Guide) -> Gaussian | None:
     """The guide's q where it is a factorized Gaussian on the unconstrained space, the same at each run; else ``None``.
+
+    Raises:
+        ValueError: the guide misses a site.
+    """
+    return _gaussian(read_family(joint, guide))
+
+
+def read_family(joint: LogJoint, guide: Guide) -> list[Factor] | None:
+    """The guide's q as a product of named factors over its sites, the same at each run; else ``None``.
 
     Raises:
         ValueError: the guide misses a site.
@@ -94,11 +105,11 @@ def global_seed(seed: int, *names: str | int) -> Iterator[None]:
         yield
 
 
-def _read_twice(joint: LogJoint, guide: Guide) -> tuple[Gaussian | None, tuple[PairedTraces, PairedTraces]]:
-    """Gaussian on which two runs of the guide agree, and those runs."""
+def _read_twice(joint: LogJoint, guide: Guide) -> tuple[list[Factor] | None, tuple[PairedTraces, PairedTraces]]:
+    """Factors on which two runs of the guide agree, and those runs."""
     traces = (_run(joint, guide), _run(joint, guide))
-    first, second = (_read(joint, t) for t in traces)
-    same = first is not None and second is not None and all(map(torch.equal, first, second))
+    first, second = (read_factors(joint.sites, t) for t in traces)
+    same = first is not None and second is not None and all(map(Factor.equals, first, second))
     return first if same else None, traces
 
 
@@ -118,41 +129,9 @@ def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
     return traces
 
 
-def _free_normal(fn: Any, support: Any) -> Normal | None:
-    """The Gaussian on the unconstrained space that a distribution is, moved by the bijection that the support gives."""
-    fn = _unwrapped(fn)
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if isinstance(fn, TransformedDistribution):
-        base, bijection = _unwrapped(fn.base_dist), biject_to(support)
-        free = base.sample()
-        moved: Any = free
-        for transform in fn.transforms:  # which may be written otherwise and be the same
-            moved = transform(moved)
-        if moved.shape != (same := bijection(free)).shape or not torch.allclose(moved, same):
-            return None
-        fn = base
-    elif support is not constraints.real:
+def _gaussian(factors: list[Factor] | None) -> Gaussian | None:
+    """Location and scale of q where every site of it is a factorized Gaussian, ``None`` elsewhere."""
+    if factors is None or any(factor.kind is not Normal for factor in factors):
         return None
-    return fn if isinstance(fn, Normal) else None
-
-
-def _unwrapped(fn: Any) -> Any:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
-
-
-def _read(joint: LogJoint, traces: PairedTraces) -> Gaussian | None:
-    """Location and scale of q where every site of it is a plain Gaussian, ``None`` elsewhere."""
-    columns: list[list[Tensor]] = [[], []]
-    for site in joint.sites:
-        node: Any = traces.guide.nodes[site.name]
-        fn = _free_normal(node["fn"], site.support)
-        if fn is None:
-            return None
-        free = biject_to(site.support).inv(node["value"])
-        for column, part in zip(columns, (fn.loc, fn.scale), strict=True):
-            front = plate_to_front(node, joint.plate, part.expand(free.shape))
-            column.append(front.reshape(len(front), -1))
-    return Gaussian(torch.cat(columns[0], -1), torch.cat(columns[1], -1))
+    loc, scale = (torch.cat([f.parameters[name].flatten(1) for f in factors], -1) for name in ("loc", "scale_tril"))
+    return Gaussian(loc, scale)
