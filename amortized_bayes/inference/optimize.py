@@ -9,20 +9,35 @@ path of z alone (Roeder, Wu & Duvenaud, *Sticking the landing*, NeurIPS 2017): b
 Each point has a clock of its own, by which its step falls as a cosine. A point that gained nothing over a window, as
 seen on draws kept for that, has its remaining time halved; a point whose time is up leaves its slot to the next one.
 What is reported is scored on fresh samples.
+
+The family may also be the guide's own, where that has a name
+(:class:`~amortized_bayes.inference.own_family.OwnFamily`): Gaussians of full covariance, Gammas, Dirichlets, ...
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
+from amortized_bayes.inference.families import Diagonal, Family
+from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.inference.slots import Slots
-from amortized_bayes.joint import Gaussian, LogJoint, draw, gaussian_start, global_seed, log_joint, points_per_chunk
+from amortized_bayes.joint import (
+    Factor,
+    Gaussian,
+    LogJoint,
+    gaussian_start,
+    global_seed,
+    log_joint,
+    points_per_chunk,
+    read_family,
+)
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide, Model
 
@@ -35,15 +50,20 @@ class LocalOptimum(NamedTuple):
     Args:
         elbo_star: L[q*] of the first run, on fresh samples.
         standard_error: Monte Carlo error of ``elbo_star``.
-        residual: what a Newton step would still gain, from the gradient: ½|g_μ|² + ¼|g_log σ|², g_μ in units of the
-            scale of q*. Its estimate is unbiased and may lie below zero.
-        residual_error: its standard error, by the jackknife.
-        q: q* of the first run, ``(B, D)`` each, on the unconstrained space.
+        residual: what a Newton step would still gain, from the gradient: half its squared length where the Fisher
+            information is the identity; ½|g_μ|² + ¼|g_log σ|² of a factorized Gaussian, g_μ in units of the scale of
+            q*. Its estimate is unbiased and may lie below zero.
+        residual_error: its standard error, by the jackknife over batches of draws.
+        q: mean and scale of q* of the first run, ``(B, D)`` each, on the unconstrained space.
         evaluations: decoder evaluations, those for scoring among them, over all restarts.
         stopped_early: whether the gain had ceased before the time was up.
         elbo_best: ELBO of the best of the restarts, each chosen on other samples; ``None`` for a single run.
         best_error: its Monte Carlo error.
         spread: standard deviation over restarts of the final ELBO; ``None`` for a single run.
+        family: of which q* is the best, by name.
+        contains: whether that family contains the guide's, which is smaller (Gaussians of low rank).
+        factors: q* by site, where the family is the guide's own: a batch ``(B, E)`` of distributions of which q* is the
+            product over E, Gaussians on the unconstrained space and others on the site's support. ``None`` elsewhere.
     """
 
     elbo_star: Tensor
@@ -56,6 +76,9 @@ class LocalOptimum(NamedTuple):
     elbo_best: Tensor | None = None
     best_error: Tensor | None = None
     spread: Tensor | None = None
+    family: str = "gaussian"
+    contains: bool = False
+    factors: dict[str, Distribution] | None = None
 
 
 def optimize_local(
@@ -63,13 +86,14 @@ def optimize_local(
     guide: Guide | Gaussian | None,
     *args: Any,
     settings: LocalSettings | None = None,
+    family: Literal["gaussian", "own"] = "gaussian",
     plate: str = "data",
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> LocalOptimum:
-    """Find the best factorized Gaussian of each point, given the model and the latents outside the plate.
+    """Find the best q of each point in a family, given the model and the latents outside the plate.
 
     Args:
         model: Pyro program with a plate over data points; its parameters stay as they are.
@@ -77,6 +101,9 @@ def optimize_local(
             unconstrained space, or ``None`` for the prior's moments.
         args: arguments of model and guide, data of B points.
         settings: how to find q*.
+        family: ``"gaussian"``, factorized on the unconstrained space, or ``"own"``: that of the guide, a product over
+            its sites of Gaussians, of full covariance where the guide's are, and of Gamma, Beta, Dirichlet, Weibull,
+            Laplace, Student t and their like by their own parameters.
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
         seed: of all draws; torch's global generator is left as it was.
@@ -84,7 +111,8 @@ def optimize_local(
         kwargs: keyword arguments of model and guide.
 
     Raises:
-        ValueError: as :func:`amortized_bayes.joint.log_joint`, or a guide that does not fit.
+        ValueError: as :func:`amortized_bayes.joint.log_joint`, a guide that does not fit, or one whose own family was
+            asked for and has no name (mixtures, flows, auxiliary variables, sites that depend on each other).
 
     Example:
         >>> import torch
@@ -101,13 +129,39 @@ def optimize_local(
     joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     size = points_per_chunk(joint, settings.num_samples, settings.memory_budget)
     with global_seed(seed, "start"):
-        start = _start(joint, guide, settings.num_fit, size)
+        kind, start = _family(joint, guide, family, settings.num_fit, size)
     generator = torch_generator(seed, "q*", device=joint.device)
-    runs = _restarts(start, settings, generator)
+    runs = kind.scatter(start, settings.num_restarts, settings.restart_spread, generator)
     points = torch.arange(joint.num_points, device=joint.device).repeat(settings.num_restarts)
-    slots = Slots(joint, points, runs, _unit(start), settings, generator, size)
-    slots.run(progress)
-    return _report(joint, points, slots, size, generator)
+    slots = Slots(joint, points, kind, runs, settings, generator, size)
+    with global_seed(seed, "draws"):
+        slots.run(progress)
+        if not kind.common:
+            _choose(joint, slots, runs, size * settings.num_samples, generator)
+        return _report(joint, slots, size, generator)
+
+
+def _family(
+    joint: LogJoint, guide: Guide | Gaussian | None, family: str, num_fit: int, size: int
+) -> tuple[Family, Tensor]:
+    """The family, and the member of each point to start at, ``(B, W)``."""
+    if family == "gaussian":
+        start = _start(joint, guide, num_fit, size)
+        diagonal = Diagonal(_unit(start))
+        return diagonal, diagonal.rows(start)
+    if family != "own":
+        raise ValueError(f"expected a family of 'gaussian' or 'own', got {family!r}")
+    if guide is None or isinstance(guide, Gaussian):
+        raise ValueError("expected a guide whose family is to be searched, got none")
+    parts = [read_family(joint.select(part), guide) for part in torch.arange(joint.num_points).split(size)]
+    if any(part is None for part in parts):
+        raise ValueError("expected a guide whose family has a name, got another; family='gaussian' is always there")
+    sites = zip(*(part for part in parts if part is not None), strict=True)
+    own = OwnFamily([Factor.join(same, joint.dtype) for same in sites])
+    bad = (~own.start.isfinite().all(-1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"the guide's parameters are not finite at point {bad[0]}")
+    return own, own.start
 
 
 def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: int) -> Gaussian:
@@ -131,13 +185,6 @@ def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: 
     return Gaussian(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _restarts(start: Gaussian, settings: LocalSettings, generator: torch.Generator) -> Gaussian:
-    """The start itself, and R − 1 with moved means, ``(R·B, D)``."""
-    loc = draw(Gaussian(start.loc, settings.restart_spread * start.scale), settings.num_restarts, generator)
-    loc[0] = start.loc
-    return Gaussian(loc.flatten(0, 1), start.scale.repeat(settings.num_restarts, 1))
-
-
 def _unit(start: Gaussian) -> Tensor:
     """Spread of each latent over draws and points, ``(D,)``: the scale of a step."""
     between = start.loc.var(0, correction=0)
@@ -145,36 +192,51 @@ def _unit(start: Gaussian) -> Tensor:
 
 
 @torch.no_grad()
-def _report(joint: LogJoint, points: Tensor, slots: Slots, size: int, generator: torch.Generator) -> LocalOptimum:
-    settings, count = slots.settings, joint.num_points
-    value, error = _score(joint, points, slots.best, settings.num_score, size * settings.num_samples, generator)
+def _choose(joint: LogJoint, slots: Slots, start: Tensor, max_rows: int, generator: torch.Generator) -> None:
+    """Take each run's last member, or its start where the last is worse by more than two errors.
+
+    Kept draws, which decide elsewhere, are few, and not common to both where torch draws them by itself: a start that
+    is off by a tenth of a nat may look better.
+    """
+    before, last = (_score(joint, slots, rows, max_rows, generator) for rows in (start, slots.rows))
+    stays = last[0] - before[0] >= -2 * torch.hypot(last[1], before[1])  # a NaN does not
+    slots.best = torch.where(stays[:, None], slots.rows, start)
+    slots.evaluations += 2 * slots.settings.num_score
+
+
+@torch.no_grad()
+def _report(joint: LogJoint, slots: Slots, size: int, generator: torch.Generator) -> LocalOptimum:
+    settings, family, count = slots.settings, slots.family, joint.num_points
+    value, error = _score(joint, slots, slots.best, size * settings.num_samples, generator)
     residual, residual_error = slots.residuals(settings.num_residual, count)
     per_run = slots.evaluations + settings.num_score
     evaluations = per_run.reshape(settings.num_restarts, -1).sum(0) + slots.residual_evaluations
-    q = Gaussian(slots.best.loc[:count], slots.best.scale[:count])
-    early = slots.stopped_early[:count]
+    early, best = slots.stopped_early[:count], slots.best[:count]
+    q = family.moments(best)
     found = LocalOptimum(value[:count], error[:count], residual, residual_error, q, evaluations, early)
+    if isinstance(family, OwnFamily):
+        found = found._replace(contains=family.contains, factors=family.distributions(best))
+    found = found._replace(family=family.name)
     if settings.num_restarts == 1:
         return found
     chosen = slots.best_score.reshape(settings.num_restarts, -1).argmax(0)
-    chosen = chosen * count + torch.arange(count, device=points.device)
+    chosen = chosen * count + torch.arange(count, device=slots.points.device)
     spread = value.reshape(settings.num_restarts, -1).std(0)
     return found._replace(elbo_best=value[chosen], best_error=error[chosen], spread=spread)
 
 
 def _score(
-    joint: LogJoint, points: Tensor, q: Gaussian, num_draws: int, max_rows: int, generator: torch.Generator
+    joint: LogJoint, slots: Slots, members: Tensor, max_rows: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """ELBO of each run on fresh draws and its standard error, ``(R·B,)`` twice."""
-    values = []
+    """ELBO of a member for each run on fresh draws and its standard error, ``(R·B,)`` twice."""
+    values, num_draws, points = [], slots.settings.num_score, slots.points
     for run in torch.arange(len(points), device=points.device).split(max(1, max_rows // 50)):
-        some = joint.select(points[run])
-        loc, scale = q.loc[run], q.scale[run]
+        some, rows = joint.select(points[run]), members[run]
         weights = []
         for draws in torch.arange(num_draws).split(50):
-            noise = torch.empty(len(draws), *loc.shape, dtype=loc.dtype, device=loc.device).normal_(generator=generator)
-            log_q = -(0.5 * noise.square() + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-            weights.append((some(loc + scale * noise) - log_q).double())
+            noise = rows.new_empty(len(draws), len(run), joint.dim).normal_(generator=generator)
+            drawn = slots.family.draw(rows, noise)
+            weights.append((some(drawn.z) - drawn.log_q).double())
         values.append(torch.cat(weights))
     log_w = torch.cat(values, -1)
     return log_w.mean(0), log_w.std(0) / math.sqrt(num_draws)

@@ -12,16 +12,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.inference.families import Family
 from amortized_bayes.inference.settings import LocalSettings
-from amortized_bayes.joint import Gaussian, LogJoint, captured_or_plain
+from amortized_bayes.joint import LogJoint, captured_or_plain
 
 __all__ = ["Slots"]
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 MIN_SLOTS = 8
-SCALE_RATE = 3.0
-"""Step of log scales over that of means: their gradients are noisier, and Adam divides by the noise."""
+MIN_BATCHES = 5
+"""Batches of draws behind the error of a residual."""
 
 
 class Slots:
@@ -30,8 +31,8 @@ class Slots:
     Args:
         joint: density of the B points.
         points: the point of each run, ``(R,)``.
-        start: where each run starts, ``(R, D)``.
-        unit: scale of a step in each latent, ``(D,)``.
+        family: of which q* is to be the best.
+        start: member at which each run starts, ``(R, W)``.
         settings: how q* is looked for.
         generator: of the draws.
         size: b.
@@ -41,21 +42,19 @@ class Slots:
         self,
         joint: LogJoint,
         points: Tensor,
-        start: Gaussian,
-        unit: Tensor,
+        family: Family,
+        start: Tensor,
         settings: LocalSettings,
         generator: Generator,
         size: int,
     ) -> None:
-        self.joint, self.points, self.unit = joint, points, unit
+        self.joint, self.points, self.family = joint, points, family
         self.settings, self.generator = settings, generator
-        self.best = Gaussian(start.loc.clone(), start.scale.clone())
-        self.best_score = torch.full_like(start.loc[:, 0], -math.inf)
-        runs, rows = len(points), start.loc.shape
-        self.rows = torch.cat([start.loc / unit, start.scale.log()], -1)
-        self.moments = torch.zeros(2, rows[0], 2 * rows[1], dtype=start.loc.dtype, device=start.loc.device)
-        self.steps = torch.zeros(runs, 1, dtype=start.loc.dtype, device=start.loc.device)
-        self.clock = torch.zeros_like(self.steps)
+        self.rows, self.best = start.clone(), start.clone()
+        self.best_score = torch.full_like(start[:, 0], -math.inf)
+        runs = len(points)
+        self.moments = start.new_zeros(2, *start.shape)
+        self.steps, self.clock = start.new_zeros(runs, 1), start.new_zeros(runs, 1)
         self.windows_left = torch.full((runs,), settings.num_windows, device=points.device)
         self.stopped_early = torch.zeros(runs, dtype=torch.bool, device=points.device)
         self.evaluations = torch.zeros(runs, dtype=torch.long, device=points.device)
@@ -63,8 +62,6 @@ class Slots:
         self.window = settings.max_steps // settings.num_windows
         self.kept = [self._pairs((joint.dim,)) for _ in range(math.ceil(settings.num_kept / settings.num_samples))]
         self.last = torch.zeros_like(self.best_score)
-        self.rates = torch.ones_like(self.rows[:1])
-        self.rates[:, rows[1] :] = SCALE_RATE
         self.num_slots, self.program = min(size, runs), None
 
     @torch.no_grad()
@@ -89,54 +86,51 @@ class Slots:
     @torch.no_grad()
     def residuals(self, num_samples: int, count: int) -> tuple[Tensor, Tensor]:
         """What a Newton step of each of the first ``count`` runs would gain, and its standard error, ``(count,)``."""
-        calls = math.ceil(num_samples / self.settings.num_samples)
+        calls = max(MIN_BATCHES, math.ceil(num_samples / self.settings.num_samples))
         self.residual_evaluations = calls * self.settings.num_samples
         found = []
         for runs in torch.arange(count, device=self.points.device).split(self.num_slots):
-            loc, scale = self.best.loc[runs], self.best.scale[runs]
-            evaluate, noise = self._bind(runs), []
-            gradients = []
+            rows, evaluate, gradients = self.best[runs], self._bind(runs), []
+            frame = self.family.frame(rows)
             for _ in range(calls):
                 noise = self._pairs((len(runs), self.joint.dim), paired=False)
-                path = (evaluate(loc + scale * noise)[1] * scale + noise).double()
-                # Curvatures of L in these coordinates are 1 and 2 where q has the right scale.
-                gradients.append(torch.cat([path, path * noise / math.sqrt(2)], -1))
-            found.append(_half_square(torch.cat(gradients)))
+                drawn = self.family.draw(rows, noise, frame)
+                gradient = drawn.pull(evaluate(drawn.z)[1])
+                gradients.append(self.family.whiten(rows, gradient).double())
+            found.append(_half_square(torch.stack(gradients)))
         value, error = (torch.cat(part) for part in zip(*found, strict=True))
         return value, error
 
     def _climb(self, active: Tensor) -> None:
         """A window of Adam on the active runs, each with its own clock and step count."""
         evaluate = self._bind(active)
-        dim, settings = self.joint.dim, self.settings
+        settings, rates = self.settings, self.family.rates
         rows, moments, steps, clock = self.rows[active], self.moments[:, active], self.steps[active], self.clock[active]
         velocity = (1 - clock) / (self.windows_left[active, None] * self.window)
+        frame = self.family.frame(rows)
         for _ in range(self.window):
-            noise = self._pairs((len(active), dim))
-            scale = rows[:, dim:].exp()
-            _, grad = evaluate(rows[:, :dim] * self.unit + scale * noise)
-            path = grad + noise / scale
-            gradient = torch.cat([path.mean(0) * self.unit, (path * scale * noise).mean(0)], -1)
-            gradient = -gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            drawn = self.family.draw(rows, self._pairs((len(active), self.joint.dim)), frame)
+            gradient = -drawn.pull(evaluate(drawn.z)[1]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             steps += 1
             clock += velocity
             moments[0].lerp_(gradient, 1 - BETAS[0])
             moments[1].lerp_(gradient.square(), 1 - BETAS[1])
             rate = settings.learning_rate * 0.5 * (1 + torch.cos(math.pi * clock.clamp(max=1)))
             spread = (moments[1] / (1 - BETAS[1] ** steps)).sqrt() + EPS
-            rows = rows - self.rates * rate * moments[0] / (1 - BETAS[0] ** steps) / spread
+            rows = self.family.move(rows, -rates * rate * moments[0] / (1 - BETAS[0] ** steps) / spread, frame)
         self.rows[active], self.moments[:, active], self.steps[active] = rows, moments, steps
         self.clock[active] = clock
         self.evaluations[active] += self.window * settings.num_samples
 
     def _evaluate(self, runs: Tensor, *, first: bool = False) -> None:
         """Score runs on the kept draws, keep rows better than the start, let what gains nothing stop early."""
-        dim = self.joint.dim
         for some in runs.split(self.num_slots):
-            loc, scale = self.rows[some, :dim] * self.unit, self.rows[some, dim:].exp()
-            evaluate = self._bind(some)
-            log_p = torch.cat([evaluate(loc + scale * noise[:, None])[0].clone() for noise in self.kept])
-            score = (log_p + scale.log().sum(-1)).mean(0).nan_to_num(nan=-math.inf)
+            rows, evaluate = self.rows[some], self._bind(some)
+            log_w = []
+            for noise in self.kept:
+                drawn = self.family.draw(rows, noise[:, None].expand(-1, len(some), -1))
+                log_w.append(evaluate(drawn.z)[0] - drawn.log_q)
+            score = torch.cat(log_w).mean(0).nan_to_num(nan=-math.inf)
             better = torch.ones_like(some, dtype=torch.bool)
             if not first:
                 self._tick(some, score - self.last[some])
@@ -144,9 +138,8 @@ class Slots:
                 better = (self.windows_left[some] == 0) & (score > self.best_score[some])
             self.last[some] = score
             where = some[better]
-            self.best.loc[where], self.best.scale[where] = loc[better], scale[better]
-            self.best_score[where] = score[better]
-            self.evaluations[some] += len(log_p)
+            self.best[where], self.best_score[where] = rows[better], score[better]
+            self.evaluations[some] += len(log_w) * self.settings.num_samples
 
     def _tick(self, runs: Tensor, gain: Tensor) -> None:
         still = ~(gain > self.settings.tolerance) & ~self.stopped_early[runs]
@@ -187,13 +180,13 @@ class Slots:
     def _pairs(self, shape: tuple[int, ...], *, paired: bool = True) -> Tensor:
         """S draws of noise, the second half minus the first, ``(S, *shape)``."""
         num = self.settings.num_samples
-        noise = torch.empty(num // 2 if paired else num, *shape, dtype=self.unit.dtype, device=self.unit.device)
+        noise = torch.empty(num // 2 if paired else num, *shape, dtype=self.rows.dtype, device=self.rows.device)
         noise.normal_(generator=self.generator)
         return torch.cat([noise, -noise]) if paired else noise
 
 
 def _half_square(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """½|E g|² from draws of g, ``(S, r, W)``, without bias, and its standard error by the jackknife: ``(r,)`` twice."""
+    """½|E g|² without bias, and its standard error by the jackknife, ``(r,)`` twice, from batch means ``(M, r, W)``."""
     num, total = len(samples), samples.sum(0)
     own = samples.square().sum(-1)  # (S, r)
     pairs = total.square().sum(-1) - own.sum(0)
