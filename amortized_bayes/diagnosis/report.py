@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from amortized_bayes.diagnosis.verdict import MAX_DOUBTFUL, UNKNOWN, Certificate, Reliability, Verdict, give_verdict
+from amortized_bayes.diagnosis.verdict import (
+    MAX_DOUBTFUL,
+    OWN,
+    RELATIONS,
+    Certificate,
+    Reliability,
+    Verdict,
+    give_verdict,
+)
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.per_point import mean_over_points
@@ -96,8 +104,6 @@ class Diagnosis(Report):
     @property
     def verdict(self) -> Verdict:
         """What is to blame, in words."""
-        family = str(self.settings.get("family", "gaussian"))
-        has_residual = family in ("gaussian", UNKNOWN)  # the search for a flow reports none
         reliability = Reliability(
             self.certificate,
             self.why_uncertified,
@@ -106,8 +112,9 @@ class Diagnosis(Report):
             self.doubtful,
             self.mean("iwae") - self.mean("log_p_lower"),
         )
-        residual = self.mean("residual") if has_residual else None
-        return give_verdict(self.gaps(), reliability, residual, family, str(self.settings.get("source", "other")))
+        residual = None if "flow" in self.settings else self.mean("residual")  # the search for a flow reports none
+        relation, source = (str(self.settings.get(*p)) for p in (("relation", OWN), ("source", "other")))
+        return give_verdict(self.gaps(), reliability, residual, relation, source)
 
     def estimate(self, name: str) -> Estimate:
         """Values ``(B,)`` averaged over the T draws of shared latents, and their Monte Carlo errors."""
@@ -155,6 +162,7 @@ class Diagnosis(Report):
         ``spread`` is the standard deviation of the mean over draws of the shared latents, ``negative`` the points where
         a gap is below zero by more than two of its Monte Carlo errors. Where k̂ is above its threshold at more than a
         tenth of the points, IWAE and what rests on it have no error and no interval: the weights may have no variance.
+        ``attrs["family"]`` is that of q*.
         """
         import pandas as pd
 
@@ -177,15 +185,17 @@ class Diagnosis(Report):
                 mean, *_, spread, negative = rows[name]
                 rows[name] = (mean, math.nan, math.nan, math.nan, spread, negative)
         names = ["mean", "standard_error", "low", "high", "spread", "negative"]
-        return pd.DataFrame.from_dict(rows, orient="index", columns=names).astype({"negative": "Int64"})
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype({"negative": "Int64"})
+        frame.attrs["family"] = self.settings.get("family", "gaussian")
+        return frame
 
     def evidence(self) -> str:
-        """How far the estimates of log p(x) can be trusted, in words."""
+        """How far the estimates of log p(x) can be trusted, and of which family q* is, in words."""
         source = self.gaps().log_evidence.source.upper()
         khat = f"k̂ is above {khat_threshold(self.num_particles):.2f} at {self.doubtful:.0%} of the points"
         words = self.certificate.words if self.certificate else f"there is no certificate: {self.why_uncertified}"
         errors = ", where errors of IWAE do not hold and are not given" if self.doubtful else ""
-        return f"log p(x) by {source}; {words}; {khat}{errors}"
+        return f"log p(x) by {source}; {words}; {khat}{errors}; {self._of_family()}"
 
     def plot(self) -> Figure:
         """Draw the mean gaps, and the gaps of all points."""
@@ -227,6 +237,10 @@ class Diagnosis(Report):
 
     def __repr__(self) -> str:
         return f"Diagnosis({self.num_points} points; {self.verdict.words})"
+
+    def _of_family(self) -> str:
+        words = RELATIONS[str(self.settings.get("relation", OWN))]
+        return f"family of q*: {self.settings.get('family', 'gaussian')}, {words}"
 
     def _draw(self, t: int) -> dict[str, Estimate]:
         return {name: Estimate(value[t], self.errors[name][t]) for name, value in self.values.items()}

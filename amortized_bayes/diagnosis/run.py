@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from amortized_bayes.calls import PerPointNames, PointProgram, bind_points, with_index
 from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
-from amortized_bayes.diagnosis.verdict import UNKNOWN
+from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold
@@ -33,8 +33,9 @@ from amortized_bayes.guides import Amortized, Constant, Factorized, FlowGuide
 from amortized_bayes.guides.autoguides import PerPointGuide, as_per_point
 from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import optimize_local
+from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
-from amortized_bayes.joint import draw_shared, global_seed, log_joint, read_gaussian
+from amortized_bayes.joint import draw_shared, global_seed, log_joint, read_family
 from amortized_bayes.signatures import check_arguments, check_keywords, takes
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import trace_pair
@@ -57,9 +58,10 @@ class DiagnosisSettings:
         certificate: how many points are simulated, and how closely both bounds must meet there: the number of
             temperatures is raised until they do.
         local: of the search for q*; with ``num_restarts`` of two or more, the gap of the best to the first is reported.
-        flow: family of q*, by default that of the guide: ``guide.settings`` where it has such (our flows), else the
-            Gaussian, ``FlowSettings("gaussian")``. The best flow is searched from the best Gaussian; it has neither
-            residual nor restarts.
+        flow: family of q*, by default that of the guide: ``guide.settings`` where it has such (our flows), else what
+            its sites are (``family="own"`` of :func:`~amortized_bayes.inference.optimize.optimize_local`), or, where
+            that has no name, the factorized Gaussian, ``FlowSettings("gaussian")``, and no cause is named. The best
+            flow is searched from the best Gaussian; it has neither residual nor restarts.
         flow_search: of that search.
 
     Raises:
@@ -113,6 +115,14 @@ class _Job:
         if self.progress is None:
             return None
         return partial(self.progress, stage)
+
+
+class _Family(NamedTuple):
+    """Of what family q* is, what that is to the guide, and which search finds the best Gaussian or q* itself."""
+
+    name: str
+    relation: str = OWN
+    search: Literal["gaussian", "own"] = "gaussian"
 
 
 def diagnose(
@@ -181,17 +191,18 @@ def diagnose(
     )
     found, certificates, why, walk = [], [], "", chosen.ais
     fixed = _shared_draws(job)
+    family = _family(job, fixed[0])
     for number, values in enumerate(fixed):
         result, problem = _certify(job, values, walk, first=number == 0)
         if result is not None:
             certificates.append(result)
             walk = result.settings
         why = why or problem
-        found.append(_estimate(job, values, walk))
+        found.append(_estimate(job, family, values, walk))
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates) if len(certificates) == len(fixed) else None
     how = {"ais": asdict(walk), "local": asdict(chosen.local), "plate": plate, "seed": seed}
-    how |= {"family": _family(job, fixed[0]), "source": _source(guide)}
+    how |= {"family": family.name, "relation": family.relation, "source": _source(guide)}
     if job.flow.kind is not None:
         how["flow"] = {**asdict(job.flow), "hidden": list(job.flow.hidden)}
     num_particles, target_gap = chosen.num_particles, chosen.certificate.target_gap or math.nan
@@ -211,13 +222,13 @@ def _shared_draws(job: _Job) -> list[dict[str, Tensor]]:
     return draws if draws[0] else draws[:1]
 
 
-def _estimate(job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings) -> Estimates:
+def _estimate(job: _Job, family: _Family, fixed: Mapping[str, Tensor], settings: AISSettings) -> Estimates:
     """All estimates of all points, given one draw of the shared latents."""
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     found = guide_estimates(joint, job.guide, job.settings.num_particles, job.seed)
     options = {"fixed": fixed, **job.common}
     local = {"settings": job.settings.local, "progress": job.watch("q*")}
-    best = optimize_local(job.model, job.guide, *job.args, **local, **options)
+    best = optimize_local(job.model, job.guide, *job.args, family=family.search, **local, **options)
     star = (best.elbo_star, best.standard_error)
     if job.flow.kind is not None:
         search = {"settings": job.flow, "search": job.settings.flow_search, "progress": job.watch("q* flow")}
@@ -241,13 +252,18 @@ def _own_flow(guide: Guide) -> FlowSettings:
     return settings if isinstance(settings, FlowSettings) else FlowSettings("gaussian")
 
 
-def _family(job: _Job, fixed: Mapping[str, Tensor]) -> str:
-    """The family of q*, or that it may not be the guide's: a guide that is no Gaussian, and of no flow of ours."""
+def _family(job: _Job, fixed: Mapping[str, Tensor]) -> _Family:
+    """The family of q*: that asked for, that of our flows, that of the guide's sites, or, of unknown ones, Gaussian."""
     if job.settings.flow is not None or job.flow.kind is not None:
-        return job.flow.family
+        return _Family(job.flow.family)
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     with global_seed(job.seed, "family"):
-        return job.flow.family if read_gaussian(joint, job.guide) is not None else UNKNOWN
+        factors = read_family(joint, job.guide)
+    if factors is None:
+        return _Family("gaussian", UNKNOWN)
+    own = OwnFamily(factors)
+    relation = CONTAINS if own.contains else OWN
+    return _Family(own.name, relation, "gaussian" if own.name == "gaussian" else "own")
 
 
 def _source(guide: Guide) -> str:

@@ -16,7 +16,17 @@ from amortized_bayes.evaluation.bdmc import UPPER_END
 from amortized_bayes.evaluation.gaps import Gap, Gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 
-__all__ = ["MAX_DOUBTFUL", "UNKNOWN", "Certificate", "Reliability", "Verdict", "give_verdict"]
+__all__ = [
+    "CONTAINS",
+    "MAX_DOUBTFUL",
+    "OWN",
+    "RELATIONS",
+    "UNKNOWN",
+    "Certificate",
+    "Reliability",
+    "Verdict",
+    "give_verdict",
+]
 
 MAX_DOUBTFUL = 0.1
 """Largest share of points with a k̂ above its threshold at which IWAE is used for log p(x)."""
@@ -31,8 +41,20 @@ they have can be missed by both, and simulated points say nothing of it.
 SMALL = 0.1
 """An inference gap below this, in nats, needs no fix."""
 
-UNKNOWN = "unknown"
-"""The family of a guide that is no factorized Gaussian and does not say what it is."""
+SMALLER = 0.45
+"""Largest share of the inference gap that a part may have which is not its cause."""
+
+NEGLIGIBLE = 0.01
+"""What a search for q* leaves open, in nats: a gap this far below zero contradicts nothing."""
+
+OWN, CONTAINS, UNKNOWN = "own", "contains", "unknown"
+"""What the family of q* is to the guide: its own, one that contains it, or another, since the guide's has no name."""
+
+RELATIONS = {
+    OWN: "as of the guide",
+    CONTAINS: "which contains that of the guide",
+    UNKNOWN: "where that of the guide is unknown",
+}
 
 FIT = {
     "encoder": "widen the encoder",
@@ -117,7 +139,7 @@ def give_verdict(
     gaps: Gaps,
     reliability: Reliability,
     residual: float | None,
-    family: str = "gaussian",
+    relation: str = OWN,
     source: str = "other",
 ) -> Verdict:
     """Name the cause of the inference gap, or abstain.
@@ -126,35 +148,42 @@ def give_verdict(
         gaps: of all points.
         reliability: of the estimates of log p(x).
         residual: what a Newton step from q* would still gain, mean over points; ``None`` where it is not known.
-        family: of q*, ``"unknown"`` where it may not be the guide's.
+        relation: of the family of q* to the guide's, ``"own"``, ``"contains"`` or ``"unknown"``.
         source: what the guide gets its q from, a key of ``FIT``.
     """
     of_evidence = _evidence_fails(reliability, gaps.log_evidence.source)
-    of_gaps = list(_gaps_fail(gaps, residual, family))
+    of_gaps = list(_gaps_fail(gaps, residual, relation))
     reasons = (*of_evidence, *of_gaps)
     if reasons:
-        holds = "" if of_gaps else f"; without log p(x) this holds: amortization {_say(gaps.amortization)}"
+        at_most = "at most " if relation == CONTAINS else ""
+        holds = "" if of_gaps else f"; without log p(x) this holds: amortization {at_most}{_say(gaps.amortization)}"
         return Verdict(f"no verdict: {'; '.join(reasons)}{holds}", None, reasons)
     total, part = gaps.inference.mean, gaps.amortization
     if total < SMALL:
         return Verdict(f"inference gap {_say(gaps.inference)}: {ADVICE['nothing']}", "nothing")
     share = part.mean / total
-    cause = "amortization" if share >= 0.55 else "approximation" if share <= 0.45 else "both"
+    cause = "amortization" if share >= 1 - SMALLER else "approximation" if share <= SMALLER else "both"
     advice = ADVICE[cause].format(fit=FIT[source])
     if cause == "both":
         words = f"amortization {_say(part)} and approximation {_say(gaps.approximation)}, about a half each"
         return Verdict(f"{words}: {advice}", cause)
     gap = part if cause == "amortization" else gaps.approximation
-    return Verdict(f"{cause} {_say(gap)}, {gap.mean / total:.0%} of the total: {advice}", cause)
+    least = "at least " if relation == CONTAINS else ""
+    return Verdict(f"{cause} {least}{_say(gap)}, {gap.mean / total:.0%} of the total: {advice}", cause)
 
 
-def _gaps_fail(gaps: Gaps, residual: float | None, family: str) -> Iterator[str]:
+def _gaps_fail(gaps: Gaps, residual: float | None, relation: str) -> Iterator[str]:
     """Why no cause can be named, whatever log p(x) is."""
-    if family == UNKNOWN:
+    if relation == UNKNOWN:
         yield "the family of this guide is unknown, so that q* is but the best factorized Gaussian of each point"
-    elif gaps.amortization.suspicious:
+    elif _is_negative(gaps.amortization):
         yield f"the guide is better than q*, which is to be the best of its family: amortization {gaps.amortization}"
-    if gaps.approximation.suspicious:
+    elif relation == CONTAINS and gaps.amortization.mean > SMALLER * gaps.inference.mean >= SMALLER * SMALL:
+        yield (
+            f"q* is of a family that contains the guide's, so that amortization is at most {_say(gaps.amortization)} "
+            f"and approximation at least {_say(gaps.approximation)}"
+        )
+    if _is_negative(gaps.approximation):
         yield f"L[q*] lies above the estimate of log p(x): approximation {gaps.approximation}"
     if residual is not None and not residual <= max(0.05, 0.25 * abs(gaps.inference.mean)):
         yield f"q* has not converged (a Newton step would gain {residual:.2f} nats)"
@@ -162,6 +191,10 @@ def _gaps_fail(gaps: Gaps, residual: float | None, family: str) -> Iterator[str]
         yield "the inference gap is not finite"
     elif max(SMALL, gaps.inference.mean) < 2 * gaps.inference.mean_error:
         yield f"the inference gap {_say(gaps.inference)} is below two of its errors: more points are needed"
+
+
+def _is_negative(gap: Gap) -> bool:
+    return gap.suspicious and gap.mean < -NEGLIGIBLE
 
 
 def _evidence_fails(reliability: Reliability, source: str) -> list[str]:
