@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ class PointProgram(nn.Module):
         kwargs = {name: value for name, value in kwargs.items() if name not in self.drop}
         if index is not None and self.takes_index:
             kwargs["index"] = index
-        program = poutine.block(self.program, hide=self.hide) if self.hide else self.program
+        hide = [*self.hide, *self.data.missing]
+        program = poutine.block(self.program, hide=hide) if hide else self.program
         return program(*args, **kwargs)
 
 
@@ -151,7 +153,7 @@ def with_index(data: PointData, model: Model) -> PointData:
     args, kwargs = data.arguments()
     more = PointData.of(model, args, {**kwargs, "index": torch.arange(len(data), device=data.rows.device)})
     known = {"index": True, **dict(zip(data.names, data.is_data, strict=True))}
-    return more.with_data([known[name] for name in more.names])
+    return replace(more, is_data=tuple(known[name] for name in more.names), missing=data.missing)
 
 
 def _bind(model: Model, data: PointData, plate: str | None, per_point: PerPointNames, any_size: bool) -> Bound:
@@ -240,7 +242,7 @@ def _try(model: Model, data: PointData, plate: str | None, any_size: bool) -> Bo
         )
     if None not in sizes:
         _follow(model, data, first, few, name)
-    return Bound(data, name)
+    return Bound(replace(data, missing=_missing(model, data, first, few, name)), name)
 
 
 def _run(
@@ -289,10 +291,26 @@ def _follows_itself(trace: poutine.Trace, plate: str, count: int) -> bool:
     return node is None or node["fn"].size == count
 
 
-def _densities(trace: poutine.Trace, plate: str) -> Tensor:
+def _missing(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> tuple[str, ...]:
+    """Sites that Pyro makes for what ``obs_mask`` leaves out, if nothing else depends on what is drawn there."""
+    sites = {site["name"]: site for site in sample_sites(first)}
+    ends = ("_unobserved", "_observed")
+    names = [n for n in sites if n.endswith(ends[0]) and n.removesuffix(ends[0]) + ends[1] in sites]
+    if not names:
+        return ()
+    others = {n: s["value"] for n, s in sites.items() if n not in names and not s["is_observed"]}
+    own = "" if _follows_itself(first, plate, len(places)) else plate
+    again = _run(model, data, places, others, own)
+    if isinstance(again, Exception) or not _close(_densities(first, plate, names), _densities(again, plate, names)):
+        return ()
+    return tuple(names)
+
+
+def _densities(trace: poutine.Trace, plate: str, without: Sequence[str] = ()) -> Tensor:
     """Log p(x, z) of each point, ``(B,)``."""
     traces = PairedTraces(trace, trace, plate)
-    parts = [traces.log_prob(site) for site in sample_sites(trace) if plate_frame(site, plate) is not None]
+    sites = [site for site in sample_sites(trace) if plate_frame(site, plate) is not None]
+    parts = [traces.log_prob(site) for site in sites if site["name"] not in without]
     return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
 
 

@@ -133,11 +133,13 @@ def capture(
                     tensor.copy_(value)
 
     try:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(
+            False
+        ):  # of the check too: grey pixels under a Bernoulli give numbers all the same
             module = make_fx(program)(*inputs)
-        put_back()
-        captured = _assemble(module, inputs, into, backend)
-        worst = _difference(program, captured, check_inputs, into, compared, put_back)
+            put_back()
+            captured = _assemble(module, inputs, into, backend)
+            worst = _difference(program, captured, check_inputs, into, compared, put_back)
     except CaptureError:
         raise
     except Exception as error:  # what a user's program or the compiler does ends here, with the reason kept

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["adopt_mask", "adopt_scale", "is_masked", "is_one"]
+__all__ = ["adopt_mask", "adopt_scale", "is_masked", "is_one", "scored_value"]
 
 
 def adopt_mask(site: Any, twin: Any) -> None:
@@ -49,6 +49,23 @@ def adopt_scale(of_site: Any, of_twin: Any, twin: Any) -> None:
     """Scale a guide's site as the model's is, where the author of the guide did not: scales without the plate's."""
     if _plainly_one(of_twin) and not _plainly_one(of_site):
         twin["scale"] = twin["scale"] * of_site
+
+
+def scored_value(site: Any) -> Tensor:
+    """The value of a site at which its density is taken: data that are nan and masked are replaced by the mean.
+
+    The density there does not count. Its gradient, nan times 0, would.
+    """
+    value = site["value"]
+    masked = site["mask"] is not None or _inner_mask(site["fn"])[1] is not None
+    if not (masked and site["is_observed"] and isinstance(value, Tensor) and value.is_floating_point()):
+        return value
+    try:
+        mean = site["fn"].mean.detach()
+    except (NotImplementedError, AttributeError):
+        return value
+    mean = mean.round() if site["fn"].support.is_discrete else mean
+    return torch.where(value.isnan() & ~_kept(site), mean, value)
 
 
 def is_masked(site: Any) -> bool:

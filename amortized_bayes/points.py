@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,8 @@ class PointData:
         is_data: whether each leaf holds a row per point.
         names: of each leaf, for readers.
         signature: of the model, by which another call may say the same in another form; ``None`` where it has none.
+        missing: sites of entries that ``obs_mask`` leaves out and that nothing else depends on: they integrate to 1,
+            and programs are run as if they were not there.
     """
 
     leaves: tuple[Any, ...]
@@ -78,6 +80,7 @@ class PointData:
     is_data: tuple[bool, ...]
     names: tuple[str, ...]
     signature: inspect.Signature | None = None
+    missing: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PointData:
@@ -98,7 +101,7 @@ class PointData:
 
     def with_data(self, is_data: Sequence[bool]) -> PointData:
         """The same arguments, with these leaves as rows."""
-        return PointData(self.leaves, self.spec, tuple(is_data), self.names, self.signature)
+        return replace(self, is_data=tuple(is_data))
 
     def arguments(self, rows: PointRows | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for the points in ``rows``, by default for all."""

@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
 from amortized_bayes.guides.autoguides import as_per_point
-from amortized_bayes.masks import adopt_mask, adopt_scale
+from amortized_bayes.masks import adopt_mask, adopt_scale, scored_value
 from amortized_bayes.shared_draw import SharedDraw, plate_frame
 from amortized_bayes.types import Guide, Model
 
@@ -112,7 +112,7 @@ class PairedTraces(NamedTuple):
 
     def log_prob(self, site: Any) -> Tensor:
         """Log density of a site: ``(S·B,)`` inside the plate, ``()`` outside, the plate's subsampling undone."""
-        return self.reduce(site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+        return self.reduce(site, site["fn"].log_prob(scored_value(site), *site["args"], **site["kwargs"]))
 
     def reduce(self, site: Any, values: Tensor) -> Tensor:
         """Mask, scale and sum a site's ``values`` (of its batch shape) over every dimension but the plate's.

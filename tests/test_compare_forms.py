@@ -192,3 +192,80 @@ def test_rows_of_the_model_s_own_numbers_stay_what_they_are():
 
     fitted(model, torch.poisson(torch.full((N,), 3.0)).long(), torch.arange(N) % 2 == 0, epochs=2)
     assert set(kinds) == {(torch.int64, torch.bool)}
+
+
+def with_missing(x, seen):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("a", dist.Normal(WEIGHTS[0] * z, SCALES[0]), obs=x[:, 0])
+        b = pyro.sample("b", dist.Normal(WEIGHTS[1] * z, SCALES[1]), obs=x[:, 1], obs_mask=seen)
+        pyro.deterministic("double", 2 * b)
+
+
+def with_masked_nan(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        loc = z[:, None] * WEIGHTS
+        pyro.sample("x", dist.Normal(loc, SCALES).mask(~x.isnan()).to_event(1), obs=x)
+
+
+def exact_with_missing(x, seen):
+    alone = dist.Normal(0.0, (WEIGHTS[0] ** 2 + SCALES[0] ** 2).sqrt()).log_prob(x[:, 0])
+    covariance = WEIGHTS[:, None] * WEIGHTS + SCALES.square().diag()
+    both = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(x.nan_to_num())
+    return torch.where(seen, both, alone)
+
+
+def missing_guide(x, seen=None):
+    kept = torch.stack([torch.ones(len(x), dtype=torch.bool), ~x[:, 1].isnan()], 1)
+    precision = 1 + (kept * (WEIGHTS / SCALES).square()).sum(1)
+    loc = (x.nan_to_num() * kept * WEIGHTS / SCALES.square()).sum(1) / precision
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, precision.rsqrt()))
+
+
+@pytest.mark.parametrize("kind", ["obs_mask", "mask"])
+def test_missing_data(kind):
+    """Some of the second numbers are nan: hidden by ``obs_mask``, whose extra latent drops out, or by a mask."""
+    seen = torch.arange(N) % 3 > 0
+    x = torch.stack([A, torch.where(seen, B, torch.nan)], 1)
+    model, args = (with_missing, (x, seen)) if kind == "obs_mask" else (with_masked_nan, (x,))
+    exact = exact_with_missing(x, seen)
+    quick = ab.DiagnosisSettings(
+        num_particles=25,
+        ais=ab.AISSettings(num_chains=2, num_temperatures=2, num_pilot=2),
+        local=ab.LocalSettings(max_steps=10, num_samples=4),
+        certificate=ab.CertificateSettings(2, 0.5, 2),
+    )
+    found = ab.diagnose(model, missing_guide, *args, settings=quick)
+    torch.testing.assert_close(found.values["elbo"][0].float(), exact, atol=1e-4, rtol=1e-4)
+    fits = fitted(model, *args, guides=("factorized",), epochs=200).fits
+    assert fits[0].elbo is not None
+    assert gap_of(fits[0].elbo, exact.mean().item()) < 1.5
+
+
+def test_missing_values_that_others_depend_on_stay_latent():
+    def model(x, seen):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            a = pyro.sample("a", dist.Normal(z, 1.0), obs=x[:, 0], obs_mask=seen)
+            pyro.sample("b", dist.Normal(a, 1.0), obs=x[:, 1])
+
+    (fit,) = fitted(model, torch.stack([A, B], 1), A > 0, epochs=2).fits
+    assert [site.name for site in fit.guide.sites] == ["z", "a_unobserved"]
+
+
+def test_grey_pixels_under_a_bernoulli_are_captured(caplog):
+    """Validation, which would refuse them, is off while a step is checked, as it is while steps are taken."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=z[:, None].expand(-1, 4)).to_event(1), obs=x)
+
+    generator = torch.Generator().manual_seed(0)
+    with caplog.at_level(logging.WARNING):
+        fitted(
+            model, torch.rand(N, 4, generator=generator), epochs=2, options=FitOptions(capture="replay", batch_size=30)
+        )
+    assert not caplog.text

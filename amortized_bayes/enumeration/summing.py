@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from amortized_bayes.enumeration.marks import OTHERWISE, is_enumerated
+from amortized_bayes.masks import scored_value
 from amortized_bayes.shared_draw import plate_frame
 
 __all__ = ["SummedOut", "own_log_prob", "sum_out"]
@@ -116,14 +117,14 @@ def own_log_prob(site: Any) -> Tensor:
     fn = site["fn"]
     while isinstance(fn, MaskedDistribution):
         fn = fn.base_dist
-    return fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+    return fn.log_prob(scored_value(site), *site["args"], **site["kwargs"])
 
 
 def _term(site: Any, trace: poutine.Trace, enumerates: bool) -> _Term:
     if enumerates:
         values = own_log_prob(site)
     else:
-        values = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        values = site["fn"].log_prob(scored_value(site), *site["args"], **site["kwargs"])
         if site["mask"] is not None:
             values = torch.where(torch.as_tensor(site["mask"]), values, values.new_zeros(()))
     frames = [f for f in site["cond_indep_stack"] if f.vectorized]
