@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from amortized_bayes.calls import PerPointNames, PointProgram, bind_points, with_index
 from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
+from amortized_bayes.diagnosis.starting import SEARCHED, chain_start
 from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
@@ -35,7 +36,7 @@ from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
-from amortized_bayes.joint import draw_shared, global_seed, log_joint, read_family
+from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
 from amortized_bayes.signatures import check_arguments, check_keywords, takes
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import trace_pair
@@ -193,14 +194,15 @@ def diagnose(
     fixed = _shared_draws(job)
     family = _family(job, fixed[0])
     for number, values in enumerate(fixed):
-        result, problem = _certify(job, values, walk, first=number == 0)
+        start = _chain_start(job, values)
+        result, problem = _certify(job, start, values, walk, first=number == 0)
         if result is not None:
             certificates.append(result)
             walk = result.settings
         why = why or problem
-        found.append(_estimate(job, family, values, walk))
+        found.append(_estimate(job, family, start, values, walk))
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
-    certificate = _gather(certificates) if len(certificates) == len(fixed) else None
+    certificate = _gather(certificates, start) if len(certificates) == len(fixed) else None
     how = {"ais": asdict(walk), "local": asdict(chosen.local), "plate": plate, "seed": seed}
     how |= {"family": family.name, "relation": family.relation, "source": _source(guide)}
     if job.flow.kind is not None:
@@ -222,7 +224,14 @@ def _shared_draws(job: _Job) -> list[dict[str, Tensor]]:
     return draws if draws[0] else draws[:1]
 
 
-def _estimate(job: _Job, family: _Family, fixed: Mapping[str, Tensor], settings: AISSettings) -> Estimates:
+def _chain_start(job: _Job, fixed: Mapping[str, Tensor]) -> Guide | FreshStart:
+    joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
+    return chain_start(joint, job.guide, job.settings.ais.num_fit, job.settings.local, job.seed)
+
+
+def _estimate(
+    job: _Job, family: _Family, start: Guide | FreshStart, fixed: Mapping[str, Tensor], settings: AISSettings
+) -> Estimates:
     """All estimates of all points, given one draw of the shared latents."""
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     found = guide_estimates(joint, job.guide, job.settings.num_particles, job.seed)
@@ -234,7 +243,8 @@ def _estimate(job: _Job, family: _Family, fixed: Mapping[str, Tensor], settings:
         search = {"settings": job.flow, "search": job.settings.flow_search, "progress": job.watch("q* flow")}
         flow = optimize_flow(job.model, best, *job.args, **search, **options)
         star = (flow.elbo_star, flow.standard_error)
-    bound = ais(job.model, job.guide, *job.args, settings=settings, progress=job.watch("ais"), **options)
+    chains = best.q if isinstance(start, FreshStart) else start
+    bound = ais(job.model, chains, *job.args, settings=settings, progress=job.watch("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
     found |= {
         "elbo_star": star,
@@ -273,18 +283,18 @@ def _source(guide: Guide) -> str:
 
 
 def _certify(
-    job: _Job, fixed: Mapping[str, Tensor], settings: AISSettings, *, first: bool
+    job: _Job, start: Guide | FreshStart, fixed: Mapping[str, Tensor], settings: AISSettings, *, first: bool
 ) -> tuple[BDMCResult | None, str]:
     """Bounds on simulated points, and why there are none. The first draw also chooses the number of temperatures."""
     wanted = job.settings.certificate if first else CertificateSettings(job.settings.certificate.num_points)
     options = {"settings": settings, "certificate": wanted, "fixed": fixed, "progress": job.watch("bdmc")}
     try:
-        return bdmc(job.model, job.guide, *job.args, **options, **job.common), ""
+        return bdmc(job.model, start, *job.args, **options, **job.common), ""
     except ValueError as error:
         return None, str(error)
 
 
-def _gather(results: list[BDMCResult]) -> Certificate:
+def _gather(results: list[BDMCResult], start: Guide | FreshStart) -> Certificate:
     def bound(name: str) -> Tensor:
         return torch.stack([getattr(r, name).double().cpu() for r in results])
 
@@ -298,7 +308,7 @@ def _gather(results: list[BDMCResult]) -> Certificate:
         mean_gap=worst.mean_gap,
         gap_error=worst.gap_error,
         easier=easier,
-        words=worst.evidence(),
+        words=f"{SEARCHED}; {worst.evidence()}" if isinstance(start, FreshStart) else worst.evidence(),
     )
 
 

@@ -27,8 +27,8 @@ from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.hmc import anneal
 from amortized_bayes.evaluation.psis import ess
 from amortized_bayes.evaluation.settings import AISSettings, Progress
-from amortized_bayes.joint import log_joint
-from amortized_bayes.types import Guide, Model
+from amortized_bayes.joint import Start, found_start, log_joint
+from amortized_bayes.types import Model
 
 __all__ = ["AISResult", "AISSettings", "ais", "mean_and_error"]
 
@@ -57,7 +57,7 @@ class AISResult(NamedTuple):
 
 def ais(
     model: Model,
-    guide: Guide | None,
+    guide: Start,
     *args: Any,
     settings: AISSettings | None = None,
     plate: str = "data",
@@ -70,7 +70,9 @@ def ais(
 
     Args:
         model: Pyro program with a plate over data points.
-        guide: Pyro program for its latents; may be ``None`` where both start and mass do without it.
+        guide: Pyro program for its latents, or Gaussians of one's own on the unconstrained space, as ``q`` of
+            :func:`amortized_bayes.inference.optimize.optimize_local`; may be ``None`` where both start and mass do
+            without it.
         args: arguments of both programs, data of B points.
         settings: how the chains walk.
         plate: name of the plate over data points.
@@ -97,7 +99,7 @@ def ais(
     joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     tick = Ticker(progress, settings, walks=1)
     walks = []
-    for chunk in chunks(joint, guide, settings, seed, tick):
+    for chunk in chunks(joint, found_start(joint, guide), settings, seed, tick):
         state = chunk.draw_start(settings.num_chains)
         walks.append(chunk.keep(anneal(chunk.density, state, chunk.ladder, chunk.generator, tick=tick)))
     log_weights, acceptance, divergences = (torch.cat(part, -1) for part in zip(*walks, strict=True))

@@ -68,7 +68,9 @@ class Ticker:
             self.progress(self.done, self.each * self.num_chunks)
 
 
-def chunks(joint: LogJoint, guide: Guide | None, settings: AISSettings, seed: int, tick: Ticker) -> Iterator[Chunk]:
+def chunks(
+    joint: LogJoint, guide: Guide | Gaussian | None, settings: AISSettings, seed: int, tick: Ticker
+) -> Iterator[Chunk]:
     """Cut the points into chunks of one size, and tune the ladder of each on pilot chains.
 
     Raises:
@@ -84,7 +86,7 @@ def chunks(joint: LogJoint, guide: Guide | None, settings: AISSettings, seed: in
         part = joint.select(points % joint.num_points)
         generator = torch_generator(seed, "ais", number, device=joint.device)
         with global_seed(seed, "guide", number):
-            q = _unit(part) if guide is None else gaussian_start(part, guide, settings.num_fit)
+            q = _start(part, points % joint.num_points, guide, settings.num_fit)
             start = Gaussian(q.loc, q.scale * settings.widen)
             prior = part.sample_prior(settings.num_chains) if settings.start == "prior" else None
         z = draw(start, settings.num_chains, generator) if prior is None else prior
@@ -122,6 +124,14 @@ def _program(joint: LogJoint, settings: AISSettings) -> Callable[..., Sequence[T
 
 def _bind(program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> PathDensity:
     return lambda z: PathEnds(*program(z, *inputs))
+
+
+def _start(joint: LogJoint, points: Tensor, guide: Guide | Gaussian | None, num_fit: int) -> Gaussian:
+    if guide is None:
+        return _unit(joint)
+    if isinstance(guide, Gaussian):
+        return Gaussian(*(part[points.to(part.device)] for part in guide))
+    return gaussian_start(joint, guide, num_fit)
 
 
 def _unit(joint: LogJoint) -> Gaussian:

@@ -28,7 +28,16 @@ from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.hmc import anneal, start_chains
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings, Progress
 from amortized_bayes.evaluation.simulation import simulate
-from amortized_bayes.joint import LogJoint, global_seed, log_joint
+from amortized_bayes.joint import (
+    FreshStart,
+    Gaussian,
+    LogJoint,
+    Start,
+    follows_data,
+    found_start,
+    global_seed,
+    log_joint,
+)
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import log_weights
@@ -39,6 +48,10 @@ logger = logging.getLogger(__name__)
 
 UPPER_END = 1.645
 """Standard errors above a mean at which a one-sided interval of 95% ends."""
+ROWS = (
+    "the guide's q does not change with the data: it has parameters of each point's own, which say nothing of "
+    "simulated points; expected chains that start elsewhere, guide=None with AISSettings(start='prior', mass='unit')"
+)
 PILOTS = 4
 """One pilot point, on which the temperatures are chosen, for so many that certify them."""
 
@@ -112,7 +125,7 @@ class BDMCResult(NamedTuple):
 
 def bdmc(
     model: Model,
-    guide: Guide | None,
+    guide: Guide | FreshStart | None,
     *args: Any,
     settings: AISSettings | None = None,
     certificate: CertificateSettings | None = None,
@@ -126,7 +139,8 @@ def bdmc(
 
     Args:
         model: Pyro program with a plate over data points.
-        guide: as in :func:`amortized_bayes.evaluation.ais.ais`.
+        guide: Pyro program for its latents, whose q must follow the data; ``None`` as in
+            :func:`amortized_bayes.evaluation.ais.ais`; or a search for the start of any points.
         args: arguments of both programs: real data, whose place the simulated data take, and covariates, which stay.
         settings: of the chains; without a target used as they are.
         certificate: how many points, and the target.
@@ -137,7 +151,8 @@ def bdmc(
         kwargs: keyword arguments of both programs.
 
     Raises:
-        ValueError: as ``ais`` and :func:`~amortized_bayes.evaluation.simulation.simulate`, or numbers out of range.
+        ValueError: as ``ais`` and :func:`~amortized_bayes.evaluation.simulation.simulate`, numbers out of range, or a
+            guide with parameters of each point's own (factorized VI), at which chains of other points cannot start.
 
     Example:
         >>> import torch
@@ -154,13 +169,24 @@ def bdmc(
     target_gap, max_temperatures = wanted.target_gap, wanted.max_temperatures
     real = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
     num_points = min(wanted.num_points, real.num_points)
+    some = real.select(torch.arange(num_points))
+    simulated, z = simulated_points(real, num_points, seed, "simulate")
+    follows = (
+        guide is None or isinstance(guide, FreshStart) or follows_data(some, simulated, guide, settings.num_fit, seed)
+    )
+    if not follows and "guide" in (settings.start, settings.mass):
+        raise ValueError(ROWS)
     if target_gap is not None:  # on points of their own: of those that chose them settings look better than they are
         pilot = simulated_points(real, max(2, num_points // PILOTS), seed, "pilot")
         settings = _enough_temperatures(pilot, guide, settings, target_gap, max_temperatures, seed, progress)
-    simulated, z = simulated_points(real, num_points, seed, "simulate")
-    result = _sandwich(simulated, z, guide, settings, seed, progress)
+    start = found_start(simulated, guide)
+    result = _sandwich(simulated, z, start, settings, seed, progress)
+    difficulty = None
+    if start is not None and follows:
+        starts = (start, found_start(some, guide))
+        difficulty = _difficulty((simulated, some), starts, seed)
     return result._replace(
-        difficulty=_difficulty(simulated, real, guide, seed) if guide is not None else None,
+        difficulty=difficulty,
         reached=None if target_gap is None else result.highest_gap <= target_gap,
     )
 
@@ -173,7 +199,7 @@ def simulated_points(real: LogJoint, count: int, seed: int, stream: str) -> tupl
 
 def _enough_temperatures(
     pilot: tuple[LogJoint, Tensor],
-    guide: Guide | None,
+    guide: Start,
     settings: AISSettings,
     target_gap: float,
     max_temperatures: int,
@@ -181,8 +207,9 @@ def _enough_temperatures(
     progress: Progress | None,
 ) -> AISSettings:
     """Settings with as many temperatures as bring the gap of the pilot's points down to the target, if any do."""
+    start = found_start(pilot[0], guide)
     while True:
-        found = _sandwich(*pilot, guide, settings, seed, progress)
+        found = _sandwich(*pilot, start, settings, seed, progress)
         gap = found.highest_gap if math.isfinite(found.highest_gap) else found.mean_gap
         if gap <= target_gap or settings.num_temperatures >= max_temperatures:
             return settings
@@ -196,7 +223,7 @@ def _enough_temperatures(
 def _sandwich(
     joint: LogJoint,
     z: Tensor,
-    guide: Guide | None,
+    guide: Guide | Gaussian | None,
     settings: AISSettings,
     seed: int,
     progress: Progress | None,
@@ -231,16 +258,30 @@ def _sandwich(
     )
 
 
-def _difficulty(simulated: LogJoint, real: LogJoint, guide: Guide, seed: int, num_particles: int = 64) -> Difficulty:
-    """IWAE minus ELBO of both kinds of points, the same number of each."""
+def _difficulty(
+    points: tuple[LogJoint, LogJoint],
+    starts: tuple[Guide | Gaussian | None, Guide | Gaussian | None],
+    seed: int,
+    num_particles: int = 64,
+) -> Difficulty:
+    """IWAE minus ELBO of simulated and real points, the same number of each."""
     values = []
-    for kind, joint in (("simulated", simulated), ("real", real.select(torch.arange(simulated.num_points)))):
-        args, kwargs = joint.arguments
-        model, q = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
+    for kind, joint, q in zip(("simulated", "real"), points, starts, strict=True):
         with torch.no_grad(), global_seed(seed, "difficulty", kind), joint.indexed():
-            draws = [log_weights(model, q, *args, plate=joint.plate, **kwargs).local[0] for _ in range(num_particles)]
-        local = torch.cat(draws).double()
+            local = torch.cat([_weights(joint, q) for _ in range(num_particles)]).double()
         values.append(local.logsumexp(0) - math.log(num_particles) - local.mean(0))
     difference = values[0].mean() - values[1].mean()
     error = (values[0].var() / len(values[0]) + values[1].var() / len(values[1])).sqrt()
     return Difficulty(values[0], values[1], (difference / error).item())
+
+
+def _weights(joint: LogJoint, q: Guide | Gaussian | None) -> Tensor:
+    """Log weights of one draw, ``(1, B)``."""
+    if isinstance(q, Gaussian):
+        noise = torch.randn_like(q.loc)
+        log_q = -(0.5 * noise.square() + q.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return (joint(q.loc + q.scale * noise) - log_q)[None]
+    assert q is not None
+    args, kwargs = joint.arguments
+    model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, q))
+    return log_weights(model, guide, *args, plate=joint.plate, **kwargs).local[0]

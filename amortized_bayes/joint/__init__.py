@@ -12,15 +12,20 @@ from amortized_bayes.joint.gaussian import (
     read_gaussian,
 )
 from amortized_bayes.joint.replay import captured_or_plain, points_per_chunk
+from amortized_bayes.joint.starts import FreshStart, Start, follows_data, found_start
 
 __all__ = [
     "Factor",
+    "FreshStart",
     "Gaussian",
     "LocalSite",
     "LogJoint",
+    "Start",
     "captured_or_plain",
     "draw",
     "draw_shared",
+    "follows_data",
+    "found_start",
     "gaussian_start",
     "global_seed",
     "log_joint",

@@ -1,0 +1,61 @@
+"""Where chains start: at a Gaussian for each point, the guide's, one given, or one searched for these very points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from amortized_bayes.joint.density import LogJoint
+from amortized_bayes.joint.gaussian import Gaussian, gaussian_start, global_seed
+from amortized_bayes.types import Guide
+
+__all__ = ["FreshStart", "Start", "follows_data", "found_start"]
+
+
+class FreshStart(NamedTuple):
+    """A Gaussian for each of whatever points there are: for guides whose parameters belong to points of their own."""
+
+    search: Callable[[LogJoint], Gaussian]
+
+
+Start = Guide | Gaussian | FreshStart | None
+"""Where chains start: a guide's q, Gaussians ``(B, D)`` on the unconstrained space, a search for them, or neither."""
+
+
+def found_start(joint: LogJoint, start: Start) -> Guide | Gaussian | None:
+    """The start with its search done, for the points of ``joint``.
+
+    Raises:
+        ValueError: Gaussians of other points or dimensions.
+    """
+    found = start.search(joint) if isinstance(start, FreshStart) else start
+    if isinstance(found, Gaussian):
+        shape = (joint.num_points, joint.dim)
+        if found.loc.shape != shape or found.scale.shape != shape or not (found.scale > 0).all():
+            raise ValueError(
+                f"expected start with loc and positive scale of shape {shape}, got {tuple(found.loc.shape)} and "
+                f"{tuple(found.scale.shape)}"
+            )
+    return found
+
+
+def follows_data(real: LogJoint, other: LogJoint, guide: Guide, num_fit: int, seed: int) -> bool:
+    """Whether a guide's q answers to the data: with others in the place of the real ones it changes, or is one for all.
+
+    A q from rows of a table, a row per point, is the same whatever the data: it is wrong for other points.
+
+    Args:
+        real: points that the guide was fitted to.
+        other: as many points, with the same places in the plate.
+        guide: Pyro program.
+        num_fit: draws to fit a Gaussian to, where q is no factorized Gaussian.
+        seed: of those draws.
+    """
+    found = []
+    for joint in (real, other):
+        with global_seed(seed, "follows"):
+            found.append(torch.cat(gaussian_start(joint, guide, num_fit), -1))
+    q, of_other = found
+    return not torch.equal(q, of_other) or bool((q == q[:1]).all())

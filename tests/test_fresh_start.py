@@ -1,0 +1,94 @@
+"""Guides with parameters of each point's own: chains of simulated points cannot start there."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+
+import amortized_bayes as ab
+
+QUICK = ab.DiagnosisSettings(
+    num_particles=200,
+    ais=ab.AISSettings(num_temperatures=40),
+    certificate=ab.CertificateSettings(12, 0.1, 40),
+    local=ab.LocalSettings(max_steps=150),
+)
+NOISE = 0.5
+WEIGHT = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [0.3, 0.2]])
+NUM = 24
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ WEIGHT.T, NOISE).to_event(1), obs=x)
+
+
+EXACT = ab.LinearGaussian(WEIGHT, torch.zeros(3), NOISE)
+
+
+@pytest.fixture
+def x():
+    generator = torch.Generator().manual_seed(2)
+    z, e = torch.randn(NUM, 2, generator=generator), torch.randn(NUM, 3, generator=generator)
+    return 2 * z @ WEIGHT.T + NOISE * e  # real points lie farther out than simulated ones
+
+
+def best(x):
+    posterior = EXACT.posterior(x)
+    return posterior.mean, EXACT.posterior_precision().diagonal().rsqrt().expand(len(x), 2)
+
+
+def factorized(x):
+    guide = ab.Factorized(ab.latent_sites(model, x).local, len(x))
+    loc, scale = best(x)
+    with torch.no_grad():
+        guide.table.weight.copy_(torch.cat([loc, scale.log()], -1))
+    return guide
+
+
+def autonormal(x):
+    guide = AutoNormal(model)
+    guide(x)
+    loc, scale = best(x)
+    with torch.no_grad():
+        guide.locs.z.copy_(loc)
+    guide.scales.z = scale.clone()
+    return guide
+
+
+@pytest.mark.parametrize("kind", [factorized, autonormal])
+def test_chains_of_real_and_simulated_points_start_at_a_search(x, kind):
+    found = ab.diagnose(model, kind(x), x, settings=QUICK)
+    assert found.certificate is not None, found.why_uncertified
+    assert found.certificate.words.startswith("the guide's parameters belong to the real points")
+    assert found.certificate.mean_gap < 0.15  # nats, of short chains
+    bound, exact = found.estimate("log_p_lower"), EXACT.log_evidence(x)
+    assert ((bound.value - exact).abs() < 5 * bound.standard_error + 0.05).all()
+    assert abs(found.gaps().amortization.mean) < 0.05
+
+
+def test_rows_of_real_points_are_no_start_for_simulated_ones(x):
+    settings = ab.AISSettings(num_temperatures=20, num_chains=4)
+    with pytest.raises(ValueError, match="parameters of each point's own, which say nothing of simulated points"):
+        ab.bdmc(model, factorized(x), x, settings=settings)
+    from_prior = ab.AISSettings(num_temperatures=80, start="prior", mass="unit")
+    found = ab.bdmc(model, factorized(x), x, settings=from_prior, certificate=ab.CertificateSettings(20))
+    assert found.difficulty is None
+    assert found.mean_gap < 0.3
+
+
+def test_one_q_for_all_points_and_an_encoder_are_starts_for_any(x):
+    sites = ab.latent_sites(model, x).local
+    settings = ab.AISSettings(num_temperatures=5, num_chains=4, num_pilot=4)
+    for guide in (ab.Constant(sites, NUM), ab.Amortized(sites, num_data=NUM, observed=3, width=4)):
+        assert ab.bdmc(model, guide, x, settings=settings).difficulty is not None
+
+
+def test_chains_take_gaussians_as_a_start(x):
+    q = ab.optimize_local(model, None, x, settings=QUICK.local).q
+    found = ab.ais(model, q, x, settings=QUICK.ais)
+    assert ((found.log_p - EXACT.log_evidence(x)).abs() < 5 * found.standard_error + 0.05).all()
+    with pytest.raises(ValueError, match=r"start with loc and positive scale of shape \(24, 2\), got \(5, 2\)"):
+        ab.ais(model, type(q)(q.loc[:5], q.scale[:5]), x, settings=QUICK.ais)
