@@ -461,6 +461,58 @@ def test_model_and_guide_enumerate_sites_of_their_own():
     assert -loss == pytest.approx(expected.sum().item(), rel=1e-12)
 
 
+def chain(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        a = pyro.sample("a", dist.Bernoulli(torch.sigmoid(z)))
+        b = pyro.sample("b", dist.Categorical(torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]])[a.long()]))
+        u = pyro.sample("u", dist.Normal(a - b, 1.0))
+        pyro.sample("x", dist.Normal(u + z, 0.5), obs=x)
+
+
+def chain_guide(x):
+    """Draws before and after two enumerated sites, of which one depends on the other."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x, 1.0))
+        a = pyro.sample("a", dist.Bernoulli(torch.sigmoid(2 * z)))
+        b = pyro.sample("b", dist.Categorical(torch.tensor([[0.3, 0.2, 0.5], [0.2, 0.3, 0.5]])[a.long()]))
+        pyro.sample("u", dist.Normal(a + b, 0.7))
+
+
+def words_guide(words, lengths):
+    mask = torch.arange(words.shape[1]) < lengths[:, None]
+    with pyro.plate("documents", len(words), dim=-2):
+        pyro.sample("theta", dist.Dirichlet((1.0 + lengths)[:, None, None] * torch.tensor([1.0, 2.0, 0.5])))
+        with pyro.plate("words", words.shape[1], dim=-1), poutine.mask(mask=mask):
+            pyro.sample("topic", dist.Categorical(TOPICS.T[words]), infer=PARALLEL)
+
+
+@pytest.mark.parametrize("expand", [False, True])
+def test_several_sites_of_the_guide_in_total_as_in_pyro(expand):
+    of_chain = (chain, config_enumerate(chain_guide, expand=expand), (points()[:, 0],), "data")
+    of_words = (topics, words_guide, (WORDS, LENGTHS), "documents")
+    for model, guide, args, plate in (of_chain, of_words):
+        torch.manual_seed(14)
+        ours = expected_log_weights(model, guide, *args, plate=plate, analytic_kl=False).local.sum().item()
+        torch.manual_seed(14)
+        loss = TraceEnum_ELBO(max_plate_nesting=2).loss(model, guide, *args)
+        assert ours == pytest.approx(-loss, rel=1e-12)
+
+
+def test_a_guide_that_draws_before_its_marks_is_captured():
+    class Guide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.tensor(0.1))
+
+        def forward(self, x):
+            return config_enumerate(chain_guide)(x + self.loc)
+
+    training = ab.Training(chain, Guide(), points()[:, 0], ab.FitOptions(batch_size=4), pass_index=False)
+    list(training.run(2))
+    assert training.captured is not None
+
+
 def test_a_step_with_enumerated_sites_is_captured(caplog):
     problem, x = SemiSupervised(), points(8, 2)
     encoder = torch.nn.ParameterList([problem.logits, problem.loc])

@@ -54,7 +54,7 @@ class Expectation:
         Raises:
             ValueError: a term outside some plate of an enumerated site that it depends on.
         """
-        wanted, found = self._dims(values), set[int]()
+        wanted, found, around = self._dims(values), set[int](), set(plates)
         while wanted - found:
             dim = min(wanted - found)
             found.add(dim)
@@ -62,7 +62,7 @@ class Expectation:
         if not found:
             return values
         for factor in (self.factors[dim] for dim in found):
-            if missing := factor.plates - set(plates):
+            if missing := factor.plates - around:
                 raise ValueError(
                     f"{name!r} depends on {factor.name!r}, which the guide enumerates inside plate {min(missing)!r}, "
                     f"and is outside of it; leave {factor.name!r} to the model, or {OTHERWISE}"

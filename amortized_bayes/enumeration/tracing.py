@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,8 @@ import pyro.poutine as poutine
 import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from amortized_bayes.enumeration.marks import is_enumerated, is_marked
 
@@ -58,11 +60,16 @@ def enumerated_trace(
     owner = key if model is None else model
     depth = known = _recall(key, owner)
     if depth is None:
-        try:
-            with _StopAtMarked(plate):
-                return poutine.trace(program).get_trace(*args, **kwargs)
-        except _Marked:
-            depth = _look(program, model, args, kwargs, key, owner)
+        # A guide draws before it comes to a mark: those draws are made again, and a graph must not hold them twice.
+        draws = model is not None
+        if not (draws and get_proxy_mode() is not None and _stops(program, args, kwargs, plate)):
+            states = _generators() if draws else ()
+            try:
+                with _StopAtMarked(plate):
+                    return poutine.trace(program).get_trace(*args, **kwargs)
+            except _Marked:
+                _put_back(states)
+        depth = _look(program, model, args, kwargs, key, owner)
     try:
         trace = _trace(program, args, kwargs, _Enumerate(plate, -1 - depth))
     except ValueError:
@@ -100,8 +107,18 @@ def _plate_depth(trace: poutine.Trace) -> int:
     return max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized), default=0)
 
 
-def _look(program: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, owner: Any) -> int:
-    """How deep plates are nested, from a run that leaves nothing in graphs and random generators; remembered."""
+def _generators() -> tuple[Tensor, ...]:
+    return (torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []))
+
+
+def _put_back(states: tuple[Tensor, ...]) -> None:
+    for state, put in zip(states, (torch.set_rng_state, torch.cuda.set_rng_state), strict=False):
+        put(state)
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Runs that leave nothing in graphs and random generators."""
     devices = list(range(torch.cuda.device_count()))
     with (
         torch.no_grad(),
@@ -109,6 +126,22 @@ def _look(program: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         disable_proxy_modes_tracing(),
         pyro.validation_enabled(False),
     ):
+        yield
+
+
+def _stops(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str) -> bool:
+    """Whether a program comes to a mark."""
+    try:
+        with _aside(), _StopAtMarked(plate):
+            program(*args, **kwargs)
+    except _Marked:
+        return True
+    return False
+
+
+def _look(program: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: Any, owner: Any) -> int:
+    """How deep plates are nested, from one run; remembered."""
+    with _aside():
         traces = [poutine.trace(program).get_trace(*args, **kwargs)]
         if model is not None:
             traces.append(poutine.trace(poutine.replay(model, trace=traces[0])).get_trace(*args, **kwargs))
