@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
 from amortized_bayes.guides.autoguides import as_per_point
+from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.masks import adopt_mask, adopt_scale, scored_value
 from amortized_bayes.shared_draw import SharedDraw, plate_frame
 from amortized_bayes.types import Guide, Model
@@ -239,6 +240,7 @@ def log_weights(
         try:
             draws.append(tiled())
         except (RuntimeError, ValueError, IndexError) as error:  # on data as they are they ran just now
+            forget_plates(guide)
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning("particles are drawn in turn, which is slower: programs refuse repeated data (%s)", first)
     draw = tiled if draws else in_turn
