@@ -86,8 +86,9 @@ def compare(
     run.
 
     Args:
-        model: Pyro program ``model(*args, **kwargs)`` with continuous latent sites inside a plate over data points. It
-            must take any number of points. If it has a parameter ``index``, it gets the places of the points.
+        model: Pyro program ``model(*args, **kwargs)`` with continuous latent sites inside a plate over data points;
+            discrete ones marked ``infer={"enumerate": "parallel"}`` are summed out. It must take any number of points.
+            If it has a parameter ``index``, it gets the places of the points.
         args: arguments of the model: tensors, numpy arrays, and dicts and lists of them, with a row for each of N data
             points, and whatever else it takes.
         plate: name of the plate over data points; by default the only one with latent and observed sites.

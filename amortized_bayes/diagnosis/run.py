@@ -155,8 +155,8 @@ def diagnose(
 
     Raises:
         TypeError: arguments that model or guide do not take, such as an option that is misspelt.
-        ValueError: a model without the plate, a latent that is discrete, a guide that misses a site, data or
-            parameters that are not finite, or data that the model or guide cannot take.
+        ValueError: a model without the plate, a latent that is discrete and not marked for enumeration, a guide that
+            misses a site, data or parameters that are not finite, or data that the model or guide cannot take.
 
     Example:
         >>> import torch

@@ -6,7 +6,8 @@ For a local latent with constrained value :math:`v_b` and support-given bijectio
 
 one value a data point and chain, in nats. All local latents of a point are laid side by side in one vector of size D.
 Chains are made by tiling the data along the plate, as in :mod:`amortized_bayes.weights`. Latents outside the plate
-(decoder weights) are held at values given, so that every point stands alone.
+(decoder weights) are held at values given, so that every point stands alone. Discrete latents that the model marks
+``infer={"enumerate": "parallel"}`` are summed out.
 """
 
 from __future__ import annotations
@@ -192,8 +193,8 @@ def log_joint(
         kwargs: keyword arguments of the model.
 
     Raises:
-        ValueError: no such plate; a latent that is discrete, masked, or outside the plate without a value; a density
-            that is NaN, random, or different for a point when its neighbours change.
+        ValueError: no such plate; a latent that is discrete and not marked for enumeration, masked, or outside the
+            plate without a value; a density that is NaN, random, or different for a point when its neighbours change.
 
     Example:
         >>> import torch
