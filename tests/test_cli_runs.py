@@ -12,7 +12,7 @@ from run_folders import fill_disk
 
 from amortized_bayes.experiments import EXPERIMENTS, lab, tune
 from amortized_bayes.guides.registry import Rates
-from amortized_bayes.presenting.progress import Progress
+from amortized_bayes.progress import Progress
 from amortized_bayes.results import RunFolder, list_runs
 
 SWEEP = [

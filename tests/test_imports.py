@@ -21,6 +21,7 @@ LAYERS = (
         "flows",
         "masks",
         "shared_draw",
+        "progress",
         "snapshots",
         "registration",
         "errors",

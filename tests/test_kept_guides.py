@@ -55,7 +55,7 @@ def test_guides_of_a_model_with_parameters_run_beside_those_alone(average):
     settings = ab.ComparisonSettings(
         8, 1, num_draws=100, fit=FitOptions(**FAST, average=average, shared_learning_rate=0.05)
     )
-    report = ab.compare(model, X, (2,), settings=settings, progress=False)
+    report = ab.compare(model, X, widths=(2,), settings=settings, progress=False)
     after = tensors(model)
     assert all(torch.equal(after[0][name], value) for name, value in start[0].items())
     assert after[1] == start[1]
@@ -76,7 +76,9 @@ def test_guides_of_a_model_with_parameters_run_beside_those_alone(average):
 
 def test_fitting_on_from_a_kept_guide_is_allowed():
     model = Decoder()
-    report = ab.compare(model, X, (2,), settings=ab.ComparisonSettings(2, 1, fit=FitOptions(**FAST)), progress=False)
+    report = ab.compare(
+        model, X, widths=(2,), settings=ab.ComparisonSettings(2, 1, fit=FitOptions(**FAST)), progress=False
+    )
     guide = report.best.apply().guide
     ab.fit(model, guide, X, 3, FitOptions(**FAST), pass_index=False)
     assert elbo_of(model, guide) < 0
@@ -84,7 +86,9 @@ def test_fitting_on_from_a_kept_guide_is_allowed():
 
 def test_other_parameters_of_the_store_do_not_hide_that_a_model_stands_at_its_start():
     model = Decoder()
-    report = ab.compare(model, X, (2,), settings=ab.ComparisonSettings(2, 1, fit=FitOptions(**FAST)), progress=False)
+    report = ab.compare(
+        model, X, widths=(2,), settings=ab.ComparisonSettings(2, 1, fit=FitOptions(**FAST)), progress=False
+    )
     pyro.param("unrelated", torch.zeros(()))
     with pytest.raises(ValueError, match="other values"):
         report.best.guide(X)

@@ -32,7 +32,7 @@ def shared(x):
 
 def compared(model=normal, **options):
     settings = ab.ComparisonSettings(4, 2, num_draws=3, fit=FitOptions(**FAST, **options))
-    return ab.compare(model, X, (2,), settings=settings, progress=False)
+    return ab.compare(model, X, widths=(2,), settings=settings, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,33 @@ def test_a_data_tree_holds_the_arrays(comparison, diagnosis):
     tree = diagnosis.to_xarray()
     assert tree["values"]["elbo"].dims == ("shared_draw", "point")
     assert set(tree.children) >= {"values", "errors"}
+
+
+def test_compare_tells_rows_as_they_are_known():
+    told, stages = [], []
+    settings = ab.ComparisonSettings(4, 2, num_draws=3, fit=FitOptions(**FAST))
+    report = ab.compare(
+        normal, X, widths=(2,), settings=settings, on_row=told.append, progress=lambda *call: stages.append(call)
+    )
+    rows = report.to_rows()
+    assert [row.metric for row in told] == rows["metric"].tolist()
+    assert [row.value for row in told] == pytest.approx(rows["value"].tolist(), nan_ok=True)
+    names = [f"{fit.label} ({number} of 4)" for number, fit in enumerate(report.fits, 1)]
+    assert list(dict.fromkeys(stage for stage, _, _ in stages)) == names
+    assert all(0 <= done <= total for _, done, total in stages)
+
+
+def test_diagnose_tells_rows_as_they_are_known():
+    told = []
+    guide = ab.Constant(
+        ab.latent_sites(shared, X).local, len(X), shared=ab.MeanField(ab.latent_sites(shared, X).shared)
+    )
+    settings = ab.DiagnosisSettings(
+        num_shared=2, num_particles=100, certificate=ab.CertificateSettings(4, 0.1, 64), ais=ab.AISSettings(4, 20)
+    )
+    report = ab.diagnose(shared, guide, X, settings=settings, on_row=told.append, progress=False)
+    means = {(row.metric, row.factors.get("draw")): row.value for row in told}
+    for name in ("elbo", "iwae", "elbo_star", "log_p_lower"):
+        assert [means[name, draw] for draw in (0, 1)] == pytest.approx(report.values[name].mean(1).tolist())
+    assert means["amortization_gap", None] == pytest.approx(report.gaps().amortization.mean)
+    assert [row.metric for row in told].index("elbo") < [row.metric for row in told].index("elbo_star")

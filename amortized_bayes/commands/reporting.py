@@ -8,7 +8,7 @@ from typing import Any
 
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.labels import describe, metric_name
-from amortized_bayes.presenting.progress import Progress, counted, duration
+from amortized_bayes.progress import Progress, counted, duration
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
 

@@ -200,7 +200,7 @@ def flags_of_run(given: Sequence[str]) -> list[str]:
 
 def _print_plan(plan: Plan) -> None:
     from amortized_bayes.experiments.plans import training_title
-    from amortized_bayes.presenting.progress import counted, duration
+    from amortized_bayes.progress import counted, duration
 
     forecast = plan.forecast
     for config in plan.missing:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from amortized_bayes.experiments import experiment
-from amortized_bayes.presenting.progress import counted
+from amortized_bayes.progress import counted
 from amortized_bayes.results import RunFolder, find_run, list_runs
 
 __all__ = ["List", "Plot", "Table"]

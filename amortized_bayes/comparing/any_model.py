@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pyro import poutine
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from amortized_bayes.calls import Bound, PerPointNames, PointProgram, bind_points
-from amortized_bayes.comparing.between import Rung, best_fit
 from amortized_bayes.comparing.comparison import Comparison
 from amortized_bayes.comparing.encoder_input import encoder_view
-from amortized_bayes.comparing.fitted import FittedGuide, with_own_states
-from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at, start_fit
+from amortized_bayes.comparing.fitted import with_own_states
 from amortized_bayes.comparing.problem import FitProblem
-from amortized_bayes.guides.registry import GUIDES, Fit, list_budgets, list_fits
-from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.comparing.race import run_race
+from amortized_bayes.guides.registry import Fit, list_budgets, list_fits
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.joint.checks import check_model
+from amortized_bayes.progress import Told, Watch, watched
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.signatures import check_keywords, takes
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.snapshots import snapshot
-from amortized_bayes.types import Model
+from amortized_bayes.types import Model, Row
 
 __all__ = ["ComparisonSettings", "compare"]
 
@@ -74,7 +72,8 @@ def compare(
     guides: Sequence[str] = ("constant", "amortized", "factorized"),
     settings: ComparisonSettings | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Watch = True,
+    on_row: Callable[[Row], object] | None = None,
     **kwargs: Any,
 ) -> Comparison:
     """Fit constant, amortized (each width) and factorized guides, built from the model's own trace, and compare them.
@@ -100,7 +99,10 @@ def compare(
         guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`.
         settings: how to fit and measure.
         seed: of starts, batches and draws.
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal or in a notebook, elsewhere a line every 30 s; or a function that is called
+            with the name of the guide, the steps done and all of them.
+        on_row: called with each result as it is known, as a :class:`~amortized_bayes.types.Row`: those of a guide when
+            it is fitted, comparisons at the end.
         kwargs: keyword arguments of the model.
 
     Raises:
@@ -126,10 +128,10 @@ def compare(
         raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
     fits = list_fits(tuple(guides), tuple(widths))
     devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), watched(progress) as told:
         torch.manual_seed(torch_seed(seed, "start"))
         bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point)
-        return _compare(model, bound, encoder_input, fits, settings or ComparisonSettings(), seed, progress)
+        return _compare(model, bound, encoder_input, fits, settings or ComparisonSettings(), seed, told, on_row)
 
 
 def _compare(
@@ -139,7 +141,8 @@ def _compare(
     fits: list[Fit],
     chosen: ComparisonSettings,
     seed: int,
-    progress: bool,
+    told: Told,
+    on_row: Callable[[Row], object] | None,
 ) -> Comparison:
     (data, plate), rows = bound, bound.data.rows
     if "index" in data.names:
@@ -183,55 +186,11 @@ def _compare(
         seen=encoder_view(data, encoder_input, dtype),
     )
     try:
-        fitted = list(_fit_all(problem, fits, progress))
+        fitted = run_race(problem, fits, told, on_row)
     finally:
         put_back()
-    return Comparison(tuple(with_own_states(fitted, put_back)), len(rows), seed)
-
-
-def _fit_all(problem: FitProblem, fits: list[Fit], progress: bool) -> Iterator[FittedGuide]:
-    """Fit one guide after another; what starts at another's answer, where its best fit stood at half of the epochs."""
-    elbos: dict[Fit, Any] = {}
-    starts: dict[Fit, Start] = {}
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("compare", total=len(fits))
-        for fit in fits:
-            bar.update(task, description=fit.guide if fit.k is None else f"{fit.guide} k = {fit.k}")
-            origin = GUIDES[fit.guide].starts_from
-            best = best_fit(elbos, origin)
-            if origin and best is None:
-                bar.advance(task)
-                yield FittedGuide(*fit, 0, 0.0, None, ())
-                continue
-            fitted, start = _fit(problem, fit, None if best is None else starts[best])
-            if fitted.elbo is not None and start is not None:
-                elbos[fit], starts[fit] = fitted.rungs[-2].elbo, start
-            bar.advance(task)
-            yield fitted
-
-
-def _fit(problem: FitProblem, fit: Fit, start: Start | None) -> tuple[FittedGuide, Start | None]:
-    """Fit one guide with every budget, and say where another may start at it: where it stands at half of the epochs."""
-    fitting = start_fit(problem, fit, start)
-    rungs: list[Rung] = []
-    answer = None
-    try:
-        for found, elbo in climb(problem, fitting):
-            rungs.append(Rung(found.epochs, found.step, found.seconds, elbo))
-            if found.epochs == problem.budgets[-1]:
-                answer = start_at(problem, fitting, _keep)
-        done = finish_fit(problem, fitting)
-    except Divergence as error:
-        return FittedGuide(*fit, error.step, fitting.training.seconds, None, tuple(rungs)), None
-    fitting.training.settle()
-    top = done.evaluation
-    rungs.append(Rung(top.epochs, top.step, top.seconds, done.elbo))
-    active = int(top.measures["active_units"].value or 0)
-    state = snapshot(fitting.model)
-    return FittedGuide(*fit, top.step, top.seconds, done.elbo, tuple(rungs), active, fitting.guide, state), answer
-
-
-def _keep(model: Any) -> Callable[[Any], None]:
-    put_back = snapshot(model)
-    return lambda _: put_back()
+    report = Comparison(tuple(with_own_states(fitted, put_back)), len(rows), seed)
+    if on_row is not None:
+        for row in report.findings():
+            on_row(row)
+    return report

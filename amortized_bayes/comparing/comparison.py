@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from amortized_bayes.comparing.archive import array_groups, pack_fits, unpack_fits
 from amortized_bayes.comparing.between import Finding, Rung, compare_fits, find_reference
 from amortized_bayes.comparing.fitted import FittedGuide
-from amortized_bayes.comparing.measures import Measure, over_points
+from amortized_bayes.comparing.measures import Measure
+from amortized_bayes.comparing.rows import finding_row, fit_rows
 from amortized_bayes.guides.registry import GUIDES, Fit
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.reports.report import Group, Report
@@ -142,26 +143,14 @@ class Comparison(Report):
         """The same as tidy rows, as the sweep writes them."""
         from amortized_bayes.results.rows import to_frame
 
-        return to_frame({**row._asdict(), "factors": dict(row.factors)} for row in self._rows())
+        rows = (*(row for fitted in self.fits for row in fit_rows(fitted, self.seed)), *self.findings())
+        return to_frame({**row._asdict(), "factors": dict(row.factors)} for row in rows)
 
-    def _rows(self) -> Iterator[Row]:
-        of_run = {"dataset": "data", "seed": self.seed}
-        for fitted in self.fits:
-            factors = {**of_run, **fitted.fit.factors}
-            row = Row("compare", factors, fitted.step, fitted.seconds, "failure", None, status=fitted.status)
-            if fitted.elbo is None:
-                yield row
-                continue
-            for rung in fitted.rungs:
-                at = {"factors": {**factors, "epochs": rung.epochs}, "step": rung.step, "seconds": rung.seconds}
-                yield _with(row._replace(metric="elbo", **at), over_points(rung.elbo))
-            for metric, values in (("final_elbo", fitted.elbo), ("final_kl", fitted.elbo.kl)):
-                yield _with(row._replace(metric=metric), over_points(values))
+    def findings(self) -> Iterator[Row]:
+        """Rows of what the fits say about each other."""
         for found in self._findings:
             fitted = next(f for f in self.fits if f.fit == found.fit)
-            at = (fitted.step, fitted.seconds) if found.rung is None else found.rung[1:3]
-            row = Row("compare", {**of_run, **found.factors}, *at, found.metric, None)
-            yield _with(row._replace(status=fitted.status, note=found.note), found.measure)
+            yield finding_row(found, fitted, self.seed)
 
     @cached_property
     def _ladders(self) -> dict[Fit, tuple[Rung, ...]]:
@@ -216,10 +205,6 @@ class Comparison(Report):
         best = self.reference
         value = "no reference" if best is None or best.elbo is None else f"elbo_reference={best.elbo.mean()[0]:.3f}"
         return f"Comparison({len(self.fits)} guides, {self.num_data} points, {value})"
-
-
-def _with(row: Row, measure: Measure) -> Row:
-    return row._replace(value=measure.value, standard_error=measure.error, error_over=measure.error_over)
 
 
 def _mean_elbo(fitted: FittedGuide) -> float:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -24,6 +23,7 @@ from amortized_bayes.calls import PerPointNames, PointProgram, bind_points, with
 from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.diagnosis.starting import SEARCHED, chain_start
+from amortized_bayes.diagnosis.telling import Telling
 from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
@@ -37,15 +37,14 @@ from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
+from amortized_bayes.progress import Watch, watched
 from amortized_bayes.signatures import check_arguments, check_keywords, takes
-from amortized_bayes.types import Guide, Model
+from amortized_bayes.types import Guide, Model, Row
 from amortized_bayes.weights import trace_pair
 
 __all__ = ["DiagnosisSettings", "diagnose"]
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -105,17 +104,11 @@ class _Job:
     seed: int
     settings: DiagnosisSettings
     flow: FlowSettings
-    progress: Progress | None
+    telling: Telling
 
     @property
     def common(self) -> dict[str, Any]:
         return {"plate": self.plate, "seed": self.seed, **self.kwargs}
-
-    def watch(self, stage: str) -> Callable[[int, int], None] | None:
-        """Progress of one stage."""
-        if self.progress is None:
-            return None
-        return partial(self.progress, stage)
 
 
 class _Family(NamedTuple):
@@ -134,7 +127,8 @@ def diagnose(
     per_point: PerPointNames = None,
     settings: DiagnosisSettings | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Watch = True,
+    on_row: Callable[[Row], object] | None = None,
     **kwargs: Any,
 ) -> Diagnosis:
     """Say what the family, the amortization and the estimates cost at each point of the data.
@@ -150,7 +144,9 @@ def diagnose(
         per_point: names or positions of the arguments with a row per point; by default they are found.
         settings: how to estimate.
         seed: of all draws; torch's global generator is left as it was.
-        progress: called with the stage's name, what is done of it and all of it.
+        progress: show a bar on a terminal or in a notebook, elsewhere a line every 30 s; or a function that is called
+            with the stage's name, what is done of it and all of it.
+        on_row: called with each mean over points as it is known, as a :class:`~amortized_bayes.types.Row`.
         kwargs: keyword arguments of both programs.
 
     Raises:
@@ -178,21 +174,30 @@ def diagnose(
     drop = ["index"] if len(given.names) > len(data.names) and not takes(guide, "index") else []
     taken, named = given.arguments()
     check_arguments(guide, taken, {name: value for name, value in named.items() if name not in drop}, "guide")
-    job = _Job(
-        model=PointProgram(model, given),
-        guide=PointProgram(guide, given, drop=drop),
-        args=(given.rows,),
-        kwargs={},
-        described=given.describe(),
-        plate=plate,
-        seed=seed,
-        settings=chosen,
-        flow=(chosen.flow or _own_flow(guide)).plain,
-        progress=progress,
-    )
+    flow = (chosen.flow or _own_flow(guide)).plain
+    with watched(progress) as told:
+        telling = Telling(told, on_row, seed)
+        job = _Job(
+            model=PointProgram(model, given),
+            guide=PointProgram(guide, given, drop=drop),
+            args=(given.rows,),
+            kwargs={},
+            described=given.describe(),
+            plate=plate,
+            seed=seed,
+            settings=chosen,
+            flow=flow,
+            telling=telling,
+        )
+        return _diagnose(job, _source(guide), len(given.rows))
+
+
+def _diagnose(job: _Job, source: str, num_points: int) -> Diagnosis:
+    chosen = job.settings
     found, certificates, why, walk = [], [], "", chosen.ais
     fixed = _shared_draws(job)
     family = _family(job, fixed[0])
+    job.telling.expect(chosen, num_points, len(fixed), is_flow=job.flow.kind is not None)
     for number, values in enumerate(fixed):
         start = _chain_start(job, values)
         result, problem = _certify(job, start, values, walk, first=number == 0)
@@ -200,11 +205,11 @@ def diagnose(
             certificates.append(result)
             walk = result.settings
         why = why or problem
-        found.append(_estimate(job, family, start, values, walk))
+        found.append(_estimate(job, family, start, values, walk, number))
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates, start) if len(certificates) == len(fixed) else None
-    how = {"ais": asdict(walk), "local": asdict(chosen.local), "plate": plate, "seed": seed}
-    how |= {"family": family.name, "relation": family.relation, "source": _source(guide)}
+    how = {"ais": asdict(walk), "local": asdict(chosen.local), "plate": job.plate, "seed": job.seed}
+    how |= {"family": family.name, "relation": family.relation, "source": source}
     if job.flow.kind is not None:
         how["flow"] = {**asdict(job.flow), "hidden": list(job.flow.hidden)}
     num_particles, target_gap = chosen.num_particles, chosen.certificate.target_gap or math.nan
@@ -212,6 +217,7 @@ def diagnose(
     if report.doubtful > 0:
         words = "k̂ is above %.2f at %.0f%% of the points: IWAE rests on a few draws there"
         logger.warning(words, khat_threshold(num_particles), 100 * report.doubtful)
+    job.telling.gaps(report.summary())
     return report
 
 
@@ -230,22 +236,30 @@ def _chain_start(job: _Job, fixed: Mapping[str, Tensor]) -> Guide | FreshStart:
 
 
 def _estimate(
-    job: _Job, family: _Family, start: Guide | FreshStart, fixed: Mapping[str, Tensor], settings: AISSettings
+    job: _Job,
+    family: _Family,
+    start: Guide | FreshStart,
+    fixed: Mapping[str, Tensor],
+    settings: AISSettings,
+    number: int,
 ) -> Estimates:
-    """All estimates of all points, given one draw of the shared latents."""
+    """All estimates of all points, given one draw of the shared latents: the ``number``th."""
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     found = guide_estimates(joint, job.guide, job.settings.num_particles, job.seed)
+    job.telling.estimates(found, number)
     options = {"fixed": fixed, **job.common}
-    local = {"settings": job.settings.local, "progress": job.watch("q*")}
+    local = {"settings": job.settings.local, "progress": job.telling.stage("q*")}
     best = optimize_local(job.model, job.guide, *job.args, family=family.search, **local, **options)
     star = (best.elbo_star, best.standard_error)
     if job.flow.kind is not None:
-        search = {"settings": job.flow, "search": job.settings.flow_search, "progress": job.watch("q* flow")}
+        search = {"settings": job.flow, "search": job.settings.flow_search, "progress": job.telling.stage("q* flow")}
         flow = optimize_flow(job.model, best, *job.args, **search, **options)
         star = (flow.elbo_star, flow.standard_error)
+    job.telling.estimates({"elbo_star": star}, number)
     chains = best.q if isinstance(start, FreshStart) else start
-    bound = ais(job.model, chains, *job.args, settings=settings, progress=job.watch("ais"), **options)
+    bound = ais(job.model, chains, *job.args, settings=settings, progress=job.telling.stage("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
+    job.telling.estimates({"log_p_lower": (bound.log_p, bound.standard_error)}, number)
     found |= {
         "elbo_star": star,
         "residual": (best.residual, best.residual_error) if job.flow.kind is None else (nothing, nothing),
@@ -287,7 +301,7 @@ def _certify(
 ) -> tuple[BDMCResult | None, str]:
     """Bounds on simulated points, and why there are none. The first draw also chooses the number of temperatures."""
     wanted = job.settings.certificate if first else CertificateSettings(job.settings.certificate.num_points)
-    options = {"settings": settings, "certificate": wanted, "fixed": fixed, "progress": job.watch("bdmc")}
+    options = {"settings": settings, "certificate": wanted, "fixed": fixed, "progress": job.telling.stage("bdmc")}
     try:
         return bdmc(job.model, start, *job.args, **options, **job.common), ""
     except ValueError as error:

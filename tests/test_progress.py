@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from amortized_bayes.presenting.progress import Progress, duration
+from amortized_bayes.progress import Forecast, Progress, duration, watched
 
 
 @pytest.fixture
@@ -69,3 +69,49 @@ def test_an_error_ends_the_bar():
 )
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+def test_a_notebook_has_one_line_that_moves(capsys, clock):
+    with Progress(terminal=False, notebook=True) as progress:
+        for part in range(4):
+            clock[0] += 0.2
+            progress.show(part / 4, None, "", "fit", part, 4)
+        progress.say("done")
+    assert capsys.readouterr().out == "\r0%  fit 0/4\r50%  fit 2/4\ndone\n"
+
+
+def test_progress_means_the_same_in_every_call(capsys, clock):
+    calls = []
+    with watched(lambda *call: calls.append(call)) as told:
+        told("fit", 1, 4)
+        told.say("not said")
+    assert calls == [("fit", 1, 4)]
+    with watched(False) as told:
+        clock[0] += 100
+        told("fit", 1, 4)
+        told.say("not said")
+    assert capsys.readouterr() == ("", "")
+    with watched(True) as told:
+        clock[0] += 31
+        told("fit", 0, 4)
+        clock[0] += 31
+        told("fit", 1, 4)
+        told.say("said")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        *("[    31 s] 0%  fit 0/4", "[    62 s] 25%, 2 min left  fit 1/4", "said"),
+    ]
+    with pytest.raises(TypeError, match="expected progress as True, False or a function"), watched("yes"):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.parametrize(("pace", "words"), [(0.1, ""), (2.0, "about 3 min expected; shorter with less work\n")])
+def test_a_long_run_is_forecast_once_from_its_first_second(capsys, clock, pace, words):
+    with watched(True) as told:
+        forecast = Forecast(told, "less work")
+        clock[0] += 500  # compiling, say
+        for done in range(10, 90):
+            forecast(done, 100)
+            clock[0] += pace
+    assert capsys.readouterr().err == words
