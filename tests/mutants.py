@@ -192,15 +192,15 @@ MUTANTS = (
     Mutant(
         "training MSE against binarized pixels",
         "comparing/measures.py",
-        '"final_mse_train": mse_of(model, guide, problem.data, problem.held.target)',
-        '"final_mse_train": mse_of(model, guide, problem.data, floats(problem.data))',
+        '"final_mse_train": mse_of(model, guide, problem.tensor, problem.held.target)',
+        '"final_mse_train": mse_of(model, guide, problem.tensor, floats(problem.tensor))',
         "test_measures.py::test_training_measures_are_against_the_targets_and_not_the_data",
     ),
     Mutant(
         "training MSE against binarized pixels, below the top",
         "comparing/measures.py",
-        '["mse_train"] = mse_of(model, guide, problem.data, problem.held.target)',
-        '["mse_train"] = mse_of(model, guide, problem.data, floats(problem.data))',
+        '["mse_train"] = mse_of(model, guide, problem.tensor, problem.held.target)',
+        '["mse_train"] = mse_of(model, guide, problem.tensor, floats(problem.tensor))',
         "test_measures.py::test_training_measures_are_against_the_targets_and_not_the_data",
     ),
     Mutant(
