@@ -153,7 +153,7 @@ def with_index(data: PointData, model: Model) -> PointData:
     args, kwargs = data.arguments()
     more = PointData.of(model, args, {**kwargs, "index": torch.arange(len(data), device=data.rows.device)})
     known = {"index": True, **dict(zip(data.names, data.is_data, strict=True))}
-    return replace(more, is_data=tuple(known[name] for name in more.names), missing=data.missing)
+    return replace(more, is_data=tuple(known[name] for name in more.names), missing=data.missing, counted=data.counted)
 
 
 def _bind(model: Model, data: PointData, plate: str | None, per_point: PerPointNames, any_size: bool) -> Bound:
@@ -242,7 +242,8 @@ def _try(model: Model, data: PointData, plate: str | None, any_size: bool) -> Bo
         )
     if None not in sizes:
         _follow(model, data, first, few, name)
-    return Bound(replace(data, missing=_missing(model, data, first, few, name)), name)
+    counted = len(few) < count and _follows_itself(first, name, len(few))
+    return Bound(replace(data, missing=_missing(model, data, first, few, name), counted=counted), name)
 
 
 def _run(

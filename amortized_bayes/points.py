@@ -73,6 +73,7 @@ class PointData:
         signature: of the model, by which another call may say the same in another form; ``None`` where it has none.
         missing: sites of entries that ``obs_mask`` leaves out and that nothing else depends on: they integrate to 1,
             and programs are run as if they were not there.
+        counted: whether the model's plate counts the rows that it is given, whatever their places among all.
     """
 
     leaves: tuple[Any, ...]
@@ -81,6 +82,7 @@ class PointData:
     names: tuple[str, ...]
     signature: inspect.Signature | None = None
     missing: tuple[str, ...] = ()
+    counted: bool = False
 
     @classmethod
     def of(cls, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PointData:

@@ -156,6 +156,23 @@ def test_diagnose_meets_the_evidence(name):
         torch.testing.assert_close(report.values[bound][0], evidence_of(name))
 
 
+def test_a_model_that_reads_its_rows_by_the_plate_s_places_may_get_any_of_them(monkeypatch):
+    def model(x):
+        with pyro.plate("data", len(x)) as places:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, NOISE), obs=x[places])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(posterior(x, torch.ones(())).loc, posterior(x, torch.ones(())).scale))
+
+    monkeypatch.setattr("amortized_bayes.diagnosis.estimates.POINTS", 5)  # points go in chunks
+    found = ab.diagnose(model, guide, X, settings=QUICK)
+    exact = dist.Normal(torch.zeros(N), (1 + NOISE**2) ** 0.5).log_prob(X)
+    torch.testing.assert_close(found.values["elbo"][0], exact)
+    torch.testing.assert_close(found.values["elbo_star"][0], exact, atol=1e-3, rtol=1e-3)
+
+
 def rows(model, *args, **kwargs):
     data, plate = bind_points(model, args, kwargs)
     return {name for name, flag in zip(data.names, data.is_data, strict=True) if flag}, plate

@@ -178,7 +178,7 @@ def diagnose(
     with watched(progress) as told:
         telling = Telling(told, on_row, seed)
         job = _Job(
-            model=PointProgram(model, given),
+            model=PointProgram(model, given, hide=[plate] if data.counted else []),
             guide=PointProgram(guide, given, drop=drop),
             args=(given.rows,),
             kwargs={},
