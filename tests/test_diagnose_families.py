@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal
 from torch import Generator, Tensor
 from torch.distributions import kl_divergence
 
 from amortized_bayes import AISSettings, CertificateSettings, DiagnosisSettings, diagnose
+from amortized_bayes.diagnosis import run
 from amortized_bayes.diagnosis.report import Diagnosis
 from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN, Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, gaps
@@ -96,6 +100,40 @@ def test_a_guide_of_low_rank_gets_bounds() -> None:
     assert found.verdict.abstains
     assert "contains the guide's, so that amortization is at most" in found.verdict.words
     assert "which contains that of the guide" in found.evidence()
+
+
+def two_sites(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Gamma(torch.ones(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(a + b.sum(-1), 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "relation"),
+    [
+        (LINEAR, AutoMultivariateNormal, OWN),
+        (LINEAR, partial(AutoLowRankMultivariateNormal, rank=1), CONTAINS),
+        (two_sites, AutoMultivariateNormal, UNKNOWN),
+        (two_sites, AutoDiagonalNormal, OWN),
+    ],
+)
+def test_joint_autoguides(model: Any, kind: Any, relation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = X[:6] if model is LINEAR else X[:6, 0]
+    guide = kind(model)
+    guide(x)
+    found: list[tuple[str, str]] = []
+
+    def stop(job: Any, family: Any, *_: Any) -> None:
+        found.append((family.relation, family.name))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(run, "_certify", lambda *_, **__: (None, ""))
+    monkeypatch.setattr(run, "_estimate", stop)
+    with pytest.raises(RuntimeError, match="enough"):
+        diagnose(model, guide, x)
+    full = relation != UNKNOWN and kind is not AutoDiagonalNormal
+    assert found == [(relation, "full-covariance gaussian" if full else "gaussian")]
 
 
 def test_a_mixture_gets_no_cause() -> None:

@@ -189,14 +189,14 @@ def diagnose(
             flow=flow,
             telling=telling,
         )
-        return _diagnose(job, _source(guide), len(given.rows))
+        return _diagnose(job, guide, len(given.rows))
 
 
-def _diagnose(job: _Job, source: str, num_points: int) -> Diagnosis:
+def _diagnose(job: _Job, guide: Guide, num_points: int) -> Diagnosis:
     chosen = job.settings
     found, certificates, why, walk = [], [], "", chosen.ais
     fixed = _shared_draws(job)
-    family = _family(job, fixed[0])
+    family = _family(job, guide, fixed[0])
     job.telling.expect(chosen, num_points, len(fixed), is_flow=job.flow.kind is not None)
     for number, values in enumerate(fixed):
         start = _chain_start(job, values)
@@ -209,7 +209,7 @@ def _diagnose(job: _Job, source: str, num_points: int) -> Diagnosis:
     values, errors = ({name: torch.stack([f[name][i] for f in found]) for name in found[0]} for i in (0, 1))
     certificate = _gather(certificates, start) if len(certificates) == len(fixed) else None
     how = {"ais": asdict(walk), "local": asdict(chosen.local), "plate": job.plate, "seed": job.seed}
-    how |= {"family": family.name, "relation": family.relation, "source": source}
+    how |= {"family": family.name, "relation": family.relation, "source": _source(guide)}
     if job.flow.kind is not None:
         how["flow"] = {**asdict(job.flow), "hidden": list(job.flow.hidden)}
     num_particles, target_gap = chosen.num_particles, chosen.certificate.target_gap or math.nan
@@ -276,17 +276,18 @@ def _own_flow(guide: Guide) -> FlowSettings:
     return settings if isinstance(settings, FlowSettings) else FlowSettings("gaussian")
 
 
-def _family(job: _Job, fixed: Mapping[str, Tensor]) -> _Family:
+def _family(job: _Job, guide: Guide, fixed: Mapping[str, Tensor]) -> _Family:
     """The family of q*: that asked for, that of our flows, that of the guide's sites, or, of unknown ones, Gaussian."""
     if job.settings.flow is not None or job.flow.kind is not None:
         return _Family(job.flow.family)
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     with global_seed(job.seed, "family"):
         factors = read_family(joint, job.guide)
-    if factors is None:
+    rank = guide.rank if isinstance(guide, PerPointGuide) else 0
+    if factors is None or (rank and len(factors) > 1):  # sites that are tied, if by nothing yet
         return _Family("gaussian", UNKNOWN)
     own = OwnFamily(factors)
-    relation = CONTAINS if own.contains else OWN
+    relation = CONTAINS if own.contains or 0 < rank < joint.dim - 1 else OWN
     return _Family(own.name, relation, "gaussian" if own.name == "gaussian" else "own")
 
 

@@ -183,6 +183,12 @@ class PerPointGuide(nn.Module):
             known.append(part.places)
             drawn.append(free_value(part.site, value).reshape(len(index), -1))
 
+    @property
+    def rank(self) -> int:
+        """Rank of the covariance beside its diagonal: 0 of ``AutoDiagonalNormal``."""
+        rows = _joint(self.autoguide).rows
+        return 0 if rows is None else rows.shape[-1]
+
     @torch.no_grad()
     def strongest_tie(self) -> float:
         """The largest correlation between latents of two points, given the shared ones; of some of them, if many."""
