@@ -258,7 +258,7 @@ def _run(
         with _Tiling(plate, places, 1):
             trace = poutine.trace(program).get_trace(rows, None if "index" in data.names else places)
         for site in sample_sites(trace):
-            site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            PairedTraces(trace, trace, plate).log_prob(site)  # with its mask, which may be of another size
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         return error
     return trace

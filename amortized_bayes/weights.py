@@ -31,6 +31,7 @@ from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.masks import adopt_mask, adopt_scale, scored_value
+from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import SharedDraw, plate_frame
 from amortized_bayes.types import Guide, Model
 
@@ -113,7 +114,8 @@ class PairedTraces(NamedTuple):
 
     def log_prob(self, site: Any) -> Tensor:
         """Log density of a site: ``(S·B,)`` inside the plate, ``()`` outside, the plate's subsampling undone."""
-        return self.reduce(site, site["fn"].log_prob(scored_value(site), *site["args"], **site["kwargs"]))
+        with said_of(f"density of {site['name']!r}", (site["value"],), {}):
+            return self.reduce(site, site["fn"].log_prob(scored_value(site), *site["args"], **site["kwargs"]))
 
     def reduce(self, site: Any, values: Tensor) -> Tensor:
         """Mask, scale and sum a site's ``values`` (of its batch shape) over every dimension but the plate's.
@@ -267,12 +269,14 @@ def trace_pair(
         ValueError: as :func:`log_weights`.
     """
     guide = as_per_point(guide, plate)
-    if expectation:
-        guide_trace = enumerated_trace(guide, args, kwargs, plate, guide, model)
-    else:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    with said_of("guide", args, kwargs):
+        if expectation:
+            guide_trace = enumerated_trace(guide, args, kwargs, plate, guide, model)
+        else:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = enumerated_trace(replayed, args, kwargs, plate, model, guide=guide_trace)
+    with said_of("model, with the guide's draws,", args, kwargs):
+        model_trace = enumerated_trace(replayed, args, kwargs, plate, model, guide=guide_trace)
     averaged = any(is_enumerated(site) for site in guide_trace.nodes.values())
     traces = PairedTraces(guide_trace, model_trace, plate, Expectation(guide_trace) if averaged else None)
     match_traces(traces)
@@ -424,6 +428,11 @@ def match_traces(traces: PairedTraces) -> None:
                 f"the guide draws {site['name']!r} of all points in one site, {joint!r}: a point has no weight of its "
                 f"own; expected draws inside plate {traces.plate!r}, as of AutoNormal"
             )
+        if not _fits(site):
+            raise ValueError(
+                f"the guide draws {site['name']!r} of shape {tuple(site['value'].shape)}, all points together; "
+                f"expected {tuple(site['fn'].shape())}, as the model has it"
+            )
         adopt_mask(site, twin)
         adopt_scale(traces.own_scale(site), traces.own_scale(twin), twin)
     latent = {s["name"] for s in sample_sites(traces.model) if not s["is_observed"]}
@@ -447,6 +456,19 @@ def _leave_out_data(guide: poutine.Trace) -> None:
                 f"expected factors of a guide to be log densities of its draws (has_rsample=True), got {name!r}; hide "
                 f"a term of the training loss from this call: pyro.poutine.block(guide, hide=[{name!r}])"
             )
+
+
+def _fits(site: Any) -> bool:
+    """Whether a value put into the model has the shape of its site; others broadcast to weights of no point.
+
+    Dimensions that enumeration put to the left of either do not matter.
+    """
+    shape, drawn = site["fn"].shape(), site["value"].shape
+    events = len(site["fn"].event_shape)
+    pairs = enumerate(zip(reversed(shape), reversed(drawn), strict=False))
+    if is_enumerated(site):
+        return True
+    return len(drawn) >= events and all(a == b or (a == 1 and place >= events) for place, (a, b) in pairs)
 
 
 def _joint_draw(traces: PairedTraces) -> str | None:

@@ -24,6 +24,7 @@ LAYERS = (
         "progress",
         "snapshots",
         "registration",
+        "program_errors",
         "errors",
         "points",
         "signatures",

@@ -72,7 +72,7 @@ CALLS = {
         model, guide, X, settings=ab.FlowSettings("planar"), fixed=fixed
     ),
     "log_joint": lambda model, guide, fixed: ab.log_joint(model, X, fixed=fixed),
-    "compare": lambda model, guide, fixed: ab.compare(model, X, (2,), settings=SHORT, progress=False),
+    "compare": lambda model, guide, fixed: ab.compare(model, X, widths=(2,), settings=SHORT, progress=False),
 }
 
 

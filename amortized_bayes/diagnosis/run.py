@@ -37,6 +37,7 @@ from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
+from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.progress import Watch, watched
 from amortized_bayes.signatures import check_arguments, check_keywords, takes
 from amortized_bayes.types import Guide, Model, Row
@@ -332,9 +333,9 @@ def _said_of(data: str) -> Iterator[None]:
     """Turn what torch says of shapes into one error about the data."""
     try:
         yield
-    except (RuntimeError, IndexError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"model or guide cannot take {data}; expected data as in training ({first})") from error
+    except (RuntimeError, IndexError, ProgramError) as error:
+        words = f"model or guide cannot take {data}; expected data as in training ({first_line(error)})"
+        raise ValueError(words) from error
 
 
 def _check_parameters(model: Model, guide: Guide) -> None:

@@ -13,6 +13,7 @@ from torch.distributions import Independent, TransformedDistribution
 from torch.overrides import TorchFunctionMode
 
 from amortized_bayes.per_point import ACTIVE_VARIANCE
+from amortized_bayes.program_errors import said_of
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import PairedTraces, match_traces, plate_frame, sample_sites
 
@@ -52,9 +53,10 @@ def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data",
         >>> ab.mean_prediction(model, guide, x).observed.shape
         torch.Size([4, 3])
     """
-    with _Means():
+    with _Means(), said_of("guide", args, kwargs):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    with said_of("model, with the guide's means,", args, kwargs):
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     traces = PairedTraces(guide_trace, model_trace, plate)
     match_traces(traces)
     observed = list(traces.local_sites(model_trace, observed=True))

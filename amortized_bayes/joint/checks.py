@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.masks import is_masked, is_one
+from amortized_bayes.program_errors import first_line
 from amortized_bayes.weights import PairedTraces, no_plate_error, plate_frame, sample_sites
 
 __all__ = ["check_density", "check_fixed", "check_guide", "check_latents", "check_model", "check_scales"]
@@ -100,11 +101,11 @@ def check_density(joint: _Density) -> None:
     try:
         z = joint.sample_prior(2)
         together, alone = joint(z), joint(z[1])
-    except (RuntimeError, ValueError, IndexError) as error:  # on data as they are it ran just now
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (RuntimeError, ValueError, IndexError) as error:
+        _check_once(joint)
         raise ValueError(
             f"cannot run the model on its data repeated 2 times along plate {joint.plate!r}, as chains need it; "
-            f"expected tensors with a row per point as arguments instead of closing over them ({first})"
+            f"expected tensors with a row per point as arguments instead of closing over them ({first_line(error)})"
         ) from error
     bad = together.isnan().any(0).nonzero().flatten().tolist()
     if bad:
@@ -117,3 +118,14 @@ def check_density(joint: _Density) -> None:
             "log p(x, z) is random, or changes with a point's neighbours; expected a model in evaluation mode "
             "(model.eval() for dropout and batch norm)"
         )
+
+
+def _check_once(joint: _Density) -> None:
+    """Data as they are must have a density."""
+    try:
+        joint(joint.sample_prior(1))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"the model has no density of its data: {first_line(error)}; expected data of the shape and type that its "
+            "observed sites have"
+        ) from error

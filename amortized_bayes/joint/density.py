@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import enumerated_trace, is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
+from amortized_bayes.program_errors import said_of
 from amortized_bayes.types import Model
 from amortized_bayes.weights import PairedTraces, _Tiling, plate_frame, sample_sites
 
@@ -209,9 +210,10 @@ def log_joint(
     conditioned = poutine.condition(model, data=fixed) if fixed else model
     prior = poutine.block(conditioned, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
     with torch.no_grad(), torch.random.fork_rng():
-        if fixed:
-            check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
-        trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+        with said_of("model", args, kwargs):
+            if fixed:
+                check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
+            trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
         check_model(trace, plate)
         check_latents(trace, plate)
         tiling = _Tiling.of(prior, conditioned, args, kwargs, 1, plate)
