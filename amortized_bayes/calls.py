@@ -216,9 +216,13 @@ def _try(model: Model, data: PointData, plate: str | None, any_size: bool) -> Bo
         few = torch.arange(count, device=data.rows.device)
         first = _run(model, data, few)
     if isinstance(first, Exception):
-        raise _Refused(
-            f"the model cannot take {data.describe()}; expected data as in training ({_line(first)})", 1
-        ) from first
+        words = f"the model cannot take {data.describe()}; expected data as in training"
+        if not isinstance(_run(model, data, torch.arange(count, device=data.rows.device)), Exception):
+            words = (
+                f"the model takes all {count} rows of {', '.join(_tensors(data))} and not {len(few)} of them; size its "
+                "plate by the data, `len(x)`, with the points first in what is passed, and close over no data"
+            )
+        raise _Refused(f"{words} ({_line(first)})", 1) from first
     name = only_plate(first, plate)
     sizes = {frame.size for site in sample_sites(first) if (frame := plate_frame(site, name)) is not None}
     if sizes != {len(few)} and any_size and len(few) < count:

@@ -324,3 +324,12 @@ def test_rows_are_put_back_where_they_were():
     assert torch.equal(again.tensors[0], 2 * X[:3])
     with pytest.raises(ValueError, match="in the form of"):
         data.take(({"x": X},), {"scale": None})
+
+
+def test_a_model_of_all_rows_alone_is_told_how_to_be_sized():
+    def eight(sigma, y):
+        with pyro.plate("schools", 8):
+            pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), sigma), obs=y)
+
+    with pytest.raises(ValueError, match=r"takes all 8 rows of sigma, y and not 7 of them; size its plate by the data"):
+        bind_points(eight, (torch.ones(8), torch.zeros(8)), {})

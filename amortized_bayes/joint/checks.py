@@ -56,7 +56,10 @@ def check_latents(trace: poutine.Trace, plate: str) -> None:
         if plate_frame(node, plate) is None:
             raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
         if is_masked(node):
-            raise ValueError(f"latent {node['name']!r} is masked; expected a proper prior for each point")
+            raise ValueError(
+                f"latent {node['name']!r} is masked; expected a proper prior for each point: diagnose points with "
+                "the same latents (sequences of one length) at a time, and mask a likelihood instead of `obs_mask`"
+            )
 
 
 def check_model(trace: poutine.Trace, plate: str) -> None:
