@@ -60,7 +60,10 @@ class Slots:
         self.evaluations = torch.zeros(runs, dtype=torch.long, device=points.device)
         self.residual_evaluations = 0
         self.window = settings.max_steps // settings.num_windows
-        self.kept = [self._pairs((joint.dim,)) for _ in range(math.ceil(settings.num_kept / settings.num_samples))]
+        kept = [self._pairs((joint.dim,)) for _ in range(math.ceil(settings.num_kept / settings.num_samples))]
+        spread = torch.stack(kept).square().mean((0, 1)).sqrt()
+        self.kept = [noise / spread for noise in kept]  # of variance 1: what is quadratic in a latent alone has no luck
+        self.start_log_w = start.new_zeros(len(self.kept) * settings.num_samples // 2, runs)
         self.last = torch.zeros_like(self.best_score)
         self.num_slots, self.program = min(size, runs), None
 
@@ -129,17 +132,24 @@ class Slots:
             log_w = []
             for noise in self.kept:
                 drawn = self.family.draw(rows, noise[:, None].expand(-1, len(some), -1))
-                log_w.append(evaluate(drawn.z)[0] - drawn.log_q)
-            score = torch.cat(log_w).mean(0).nan_to_num(nan=-math.inf)
+                both = evaluate(drawn.z)[0] - drawn.log_q
+                log_w.append(both.reshape(2, -1, len(some)).mean(0))  # of a draw and its opposite
+            pairs = torch.cat(log_w)
+            score = pairs.mean(0).nan_to_num(nan=-math.inf)
             better = torch.ones_like(some, dtype=torch.bool)
-            if not first:
+            if first:
+                self.start_log_w[:, some] = pairs
+            else:
                 self._tick(some, score - self.last[some])
-                # The last iterate, where the step is least, counts; the start, where nothing was found above it.
-                better = (self.windows_left[some] == 0) & (score > self.best_score[some])
+                # The last iterate, where the step is least, counts; the start, where it is surely better: few draws are
+                # kept, and all points share them, so that their luck would bring many a start back.
+                gain = pairs - self.start_log_w[:, some]
+                worse = gain.mean(0) < -2 * gain.std(0) / math.sqrt(len(gain))
+                better = (self.windows_left[some] == 0) & ~worse & score.isfinite()
             self.last[some] = score
             where = some[better]
             self.best[where], self.best_score[where] = rows[better], score[better]
-            self.evaluations[some] += len(log_w) * self.settings.num_samples
+            self.evaluations[some] += 2 * len(pairs)
 
     def _tick(self, runs: Tensor, gain: Tensor) -> None:
         still = ~(gain > self.settings.tolerance) & ~self.stopped_early[runs]
