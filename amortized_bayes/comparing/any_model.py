@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from amortized_bayes.calls import Bound, PerPointNames, PointProgram, bind_point
 from amortized_bayes.comparing.comparison import Comparison
 from amortized_bayes.comparing.encoder_input import encoder_view
 from amortized_bayes.comparing.fitted import with_own_states
+from amortized_bayes.comparing.own_guides import take_guides
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.comparing.race import run_race
 from amortized_bayes.guides.registry import Fit, list_budgets, list_fits
@@ -25,9 +26,12 @@ from amortized_bayes.seeding import torch_seed
 from amortized_bayes.signatures import check_keywords, takes
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.snapshots import snapshot
-from amortized_bayes.types import Model, Row
+from amortized_bayes.types import Guide, Model, Row
 
 __all__ = ["ComparisonSettings", "compare"]
+
+OURS = ("constant", "amortized", "factorized")
+"""Guides that are compared unless others are named."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def compare(
     per_point: PerPointNames = None,
     encoder_input: Callable[..., Tensor] | None = None,
     widths: Sequence[int] = (1, 16, 64),
-    guides: Sequence[str] = ("constant", "amortized", "factorized"),
+    guides: Sequence[str] | Mapping[str, Guide] = OURS,
     settings: ComparisonSettings | None = None,
     seed: int = 0,
     progress: bool | Watch = True,
@@ -96,7 +100,11 @@ def compare(
             ``lambda counts: torch.log1p(counts)``; a network is fitted with the encoder. By default they see all
             tensors with rows, flattened and side by side.
         widths: encoder widths k.
-        guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`.
+        guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`; or guides of your own by names of
+            theirs, ``{"mine": guide}``, which are fitted beside these three with the same options, batches and budgets:
+            Pyro guides of any number of points, called as the model is, Pyro's joint autoguides among them. Their
+            parameters start where they stand, and are put back there; those of Pyro's param store are fitted at the
+            rate of shared latents.
         settings: how to fit and measure.
         seed: of starts, batches and draws.
         progress: show a bar on a terminal or in a notebook, elsewhere a line every 30 s; or a function that is called
@@ -126,16 +134,18 @@ def compare(
     check_keywords(compare, model, kwargs)
     if not widths or min(widths) < 1:
         raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
-    fits = list_fits(tuple(guides), tuple(widths))
+    own = dict(guides) if isinstance(guides, Mapping) else {}
+    fits = list_fits(OURS if own or not guides else tuple(guides), tuple(widths), tuple(own))
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), watched(progress) as told:
         torch.manual_seed(torch_seed(seed, "start"))
         bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point)
-        return _compare(model, bound, encoder_input, fits, settings or ComparisonSettings(), seed, told, on_row)
+        return _compare(model, own, bound, encoder_input, fits, settings or ComparisonSettings(), seed, told, on_row)
 
 
 def _compare(
     model: Model,
+    guides: Mapping[str, Guide],
     bound: Bound,
     encoder_input: Callable[..., Tensor] | None,
     fits: list[Fit],
@@ -165,7 +175,8 @@ def _compare(
         )
     nodes: Any = trace.nodes
     dtype = nodes[sites.local[0].name]["value"].dtype
-    put_back = snapshot(model)  # of what the first run made too
+    own = take_guides(guides, program, bound)
+    put_back = snapshot(model, *guides.values())  # of what the first run made too
 
     def new_model() -> tuple[Any, LatentSites]:
         put_back()
@@ -184,6 +195,7 @@ def _compare(
         analytic_kl=chosen.fit.analytic_kl,
         local_reparametrization=chosen.fit.local_reparametrization,
         seen=encoder_view(data, encoder_input, dtype),
+        own=own,
     )
     try:
         fitted = run_race(problem, fits, told, on_row)

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from amortized_bayes.comparing.measures import Measure, over_points, paired
-from amortized_bayes.guides.registry import ALREADY, GUIDES, SHARES, Fit
+from amortized_bayes.guides.registry import ALREADY, SHARES, Fit, guide_entry
 from amortized_bayes.per_point import PerPoint, PointValues, mean_over_points
 from amortized_bayes.types import Factor
 
@@ -83,7 +83,7 @@ def find_reference(ladders: Mapping[Fit, Ladder]) -> Fit | None:
     tops = {
         fit: rungs[-1].elbo
         for fit, rungs in ladders.items()
-        if GUIDES[fit.guide].is_reference and not (GUIDES[fit.guide].starts_from and _gain(rungs) < 0)
+        if guide_entry(fit.guide).is_reference and not (guide_entry(fit.guide).starts_from and _gain(rungs) < 0)
     }
     return _best(list(tops), tops)
 
@@ -104,7 +104,7 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
     if reference is None:
         return
     best = ladders[reference][-1].elbo
-    yield Finding(reference, "elbo_reference", over_points(best), note=GUIDES[reference.guide].label)
+    yield Finding(reference, "elbo_reference", over_points(best), note=guide_entry(reference.guide).label)
     constant = None if reference in vacuous else ladders.get(Fit("constant"))
     worst = None if constant is None else constant[-1].elbo
     whole = 0.0 if worst is None else _sure(paired(best, worst))
@@ -112,7 +112,7 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
         yield Finding(fit, "family_gap", paired(best, rungs[-1].elbo))
         for rung in rungs:
             yield Finding(fit, "behind_reference", paired(best, rung.elbo), {"epochs": rung.epochs}, rung)
-        own = not GUIDES[fit.guide].starts_from  # else gains, and times, are those of another guide too
+        own = not guide_entry(fit.guide).starts_from  # else gains, and times, are those of another guide too
         for before, after in list(pairwise(rungs))[-1:] if own else []:
             yield Finding(fit, "unconverged_by", paired(after.elbo, before.elbo))
         if worst is None or not whole > 0 or fit in vacuous or fit.guide == "constant":

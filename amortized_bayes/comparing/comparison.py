@@ -13,7 +13,7 @@ from amortized_bayes.comparing.between import Finding, Rung, compare_fits, find_
 from amortized_bayes.comparing.fitted import FittedGuide
 from amortized_bayes.comparing.measures import Measure
 from amortized_bayes.comparing.rows import finding_row, fit_rows
-from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.guides.registry import Fit, guide_entry
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.reports.report import Group, Report
 from amortized_bayes.types import Row
@@ -186,7 +186,7 @@ class Comparison(Report):
         """Whether the gap of a fit is larger than what the last doubling gained it, or F-VI."""
         gains = {f.fit: f.measure.value or 0.0 for f in self._findings if f.metric == "unconverged_by"}
         gap = next((f.measure.value or 0.0 for f in self._findings if (f.fit, f.metric) == (fit, "family_gap")), 0.0)
-        own = [gain for other, gain in gains.items() if other == fit or GUIDES[other.guide].is_reference]
+        own = [gain for other, gain in gains.items() if other == fit or guide_entry(other.guide).is_reference]
         return gap == 0 or abs(gap) > max(own, default=0.0)
 
     def _pack(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from amortized_bayes.comparing.between import Rung
 from amortized_bayes.evaluation.bounds import Elbo
-from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.guides.registry import Fit, guide_entry
 from amortized_bayes.per_point import is_vacuous
 from amortized_bayes.snapshots import Snapshot
 
@@ -79,7 +79,7 @@ class FittedGuide(NamedTuple):
     @property
     def label(self) -> str:
         """Guide and width, for readers."""
-        label = GUIDES[self.name].label
+        label = guide_entry(self.name).label
         return label if self.k is None else f"{label}, k = {self.k}"
 
     @property

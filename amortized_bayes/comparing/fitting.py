@@ -25,7 +25,7 @@ from amortized_bayes.comparing.problem import FitProblem, floats
 from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.guides import LocalGuide, MeanField
-from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec
+from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec, guide_entry
 from amortized_bayes.inference.local import fresh_factors
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.inference.svi import Training
@@ -81,7 +81,7 @@ class Fitting(NamedTuple):
 
     fit: Fit
     model: Any
-    guide: LocalGuide
+    guide: Any
     sites: LatentSites
     training: Training
     start: Start | None = None
@@ -122,12 +122,12 @@ def start_fit(problem: FitProblem, fit: Fit, start: Start | None = None, options
     """Model, guide and training at their start; ``options`` are those of the problem, unless others are given.
 
     Raises:
-        ValueError: a guide that is not in ``GUIDES``.
+        ValueError: a guide that is neither in ``GUIDES`` nor the user's own.
     """
-    if fit.guide not in GUIDES:
+    if fit.guide not in (*GUIDES, *problem.own):
         raise ValueError(f"expected a guide among {', '.join(GUIDES)}, got {fit.guide!r}")
     model, sites = problem.new_model()
-    guide = _build_guide(problem, sites, fit, start)
+    guide = problem.own[fit.guide] if fit.guide in problem.own else _build_guide(problem, sites, fit, start)
     if start is not None:
         start.put_model(model)
     options = options or problem.options_of(fit, len(problem.data))
@@ -181,7 +181,7 @@ def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start
         shared = MeanField(sites.shared, locs=sites.shared_draw)
     if shared is not None and start is not None and start.shared is not None:
         shared.load_state_dict(start.shared)
-    seen = None if problem.seen is None else problem.seen.of_guide(trained=GUIDES[fit.guide].has_width)
+    seen = None if problem.seen is None else problem.seen.of_guide(trained=guide_entry(fit.guide).has_width)
     spec = GuideSpec(
         sites.local,
         problem.tensor if seen is None else seen.see(problem.x).detach(),
@@ -193,7 +193,7 @@ def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start
         problem.published,
         problem.options(fit).center_input,
     )
-    guide = GUIDES[fit.guide].build(spec)
+    guide = guide_entry(fit.guide).build(spec)
     guide.seen = seen
     return guide.to(device=problem.data.device, dtype=problem.dtype)
 
@@ -242,7 +242,9 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
 def _rung(problem: FitProblem, fitting: Fitting, epochs: int) -> tuple[Evaluation, Elbo]:
     with pyro.validation_enabled(False), fitting.training.averaged():  # what is not finite is refused below
         found, values = rung_measures(problem, fitting.model, fitting.guide)
-        if problem.held is not None and not GUIDES[fitting.fit.guide].per_point:  # fresh factors are for the top alone
+        if (
+            problem.held is not None and not guide_entry(fitting.fit.guide).per_point
+        ):  # fresh factors are for the top alone
             data, target = problem.held.test[:RUNG_POINTS], problem.held.test_target[:RUNG_POINTS]
             found["mse_test"] = mse_of(fitting.model, fitting.guide, data, target)
     return _finite(_evaluation(fitting, epochs, found)), values
@@ -268,7 +270,7 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
         if held is not None:
             model, guide, *_ = answer = _for_test(problem, fitting, held.test)
             # factors of equal quality beside each guide's own q(theta): else it would be q(z) that differs
-            own = GUIDES[fitting.fit.guide].per_point
+            own = guide_entry(fitting.fit.guide).per_point
             proposal = answer if own else _fresh(problem, fitting, held.test[: held.predictive_points])
             found |= held_measures(problem, held, model, guide, proposal.guide)
             notes |= {"final_mse_test": answer.note, "log_predictive": proposal.note}
@@ -297,7 +299,7 @@ class _Answer(NamedTuple):
 
 def _for_test(problem: FitProblem, fitting: Fitting, data: Tensor) -> _Answer:
     """Model and guide for test points: factorized VI fits fresh factors with q(theta) frozen, others answer at once."""
-    if not GUIDES[fitting.fit.guide].per_point:
+    if not guide_entry(fitting.fit.guide).per_point:
         return _Answer(fitting.model, fitting.guide)
     return _fresh(problem, fitting, data)
 

@@ -14,6 +14,7 @@ from amortized_bayes.evaluation.bounds import Elbo, elbo, iwae, log_predictive
 from amortized_bayes.evaluation.errors import (
     active_units,
     hidden_units_in_use,
+    local_values,
     mean_prediction,
     mean_squared_error,
 )
@@ -141,6 +142,11 @@ def held_measures(
 
 def _active(problem: FitProblem, guide: LocalGuide) -> Measure:
     """Latents that vary over training points: a fit with none is vacuous."""
+    if not isinstance(guide, LocalGuide):  # a user's own: a draw says how far its q reaches from the mean
+        means, draws = (
+            local_values(guide, problem.x, problem.index, plate=problem.plate, mean=m) for m in (True, False)
+        )
+        return Measure(active_units(means, (draws - means).abs()))
     location, log_scale = guide.answer(problem.x, problem.index).chunk(2, -1)
     return Measure(active_units(location, log_scale.exp()))
 

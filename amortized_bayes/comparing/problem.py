@@ -8,14 +8,14 @@ so that at the top of the ladder all have taken equally many steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.guides.registry import Fit, guide_entry
 from amortized_bayes.guides.seen import Seen
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.streams import batch_length
@@ -67,6 +67,7 @@ class FitProblem:
         published: guides start as in the code of Margossian & Blei (2024).
         name: of the random streams of evaluations; without one they go on from the start of the guide.
         held: what else to measure.
+        own: guides of the user's own, by name, called with data and places.
         seen: what guides see of the data, where that is not the data themselves.
     """
 
@@ -85,6 +86,7 @@ class FitProblem:
     name: str = ""
     held: Held | None = None
     seen: Seen | None = None
+    own: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def x(self) -> Any:
@@ -110,7 +112,7 @@ class FitProblem:
     def options_of(self, fit: Fit, num_data: int) -> FitOptions:
         """How to fit a guide to ``num_data`` points."""
         options = self.options(fit)
-        options = options.settled if GUIDES[fit.guide].starts_from else options
+        options = options.settled if guide_entry(fit.guide).starts_from else options
         return replace(options, batch_size=batch_length(num_data, options.batch_size))
 
     def stream(self, fit: Fit, *more: str) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ from typing import Any
 from amortized_bayes.comparing.between import Rung, best_fit
 from amortized_bayes.comparing.fitted import FittedGuide
 from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at, start_fit
+from amortized_bayes.comparing.own_guides import AsFitted
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.comparing.rows import fit_rows
-from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.guides.registry import Fit, guide_entry
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.progress import Forecast, Told
 from amortized_bayes.snapshots import snapshot
@@ -39,7 +40,7 @@ def run_race(
             told(name, done, total)
             forecast(before + own * done / total, sum(epochs.values()))
 
-        origin = GUIDES[fit.guide].starts_from
+        origin = guide_entry(fit.guide).starts_from
         best = best_fit(elbos, origin)
         if origin and best is None:
             fitted, start = FittedGuide(*fit, 0, 0.0, None, ()), None
@@ -57,7 +58,7 @@ def run_race(
 def _epochs(problem: FitProblem, fit: Fit) -> int:
     """Passes over the data of all budgets of a fit."""
     rest = problem.epochs - problem.budgets[-1]
-    return rest if GUIDES[fit.guide].starts_from else sum(problem.budgets) + rest
+    return rest if guide_entry(fit.guide).starts_from else sum(problem.budgets) + rest
 
 
 def _fit(
@@ -70,7 +71,7 @@ def _fit(
     try:
         for found, elbo in climb(problem, fitting, watch):
             rungs.append(Rung(found.epochs, found.step, found.seconds, elbo))
-            if found.epochs == problem.budgets[-1]:
+            if found.epochs == problem.budgets[-1] and fit.guide not in problem.own:
                 answer = start_at(problem, fitting, _keep)
         done = finish_fit(problem, fitting)
     except Divergence as error:
@@ -79,8 +80,10 @@ def _fit(
     top = done.evaluation
     rungs.append(Rung(top.epochs, top.step, top.seconds, done.elbo))
     active = int(top.measures["active_units"].value or 0)
-    state = snapshot(fitting.model)
-    return FittedGuide(*fit, top.step, top.seconds, done.elbo, tuple(rungs), active, fitting.guide, state), answer
+    own = fit.guide in problem.own
+    state = snapshot(fitting.model, *([fitting.guide.program] if own else []))
+    guide = AsFitted(fitting.guide.program) if own else fitting.guide
+    return FittedGuide(*fit, top.step, top.seconds, done.elbo, tuple(rungs), active, guide, state), answer
 
 
 def _keep(model: Any) -> Callable[[Any], None]:

@@ -21,6 +21,7 @@ __all__ = [
     "MeanPrediction",
     "active_units",
     "hidden_units_in_use",
+    "local_values",
     "mean_latents",
     "mean_prediction",
     "mean_squared_error",
@@ -83,6 +84,14 @@ def mean_latents(guide: Guide, *args: Any, plate: str = "data", **kwargs: Any) -
     """
     with _Means():
         return _local_values(poutine.trace(guide).get_trace(*args, **kwargs), plate)
+
+
+@torch.no_grad()
+def local_values(guide: Guide, *args: Any, plate: str = "data", mean: bool, **kwargs: Any) -> Tensor:
+    """Means of the local latents, or one draw of them, flattened, ``(B, D)``."""
+    if mean:
+        return mean_latents(guide, *args, plate=plate, **kwargs)
+    return _local_values(poutine.trace(guide).get_trace(*args, **kwargs), plate)
 
 
 def _local_values(trace: poutine.Trace, plate: str) -> Tensor:

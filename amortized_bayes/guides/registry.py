@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from amortized_bayes.guides.local import LocalGuide
     from amortized_bayes.types import LatentSite
 
-__all__ = ["ALREADY", "GUIDES", "SHARES", "Fit", "GuideEntry", "GuideSpec", "Rates", "list_budgets", "list_fits"]
+__all__ = [
+    "ALREADY",
+    "GUIDES",
+    "SHARES",
+    "Fit",
+    "GuideEntry",
+    "GuideSpec",
+    "Rates",
+    "guide_entry",
+    "list_budgets",
+    "list_fits",
+]
 
 
 SHARES = (0.5, 0.8, 0.9, 0.95)
@@ -184,8 +195,19 @@ GUIDES: dict[str, GuideEntry] = {
 """Every guide that can be fitted by name. Rates are from ``python run_experiments.py tune`` (docs/tuning.md)."""
 
 
-def list_fits(guides: tuple[str, ...], widths: tuple[int, ...]) -> list[Fit]:
+def guide_entry(name: str) -> GuideEntry:
+    """The entry of a guide; one that is not in ``GUIDES`` is a user's own, and is its name."""
+    return GUIDES[name] if name in GUIDES else GuideEntry(name, _own, Rates(3.2e-2, 1.6e-2), tuned_over=())
+
+
+def _own(spec: GuideSpec) -> LocalGuide:
+    raise TypeError("a guide of the user's own is not built")
+
+
+def list_fits(guides: tuple[str, ...], widths: tuple[int, ...], own: Sequence[str] = ()) -> list[Fit]:
     """All fits of guides, in the order in which they are run: what starts at another guide's fit comes last.
+
+    ``own`` are names of guides of the user's own.
 
     Raises:
         ValueError: a name that is not in ``GUIDES``, or of a guide that comes along with others.
@@ -200,7 +222,7 @@ def list_fits(guides: tuple[str, ...], widths: tuple[int, ...]) -> list[Fit]:
             raise ValueError(f"expected guides among {', '.join(known)}, got {guide!r}")
     fits = [Fit(guide, k) for guide in guides for k in (widths if GUIDES[guide].has_width else (None,))]
     along = [name for name, entry in GUIDES.items() if entry.starts_from in guides and entry.like in guides]
-    return [*fits, *map(Fit, along)]
+    return [*fits, *map(Fit, own), *map(Fit, along)]
 
 
 def list_budgets(epochs: int, rungs: int) -> list[int]:
