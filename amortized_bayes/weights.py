@@ -38,6 +38,7 @@ from amortized_bayes.types import Guide, Model
 __all__ = [
     "LogWeights",
     "PairedTraces",
+    "at_places",
     "log_weights",
     "match_traces",
     "no_plate_error",
@@ -302,6 +303,14 @@ def _score(traces: PairedTraces, num_particles: int) -> LogWeights:
         shared_log_q=shared(traces.guide),
         num_data=full,
     )
+
+
+def at_places(plate: str, index: Tensor) -> Messenger:
+    """A handler under which the plate's points are those at the places ``index`` (B,), whatever size it is given.
+
+    Programs with a row for each point, in a table that they index by their plate, then find the rows of a batch.
+    """
+    return _Tiling(plate, index, 1)
 
 
 class _Tiling(Messenger):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -137,3 +138,27 @@ def test_a_compiled_run_goes_on_bit_for_bit_from_its_state(family):
     other.load_state(state)
     steps(other, 4)
     assert same_bits(parts_of(run), parts_of(other))
+
+
+@pytest.mark.parametrize("rows", ["indexed", "event_dim"])
+def test_a_table_of_rows_meets_its_own_points_where_programs_take_no_places(float64, rows):
+    x = torch.linspace(-2, 2, 12)[:, None]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        if rows == "indexed":
+            table = pyro.param("table", torch.zeros(12, dtype=torch.float64))
+            with pyro.plate("data", len(x)) as places:
+                pyro.sample("z", dist.Normal(table[places], math.sqrt(0.2)))
+        else:
+            with pyro.plate("data", len(x)):
+                loc = pyro.param("table", torch.zeros(12, dtype=torch.float64), event_dim=0)
+                pyro.sample("z", dist.Normal(loc, math.sqrt(0.2)))
+
+    options = FitOptions(batch_size=4, learning_rate=0.05, shared_learning_rate=0.05)
+    fit(model, guide, x, 600, options, pass_index=False, progress=False)
+    torch.testing.assert_close(pyro.param("table"), x[:, 0] / 1.25, rtol=0, atol=0.25)  # another's row is 0.3 to 3 away

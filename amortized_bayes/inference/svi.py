@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -31,6 +31,7 @@ from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
 from amortized_bayes.points import PointRows
 from amortized_bayes.types import Guide, Model
+from amortized_bayes.weights import at_places
 
 __all__ = ["Training"]
 
@@ -51,7 +52,7 @@ class Training:
         options: how to fit.
         seed: of batches and draws.
         plate: name of the plate over data points.
-        pass_index: whether the programs take the places of the points.
+        pass_index: whether the programs take the places of the points; those that do not get them from their plate.
         transform: applied to each batch, such as fresh binarization; draws by torch's global generator are the run's.
 
     Raises:
@@ -104,8 +105,12 @@ class Training:
 
     def _call(self, program: Callable[..., object]) -> None:
         index = torch.arange(min(2, len(self.data)), device=self.data.device)
-        with torch.random.fork_rng(devices=cuda_devices(self.data)):
+        with torch.random.fork_rng(devices=cuda_devices(self.data)), self._places(index):
             program(self._inputs_of(index), *([index] if self.pass_index else []))
+
+    def _places(self, index: Tensor) -> AbstractContextManager[Any]:
+        """What tells programs that do not take the places of their points where these are, through their plate."""
+        return nullcontext() if self.pass_index else at_places(self.plate, index)
 
     def _check_quadrature(self, *args: Any) -> None:
         check_quadrature(self.model, self.guide, *args, plate=self.plate)
@@ -147,7 +152,7 @@ class Training:
         x = PointRows(own) if isinstance(self.data, PointRows) else own[0]
         annealing, given = (more[0], more[1:]) if self.options.annealed else (None, more)
         rows = tuple(r.detach().requires_grad_() for r in given)
-        with self.variables.bound(rows):
+        with self.variables.bound(rows), self._places(index):
             weights = expected_log_weights(
                 self.model,
                 self.guide,

@@ -28,7 +28,7 @@ from amortized_bayes.enumeration import enumerated_trace, is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.types import Model
-from amortized_bayes.weights import PairedTraces, _Tiling, plate_frame, sample_sites
+from amortized_bayes.weights import PairedTraces, _Tiling, at_places, plate_frame, sample_sites
 
 __all__ = ["LocalSite", "LogJoint", "log_joint", "plate_to_front"]
 
@@ -137,7 +137,7 @@ class LogJoint:
 
     def indexed(self) -> Messenger:
         """A handler under which model and guide, run on :attr:`arguments`, see these points' own indices."""
-        return _Tiling(self.plate, self.index, 1)
+        return at_places(self.plate, self.index)
 
     def select(self, points: Tensor) -> LogJoint:
         """The joint density of some of the points, given by their places ``(b,)`` among the B."""
@@ -175,7 +175,7 @@ class LogJoint:
         rest = iter(data)
         leaves = [next(rest) if d else leaf for leaf, d in zip(self.leaves, self.is_data, strict=True)]
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        with _Tiling(self.plate, index, 1):
+        with at_places(self.plate, index):
             if enumerated:
                 return enumerated_trace(model, args, kwargs, self.plate, self.model)
             return poutine.trace(model).get_trace(*args, **kwargs)
