@@ -16,6 +16,9 @@ from amortized_bayes.weights import no_plate_error, plate_frame, sample_sites
 
 __all__ = ["LatentSites", "latent_sites"]
 
+EDGE = 10.0
+"""How far out a start may be on the unconstrained space of a bounded support: further out float32 has zeros."""
+
 
 class LatentSites(NamedTuple):
     """Latent sites of a model inside and outside the plate over data points.
@@ -62,8 +65,15 @@ def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -
             found.local.append(latent)
         else:
             found.shared.append(latent)
-            found.shared_draw[latent.name] = biject_to(latent.support).inv(site["value"].detach())
+            found.shared_draw[latent.name] = _start_at(latent, site["value"].detach())
     return found
+
+
+def _start_at(latent: LatentSite, value: Tensor) -> Tensor:
+    """A draw on the unconstrained space; one at the edge of its support, as of a sparse Dirichlet, a little inside."""
+    start = biject_to(latent.support).inv(value)
+    unbounded = start.shape == value.shape and torch.equal(start, value)
+    return start if unbounded else start.nan_to_num(nan=0.0).clamp(-EDGE, EDGE)
 
 
 def _describe(site: Any, plate: str) -> LatentSite:

@@ -103,6 +103,18 @@ def test_a_mixture_without_other_latents_is_its_evidence():
     torch.testing.assert_close(ab.log_weights(components, nothing, x[:1]).local[0, 0], log_components(x[:1]))
 
 
+def test_a_plate_without_a_size():
+    @config_enumerate
+    def unsized(x):
+        with pyro.plate("data"):
+            k = pyro.sample("k", dist.Categorical(logits=LOGITS.expand(len(x), -1)))
+            pyro.sample("x", dist.Normal(LOCS[k], 0.7).to_event(1), obs=x)
+
+    x = points()
+    weights = ab.log_weights(unsized, nothing, x, num_particles=3)
+    torch.testing.assert_close(weights.local, log_components(x).expand(1, 3, 6))
+
+
 def test_log_weights_are_those_of_the_marginal_model():
     found = []
     for model in (mixture, mixture_by_hand):

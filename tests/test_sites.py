@@ -101,3 +101,17 @@ def test_local_site_inside_a_further_plate():
     assert (site.dim, site.around, site.plates) == (-1, (2,), (("dimensions", 2, -2),))
     with pytest.raises(ValueError, match=r"plate 'dimensions' of local site 'z' to be whole"):
         latent_sites(model, X, 1)
+
+
+def test_a_start_is_inside_its_support():
+    """A draw of a sparse Dirichlet has zeros in float32; one of a wide normal may be anywhere."""
+
+    def model(x):
+        pyro.sample("topics", dist.Dirichlet(torch.full((3, 20), 0.01)).to_event(1))
+        pyro.sample("wide", dist.Normal(1000.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    start = latent_sites(model, torch.zeros(2)).shared_draw
+    assert start["topics"].abs().max() <= 10
+    assert start["wide"] > 900

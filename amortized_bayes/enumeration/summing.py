@@ -100,7 +100,7 @@ def sum_out(
                     f"points depend on each other; marginalize that site or observe it"
                 )
         scale = _common_scale([(t.name, own_scale(trace.nodes[t.name])) for t in group])
-        size = plate_frame(trace.nodes[group[0].name], plate).size
+        size = max(plate_frame(trace.nodes[term.name], plate).size for term in group)
         joint = _contract(group, symbols, trace, plate, size)
         latents = [t for t in group if not t.observed]
         given = not all(t.enumerates for t in latents)
@@ -129,7 +129,8 @@ def _term(site: Any, trace: poutine.Trace, enumerates: bool) -> _Term:
             values = torch.where(torch.as_tensor(site["mask"]), values, values.new_zeros(()))
     frames = [f for f in site["cond_indep_stack"] if f.vectorized]
     for frame in frames:
-        values = values.expand(torch.broadcast_shapes(values.shape, (frame.size,) + (1,) * (-frame.dim - 1)))
+        size = max(plate_frame(site, frame.name).size, 1)  # a plate without a size, and a site without rows: 1
+        values = values.expand(torch.broadcast_shapes(values.shape, (size,) + (1,) * (-frame.dim - 1)))
     try:
         value = packed.pack(values, site["infer"]["_dim_to_symbol"])
     except ValueError as error:
