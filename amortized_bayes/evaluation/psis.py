@@ -24,9 +24,6 @@ MIN_DRAWS = 25
 MIN_TAIL = 5
 """Fewer draws above the rest have no fit."""
 
-ROWS = 1_000
-"""Points whose tails are fitted at once."""
-
 EXACT_RANGE = 1e-3
 """A tail within this range (nats) is level: weights are bounded, and sums of them as good as exact.
 
@@ -78,7 +75,7 @@ def tail_khat(top: Tensor, num_positive: Tensor) -> Tensor:
     khat[hopeless] = math.inf
     fit = ~(broken | hopeless)
     if fit.any():
-        khat[fit] = torch.cat([_fit(part) for part in top[fit].split(ROWS)])
+        khat[fit] = _fit(top[fit])
     return khat
 
 
@@ -111,40 +108,23 @@ def _fit(top: Tensor) -> Tensor:
     The tail is what lies above the largest weight outside the heaviest min(S/5, 3√S) draws. Draws that tie with that
     weight are no tail: in float32 many weights are equal, and exceedances of 0 have no generalized Pareto fit.
     """
-    excess = (top[:, 1:] - top[:, -1:]).exp() - (top[:, :1] - top[:, -1:]).exp()  # in units of the largest weight
-    count = (excess > 0).sum(-1)
+    count = (top > top[:, :1]).sum(-1)
     khat = torch.full_like(top[:, 0], math.inf)
     level = top[:, -1] - top[:, 0] < EXACT_RANGE
     khat[level] = -math.inf
     fit = ~level & (count >= MIN_TAIL)
-    if fit.any():
-        khat[fit] = _shape(excess[fit], count[fit])
+    for size in count[fit].unique().tolist():
+        rows = fit & (count == size)
+        khat[rows] = _shape(top[rows, -size:], top[rows, :1])
     return khat
 
 
-def _shape(excess: Tensor, count: Tensor) -> Tensor:
-    """Shape of a generalized Pareto distribution by its approximate posterior mean, with ten draws' worth of prior 1/2.
+def _shape(tail: Tensor, cutoff: Tensor) -> Tensor:
+    """Shape of a generalized Pareto distribution fitted to ``tail - cutoff``, ``(R, M)`` and ``(R, 1)`` to ``(R,)``."""
+    from arviz_stats.base.array import array_stats  # here: it loads scipy, which nothing else of this folder needs
 
-    Zhang & Stephens, *A new and efficient estimation method for the generalized Pareto distribution*, Technometrics
-    2009, and appendix C of the paper above.
-
-    Args:
-        excess: ``(R, M)``, rising; in each row the last ``count`` are above 0.
-        count: ``(R,)``.
-    """
-    size = excess.shape[-1]
-    is_tail = torch.arange(size) >= size - count[:, None]
-    quartile = size - count + (count / 4 + 0.5).long() - 1
-    grid = torch.arange(1, 31 + math.isqrt(size), dtype=excess.dtype) - 0.5
-    b = (1 - (len(grid) / grid).sqrt()) / (3 * excess.gather(-1, quartile[:, None])) + 1 / excess[:, -1:]
-
-    def k_at(b: Tensor) -> Tensor:
-        """Mean over the tail of log(1 - b y), ``(R, G)`` at b ``(R, G)``."""
-        logs = torch.log1p(-b[:, :, None] * excess[:, None])
-        return torch.where(is_tail[:, None], logs, 0.0).sum(-1) / count[:, None]
-
-    k = k_at(b)
-    weight = (count[:, None] * ((-b / k).log() - k - 1)).softmax(-1)
-    weight = torch.where(weight < 10 * torch.finfo(weight.dtype).eps, 0.0, weight)
-    mean = (b * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
-    return (count * k_at(mean)[:, 0] + 10 * 0.5) / (count + 10)
+    # arviz_stats takes MINUS the log weights, which its documentation does not say, and of few effective draws the
+    # heaviest fifth: with the cutoff four times as often as there are draws in the tail, that is the tail.
+    size = tail.shape[-1]
+    draws = torch.cat([cutoff.expand(-1, 4 * size), tail], -1)
+    return torch.as_tensor(array_stats.psislw(-draws.numpy(), r_eff=1 / draws.shape[-1], axis=-1)[1])
