@@ -4,7 +4,8 @@ import re
 
 import mutants
 import pytest
-from mutants import MUTANTS, ROOT, Mutant, planted
+from mutants import ROOT, planted
+from planted_bugs import MUTANTS, Mutant
 
 by_name = pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 KEPT = Mutant("nothing", "per_point.py", "ACTIVE_VARIANCE = 0.01", "ACTIVE_VARIANCE = 1e-2", "test_per_point.py")

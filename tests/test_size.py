@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 MAX_PARAMETERS = 8
-CALLS = {"comparing/any_model.py: compare": 12}
+CALLS = {"comparing/any_model.py: compare": 12, "inference/fit.py: fit": 9, "inference/fit.py: fit_steps": 9}
 """What readers call, with options by name, may have more."""
 MAX_LINES = 400
 

@@ -25,7 +25,7 @@ from amortized_bayes.progress import Told, Watch, watched
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.signatures import check_keywords, takes
 from amortized_bayes.sites import LatentSites, latent_sites
-from amortized_bayes.snapshots import snapshot
+from amortized_bayes.snapshots import Snapshot, snapshot
 from amortized_bayes.types import Guide, Model, Row
 
 __all__ = ["ComparisonSettings", "compare"]
@@ -140,20 +140,19 @@ def compare(
     with torch.random.fork_rng(devices=devices), watched(progress) as told:
         torch.manual_seed(torch_seed(seed, "start"))
         bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point)
-        return _compare(model, own, bound, encoder_input, fits, settings or ComparisonSettings(), seed, told, on_row)
+        problem, put_back = _pose(model, own, bound, encoder_input, settings or ComparisonSettings(), seed)
+        return _race(problem, fits, put_back, told, on_row)
 
 
-def _compare(
+def _pose(
     model: Model,
     guides: Mapping[str, Guide],
     bound: Bound,
     encoder_input: Callable[..., Tensor] | None,
-    fits: list[Fit],
     chosen: ComparisonSettings,
     seed: int,
-    told: Told,
-    on_row: Callable[[Row], object] | None,
-) -> Comparison:
+) -> tuple[FitProblem, Snapshot]:
+    """The problem that all guides are fitted to, and what puts model and guides back to their start."""
     (data, plate), rows = bound, bound.data.rows
     if "index" in data.names:
         raise ValueError("expected no index: compare gives the places of the points itself")
@@ -182,7 +181,7 @@ def _compare(
         put_back()
         return program, sites
 
-    problem = FitProblem(
+    return FitProblem(
         data=rows,
         new_model=new_model,
         options=lambda fit: chosen.fit.at_width(fit.k),
@@ -196,12 +195,21 @@ def _compare(
         local_reparametrization=chosen.fit.local_reparametrization,
         seen=encoder_view(data, encoder_input, dtype),
         own=own,
-    )
+    ), put_back
+
+
+def _race(
+    problem: FitProblem,
+    fits: list[Fit],
+    put_back: Snapshot,
+    told: Told,
+    on_row: Callable[[Row], object] | None,
+) -> Comparison:
     try:
         fitted = run_race(problem, fits, told, on_row)
     finally:
         put_back()
-    report = Comparison(tuple(with_own_states(fitted, put_back)), len(rows), seed)
+    report = Comparison(tuple(with_own_states(fitted, put_back)), len(problem.data), problem.seed)
     if on_row is not None:
         for row in report.findings():
             on_row(row)

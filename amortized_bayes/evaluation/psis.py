@@ -12,6 +12,7 @@ Near 0.7 the standard deviation of k̂ is 0.15 at 1,000 draws and 0.085 at 10,00
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,4 +128,5 @@ def _shape(tail: Tensor, cutoff: Tensor) -> Tensor:
     # heaviest fifth: with the cutoff four times as often as there are draws in the tail, that is the tail.
     size = tail.shape[-1]
     draws = torch.cat([cutoff.expand(-1, 4 * size), tail], -1)
-    return torch.as_tensor(array_stats.psislw(-draws.numpy(), r_eff=1 / draws.shape[-1], axis=-1)[1])
+    effective: Any = 1 / draws.shape[-1]
+    return torch.as_tensor(array_stats.psislw(-draws.numpy(), r_eff=effective, axis=-1)[1])
