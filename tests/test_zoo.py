@@ -6,6 +6,7 @@ import pytest
 from zoo import WORKS, ZOO, calls, table
 
 import amortized_bayes as ab
+from amortized_bayes.inference.options import FitOptions
 
 ACCURATE = ab.DiagnosisSettings(
     num_particles=2000,
@@ -100,3 +101,30 @@ def test_evidence_and_gaps_are_met(entry):
             continue
         mean, error = away(column, truth)
         assert abs(mean) < 3 * error + allowed, (column, mean, error)
+
+
+FIXED = (
+    "baseball, not pooled",
+    "exposures passed",
+    "Gamma-Poisson",
+    "Dirichlet-multinomial",
+    "mixture of factor analyzers",
+)
+"""Of exact evidence, and without parameters that `compare` would fit."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", names(entry for entry in ZOO if entry.name in FIXED))
+def test_compare_meets_the_evidence_from_below(entry):
+    case = entry.build()
+    assert case.exact is not None
+    case.guide(*case.args, **case.kwargs)
+    exact = case.exact().log_p.double()
+    options = FitOptions(capture="off", batch_size=8)
+    settings = ab.ComparisonSettings(epochs=300, rungs=1, num_draws=200, fit=options)
+    found = calls.compare(entry, case, settings)
+    assert found.works, found.trace
+    behind = {fit.name: exact - fit.elbo.value.double() for fit in found.report.fits}
+    for gap in behind.values():
+        assert gap.mean() > -3 * 0.5 / len(gap) ** 0.5 / 200**0.5  # a draw of a good fit is within half a nat or so
+    assert min(gap.mean() for gap in behind.values()) < 0.3
