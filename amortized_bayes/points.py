@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from amortized_bayes.signatures import signature_of
+from amortized_bayes.trees import flatten, flatten_with_path, map_leaves
 
 __all__ = ["PointData", "PointRows", "as_tensors", "has_rows"]
 
@@ -88,7 +89,7 @@ class PointData:
     def of(cls, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PointData:
         """Arguments of which nothing is said to hold rows yet."""
         signature = signature_of(program)
-        found, spec = pytree.tree_flatten_with_path((args, kwargs))
+        found, spec = flatten_with_path((args, kwargs))
         positions = [] if signature is None else list(signature.parameters)
         names = tuple(_name(path, positions) for path, _ in found)
         return cls(tuple(leaf for _, leaf in found), spec, (False,) * len(found), names, signature)
@@ -121,10 +122,10 @@ class PointData:
             ValueError: arguments of another form.
         """
         flags = pytree.tree_unflatten(list(self.is_data), self.spec)
-        wanted, spec = pytree.tree_flatten(self._by_name(*flags))
+        wanted, spec = flatten(self._by_name(*flags))
         named = self._by_name(args, kwargs)
         index = named.pop("index", None) if isinstance(named, dict) and "index" not in self.names else None
-        leaves, got = pytree.tree_flatten(named)
+        leaves, got = flatten(named)
         if spec != got:
             raise ValueError(f"expected arguments in the form of ({', '.join(self.names)}), got another")
         rows = tuple(as_tensors(leaf) for leaf, is_data in zip(leaves, wanted, strict=True) if is_data)
@@ -161,7 +162,7 @@ def as_tensors(tree: Any) -> Any:
         tensor = torch.as_tensor(leaf)
         return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
-    return pytree.tree_map(convert, tree)
+    return map_leaves(convert, tree)
 
 
 def _name(path: tuple[Any, ...], positions: Sequence[str]) -> str:

@@ -25,7 +25,6 @@ from pyro.distributions import Delta, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
 from amortized_bayes.guides.autoguides import as_per_point
@@ -33,6 +32,7 @@ from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.masks import adopt_mask, adopt_scale, scored_value
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import SharedDraw, plate_frame
+from amortized_bayes.trees import leaves_of, map_leaves
 from amortized_bayes.types import Guide, Model
 
 __all__ = [
@@ -352,7 +352,7 @@ class _Tiling(Messenger):
 
     def has_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether some argument holds the batch along its first dimension."""
-        return any(self._is_data(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
+        return any(self._is_data(leaf) for leaf in leaves_of((args, kwargs)))
 
     def tile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Repeat every tensor that holds the batch along its first dimension."""
@@ -360,7 +360,7 @@ class _Tiling(Messenger):
         def repeat(leaf: Any) -> Any:
             return leaf.repeat(self.num_particles, *(1 for _ in leaf.shape[1:])) if self._is_data(leaf) else leaf
 
-        return pytree.tree_map(repeat, (args, kwargs))
+        return map_leaves(repeat, (args, kwargs))
 
     def _is_data(self, leaf: object) -> bool:
         return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.batch

@@ -132,7 +132,7 @@ def test_of_two_modes_far_apart_a_flow_keeps_one(name: str) -> None:
     more = lost[2] - math.log(2)
     assert more < 0.04 + 4 * found.standard_error[2]
     assert name == "auxiliary" or more > -0.04 - 4 * found.standard_error[2]  # v may choose between the two modes
-    assert found.gain[2] > 3
+    assert found.gain[2] > 2.5
 
 
 @pytest.mark.parametrize(("name", "least"), [searched("planar", 0.2), searched("auxiliary", 0.95)])

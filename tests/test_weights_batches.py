@@ -1,5 +1,7 @@
 """A log weight does not depend on the batch: not on neighbours, on the number of particles, nor on the partition."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -141,3 +143,25 @@ def test_totals_of_the_batches_of_a_partition_average_to_the_full_total(linear_p
     everything = total(torch.arange(12))
     torch.testing.assert_close(torch.stack([total(b) for b in batches]).mean(), everything, **TOLERANCE)
     assert (total(batches[0]) - everything).abs() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_a_packed_sequence_are_no_rows():
+    """Its sizes, and how it was sorted, are as many numbers as there are points here."""
+    sequences = [torch.tensor([0.3, -1.0, 2.0]), torch.tensor([1.5, 0.2]), torch.tensor([-0.7])]
+    packed = nn.utils.rnn.pack_sequence([sequences[i] for i in (1, 0, 2)], enforce_sorted=False)
+    totals = torch.tensor([s.sum() for s in (sequences[1], sequences[0], sequences[2])])
+
+    def model(totals, packed):
+        with pyro.plate("data", len(totals)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(totals)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=totals)
+
+    def posterior(totals, packed):
+        padded, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
+        with pyro.plate("data", len(totals)):
+            pyro.sample("z", dist.Normal(padded.sum(1) / 2, math.sqrt(0.5)))
+
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(totals)
+    weights = log_weights(model, posterior, totals, packed, num_particles=4)
+    torch.testing.assert_close(weights.local, exact.expand(1, 4, 3))

@@ -9,9 +9,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from amortized_bayes.shared_draw import SharedDraw
+from amortized_bayes.trees import leaves_of, map_leaves
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import LogWeights
 
@@ -43,7 +43,7 @@ class PointChunk(Messenger):
         def repeat(leaf: Any) -> Any:
             return leaf.repeat(times, *[1] * (leaf.dim() - 1)) if _has_rows(leaf, len(self.places)) else leaf
 
-        args, kwargs = pytree.tree_map(repeat, self.args), pytree.tree_map(repeat, self.kwargs)
+        args, kwargs = map_leaves(repeat, self.args), map_leaves(repeat, self.kwargs)
         return PointChunk(args, kwargs, self.places, self.count, self.plate, times)
 
     def weights(
@@ -82,11 +82,11 @@ def point_chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate
         def part(leaf: Any, places: range = places) -> Any:
             return leaf[places.start : places.stop] if _has_rows(leaf, count) else leaf
 
-        yield PointChunk(pytree.tree_map(part, args), pytree.tree_map(part, kwargs), places, count, plate)
+        yield PointChunk(map_leaves(part, args), map_leaves(part, kwargs), places, count, plate)
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _has_rows(leaf: Any, count: int) -> bool:

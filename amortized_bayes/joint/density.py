@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from amortized_bayes.enumeration import enumerated_trace, is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
 from amortized_bayes.program_errors import said_of
+from amortized_bayes.trees import flatten
 from amortized_bayes.types import Model
 from amortized_bayes.weights import PairedTraces, _Tiling, at_places, plate_frame, sample_sites
 
@@ -222,7 +223,7 @@ def log_joint(
                 f"expected an argument with the {tiling.batch} data points of plate {plate!r} along its first "
                 f"dimension, got none: pass the data to the model instead of closing over it"
             )
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = flatten((args, kwargs))
         joint = LogJoint(model, (leaves, spec, [tiling._is_data(leaf) for leaf in leaves]), tiling.index, plate, fixed)
         joint.sites = tuple(_layout(trace, plate))
         first: Any = trace.nodes[joint.sites[0].name]
