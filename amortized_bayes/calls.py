@@ -22,8 +22,9 @@ from amortized_bayes.points import PointData, PointRows, as_tensors, has_rows
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.signatures import check_arguments, takes
 from amortized_bayes.snapshots import snapshot
+from amortized_bayes.tiling import Tiling
+from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites
 from amortized_bayes.types import Model
-from amortized_bayes.weights import PairedTraces, _Tiling, no_plate_error, sample_sites
 
 __all__ = [
     "Bound",
@@ -259,7 +260,7 @@ def _run(
     if latents is not None:
         program = poutine.condition(program, data=latents)
     try:
-        with _Tiling(plate, places, 1):
+        with Tiling(plate, places, 1):
             trace = poutine.trace(program).get_trace(rows, None if "index" in data.names else places)
         for site in sample_sites(trace):
             PairedTraces(trace, trace, plate).log_prob(site)  # with its mask, which may be of another size

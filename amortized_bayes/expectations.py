@@ -38,8 +38,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import is_enumerated, is_marked
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import PairedTraces, match_traces, sample_sites, trace_pair
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import LogWeights, PairedTraces, match_traces, plate_frame, sample_sites, trace_pair
+from amortized_bayes.weights import LogWeights
 
 __all__ = ["check_quadrature", "expected_log_weights"]
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from amortized_bayes.enumeration import is_marked, without
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import no_plate_error, sample_sites
 from amortized_bayes.types import LatentSite, Model, NestedPlate
-from amortized_bayes.weights import no_plate_error, plate_frame, sample_sites
 
 __all__ = ["LatentSites", "latent_sites"]
 

@@ -29,7 +29,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 import amortized_bayes as ab
 from amortized_bayes.expectations import expected_log_weights
-from amortized_bayes.weights import trace_pair
+from amortized_bayes.traces import trace_pair
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -15,8 +15,9 @@ from amortized_bayes.flows import FAMILIES, FlowSettings
 from amortized_bayes.guides import Amortized, MeanField
 from amortized_bayes.guides.flow import LOG_SCALE_RANGE
 from amortized_bayes.guides.local import INITIAL_LOG_SCALE
+from amortized_bayes.traces import trace_pair
 from amortized_bayes.types import LatentSite
-from amortized_bayes.weights import log_weights, trace_pair
+from amortized_bayes.weights import log_weights
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_site = pytest.mark.parametrize("site", SITES.values(), ids=SITES.keys())

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from amortized_bayes.calls import Bound, PointProgram
 from amortized_bayes.guides.autoguides import PerPointGuide, per_point_guide
 from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide
-from amortized_bayes.weights import PairedTraces, trace_pair
 
 __all__ = ["AsFitted", "take_guides"]
 

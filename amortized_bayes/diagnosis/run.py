@@ -40,8 +40,8 @@ from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_join
 from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.progress import Watch, watched
 from amortized_bayes.signatures import check_arguments, check_keywords, takes
+from amortized_bayes.traces import trace_pair
 from amortized_bayes.types import Guide, Model, Row
-from amortized_bayes.weights import trace_pair
 
 __all__ = ["DiagnosisSettings", "diagnose"]
 

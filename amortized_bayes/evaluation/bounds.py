@@ -32,8 +32,10 @@ from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.joint import log_joint
 from amortized_bayes.joint.checks import check_guide, check_scales
 from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import sample_sites, trace_pair
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import log_weights, plate_frame, sample_sites, trace_pair
+from amortized_bayes.weights import log_weights
 
 __all__ = ["SHARED_DRAWS", "Elbo", "Estimate", "elbo", "iwae", "log_predictive"]
 

@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from amortized_bayes.per_point import ACTIVE_VARIANCE
 from amortized_bayes.program_errors import said_of
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import PairedTraces, match_traces, sample_sites
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import PairedTraces, match_traces, plate_frame, sample_sites
 
 __all__ = [
     "MeanPrediction",

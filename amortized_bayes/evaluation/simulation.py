@@ -10,7 +10,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from amortized_bayes.joint import LogJoint, plate_to_front
-from amortized_bayes.weights import plate_frame, sample_sites
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import sample_sites
 
 __all__ = ["simulate"]
 

@@ -30,8 +30,8 @@ from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
 from amortized_bayes.points import PointRows
+from amortized_bayes.tiling import at_places
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import at_places
 
 __all__ = ["Training"]
 

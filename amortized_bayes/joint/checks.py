@@ -12,7 +12,8 @@ from torch import Tensor
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.program_errors import first_line
-from amortized_bayes.weights import PairedTraces, no_plate_error, plate_frame, sample_sites
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites
 
 __all__ = ["check_density", "check_fixed", "check_guide", "check_latents", "check_model", "check_scales"]
 

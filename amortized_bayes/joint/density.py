@@ -27,9 +27,11 @@ from torch.utils import _pytree as pytree
 from amortized_bayes.enumeration import enumerated_trace, is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
 from amortized_bayes.program_errors import said_of
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.tiling import Tiling, at_places
+from amortized_bayes.traces import PairedTraces, sample_sites
 from amortized_bayes.trees import flatten
 from amortized_bayes.types import Model
-from amortized_bayes.weights import PairedTraces, _Tiling, at_places, plate_frame, sample_sites
 
 __all__ = ["LocalSite", "LogJoint", "log_joint", "plate_to_front"]
 
@@ -217,14 +219,14 @@ def log_joint(
             trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
         check_model(trace, plate)
         check_latents(trace, plate)
-        tiling = _Tiling.of(prior, conditioned, args, kwargs, 1, plate)
+        tiling = Tiling.of(prior, conditioned, args, kwargs, 1, plate)
         if not tiling.has_data(args, kwargs):
             raise ValueError(
                 f"expected an argument with the {tiling.batch} data points of plate {plate!r} along its first "
                 f"dimension, got none: pass the data to the model instead of closing over it"
             )
         leaves, spec = flatten((args, kwargs))
-        joint = LogJoint(model, (leaves, spec, [tiling._is_data(leaf) for leaf in leaves]), tiling.index, plate, fixed)
+        joint = LogJoint(model, (leaves, spec, [tiling.is_data(leaf) for leaf in leaves]), tiling.index, plate, fixed)
         joint.sites = tuple(_layout(trace, plate))
         first: Any = trace.nodes[joint.sites[0].name]
         joint.dtype, joint.device = first["value"].dtype, first["value"].device

@@ -24,7 +24,7 @@ from torch.distributions import (
 )
 
 from amortized_bayes.joint.density import LocalSite, plate_to_front
-from amortized_bayes.weights import PairedTraces
+from amortized_bayes.traces import PairedTraces
 
 __all__ = ["NATURAL", "Factor", "read_factors"]
 

@@ -15,8 +15,9 @@ from amortized_bayes.joint.checks import check_guide
 from amortized_bayes.joint.density import LogJoint
 from amortized_bayes.joint.factors import Factor, read_factors
 from amortized_bayes.seeding import torch_seed
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import PairedTraces, sample_sites, trace_pair
 from amortized_bayes.types import Guide
-from amortized_bayes.weights import PairedTraces, plate_frame, sample_sites, trace_pair
 
 __all__ = ["Gaussian", "draw", "draw_shared", "gaussian_start", "global_seed", "read_family", "read_gaussian"]
 
