@@ -12,6 +12,7 @@ from torch.distributions import biject_to, constraints
 
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.supports import support_of
 from amortized_bayes.traces import no_plate_error, sample_sites
 from amortized_bayes.types import LatentSite, Model, NestedPlate
 
@@ -84,7 +85,7 @@ def _describe(site: Any, plate: str) -> LatentSite:
             f"({type(site['fn']).__name__}): {without(site)}"
         )
     shape = site["fn"].event_shape if plate_frame(site, plate) is not None else site["value"].shape
-    support = site["fn"].support
+    support = support_of(site)
     missing = len(shape) - support.event_dim
     if missing > 0:
         support = constraints.independent(support, missing)

@@ -29,6 +29,7 @@ LAYERS = (
         "errors",
         "points",
         "signatures",
+        "supports",
     ),
     ("data", "results", "configuration", "running", "enumeration"),
     ("models", "guides"),

@@ -28,6 +28,7 @@ from amortized_bayes.enumeration import enumerated_trace, is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.supports import support_of
 from amortized_bayes.tiling import Tiling, at_places
 from amortized_bayes.traces import PairedTraces, sample_sites
 from amortized_bayes.trees import flatten
@@ -134,7 +135,7 @@ class LogJoint:
         columns = []
         for site in self.sites:
             node: Any = trace.nodes[site.name]
-            free = biject_to(node["fn"].support).inv(node["value"])
+            free = biject_to(support_of(node)).inv(node["value"])
             columns.append(plate_to_front(node, self.plate, free).flatten(1) if free.dim() > 1 else free[:, None])
         return torch.cat(columns, -1)
 
@@ -247,7 +248,7 @@ class _Put(Messenger):
         if site is None:
             return
         batch = 1 + len(site.shape) - msg["fn"].event_dim  # without dimensions of enumerated sites it depends on
-        axis, transform = batch + plate_frame(msg, self.plate).dim, biject_to(msg["fn"].support)
+        axis, transform = batch + plate_frame(msg, self.plate).dim, biject_to(support_of(msg))
         free = self.z[:, site.place].reshape(-1, *site.free_shape).movedim(0, axis)
         msg["value"], msg["done"] = transform(free), True
         if msg["value"].dim() > 1 + len(site.shape):
@@ -270,7 +271,8 @@ def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:
         if node["is_observed"] or plate_frame(node, plate) is None or is_marked(node, plate):
             continue
         shape = plate_to_front(node, plate, node["value"]).shape[1:]
-        free = biject_to(node["fn"].support).inv(node["value"])
+        support = support_of(node)
+        free = biject_to(support).inv(node["value"])
         free_shape = plate_to_front(node, plate, free).shape[1:]
-        yield LocalSite(node["name"], shape, free_shape, node["fn"].support, slice(start, start + free_shape.numel()))
+        yield LocalSite(node["name"], shape, free_shape, support, slice(start, start + free_shape.numel()))
         start += free_shape.numel()
