@@ -1,12 +1,10 @@
 """Published numbers: what the files hold, and what is refused."""
 
-import csv
 import tomllib
 
 import pytest
 
 from amortized_bayes.labels import FACTORS, METRICS
-from amortized_bayes.presenting.claims import claims_found
 from amortized_bayes.presenting.published import FOLDER, find, read_published
 
 HEADER = "dataset,family,metric,value,source,note\n"
@@ -78,22 +76,3 @@ def test_a_file_that_cannot_be_joined_is_refused(tmp_path, text, wrong):
 def test_the_files_are_installed_with_the_package():
     declared = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert declared["amortized_bayes.presenting"] == ["published/*.csv"]
-
-
-def test_claims_say_whose_they_are():
-    with (FOLDER / "sweep_claims.csv").open() as file:
-        claims = list(csv.DictReader(file))
-    whose = {(c["dataset"], c["published"].split(",")[0].split(":")[0]): c["source"] for c in claims}
-    assert whose["mnist", "1.2-1.4"].startswith("Amortized-Bayes")
-    assert whose["fashion-mnist", "1.7-2.2"].startswith("Amortized-Bayes")
-    assert whose["fashion-mnist", "1.5-1.6"].startswith("Margossian")
-    assert whose["fashion-mnist", "2.3-2.4"].startswith("Margossian")
-    assert {c["dataset"] for c in claims if "19%" in c["published"]} == {"saw-series"}
-
-
-def test_a_claim_that_nothing_computes_is_refused(tmp_path):
-    import made_runs
-
-    (tmp_path / "bad.csv").write_text("dataset,claim,published,source,kind\nmnist,c,p,s,guess\n")
-    with pytest.raises(ValueError, match=r"bad\.csv.*got 'guess'"):
-        list(claims_found("bad", made_runs.sweep().frame(), tmp_path))

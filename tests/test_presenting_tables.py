@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from amortized_bayes.experiments.spec import Claims, Column, Table
+from amortized_bayes.experiments.spec import Column, Table
 from amortized_bayes.presenting.tables import print_tables
 
 GAPS = made_runs.GAPS
@@ -178,30 +178,3 @@ def test_numbers_that_differ_in_an_unnamed_factor_are_refused():
 def test_every_budget_of_a_search_has_a_line():
     text = printed(Table(("start", "spread", "budget"), ("behind_reference",)), made_runs.qstar())
     assert len([line for line in text.splitlines() if line.startswith(("encoder", "prior"))]) == 12
-
-
-def test_claims_are_of_data_sets_of_the_run():
-    claims = Claims("sweep_claims")
-    text = printed(claims, made_runs.sweep(("fashion-mnist",), widths=(1, 64)), 250)
-    assert "FashionMNIST" in text
-    assert " MNIST" not in text
-    assert "19%" not in text  # of the saw series, never of images
-    (reading,) = [line for line in text.splitlines() if "1.7-2.2" in line]
-    assert "Amortized-Bayes" in reading
-    assert "2 to 3 times faster" in text
-    assert "no: 57.1% of it is left, 60.00±0.10 nats" in text
-    assert line_of(text, "k = 64 closes").endswith("cannot be told")  # 0.94±0.10 nats are left, and 1% is 1.05
-    assert "1.00 to 50%, 1.00 to 80%, 2.00 to 90%, 1.00 to 95% of the gap (k = 64)" in text  # steps
-    assert "1.25 to 50%, 1.25 to 80%, 2.50 to 90%, 1.25 to 95% of the gap (k = 64)" in text  # seconds
-    assert not printed(claims, made_runs.sweep(("digits",))).strip()
-
-
-def test_claims_abstain_where_a_seed_is_missing_or_vacuous():
-    claims = Claims("sweep_claims")
-    text = printed(claims, made_runs.sweep(("fashion-mnist",), (0, 1), (1, 64), failing=("factorized", None)), 250)
-    assert "of the gap (" not in text
-    assert line_of(text, "test MSE").endswith("not measured with every seed")
-    assert line_of(text, "k = 64 closes").endswith("yes: 0.9% of it is left, 0.95±0.01 nats")
-    text = printed(claims, made_runs.sweep(("fashion-mnist",), widths=(1, 64), vacuous=(("amortized", 64),)), 250)
-    assert line_of(text, "k = 64 closes").endswith("cannot be told")
-    assert "of the gap (" not in text  # k = 1, the best of those that carry anything, closes no share

@@ -38,7 +38,6 @@ __all__ = [
     "Arrays",
     "Bars",
     "Checkpoint",
-    "Claims",
     "Column",
     "Drawn",
     "FailedAt",
@@ -223,14 +222,6 @@ class Table:
     where: Where = field(default_factory=dict)
     published: str = ""
     wide: bool = False
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What was claimed on data sets of the run, beside what the run finds: a file of ``presenting/published``."""
-
-    file: str
-    title: str = "Published (other settings: compare orderings) beside this run"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from amortized_bayes.configuration import Above, AtLeast, Different, SettingErro
 from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, substitutes
 from amortized_bayes.experiments.guide_fits import Place
 from amortized_bayes.experiments.guide_jobs import GuideJobs
-from amortized_bayes.experiments.spec import Claims, Column, Drawn, Job, Table
+from amortized_bayes.experiments.spec import Column, Drawn, Job, Table
 from amortized_bayes.guides.registry import GUIDES, SHARES
 from amortized_bayes.likelihoods import with_scale
 from amortized_bayes.types import Factor
@@ -105,7 +105,6 @@ TABLES = (
         "{dataset}, seed {seed}: seconds until a share of the gap between constant VI and the reference is closed",
         wide=True,
     ),
-    Claims("sweep_claims"),
 )
 FIGURES = {
     "{dataset}_elbo": Drawn("curves", {"metric": "behind_reference"}),

@@ -30,9 +30,10 @@ def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool
     Raises:
         ValueError: rows that cannot be read.
     """
-    from amortized_bayes.experiments.spec import Claims
+    from amortized_bayes.presenting.claims import claims_found
     from amortized_bayes.presenting.sentences import sentences
-    from amortized_bayes.presenting.tables import print_tables
+    from amortized_bayes.presenting.tables import print_claims, print_tables
+    from amortized_bayes.results.summary import summarise
 
     rows = folder.rows()
     if not len(rows):
@@ -42,11 +43,13 @@ def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool
         print(sentence)
     print()
     for table in experiment.TABLES:
-        if claims or not isinstance(table, Claims):
-            try:
-                print_tables([table], rows, wide=wide)
-            except ValueError as error:
-                print(f"table {table.title!r} cannot be printed: {error}")
+        try:
+            print_tables([table], rows, wide=wide)
+        except ValueError as error:
+            print(f"table {table.title!r} cannot be printed: {error}")
+    if claims:
+        preset = str(folder.environment().get("preset", ""))
+        print_claims(list(claims_found(folder.experiment, summarise(rows), preset)))
 
 
 def draw(experiment: Any, folder: RunFolder, into: Path | None = None) -> list[Path]:

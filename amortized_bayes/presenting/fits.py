@@ -30,6 +30,7 @@ __all__ = [
     "ratio",
     "shares",
     "widths",
+    "within",
 ]
 
 CLOSED = 0.01
@@ -122,3 +123,11 @@ def is_below(found: Found, edge: float) -> bool | None:
     """Whether a number lies below an edge by two of its errors, or not by as much: ``None`` in between."""
     reach = 2 * found.error if math.isfinite(found.error) else 0.0
     return True if found.value + reach < edge else False if found.value - reach >= edge else None
+
+
+def within(found: Found, low: float, high: float) -> bool | None:
+    """Whether a number lies in a range by two of its errors, or outside by as much; ``None`` without an error."""
+    reach = 2 * found.error  # nan with one seed: then nothing is sure
+    inside = low <= found.value - reach and found.value + reach <= high
+    outside = found.value - reach > high or found.value + reach < low
+    return True if inside else False if outside else None

@@ -27,6 +27,7 @@ from amortized_bayes.presenting.fits import (
     ratio,
     shares,
     widths,
+    within,
 )
 from amortized_bayes.selection import Found
 
@@ -217,10 +218,8 @@ def _speed_claim(rows: pd.DataFrame) -> Iterator[str]:
     best, verdicts = best_width(rows), {}
     for share in shares(rows) if best is not None else []:
         if found := _times_of(rows, "seconds", best, share):
-            reach = 2 * found.error  # nan with one seed: then nothing is sure
-            sure = found.value - reach > high or found.value + reach < low
-            holds = low <= found.value - reach and found.value + reach <= high
-            verdict = "holds" if holds else "does not hold" if sure else "cannot be told"
+            holds = within(found, low, high)
+            verdict = "cannot be told" if holds is None else "holds" if holds else "does not hold"
             verdicts.setdefault(verdict, []).append(f"{share:.0%} ({_number(found)}×)")
     if not verdicts:
         yield f"{claim} cannot be told: for no share of the gap are the times of both known with every seed"

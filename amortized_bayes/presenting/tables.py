@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -18,9 +17,9 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from amortized_bayes import labels, selection
-from amortized_bayes.experiments.spec import Claims, Column, Table
+from amortized_bayes.experiments.spec import Column, Table
 from amortized_bayes.presenting.cells import cell, fill
-from amortized_bayes.presenting.claims import claims_found
+from amortized_bayes.presenting.claims import Line
 from amortized_bayes.presenting.published import FOLDER, Published, find, read_published, sources
 from amortized_bayes.results.summary import summarise
 from amortized_bayes.selection import Found
@@ -28,7 +27,7 @@ from amortized_bayes.selection import Found
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["STATUS", "plain_console", "print_tables"]
+__all__ = ["STATUS", "plain_console", "print_claims", "print_tables"]
 
 STATUS = "status"
 """A column that says which lines are vacuous or failed; added where one is."""
@@ -36,7 +35,7 @@ PUBLISHED = "  published"
 
 
 def print_tables(
-    tables: Iterable[Table | Claims],
+    tables: Iterable[Table],
     rows: pd.DataFrame,
     published: Path = FOLDER,
     *,
@@ -58,9 +57,7 @@ def print_tables(
     console = console or plain_console()
     finals = summarise(rows)
     for table in tables:
-        if isinstance(table, Claims):
-            _print_claims(table, finals, published, console)
-        elif wide or not table.wide:
+        if wide or not table.wide:
             numbers = read_published(table.published, published) if table.published else []
             chosen = selection.where(finals, table.where)
             for _, part in selection.groups(chosen, table.apart) or [({}, chosen)]:
@@ -95,7 +92,7 @@ def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], conso
     _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, len(names))
 
 
-Line = tuple[list[str], list[str]]
+Cells = tuple[list[str], list[str]]
 """What a line is called, and its cells."""
 
 
@@ -106,7 +103,7 @@ def _lines(
     seeds: int,
     numbers: list[Published],
     matched: list[Published],
-) -> Iterator[Line]:
+) -> Iterator[Cells]:
     """A line per distinct factors, its fate last, with the published one below it, which is added to ``matched``."""
     wanted = [*(column.metric for column in columns), "failure", "final_kl"]
     for key, line in selection.groups(rows, table.rows):
@@ -125,10 +122,10 @@ def _lines(
             yield [PUBLISHED, *[""] * (len(called) - 1)], [*compared, ""]
 
 
-def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: int) -> tuple[list[str], list[Line]]:
+def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: int) -> tuple[list[str], list[Cells]]:
     """Headings are values of a factor, and there is a line per metric."""
     parts = selection.groups(rows, (table.across,))
-    lines: list[Line] = []
+    lines: list[Cells] = []
     for column in columns:
         found = [selection.mean(part, column.metric, column.where, seeds) for _, part in parts]
         if any(found):
@@ -157,19 +154,19 @@ def _compared(found: Found, published: Published) -> str:
     return f"{text} [{(found.value - published.value) / found.error:+.0f}]"
 
 
-def _print_claims(claims: Claims, rows: pd.DataFrame, published: Path, console: Console) -> None:
-    """A table per data set; what is said again of the same claim is left out."""
-    found = list(claims_found(claims.file, rows, published))
-    for dataset in dict.fromkeys(line[0] for line in found):
-        lines = [list(line[1:]) for line in found if line[0] == dataset]
-        for line, above in reversed(list(pairwise(lines))):
-            above[0], above[3] = (" " if above[0] == line[0] else above[0]), (" " if above[3] == line[3] else above[3])
+def print_claims(lines: Sequence[Line], console: Console | None = None) -> None:
+    """Print what was claimed beside what a run finds, a table per data set."""
+    console = console or plain_console()
+    for dataset in dict.fromkeys(line.dataset for line in lines):
         printed = _new_table()
-        for heading in ("claim", "published", "source", "this run"):
+        for heading in ("claim", "published", "source", "this run", "verdict"):
             printed.add_column(heading, overflow="fold")
         for line in lines:
-            printed.add_row(*line)
-        console.print(f"{claims.title}, {dataset}\n", printed, "", sep="\n")
+            if line.dataset == dataset:
+                claim = line.claim
+                printed.add_row(claim.text, claim.published[dataset], claim.source, line.measured, line.verdict)
+        title = f"Published claims (other settings: compare orderings), {labels.dataset_label(dataset)}"
+        console.print(f"{title}\n", printed, "", sep="\n")
 
 
 def _print(

@@ -1,0 +1,36 @@
+"""``claims``: published claims beside what finished runs measured, with verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Claims"]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Say which published claims hold, from finished runs; prints a page in Markdown.
+
+    Args:
+        out: Folder with results.
+        into: File to write the page to; without one it is printed.
+    """
+
+    out: Path = Path("results/reported")
+    into: Path | None = None
+
+    def run(self, given: list[str]) -> None:
+        """Make the page."""
+        del given
+        from amortized_bayes.presenting.claims_page import claims_page
+        from amortized_bayes.results.durable import write_atomically
+
+        if self.into is not None and self.into.is_dir():
+            raise ValueError(f"expected a file as --into, got {self.into}: a folder")
+        page = claims_page(self.out)
+        if self.into is None:
+            print(page, end="")
+        else:
+            write_atomically(self.into, page.encode())
+            print(self.into)

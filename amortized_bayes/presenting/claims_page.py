@@ -1,0 +1,106 @@
+"""The page of claims: every claim with what was published, what finished runs measured, and a verdict. Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from amortized_bayes import labels
+from amortized_bayes.presenting.claims import CLAIMS, Claim, tell_claim
+from amortized_bayes.results import RunFolder, list_runs
+from amortized_bayes.results.summary import summarise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["claims_page"]
+
+TITLE = """# Published claims, and what we measured
+
+`python run_experiments.py claims --into docs/claims.md` writes this page from the finished runs in `results/reported`;
+with `--out` it reads runs of yours. ± is one standard error, over seeds where a run has several, else over points. A
+claim *holds* or *does not hold* where two standard errors leave no doubt, and *holds in part* where it does for some of
+what was measured. It *cannot be told yet* where errors are too large, seeds are missing, fits have not converged, or no
+run has asked. Settings differ from the published ones (the runs are listed below), so compare orderings, not nats.
+"""
+
+
+class _Run(NamedTuple):
+    """A finished run, and the number under which the page names it."""
+
+    number: int
+    folder: RunFolder
+    preset: str
+    finals: pd.DataFrame
+
+
+def claims_page(out: Path) -> str:
+    """The page, from the finished runs under ``out``; of several runs that could answer, the latest does.
+
+    Raises:
+        ValueError: there are none.
+    """
+    runs = list(_finished(out))
+    if not runs:
+        raise ValueError(f"expected finished runs under {out}, got none")
+    used: dict[int, _Run] = {}
+    parts = [TITLE]
+    for source in dict.fromkeys(_whose(claim) for claim in CLAIMS):
+        lines = [line for claim in CLAIMS if _whose(claim) == source for line in _lines(claim, runs, used)]
+        heading = "| claim | data | published | measured | verdict |\n|---|---|---|---|---|"
+        parts.append("\n".join([f"## {source}\n", heading, *lines, ""]))
+    parts.append("\n".join(["## Runs\n", *(_described(used[number]) for number in sorted(used)), ""]))
+    return "\n".join(parts)
+
+
+def _finished(out: Path) -> Iterator[_Run]:
+    number = 0
+    for info in list_runs(out):
+        if info.status == "finished" and info.experiment in {claim.experiment for claim in CLAIMS}:
+            folder = RunFolder.open(info.path)
+            number += 1
+            yield _Run(number, folder, str(folder.environment().get("preset", "")), summarise(folder.rows()))
+
+
+def _whose(claim: Claim) -> str:
+    """The source without its tables."""
+    return claim.source.removeprefix("rerun of ").split(", Table")[0].split(", from")[0]
+
+
+def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterator[str]:
+    """A line per data set; the runs that answer are added to ``used``."""
+    for dataset, published in claim.published.items():
+        able = [
+            run
+            for run in runs
+            if run.folder.experiment == claim.experiment
+            and run.preset == claim.preset
+            and dataset in set(run.finals["dataset"])
+        ]
+        measured, verdict = "no run yet", "cannot be told yet"
+        if able:
+            run = able[-1]
+            used[run.number] = run
+            rows = cast("pd.DataFrame", run.finals[run.finals["dataset"] == dataset])
+            line = tell_claim(claim, dataset, rows)
+            measured, verdict = f"{line.measured} [{run.number}]", line.verdict
+        cells = (claim.text, labels.dataset_label(dataset), published, measured, f"**{verdict}**")
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _described(run: _Run) -> str:
+    """How a run came about."""
+    about = run.folder.environment()
+    git = cast("dict[str, object]", about.get("git") or {})
+    seeds = sorted({int(seed) for seed in run.finals["seed"].dropna()}) if "seed" in run.finals.columns else []
+    command = f"python run_experiments.py {about.get('command', run.folder.experiment)}"
+    words = [
+        f"preset *{run.preset or 'unknown'}*",
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "",
+        f"commit {str(git.get('commit', 'unknown'))[:7]}{' with changes' if git.get('dirty') else ''}",
+        str(about.get("platform", "")),
+        f"started {str(about.get('started', ''))[:10]}",
+        f"`{run.folder.experiment}/{run.folder.name}`",
+    ]
+    return f"{run.number}. `{command}`: {', '.join(filter(None, words))}"
