@@ -10,6 +10,7 @@ from enumerated_models import (
     DECODER,
     LENGTHS,
     LOGITS,
+    MEANS,
     PARALLEL,
     WORDS,
     SemiSupervised,
@@ -266,3 +267,31 @@ def test_a_guide_that_draws_what_the_model_enumerates_is_not_diagnosed():
 def test_local_reparametrization_is_refused():
     with pytest.raises(ValueError, match="other weights for each value of the enumerated site 'k'"):
         expected_log_weights(mixture, gaussian_guide, points(), local_reparametrization=True)
+
+
+@pytest.mark.parametrize("dim", [-2, -3])
+def test_compare_with_enumerated_sites_and_the_plate_at_any_dimension(dim):
+    """A mixture as the prior of z: the ELBO of the fitted Gaussians is at most the log evidence, and near it."""
+
+    def model(x):
+        shape = (len(x), *[1] * (-dim - 1))
+        with pyro.plate("rows", len(x), dim=dim):
+            k = pyro.sample("k", dist.Categorical(logits=LOGITS), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(MEANS[k, 0], 0.8))
+            pyro.sample("x", dist.Normal(z, 0.3), obs=x.reshape(shape))
+
+    x = MEANS[torch.arange(60) % 3, 0] + 0.8 * torch.randn(60, generator=torch.Generator().manual_seed(1))
+    quick = ab.ComparisonSettings(epochs=40, rungs=1, num_draws=100)
+    report = ab.compare(model, x, guides=("factorized",), settings=quick, progress=False)
+    guide = report.best.apply().guide
+    loc, scale = (part[:, None] for part in guide.locate(x, torch.arange(60)).detach().T)
+    eps = torch.linspace(-6, 6, 201)
+    z = loc + scale.exp() * eps
+    log_p = (LOGITS + dist.Normal(MEANS[:, 0], 0.8).log_prob(z[..., None])).logsumexp(-1)
+    weight = dist.Normal(0.0, 1.0).log_prob(eps).exp() * (eps[1] - eps[0])
+    log_w = log_p + dist.Normal(z, 0.3).log_prob(x[:, None]) - dist.Normal(loc, scale.exp()).log_prob(z)
+    exact = (log_w * weight).sum(-1)
+    error = report.best.elbo.standard_error.square().sum().sqrt() / 60
+    assert abs(report.best.elbo.value.mean() - exact.mean()) < 3 * error
+    evidence = (LOGITS + dist.Normal(MEANS[:, 0], (0.64 + 0.09) ** 0.5).log_prob(x[:, None])).logsumexp(-1)
+    assert 0 < (evidence - exact).mean() < 0.1

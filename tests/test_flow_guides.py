@@ -2,6 +2,7 @@
 
 import copy
 
+import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
@@ -15,6 +16,7 @@ from amortized_bayes.flows import FAMILIES, FlowSettings
 from amortized_bayes.guides import Amortized, MeanField
 from amortized_bayes.guides.flow import LOG_SCALE_RANGE
 from amortized_bayes.guides.local import INITIAL_LOG_SCALE
+from amortized_bayes.sites import latent_sites
 from amortized_bayes.traces import trace_pair
 from amortized_bayes.types import LatentSite
 from amortized_bayes.weights import log_weights
@@ -87,6 +89,34 @@ def test_expected_and_plain_log_weights_agree_on_a_draw(float64, family, sites):
     torch.testing.assert_close(found[1].log_likelihood, found[0].log_likelihood)
     if family != "gaussian":
         torch.testing.assert_close(found[1].local, found[0].local)
+
+
+@every_family
+@pytest.mark.parametrize("dim", [-2, -3])
+def test_the_plate_may_be_at_any_dimension(float64, family, dim):
+    """Beside positive latents in a further plate; against the same flow of a plate at -1, with the same draws."""
+
+    def model(x, dim=dim):
+        room, parts = (1,) * (-dim - 1), (P,) if dim == -1 else ()
+        with pyro.plate("data", len(x), dim=dim):
+            a = pyro.sample("a", dist.Normal(torch.zeros(len(x), *room), 1.0))
+            if parts:
+                b = pyro.sample("b", dist.Gamma(2.0, torch.ones(len(x), P)).to_event(1))
+                pyro.sample("x", dist.Normal(a[:, None] + b, 1.0).to_event(1), obs=x)
+                return
+            with pyro.plate("parts", P, dim=-1):
+                b = pyro.sample("b", dist.Gamma(2.0, 1.0))
+                pyro.sample("x", dist.Normal(a + b, 1.0), obs=x.reshape(len(x), *room[1:], P))
+
+    x, found = torch.randn(N, P), []
+    guide = scrambled(make(family, latent_sites(model, x).local))
+    plain = make(family, latent_sites(model, x, dim=-1).local)
+    plain.load_state_dict(guide.state_dict())
+    for some, at in ((guide, dim), (plain, -1)):
+        torch.manual_seed(2)
+        found.append(log_weights(model, some, x, dim=at, num_particles=3))
+    for ours, expected in zip(found[0][:3], found[1][:3], strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 # Laws -----------------------------------------------------------------------------------------------------------------

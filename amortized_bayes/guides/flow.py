@@ -40,9 +40,10 @@ from amortized_bayes.guides.flow_layers import Flow
 from amortized_bayes.guides.local import (
     INITIAL_LOG_SCALE,
     LocalGuide,
+    each_in_its_plates,
     initial_parameters,
     is_real,
-    unconstrained_shape,
+    placed,
 )
 from amortized_bayes.guides.transforms import softclip
 from amortized_bayes.networks import MLP, start_at
@@ -116,12 +117,6 @@ class FlowGuide(LocalGuide):
         **options: Any,
     ) -> None:
         super().__init__(sites, num_data, **options)
-        for site in self.sites:
-            if site.dim != -1 or site.around:
-                raise ValueError(
-                    f"a flow expected plate {self.plate!r} at dim=-1 and sites in no other batch dimension, got "
-                    f"{site.name!r}; use .to_event() for its other dimensions"
-                )
         if width < 1 or depth < 0:
             raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
         self.settings, self.observed = settings or FlowSettings(), observed
@@ -152,16 +147,23 @@ class FlowGuide(LocalGuide):
         if not self.flow.layers:
             super().sample(x, index)
             return
-        encoded = self.encode(x)
-        base = dist.Normal(encoded.loc, encoded.log_scale.exp()).to_event(1)
+        loc, log_scale, context = (None if part is None else self._in_plate(part) for part in self.encode(x))
+        assert loc is not None
+        assert log_scale is not None
+        base = dist.Normal(loc, log_scale.exp()).to_event(1)
         only = self.sites[0] if len(self.sites) == 1 else None
         if self.flow.auxiliary:
-            pass_on(self.sites, self.sizes, self._sample_with_auxiliary(x, base, encoded.context))
-        elif only and is_real(only.support):
-            pyro.sample(only.name, self._moved(base, encoded.context, only.event_shape))
+            pass_on(self.sites, self.sizes, self._sample_with_auxiliary(x, base, context).reshape(len(x), -1))
+        elif only and is_real(only.support) and only.dim == -1 and not only.around:
+            pyro.sample(only.name, self._moved(base, context, only.event_shape))
         else:
-            joint = self._moved(base, encoded.context, Size([self.latent_dim]))
-            pass_on(self.sites, self.sizes, pyro.sample(LATENT_NAME, joint, infer={"is_auxiliary": True}))
+            joint = self._moved(base, context, Size([self.latent_dim]))
+            flat = pyro.sample(LATENT_NAME, joint, infer={"is_auxiliary": True})
+            pass_on(self.sites, self.sizes, flat.reshape(len(x), -1))
+
+    def _in_plate(self, rows: Tensor) -> Tensor:
+        """Rows ``(B, M)`` with B at the plate's dimension, ``(B, 1, ..., 1, M)``."""
+        return rows.reshape(len(rows), *[1] * (-self.sites[0].dim - 1), rows.shape[-1])
 
     def _moved(self, base: dist.TorchDistribution, context: Tensor | None, shape: Size) -> dist.TorchDistribution:
         transforms = self.flow(context)
@@ -170,14 +172,14 @@ class FlowGuide(LocalGuide):
         return dist.TransformedDistribution(base, transforms)
 
     def _sample_with_auxiliary(self, x: Tensor, base: dist.TorchDistribution, context: Tensor | None) -> Tensor:
-        """Sample z_0 and v_0, count what else the bound has, and give z_T, ``(B, D)``."""
+        """Sample z_0 and v_0, count what else the bound has, and give z_T, ``(B, 1, ..., 1, D)``."""
         if x[0].numel() != self.observed:
             raise ValueError(f"expected data points of size {self.observed}, which r(v|x, z) reads, got {x[0].numel()}")
         z = pyro.sample(BASE_NAME, base, infer={"is_auxiliary": True})
         v = pyro.sample(AUXILIARY_NAME, _normal(*self.flow.draw_model(z)), infer={"is_auxiliary": True})
         state, log_det = self.flow.push(torch.cat([v, z], -1), context)
         v, z = state.chunk(2, -1)
-        reverse = _normal(*self.flow.score_model(z, x.flatten(1))).log_prob(v)
+        reverse = _normal(*self.flow.score_model(z, self._in_plate(x.flatten(1)))).log_prob(v)
         pyro.factor(REVERSE_NAME, -reverse - log_det, has_rsample=True)
         return z
 
@@ -196,11 +198,12 @@ def pass_on(sites: Sequence[LatentSite], sizes: Sequence[int], flat: Tensor) -> 
         >>> tracer.trace.nodes["z"]["value"]
         tensor([1., 1., 1., 1.])
     """
-    for site, part in zip(sites, flat.split(list(sizes), -1), strict=True):
+    for site, part in zip(each_in_its_plates(sites), flat.split(list(sizes), -1), strict=True):
         transform = biject_to(site.support)
-        unconstrained = part.reshape(len(part), *unconstrained_shape(site))
+        unconstrained, batch = placed(site, part), 1 + len(site.around)
         value = transform(unconstrained)
-        moved = transform.log_abs_det_jacobian(unconstrained, value).reshape(len(part), -1).sum(-1)
+        moved = transform.log_abs_det_jacobian(unconstrained, value)
+        moved = moved.flatten(batch).sum(-1) if moved.dim() > batch else moved
         pyro.sample(site.name, dist.Delta(value, log_density=-moved, event_dim=len(site.event_shape)))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any
@@ -27,7 +27,16 @@ from amortized_bayes.guides.seen import Seen, first_and_index
 from amortized_bayes.registration import Registered
 from amortized_bayes.types import LatentSite
 
-__all__ = ["INITIAL_LOG_SCALE", "LocalGuide", "gaussian_site", "initial_parameters", "is_real", "unconstrained_shape"]
+__all__ = [
+    "INITIAL_LOG_SCALE",
+    "LocalGuide",
+    "each_in_its_plates",
+    "gaussian_site",
+    "initial_parameters",
+    "is_real",
+    "placed",
+    "unconstrained_shape",
+]
 
 INITIAL_LOG_SCALE = -1.0
 """Every family starts from the same q(z): location 0 and this log scale, for every data point."""
@@ -79,6 +88,7 @@ class LocalGuide(Registered, ABC):
         self.seen: Seen | None = None
         self.sizes = [math.prod(unconstrained_shape(site)) for site in self.sites]
         self.latent_dim = sum(self.sizes)
+        self.starts = [0, *accumulate(self.sizes)][:-1]
 
     @abstractmethod
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
@@ -109,16 +119,19 @@ class LocalGuide(Registered, ABC):
     def sample(self, x: Tensor, index: Tensor) -> None:
         """Sample every local site, inside the plate: a Gaussian of what :meth:`locate` gives."""
         loc, log_scale = self.locate(x, index).chunk(2, -1)
-        plates = {
-            p: pyro.plate(p.name, p.size, dim=p.dim)
-            for p in dict.fromkeys(p for site in self.sites for p in site.plates)
-        }
-        for site, size, end in zip(self.sites, self.sizes, accumulate(self.sizes), strict=True):
-            part = slice(end - size, end)
-            with ExitStack() as stack:
-                for plate in site.plates:
-                    stack.enter_context(plates[plate])
-                pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
+        for site, start, size in zip(each_in_its_plates(self.sites), self.starts, self.sizes, strict=True):
+            part = slice(start, start + size)
+            pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
+
+
+def each_in_its_plates(sites: Sequence[LatentSite]) -> Iterator[LatentSite]:
+    """The sites in their order, each inside the further plates that it lies in."""
+    plates = {p: pyro.plate(p.name, p.size, dim=p.dim) for p in dict.fromkeys(p for s in sites for p in s.plates)}
+    for site in sites:
+        with ExitStack() as stack:
+            for plate in site.plates:
+                stack.enter_context(plates[plate])
+            yield site
 
 
 def unconstrained_shape(site: LatentSite) -> Size:
@@ -128,16 +141,19 @@ def unconstrained_shape(site: LatentSite) -> Size:
 
 def gaussian_site(site: LatentSite, loc: Tensor, log_scale: Tensor) -> dist.TorchDistribution:
     """Distribution of a site from its flat location and log scale ``(..., size)``, on the site's own support."""
-    shape = (*loc.shape[:-1], *unconstrained_shape(site))
     transform = biject_to(site.support)
-    mean, scale = loc.reshape(shape), log_scale.exp().reshape(shape)
-    if left := len(site.around) + 1 + site.dim:  # batch dimensions to the left of the plate over data points
-        mean, scale = mean.movedim(0, left), scale.movedim(0, left)
-    base = dist.Normal(mean, scale)
+    base = dist.Normal(placed(site, loc), placed(site, log_scale.exp()))
     if is_real(site.support):
         return base.to_event(len(site.event_shape))
     moved = dist.TransformedDistribution(base, [transform])  # batch shape (B,) and what the support leaves
     return moved.to_event(len(site.event_shape) - transform.codomain.event_dim)
+
+
+def placed(site: LatentSite, flat: Tensor) -> Tensor:
+    """Unconstrained values of a site ``(B, size)`` with the plate over data points at its dimension."""
+    values = flat.reshape((*flat.shape[:-1], *unconstrained_shape(site)))
+    left = len(site.around) + 1 + site.dim  # batch dimensions to the left of the plate
+    return values.movedim(0, left) if left else values
 
 
 def initial_parameters(latent_dim: int) -> Tensor:
