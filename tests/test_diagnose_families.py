@@ -109,12 +109,23 @@ def two_sites(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(a + b.sum(-1), 1.0), obs=x)
 
 
+def together(x: Tensor) -> None:
+    """One draw for both sites, b before a."""
+    with pyro.plate("data", len(x)):
+        q = dist.MultivariateNormal(torch.zeros(len(x), 4), torch.eye(4))
+        free = pyro.sample("free", q, infer={"is_auxiliary": True})
+        pyro.sample("b", dist.Delta(free[:, :3].exp(), -free[:, :3].sum(-1), event_dim=1))
+        pyro.sample("a", dist.Delta(free[:, 3]))
+
+
 @pytest.mark.parametrize(
     ("model", "kind", "relation"),
     [
         (LINEAR, AutoMultivariateNormal, OWN),
         (LINEAR, partial(AutoLowRankMultivariateNormal, rank=1), CONTAINS),
-        (two_sites, AutoMultivariateNormal, UNKNOWN),
+        (two_sites, AutoMultivariateNormal, OWN),
+        (two_sites, partial(AutoLowRankMultivariateNormal, rank=1), CONTAINS),
+        (two_sites, lambda _: together, OWN),
         (two_sites, AutoDiagonalNormal, OWN),
     ],
 )
@@ -132,8 +143,7 @@ def test_joint_autoguides(model: Any, kind: Any, relation: str, monkeypatch: pyt
     monkeypatch.setattr(run, "_estimate", stop)
     with pytest.raises(RuntimeError, match="enough"):
         diagnose(model, guide, x)
-    full = relation != UNKNOWN and kind is not AutoDiagonalNormal
-    assert found == [(relation, "full-covariance gaussian" if full else "gaussian")]
+    assert found == [(relation, "gaussian" if kind is AutoDiagonalNormal else "full-covariance gaussian")]
 
 
 def test_a_mixture_gets_no_cause() -> None:

@@ -284,12 +284,10 @@ def _family(job: _Job, guide: Guide, fixed: Mapping[str, Tensor]) -> _Family:
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     with global_seed(job.seed, "family"):
         factors = read_family(joint, job.guide)
-    rank = guide.rank if isinstance(guide, PerPointGuide) else 0
-    if factors is None or (rank and len(factors) > 1):  # sites that are tied, if by nothing yet
+    if factors is None:
         return _Family("gaussian", UNKNOWN)
     own = OwnFamily(factors)
-    relation = CONTAINS if own.contains or 0 < rank < joint.dim - 1 else OWN
-    return _Family(own.name, relation, "gaussian" if own.name == "gaussian" else "own")
+    return _Family(own.name, CONTAINS if own.contains else OWN, "gaussian" if own.name == "gaussian" else "own")
 
 
 def _source(guide: Guide) -> str:

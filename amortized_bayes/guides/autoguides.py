@@ -18,6 +18,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -39,7 +40,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import biject_to
 from torch.utils import _pytree as pytree
 
-from amortized_bayes.guides.conditionals import JointGaussian, free_value
+from amortized_bayes.guides.conditionals import SAID, JointGaussian, free_value
 from amortized_bayes.types import Guide, LatentSite
 
 __all__ = ["PerPointGuide", "as_per_point", "per_point_guide"]
@@ -176,18 +177,25 @@ class PerPointGuide(nn.Module):
         index = enter()
         known = [places.expand(self.num_data, -1) for places in known]
         drawn = [values.expand(len(index), -1) for values in drawn]
+        say = partial(self._say, gaussian, [*known], [*drawn], index)
+        infer: Any = {SAID: say} if gaussian.rows is not None else {}
         for part in self.local:
             answer = gaussian.given(part.places, torch.cat(known, -1) if known else None)
             values = torch.cat(drawn, -1) if drawn else None
-            value = pyro.sample(part.site.name, answer.at(index).distribution(part.site, values, -self.dim - 1))
+            own = answer.at(index).distribution(part.site, values, -self.dim - 1)
+            value = pyro.sample(part.site.name, own, infer=infer.copy())
             known.append(part.places)
             drawn.append(free_value(part.site, value).reshape(len(index), -1))
 
-    @property
-    def rank(self) -> int:
-        """Rank of the covariance beside its diagonal: 0 of ``AutoDiagonalNormal``."""
-        rows = _joint(self.autoguide).rows
-        return 0 if rows is None else rows.shape[-1]
+    def _say(
+        self, gaussian: JointGaussian, known: list[Tensor], drawn: list[Tensor], index: Tensor
+    ) -> tuple[list[str], Tensor, Tensor, bool]:
+        """The Gaussian of all sites of the points at ``index`` together, see :data:`SAID`."""
+        places = torch.cat([part.places for part in self.local], -1)
+        answer = gaussian.given(places, torch.cat(known, -1) if known else None).at(index)
+        loc = answer.mean(torch.cat(drawn, -1) if drawn else None)
+        low_rank = gaussian.rows is not None and gaussian.rows.shape[-1] < loc.shape[-1] - 1
+        return [part.site.name for part in self.local], loc, answer.scale_tril, low_rank
 
     @torch.no_grad()
     def strongest_tie(self) -> float:

@@ -13,7 +13,15 @@ from torch.distributions.transforms import ReshapeTransform
 from amortized_bayes.guides.local import gaussian_site, is_real
 from amortized_bayes.types import LatentSite
 
-__all__ = ["Conditional", "JointGaussian", "free_value"]
+__all__ = ["SAID", "Conditional", "JointGaussian", "free_value"]
+
+
+SAID = "joint_gaussian"
+"""Key of a site's ``infer``, of a function that gives the Gaussian of all sites of a point together.
+
+It returns their names in its order, ``loc`` ``(B, k)``, ``scale_tril`` ``(B, k, k)``, and whether its family is smaller
+than all Gaussians.
+"""
 
 
 class Conditional(NamedTuple):
@@ -34,11 +42,15 @@ class Conditional(NamedTuple):
         center = None if self.center is None else self.center[index]
         return Conditional(self.loc[index], self.scale_tril[index], gain, center, self.factorizes)
 
+    def mean(self, values: Tensor | None) -> Tensor:
+        """Location, given values of the others, ``(..., k)``."""
+        if self.gain is None or self.center is None or values is None:
+            return self.loc
+        return self.loc + (self.gain @ (values - self.center)[..., None])[..., 0]
+
     def distribution(self, site: LatentSite, values: Tensor | None, between: int = 0) -> Any:
         """Of a site, given values of the others; ``between`` dimensions lie between the plate and the event."""
-        loc, tril = self.loc, self.scale_tril
-        if self.gain is not None and self.center is not None and values is not None:
-            loc = loc + (self.gain @ (values - self.center)[..., None])[..., 0]
+        loc, tril = self.mean(values), self.scale_tril
         for _ in range(between):
             loc, tril = loc.unsqueeze(1), tril.unsqueeze(1)
         if self.factorizes or loc.shape[-1] == 1:

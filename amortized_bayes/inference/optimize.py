@@ -62,8 +62,9 @@ class LocalOptimum(NamedTuple):
         spread: standard deviation over restarts of the final ELBO; ``None`` for a single run.
         family: of which q* is the best, by name.
         contains: whether that family contains the guide's, which is smaller (Gaussians of low rank).
-        factors: q* by site, where the family is the guide's own: a batch ``(B, E)`` of distributions of which q* is the
-            product over E, Gaussians on the unconstrained space and others on the site's support. ``None`` elsewhere.
+        factors: q* by site, where the family is the guide's own (of sites that are drawn together by their names,
+            ``"a & b"``): a batch ``(B, E)`` of distributions of which q* is the product over E, Gaussians on the
+            unconstrained space and others on the site's support. ``None`` elsewhere.
     """
 
     elbo_star: Tensor
@@ -103,7 +104,7 @@ def optimize_local(
         settings: how to find q*.
         family: ``"gaussian"``, factorized on the unconstrained space, or ``"own"``: that of the guide, a product over
             its sites of Gaussians, of full covariance where the guide's are, and of Gamma, Beta, Dirichlet, Weibull,
-            Laplace, Student t and their like by their own parameters.
+            Laplace, Student t and their like by their own parameters; sites that it draws together have one Gaussian.
         plate: name of the plate over data points.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
         seed: of all draws; torch's global generator is left as it was.

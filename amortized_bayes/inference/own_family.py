@@ -1,4 +1,4 @@
-r"""The guide's own family, where it is a product over the sites of kinds that have a name.
+r"""The guide's own family, where it is a product of kinds that have a name, of a site or of several together.
 
 Steps are taken in coordinates in which the Fisher information of q is the identity, so that neither the units of the
 latents nor their correlations matter: near the optimum the ELBO falls by half the squared length of what is missing
@@ -41,7 +41,7 @@ class GaussianPart:
     """E Gaussians of k latents with full covariance; rows hold locations and Cholesky factors."""
 
     def __init__(self, factor: Factor) -> None:
-        self.place, loc = factor.site.place, factor.parameters["loc"]
+        self.place, loc = factor.places, factor.parameters["loc"]
         self.num, self.size = loc.shape[1:]
         self.name = "gaussian" if factor.kind is Normal else "full-covariance gaussian"
         self.start = torch.cat([loc.flatten(1), factor.parameters["scale_tril"].flatten(1)], -1)
@@ -98,7 +98,7 @@ class NaturalPart:
     """E distributions of one kind on the site's own support; rows hold their parameters, mapped to all reals."""
 
     def __init__(self, factor: Factor) -> None:
-        self.site, self.kind, self.place = factor.site, factor.kind, factor.site.place
+        (self.site,), self.kind, self.place = factor.sites, factor.kind, factor.places
         self.name = factor.kind.__name__.lower()
         self.num = next(iter(factor.parameters.values())).shape[1]
         constraints: Any = factor.kind.arg_constraints
@@ -172,10 +172,10 @@ class NaturalPart:
 
 
 class OwnFamily:
-    """Products over the sites of named kinds, see :class:`~amortized_bayes.inference.families.Family`.
+    """Products of named kinds, see :class:`~amortized_bayes.inference.families.Family`.
 
     Args:
-        factors: of the guide, in the order of the sites.
+        factors: of the guide.
     """
 
     def __init__(self, factors: Sequence[Factor]) -> None:
@@ -187,6 +187,7 @@ class OwnFamily:
         self.common = all(factor.gaussian for factor in factors)
         self.contains = any(factor.contains for factor in factors)
         self.start = torch.cat([part.start for part in self.parts], -1)
+        self.order = torch.cat([part.place for part in self.parts]).argsort()  # of z among what the parts draw
         self.rates = torch.full_like(self.start[:1], RATE)
 
     def frame(self, rows: Tensor) -> list[Any]:
@@ -201,7 +202,7 @@ class OwnFamily:
         def pull(grad: Tensor) -> Tensor:
             return torch.cat([d.pull(grad[..., p.place]) for d, p in zip(drawn, self.parts, strict=True)], -1)
 
-        return Draw(torch.cat([d.z for d in drawn], -1), torch.stack([d.log_q for d in drawn]).sum(0), pull)
+        return Draw(self._in_z([d.z for d in drawn]), torch.stack([d.log_q for d in drawn]).sum(0), pull)
 
     def move(self, rows: Tensor, step: Tensor, frame: list[Any]) -> Tensor:
         """See :class:`~amortized_bayes.inference.families.Family`."""
@@ -224,12 +225,16 @@ class OwnFamily:
     def moments(self, rows: Tensor) -> Gaussian:
         """Mean and scale of each latent."""
         found = [part.moments(own) for part, own in self._of(rows)]
-        return Gaussian(*(torch.cat(part, -1) for part in zip(*found, strict=True)))
+        return Gaussian(*(self._in_z(part) for part in zip(*found, strict=True)))
 
     def distributions(self, rows: Tensor) -> dict[str, Distribution]:
-        """Q of each site: Gaussians on the unconstrained space, others on the site's support; a batch ``(r, E)``."""
+        """Q by its sites: Gaussians on the unconstrained space, others on the site's support; a batch ``(r, E)``."""
         own = zip(self.factors, self._of(rows), strict=True)
-        return {factor.site.name: part.distribution(row) for factor, (part, row) in own}
+        return {" & ".join(s.name for s in f.sites): part.distribution(row) for f, (part, row) in own}
+
+    def _in_z(self, columns: Sequence[Tensor]) -> Tensor:
+        """What the parts draw, ``(..., size)`` each, in the order of z."""
+        return torch.cat(list(columns), -1)[..., self.order]
 
     def _of(self, rows: Tensor) -> list[tuple[Any, Tensor]]:
         return list(zip(self.parts, rows.split(self.widths, -1), strict=True))

@@ -1,4 +1,4 @@
-"""What family a guide's q of a point belongs to: a product over the local sites, each of a named kind, or unnamed.
+"""What family a guide's q of a point belongs to: a product of named kinds, each of a local site or several, or unnamed.
 
 A factor is Gaussian on the unconstrained space, of full covariance or factorized, or a distribution on the site's own
 support that torch draws with gradients and whose parameters may be anything within elementwise constraints.
@@ -23,7 +23,9 @@ from torch.distributions import (
     constraints,
 )
 
+from amortized_bayes.guides.conditionals import SAID
 from amortized_bayes.joint.density import LocalSite, plate_to_front
+from amortized_bayes.joint.tied import places_in_z, taken_from
 from amortized_bayes.traces import PairedTraces
 
 __all__ = ["NATURAL", "Factor", "read_factors"]
@@ -53,19 +55,21 @@ NATURAL: tuple[type[Distribution], ...] = (
 
 
 class Factor(NamedTuple):
-    """q of one local site: for each point a product of E distributions of one kind.
+    """q of one local site, or of several together: for each point a product of E distributions of one kind.
 
     Args:
-        site: the site.
+        sites: these sites, of which only a Gaussian's may be several.
         kind: ``Normal`` or ``MultivariateNormal`` on the unconstrained space, else one of :data:`NATURAL` on the
             site's support.
         parameters: by name, ``(B, E, ...)``; ``loc`` ``(B, E, k)`` and ``scale_tril`` ``(B, E, k, k)`` of a Gaussian.
+        places: where in the vector z of a point the latents of the E distributions lie, one after the other.
         contains: whether the kind is richer than the guide's, which is of low rank.
     """
 
-    site: LocalSite
+    sites: tuple[LocalSite, ...]
     kind: type[Distribution]
     parameters: dict[str, Tensor]
+    places: Tensor = torch.zeros(0, dtype=torch.int64)
     contains: bool = False
 
     @property
@@ -74,8 +78,8 @@ class Factor(NamedTuple):
         return self.kind in (Normal, MultivariateNormal)
 
     def equals(self, other: Factor) -> bool:
-        """Whether another reading of the same site found the same distribution."""
-        if self.kind is not other.kind:
+        """Whether another reading found the same distribution."""
+        if self.kind is not other.kind or not torch.equal(self.places, other.places):
             return False
         return all(torch.equal(value, other.parameters[name]) for name, value in self.parameters.items())
 
@@ -88,55 +92,60 @@ class Factor(NamedTuple):
 
 
 def read_factors(sites: tuple[LocalSite, ...], traces: PairedTraces) -> list[Factor] | None:
-    """The factors of a guide's q, in the order of ``sites``; ``None`` where one has no name."""
-    auxiliary = {s["name"]: s for s in traces.local_sites(traces.guide, observed=False)}
+    """The factors of a guide's q; ``None`` where one has no name."""
+    nodes = {s["name"]: s for s in traces.local_sites(traces.guide, observed=False)}
     if any(True for _ in traces.local_sites(traces.guide, observed=True)):
         return None  # its log q has terms beside those of the sites
-    found = []
-    for site in sites:
-        node = auxiliary.pop(site.name)
-        if isinstance(_unwrapped(node["fn"]), dist.Delta):
-            source = next((s for s in auxiliary.values() if _is_moved(s, node, site)), None)
-            if source is None:
-                return None
-            factor = _read_gaussian(site, auxiliary.pop(source["name"]), constraints.real, traces.plate)
-        else:
-            factor = _read_gaussian(site, node, site.support, traces.plate) or _read_natural(site, node, traces.plate)
-        if factor is None:
+    own = {site.name: nodes.pop(site.name) for site in sites}
+    said = {node["infer"].get(SAID) for node in own.values()}
+    if said != {None}:  # the guide says of which Gaussian its sites are
+        of_all = said.pop() if len(said) == 1 and not nodes else None
+        return None if of_all is None else [_said(sites, *of_all())]
+    found, masses = [], [site for site in sites if isinstance(_unwrapped(own[site.name]["fn"]), dist.Delta)]
+    for source in nodes.values():
+        places = taken_from(source, masses, traces)
+        factor = None if places is None else _read_gaussian(source, constraints.real, len(places), traces.plate)
+        if places is None or factor is None:
             return None
-        found.append(factor)
-    return None if auxiliary else found
+        made = [site for site in masses if (places == site.place.start).any()]
+        found.append(factor._replace(sites=tuple(made), places=places))
+        masses = [site for site in masses if site not in made]
+    for site in sites:
+        if site in masses:
+            return None
+        if not isinstance(_unwrapped((node := own[site.name])["fn"]), dist.Delta):
+            gaussian = _read_gaussian(node, site.support, site.free_shape.numel(), traces.plate)
+            factor = gaussian or _read_natural(site, node, traces.plate)
+            if factor is None:
+                return None
+            found.append(factor._replace(sites=(site,), places=places_in_z([site])))
+    return sorted(found, key=lambda f: int(f.places.min()))
 
 
-def _is_moved(source: Any, node: Any, site: LocalSite) -> bool:
-    """Whether a point mass is the value of an auxiliary site, moved by the support's bijection, as in autoguides."""
-    bijection, free = biject_to(site.support), source["value"]
-    value = bijection(free)
-    if value.shape != node["value"].shape or not torch.equal(value, node["value"]):
-        return False
-    volume, own = bijection.log_abs_det_jacobian(free, value), -_unwrapped(node["fn"]).log_density
-    extra = volume.dim() - len(node["fn"].batch_shape)
-    volume = volume.flatten(-extra).sum(-1) if extra > 0 else volume
-    return torch.allclose(volume, torch.as_tensor(own).to(volume).expand(volume.shape), rtol=1e-4, atol=1e-5)
+def _said(sites: tuple[LocalSite, ...], names: Sequence[str], loc: Tensor, tril: Tensor, contains: bool) -> Factor:
+    """The Gaussian that a guide says its sites are drawn from together."""
+    order = [next(site for site in sites if site.name == name) for name in names]
+    parameters = {"loc": loc[:, None], "scale_tril": tril[:, None]}
+    return Factor(sites, MultivariateNormal, parameters, places_in_z(order), contains)
 
 
-def _read_gaussian(site: LocalSite, node: Any, support: Any, plate: str) -> Factor | None:
-    """The Gaussian on the unconstrained space that a site's distribution is, moved by the support's bijection."""
+def _read_gaussian(node: Any, support: Any, size: int, plate: str) -> Factor | None:
+    """The Gaussian of so many latents that a distribution is on the unconstrained space, moved by a bijection."""
     fn = _free_gaussian(node["fn"], support)
     free = node["value"] if support is constraints.real else biject_to(support).inv(node["value"])
-    if fn is None or plate_to_front(node, plate, free).shape[1:].numel() != site.free_shape.numel():
+    if fn is None or plate_to_front(node, plate, free).shape[1:].numel() != size:
         return None
     loc = plate_to_front(node, plate, fn.loc.expand(free.shape))
     if isinstance(fn, Normal):
         scale = plate_to_front(node, plate, fn.scale.expand(free.shape))
         parameters = {"loc": loc.reshape(len(loc), -1, 1), "scale_tril": scale.reshape(len(loc), -1, 1, 1)}
-        return Factor(site, Normal, parameters)
+        return Factor((), Normal, parameters)
     size = loc.shape[-1]
     tril = plate_to_front(node, plate, fn.scale_tril.expand(*free.shape, size))
     parameters = {"loc": loc.reshape(len(loc), -1, size), "scale_tril": tril.reshape(len(loc), -1, size, size)}
     # Any covariance is one of rank size - 1 and its least eigenvalue on the diagonal.
     low_rank = isinstance(fn, LowRankMultivariateNormal) and fn.cov_factor.shape[-1] < size - 1
-    return Factor(site, MultivariateNormal, parameters, contains=low_rank)
+    return Factor((), MultivariateNormal, parameters, contains=low_rank)
 
 
 def _free_gaussian(fn: Any, support: Any) -> Any:
@@ -169,7 +178,7 @@ def _read_natural(site: LocalSite, node: Any, plate: str) -> Factor | None:
         shape = value.shape[value.dim() - event :]
         front = plate_to_front(node, plate, value.expand(fn.batch_shape + shape))
         parameters[name] = front.reshape(len(front), -1, *shape)
-    return Factor(site, type(fn), parameters)
+    return Factor((), type(fn), parameters)
 
 
 def _has_own_bounds(support: Any) -> bool:

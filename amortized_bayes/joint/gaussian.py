@@ -60,7 +60,7 @@ def read_gaussian(joint: LogJoint, guide: Guide) -> Gaussian | None:
 
 
 def read_family(joint: LogJoint, guide: Guide) -> list[Factor] | None:
-    """The guide's q as a product of named factors over its sites, the same at each run; else ``None``.
+    """The guide's q as a product of named factors, the same at each run; else ``None``.
 
     Raises:
         ValueError: the guide misses a site.
@@ -110,8 +110,9 @@ def _read_twice(joint: LogJoint, guide: Guide) -> tuple[list[Factor] | None, tup
     """Factors on which two runs of the guide agree, and those runs."""
     traces = (_run(joint, guide), _run(joint, guide))
     first, second = (read_factors(joint.sites, t) for t in traces)
-    same = first is not None and second is not None and all(map(Factor.equals, first, second))
-    return first if same else None, traces
+    if first is None or second is None or len(first) != len(second):
+        return None, traces
+    return first if all(map(Factor.equals, first, second)) else None, traces
 
 
 def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
@@ -134,5 +135,6 @@ def _gaussian(factors: list[Factor] | None) -> Gaussian | None:
     """Location and scale of q where every site of it is a factorized Gaussian, ``None`` elsewhere."""
     if factors is None or any(factor.kind is not Normal for factor in factors):
         return None
+    order = torch.cat([factor.places for factor in factors]).argsort()
     loc, scale = (torch.cat([f.parameters[name].flatten(1) for f in factors], -1) for name in ("loc", "scale_tril"))
-    return Gaussian(loc, scale)
+    return Gaussian(loc[:, order], scale[:, order])
