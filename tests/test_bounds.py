@@ -105,8 +105,7 @@ def test_iwae_of_one_particle_is_the_elbo(linear_problem):
     torch.testing.assert_close(bound.standard_error, plain.standard_error)
 
 
-@pytest.mark.parametrize("with_index", [True, False])
-@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize(("with_index", "particles"), [(True, 1), (False, 3)])
 def test_iwae_with_a_shared_latent_takes_a_share_of_its_divergence(shared, with_index, particles):
     """Given theta every weight is log p(x | theta): what is left is the average over theta."""
     model, x, loc, variance = shared

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,16 @@ class Problem:
             pyro.sample("z", dist.Normal(mean, self.stretch * self.scale).to_event(1))
 
 
-@pytest.fixture
-def spoiled(float64: None) -> tuple[Problem, Diagnosis]:
+@cache
+def diagnosed() -> tuple[Problem, Diagnosis]:
     problem = Problem(off=0.8, stretch=1.3)
     return problem, diagnose(problem.model, problem.guide, problem.x, settings=QUICK)
+
+
+@pytest.fixture
+def spoiled(float64: None) -> tuple[Problem, Diagnosis]:
+    """Found once, for tests that change nothing in it."""
+    return diagnosed()
 
 
 def test_both_gaps_in_closed_form(spoiled: tuple[Problem, Diagnosis]) -> None:
