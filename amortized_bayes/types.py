@@ -78,7 +78,7 @@ class Dataset(NamedTuple):
     ``image_shape`` is ``(channels, height, width)``, in which order pixels lie in a row, or ``None`` for vectors; grey
     images have 1 channel. ``grey_levels`` is the value of white (255 for MNIST, 16 for the embedded digits, 1 for what
     already lies in [0, 1]); grey pixels in [0, 1] are ``pixels / grey_levels``. ``sha256`` maps each file that was read
-    to its checksum. ``note`` is empty, or says which data set it is used instead of.
+    to its checksum. ``note`` is empty, or says what must be known about it: that it is a part of another, say.
     """
 
     name: str

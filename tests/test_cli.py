@@ -128,7 +128,10 @@ def test_settings_of_a_model_or_of_bounds_are_flags_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("sweep --dataset nothing", "expected a data set (mnist, fashion-mnist, binarized-mnist, digits) or a path"),
+        (
+            "sweep --dataset nothing",
+            "expected a data set (mnist, fashion-mnist, binarized-mnist, cifar10, digits) or a path",
+        ),
         ("--dataset fashon-mnist", "did you mean 'fashion-mnist'?"),
         ("--dataset none.npz", "expected a numpy file, got 'none.npz': no such file"),
         ("--widths 0", "expected --widths of 1 or more, got [0]"),
@@ -153,7 +156,8 @@ def test_settings_of_a_model_or_of_bounds_are_flags_of_their_own(tmp_path):
         ("train --hidden 4 0", "expected --hidden of 1 or more, got [4, 0]"),
         ("train --learning-rate inf", "expected --learning-rate above 0, got inf"),
         ("train --epochs 5 --kl-warm-up 6", "expected --kl-warm-up of at most 5 epochs, got 6"),
-        ("train --network convolutional --encoder linear", "expected a convolutional --encoder small or standard"),
+        ("train --dataset cifar10 --decoder bayesian", "expected --decoder point for deep-convolutional networks"),
+        ("decoder-capacity --dataset cifar10", "expected --network dense, whose hidden layers are counted"),
         ("train --binarization dynamic", "expected --binarization fixed for binarized-mnist"),
         ("gaps --points 1", "expected --points of 2 or more, got 1"),
         ("gaps --particles 24", "expected --particles of 25 or more, got 24"),

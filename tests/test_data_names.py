@@ -40,7 +40,9 @@ def test_a_name_misspelt_gets_a_hint(name):
 
 
 def test_a_name_like_nothing_gets_the_list():
-    with pytest.raises(ValueError, match=r"binarized-mnist, digits.*path that ends in .npy or .npz, got 'rows.csv'$"):
+    with pytest.raises(
+        ValueError, match=r"binarized-mnist, cifar10, digits.*path that ends in .npy or .npz, got 'rows.csv'$"
+    ):
         load_dataset("rows.csv")
 
 
@@ -83,7 +85,10 @@ def test_names_for_rows_titles_and_files(dataset, display, label, short):
 def test_entries_fit_what_they_read():
     assert len({known.short for known in DATASETS.values()}) == len(DATASETS)
     assert all(known.labels_from in DATASETS for known in DATASETS.values() if known.labels_from)
-    assert [name for name, known in DATASETS.items() if known.binarization == "threshold"] == ["fashion-mnist"]
+    assert [name for name, known in DATASETS.items() if known.binarization == "threshold"] == [
+        "fashion-mnist",
+        "cifar10",
+    ]
     assert [name for name, known in DATASETS.items() if not known.grey] == ["binarized-mnist"]
 
 

@@ -50,7 +50,7 @@ def test_no_parameter_of_a_frozen_decoder_moves(trained, tmp_path):
     before = {name: p.clone() for name, p in trained.model.named_parameters()}
     for family in ("gaussian", "auxiliary", "realnvp-contextual"):
         wanted = replace(MODEL, encoder="linear", family=family)
-        guide = fit_encoder(trained, wanted, 1, QuickLab(tmp_path, CPU))
+        guide = fit_encoder(trained, replace(wanted, epochs=1), QuickLab(tmp_path, CPU))
         assert any(p.abs().sum() > 0 for p in guide.parameters())
     assert before
     assert all(torch.equal(p, before[name]) for name, p in trained.model.named_parameters())
@@ -60,7 +60,7 @@ def test_early_stopping_of_encoders_looks_at_validation_images_alone(trained, tm
     seen = []
     real = encoders.elbo
     monkeypatch.setattr(encoders, "elbo", lambda m, g, x, **options: seen.append(x) or real(m, g, x, **options))
-    fit_encoder(trained, replace(MODEL, encoder="linear"), 2, QuickLab(tmp_path, CPU))
+    fit_encoder(trained, replace(MODEL, encoder="linear", epochs=2), QuickLab(tmp_path, CPU))
     assert seen
     assert all(torch.equal(x, trained.data.validation.float()) for x in seen)
     everything = {tuple(row) for row in trained.data.train.tolist()}

@@ -37,7 +37,6 @@ from amortized_bayes.results.encoding import yaml_bytes
         ({"learning_rate": float("nan")}, "expected --learning-rate above 0, got nan"),
         ({"entropy_annealing": 151}, "expected --entropy-annealing of at most 60 epochs, got 151"),
         ({"kl_warm_up": 151}, "expected --kl-warm-up of at most 60 epochs, got 151"),
-        ({"network": "convolutional", "encoder": "linear"}, "convolutional --encoder small or standard or wide"),
         ({"binarization": "dynamic"}, "--binarization fixed for binarized-mnist, .*; --dataset mnist has grey values"),
         ({"binarization": "threshold"}, "which is binary already, got 'threshold'"),
         ({"likelihood": "poisson"}, "expected --likelihood bernoulli or gaussian or binomial, got 'poisson'"),

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from amortized_bayes.data.arrays import read_numpy_file
-from amortized_bayes.data.places import FileSet
+from amortized_bayes.data.places import FileSet, RemoteFile
 from amortized_bayes.types import Dataset, Images
 
-__all__ = ["BINARIZED_FILES", "read_binarized"]
+__all__ = ["BINARIZED_FILES", "BINARIZED_REMOTE", "read_binarized"]
 
 ORIGIN = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
 
@@ -26,6 +26,14 @@ BINARIZED_FILES = FileSet(
     "BinarizedMNIST",
     (("binarized_mnist.npz", "binarized_mnist_train.amat"), ("binarized_mnist.npz", "binarized_mnist_test.amat")),
     f"binarized_mnist_train.amat and binarized_mnist_test.amat (from {ORIGIN}), or binarized_mnist.npz,",
+)
+
+BINARIZED_REMOTE = tuple(
+    RemoteFile(f"{ORIGIN}/binarized_mnist_{split}.amat", f"binarized_mnist_{split}.amat", rows * 1568, sha256)
+    for split, rows, sha256 in (  # as tensorflow/datasets lists them
+        ("train", 50_000, "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d"),
+        ("test", 10_000, "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c"),
+    )
 )
 
 # The sha256 of the packed bits, (N, 98) bytes in C order. Computed once, from arrays that, written as text, had the

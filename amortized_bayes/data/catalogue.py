@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from amortized_bayes.data.binarized import BINARIZED_FILES, read_binarized
+from amortized_bayes.data.binarized import BINARIZED_FILES, BINARIZED_REMOTE, read_binarized
+from amortized_bayes.data.cifar import ARCHIVE, CIFAR_FILES, read_cifar10
 from amortized_bayes.data.digits import read_digits
-from amortized_bayes.data.download import download_idx_set
+from amortized_bayes.data.download import download_files, download_idx_set
 from amortized_bayes.data.mnist import list_idx_files, read_idx_set
 from amortized_bayes.data.places import FileSet
 from amortized_bayes.types import Dataset
@@ -33,6 +34,7 @@ class KnownDataset(NamedTuple):
         download: downloads its files into a folder; ``None`` where that is impossible.
         grey: its pixels have grey values; else they are binary.
         binarization: what ``auto`` means for it, ``fixed`` (drawn once, by seed) or ``threshold`` (above one half).
+        network: what ``auto`` means for the networks of a VAE.
         labels_from: the data set whose grey images its binary ones were drawn from, and which lends them its labels.
     """
 
@@ -43,6 +45,7 @@ class KnownDataset(NamedTuple):
     download: Callable[[Path], None] | None = None
     grey: bool = True
     binarization: Literal["fixed", "threshold"] = "fixed"
+    network: Literal["dense", "deep-convolutional"] = "dense"
     labels_from: str = ""
 
 
@@ -63,7 +66,22 @@ DATASETS: dict[str, KnownDataset] = {
         binarization="threshold",  # as Cremer, Li & Duvenaud (2018) do
     ),
     "binarized-mnist": KnownDataset(
-        "binarized MNIST", "binarized-mnist", read_binarized, lambda: BINARIZED_FILES, grey=False, labels_from="mnist"
+        "binarized MNIST",
+        "binarized-mnist",
+        read_binarized,
+        lambda: BINARIZED_FILES,
+        partial(download_files, "binarized-mnist", BINARIZED_FILES.folder, BINARIZED_REMOTE),
+        grey=False,
+        labels_from="mnist",
+    ),
+    "cifar10": KnownDataset(
+        "CIFAR-10",
+        "cifar10",
+        read_cifar10,
+        lambda: CIFAR_FILES,
+        partial(download_files, "cifar10", CIFAR_FILES.folder, (ARCHIVE,)),
+        network="deep-convolutional",
+        binarization="threshold",  # each colour channel, as Cremer, Li & Duvenaud (2018) do
     ),
     "digits": KnownDataset("digits", "digits", lambda _: read_digits()),
 }

@@ -14,6 +14,7 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "DataUnavailable",
     "FileSet",
+    "RemoteFile",
     "cache_folder",
     "describe_search",
     "find_files",
@@ -36,6 +37,15 @@ class FileSet(NamedTuple):
     folder: str
     files: tuple[tuple[str, ...], ...]
     hint: str
+
+
+class RemoteFile(NamedTuple):
+    """A published file: where it is, its name on disk, its bytes and their sha256."""
+
+    url: str
+    name: str
+    size: int
+    sha256: str
 
 
 def cache_folder() -> Path:

@@ -37,7 +37,7 @@ from amortized_bayes.traces import sample_sites, trace_pair
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import log_weights
 
-__all__ = ["SHARED_DRAWS", "Elbo", "Estimate", "elbo", "iwae", "log_predictive"]
+__all__ = ["MAX_ROWS", "SHARED_DRAWS", "Elbo", "Estimate", "elbo", "iwae", "log_predictive"]
 
 MAX_ROWS = 20_000
 """Particles times points that are evaluated at once: memory stays near 1 GB for 784 pixels in float32."""

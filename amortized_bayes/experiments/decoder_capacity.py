@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
-from amortized_bayes.configuration import AtLeast, Different, Settings
+from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.settings import (
     PAPER_BOUNDS,
     TABLE_4_MODEL,
@@ -47,6 +47,13 @@ class Config(Settings):
     layers: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0, 2, 4)
     points: Annotated[int, AtLeast(2)] = 100
     bounds: BoundsConfig = field(default_factory=lambda: BoundsConfig(best_families=("gaussian",)))
+
+    def check(self) -> None:
+        """Convolutional decoders have another number of layers."""
+        if self.model.architecture != "dense":
+            raise SettingError(
+                f"expected --network dense, whose hidden layers are counted, got {self.model.architecture}"
+            )
 
 
 PRESETS = {

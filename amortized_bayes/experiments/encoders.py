@@ -14,10 +14,10 @@ from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.experiments.bounds import PointBounds, elbo_of, same_points
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
-from amortized_bayes.experiments.setup import build_encoder
+from amortized_bayes.experiments.setup import build_encoder, taken_in_training, vae_options
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.guides import LocalGuide
-from amortized_bayes.inference.options import Divergence, FitOptions, cosine
+from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
@@ -39,22 +39,22 @@ class MeasuredEncoder(NamedTuple):
     known: dict[str, np.ndarray]
 
 
-def measured_encoder(model: VAEConfig, wanted: VAEConfig, epochs: int, key: str, lab: Lab) -> MeasuredEncoder:
+def measured_encoder(model: VAEConfig, wanted: VAEConfig, key: str, lab: Lab) -> MeasuredEncoder:
     """Fit the encoder of ``wanted`` for a trained model, and measure it at the points of the job ``key``."""
     trained, x, known = same_points(model, key, lab)
-    guide = fit_encoder(trained, wanted, epochs, lab)
+    guide = fit_encoder(trained, wanted, lab)
     return MeasuredEncoder(guide, x, elbo_of(trained.model, guide, x, wanted.seed), known)
 
 
-def fit_encoder(trained: Trained, wanted: VAEConfig, epochs: int, lab: Lab) -> LocalGuide:
+def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
     """Fit the encoder and family of ``wanted`` to the training images, with the decoder of ``trained`` held fixed.
 
     With validation images the encoder that is best on them is returned, and fitting stops when it gets no better.
 
     Args:
         trained: the model; none of its parameters moves.
-        wanted: encoder, family, batch size, initial learning rate (it falls to 0 as a cosine) and seed.
-        epochs: passes over the images, at most.
+        wanted: encoder, family, seed, and how to fit: the most passes over the images, batch size, learning rate, its
+            schedule, and epochs of KL warm-up.
         lab: who is told how far it is, as the stage ``encoder``.
 
     Raises:
@@ -63,16 +63,14 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, epochs: int, lab: Lab) -> L
     data, model = trained.data, trained.model
     model.requires_grad_(False)
     guide = build_encoder(wanted, data, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
-    options = FitOptions(
-        batch_size=wanted.batch_size, learning_rate=wanted.learning_rate, schedule=cosine, adam_eps=1e-4
-    )
-    training = Training(model, guide, data.train, options, wanted.seed)
-    total = epochs * training.batches.per_epoch
+    training = Training(model, guide, data.train, vae_options(wanted), wanted.seed)
+    total = wanted.epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
     best, state, since = -math.inf, copy.deepcopy(guide.state_dict()), 0
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(wanted.seed, "encoder looks"))
-        for record in training.run(total, evaluations | {round(total * i / 200) for i in range(1, 200)}):
+        records = training.run(total, evaluations | {round(total * i / 200) for i in range(1, 200)})
+        for record in taken_in_training(records, guide):
             lab.watch("encoder", record.step, total, f"ELBO {record.elbo:.1f}")
             if data.validation is None or record.step not in evaluations:
                 continue

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from amortized_bayes.configuration import AtLeast, Different, Settings
+from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.settings import (
     ENCODERS,
     PAPER_BOUNDS,
@@ -46,6 +46,8 @@ class Config(Settings):
         encoders: Capacities of the encoders.
         families: Families of q(z|x).
         encoder_epochs: Passes over the training images for each encoder, at most; it stops early on validation images.
+        encoder_schedule: How the learning rate of an encoder falls, as `--schedule` of the VAE.
+        encoder_kl_warm_up: Number of epochs of an encoder over which the weight of the KL divergence rises from 0 to 1.
         points: Training points at which gaps are measured.
         bounds: How the bounds are estimated.
     """
@@ -54,12 +56,17 @@ class Config(Settings):
     encoders: Annotated[tuple[EncoderName, ...], Different()] = tuple(ENCODERS)
     families: Annotated[tuple[Family, ...], Different()] = ("gaussian", "auxiliary", "realnvp")
     encoder_epochs: Annotated[int, AtLeast(1)] = 30
+    encoder_schedule: Literal["burda", "cosine", "constant"] = "cosine"
+    encoder_kl_warm_up: Annotated[int, AtLeast(0)] = 0
     points: Annotated[int, AtLeast(2)] = 100
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
 
     def check(self) -> None:
-        """Gaps of a family need the best q of that family."""
+        """Gaps of a family need the best q of that family, and a warm-up ends with the fit at the latest."""
         self.bounds.require(self.families)
+        if self.encoder_kl_warm_up > self.encoder_epochs:
+            most = f"at most {self.encoder_epochs} epochs"
+            raise SettingError(f"expected --encoder-kl-warm-up of {most}, got {self.encoder_kl_warm_up}")
 
 
 PRESETS = {
@@ -119,7 +126,15 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     yield decoder
     for family in config.families:
         for encoder in config.encoders:
-            wanted = replace(model, family=family, encoder=encoder)
+            wanted = replace(
+                model,
+                family=family,
+                encoder=encoder,
+                epochs=config.encoder_epochs,
+                schedule=config.encoder_schedule,
+                kl_warm_up=config.encoder_kl_warm_up,
+                entropy_annealing=0,
+            )
             yield Job(
                 {**decoder.factors, "encoder": encoder, "family": family},
                 partial(_encoder, config, wanted, decoder.key, lab),
@@ -135,6 +150,6 @@ def _encoder(config: Config, wanted: VAEConfig, decoder: str, lab: Lab) -> Itera
     from amortized_bayes.experiments.bounds import guide_bounds
     from amortized_bayes.experiments.encoders import measured_encoder
 
-    guide, _, found, shared = measured_encoder(config.model, wanted, config.encoder_epochs, decoder, lab)
+    guide, _, found, shared = measured_encoder(config.model, wanted, decoder, lab)
     yield from guide_bounds(found, shared, wanted.family)
     yield Checkpoint({name: value.detach().cpu().numpy() for name, value in guide.state_dict().items()})

@@ -15,7 +15,14 @@ import torch
 
 from amortized_bayes.data import load_dataset, read_dataset, shuffle
 from amortized_bayes.experiments.settings import VAEConfig
-from amortized_bayes.experiments.setup import ImageData, build_vae, find_labels, load_vae_images, vae_options
+from amortized_bayes.experiments.setup import (
+    ImageData,
+    build_vae,
+    find_labels,
+    in_training,
+    load_vae_images,
+    vae_options,
+)
 from amortized_bayes.experiments.spec import Work
 from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
 from amortized_bayes.inference.options import Divergence
@@ -185,11 +192,14 @@ class Lab:
 
     def _step_seconds(self, config: VAEConfig) -> float:
         data = self.images(config)
-        return seconds_per_step(Training(*build_vae(config, data), data.train, vae_options(config), config.seed), STEPS)
+        programs = build_vae(config, data)
+        training = Training(*programs, data.train, vae_options(config), config.seed)
+        with in_training(*programs):
+            return seconds_per_step(training, STEPS)
 
     def evaluation_seconds(self, config: VAEConfig) -> float:
         """Seconds that a decoder evaluation with its gradient takes, in blocks."""
-        key = ("evaluation", config.dataset, config.hidden, config.latent_dim, config.network)
+        key = ("evaluation", config.dataset, config.hidden, config.latent_dim, config.architecture)
         return self.cached(key, lambda: self._evaluation_seconds(config))
 
     def _evaluation_seconds(self, config: VAEConfig) -> float:

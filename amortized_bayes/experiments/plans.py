@@ -21,6 +21,7 @@ from amortized_bayes.experiments.spec import Job
 from amortized_bayes.experiments.train import train_job
 from amortized_bayes.labels import describe
 from amortized_bayes.results import RunFolder, find_run
+from amortized_bayes.types import Dataset
 
 __all__ = ["Plan", "checksums", "new_plan", "resumed_plan", "training_title", "using_threads"]
 
@@ -143,6 +144,7 @@ def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapp
     config, said = _with_data(module, config, lab, given) if hasattr(module, "substitutes") else (config, {"note": ""})
     if hasattr(module, "prepare"):
         config = module.prepare(config, lab)
+    said["note"] = "; ".join(note for note in (said["note"], *_data_notes(module, config, lab)) if note)
     plan = Plan(name, config, lab, {**about, "data": checksums(module, config, lab), **said}, most=most)
     threads = max(1, torch.get_num_threads() // max(1, len(plan.jobs) + len(plan.missing)))
     return replace(plan, about={**plan.about, "threads": threads, "jobs": plan.workers})
@@ -210,9 +212,17 @@ def _plain(value: Any) -> str:
 
 def checksums(module: ModuleType, config: Any, lab: Lab) -> dict[str, dict[str, str]]:
     """The sha256 of the files of every data set of a run."""
+    return {data.name: dict(data.sha256) for data in _data(module, config, lab)}
+
+
+def _data_notes(module: ModuleType, config: Any, lab: Lab) -> list[str]:
+    """What must be known about the data of a run."""
+    return [data.note for data in _data(module, config, lab)]
+
+
+def _data(module: ModuleType, config: Any, lab: Lab) -> list[Dataset]:
     names = module.datasets(config, lab) if hasattr(module, "datasets") else datasets_of(config)
-    found = [lab.dataset(name) for name in names]
-    return {data.name: dict(data.sha256) for data in found}
+    return [lab.dataset(name) for name in names]
 
 
 def training_title(config: VAEConfig) -> str:

@@ -25,6 +25,7 @@ from amortized_bayes.types import Factor
 __all__ = [
     "CHANNELS",
     "DATASET_HELP",
+    "DEEP_CHANNELS",
     "ENCODERS",
     "PAPER_BOUNDS",
     "TABLE_4_MODEL",
@@ -48,6 +49,12 @@ ENCODERS: dict[str, tuple[int, ...]] = {"linear": (), "small": (100,), "standard
 """Hidden layers of the dense encoders."""
 CHANNELS: dict[str, tuple[int, int]] = {"small": (16, 32), "standard": (32, 64), "wide": (64, 128)}
 """Channels of the convolutional ones."""
+DEEP_CHANNELS: dict[str, tuple[int, int, int]] = {
+    "small": (32, 64, 128),
+    "standard": (64, 128, 256),
+    "wide": (128, 256, 512),
+}
+"""Channels of the deep convolutional ones; those of the decoder are the standard ones in reverse."""
 DATASET_HELP = f"{', '.join(DATASETS)}, or the path of an .npz or .npy file."
 """What ``--dataset`` may be."""
 
@@ -67,12 +74,14 @@ class VAEConfig(Settings):
     Args:
         dataset: The data set.
         binarization: Draw binary pixels once, by seed (fixed), draw them anew at each visit (dynamic), or set them
-            where the grey value is above one half (threshold). With auto, fashion-mnist is thresholded, as in the
-            paper, and other data sets are drawn once. Gaussian and binomial likelihoods take the grey values as they
-            are.
-        network: Type of the networks, dense or convolutional.
+            where the grey value is above one half (threshold). With auto, fashion-mnist and each colour channel of
+            cifar10 are thresholded, as in the paper, and other data sets are drawn once. Gaussian and binomial
+            likelihoods take the grey values as they are.
+        network: Type of the networks. They are dense, have two convolutions (convolutional), or three with batch norm,
+            as in the paper's model of CIFAR-10 (deep-convolutional). With auto, those of cifar10 are
+            deep-convolutional and others dense.
         encoder: Size of the encoder. Its hidden layers have 100 units (small), 200 and 200 (standard), or 500 and
-            500 (wide); a linear encoder has none.
+            500 (wide), or it has more channels; a linear encoder has no hidden layers, whatever the networks.
         family: Family of q(z|x), a Gaussian or a flow. A contextual flow gets its parameters from the encoder.
         num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
         flow_hidden: Width of the two hidden layers of each network inside the flow.
@@ -98,7 +107,7 @@ class VAEConfig(Settings):
 
     dataset: Annotated[str, tyro.conf.arg(help=DATASET_HELP)] = "binarized-mnist"
     binarization: Literal["auto", "fixed", "dynamic", "threshold"] = "auto"
-    network: Literal["dense", "convolutional"] = "dense"
+    network: Literal["auto", "dense", "convolutional", "deep-convolutional"] = "auto"
     encoder: EncoderName = "standard"
     family: Family = "gaussian"
     num_flows: Annotated[int, AtLeast(1)] = 2
@@ -127,8 +136,11 @@ class VAEConfig(Settings):
         for name in ("entropy_annealing", "kl_warm_up"):
             if getattr(self, name) > self.epochs:
                 raise SettingError(f"expected {flag(name)} of at most {self.epochs} epochs, got {getattr(self, name)}")
-        if self.network == "convolutional" and self.encoder not in CHANNELS:
-            raise SettingError(f"expected a convolutional --encoder {' or '.join(CHANNELS)}, got {self.encoder!r}")
+        if self.architecture == "deep-convolutional" and self.decoder == "bayesian":
+            raise SettingError(
+                "expected --decoder point for deep-convolutional networks, whose batch norm has no posterior, got "
+                "'bayesian'"
+            )
         if self.likelihood not in LIKELIHOODS:
             raise SettingError(f"expected --likelihood {' or '.join(CHOICES)}, got {self.likelihood!r}")
         if self.binarization != "auto" and not LIKELIHOODS[self.likelihood].binary:
@@ -143,6 +155,13 @@ class VAEConfig(Settings):
                 f"expected --binarization fixed for {self.dataset}, which is binary already, got "
                 f"{self.binarization!r}{grey}"
             )
+
+    @property
+    def architecture(self) -> Literal["dense", "convolutional", "deep-convolutional"]:
+        """Type of the networks, where ``network`` leaves it to the data set."""
+        if self.network != "auto":
+            return self.network
+        return DATASETS[self.dataset].network if self.dataset in DATASETS else "dense"
 
     @property
     def pixels(self) -> Literal["fixed", "dynamic", "threshold", "grey"]:
@@ -168,7 +187,7 @@ def model_factors(config: VAEConfig) -> dict[str, Factor]:
         "annealed": config.entropy_annealing > 0,
         "seed": config.seed,
     }
-    factors |= {"network": config.network} if config.network != "dense" else {}
+    factors |= {"network": config.architecture} if config.architecture != "dense" else {}
     factors |= {"decoder": config.decoder} if config.decoder != "point" else {}
     likelihood = with_scale(config.likelihood, config.gaussian_scale)
     factors |= {"likelihood": likelihood} if likelihood != "bernoulli" else {}
@@ -191,12 +210,12 @@ def _effective(config: VAEConfig) -> dict[str, Any]:
         "num_flows": config.family == "gaussian",
         "flow_hidden": config.family == "gaussian",
         "gaussian_scale": with_scale(config.likelihood, "learned") == config.likelihood,
-        "hidden": config.network == "convolutional",
+        "hidden": config.architecture != "dense",
         "num_validation": not config.early_stopping,
         "patience": not config.early_stopping,
     }
     values = {f.name: getattr(config, f.name) for f in fields(config) if not idle.get(f.name, False)}
-    return values | {"binarization": config.pixels}
+    return values | {"binarization": config.pixels, "network": config.architecture}
 
 
 VAE_PRESETS: dict[str, VAEConfig] = {

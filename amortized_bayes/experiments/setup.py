@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amortized_bayes.convolutions import DeepConvolutionalDecoder, DeepConvolutionalEncoder
 from amortized_bayes.data import DATASETS, DataUnavailable, binarize
 from amortized_bayes.data.labels import labels_of_binarized
+from amortized_bayes.evaluation.bounds import MAX_ROWS
 from amortized_bayes.experiments.fit_settings import FitSettings
-from amortized_bayes.experiments.settings import CHANNELS, ENCODERS, VAEConfig
+from amortized_bayes.experiments.settings import CHANNELS, DEEP_CHANNELS, ENCODERS, VAEConfig
 from amortized_bayes.flows import FlowSettings
 from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
@@ -28,6 +31,7 @@ from amortized_bayes.types import Dataset, LatentSite
 
 __all__ = [
     "ImageData",
+    "averaging",
     "build_decoder",
     "build_encoder",
     "build_model",
@@ -35,11 +39,15 @@ __all__ = [
     "check_pixels",
     "find_labels",
     "flow_settings",
+    "in_training",
     "load_images",
     "load_vae_images",
+    "rows_at_once",
+    "taken_in_training",
     "vae_options",
 ]
 
+T = TypeVar("T")
 DENSE_WIDTH = 256
 """Of the dense layers beside the convolutions."""
 SCHEDULES: dict[str, Callable[[float], float] | None] = {"burda": burda, "cosine": cosine, "constant": None}
@@ -223,12 +231,14 @@ def build_decoder(config: VAEConfig, data: ImageData) -> DeepGenerative:
         ValueError: images that the network cannot take.
     """
     torch.manual_seed(torch_seed(config.seed, "decoder"))
-    hidden = config.hidden
-    if config.network == "convolutional":
+    hidden, size, activation = config.hidden, config.latent_dim, config.activation
+    if config.architecture == "convolutional":
         first, second = CHANNELS["standard"]
-        shape = _image_shape(config, data)
-        hidden = ConvolutionalDecoder(config.latent_dim, DENSE_WIDTH, (second, first), shape, config.activation)
-    return _model(config, data, hidden, activation=config.activation)
+        hidden = ConvolutionalDecoder(size, DENSE_WIDTH, (second, first), _image_shape(config, data), activation)
+    elif config.architecture == "deep-convolutional":
+        channels = DEEP_CHANNELS["standard"][::-1]
+        hidden = DeepConvolutionalDecoder(size, channels, _image_shape(config, data), activation)
+    return _model(config, data, hidden, activation=config.activation).eval()
 
 
 def _model(
@@ -247,7 +257,7 @@ def _model(
 
 
 def build_vae(config: VAEConfig, data: ImageData) -> tuple[DeepGenerative, LocalGuide]:
-    """Model and guide of a VAE at their start, on the data's device.
+    """Model and guide of a VAE at their start, in evaluation mode, on the data's device.
 
     Raises:
         ValueError: images that the network cannot take.
@@ -261,14 +271,36 @@ def build_vae(config: VAEConfig, data: ImageData) -> tuple[DeepGenerative, Local
 def build_encoder(
     config: VAEConfig, data: ImageData, sites: Sequence[LatentSite], shared: nn.Module | None = None
 ) -> LocalGuide:
-    """The guide alone, at its start: encoder and, for the richer families, flow."""
+    """The guide alone, at its start, in evaluation mode: encoder and, for the richer families, flow."""
     torch.manual_seed(torch_seed(config.seed, "encoder", config.encoder, config.family))
     device, observed, num_data = data.train.device, data.train.shape[1], len(data.train)
     if config.family == "gaussian":
-        return Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared).to(device)
+        return Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared).to(device).eval()
     settings = flow_settings(config, config.family)
     encoder = _encoder(config, data, settings.context_dim)
-    return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device)
+    return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device).eval()
+
+
+@contextmanager
+def in_training(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in training mode while inside the context, which batch norm alone of all layers here notices."""
+    for module in modules:
+        module.train()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.eval()
+
+
+def taken_in_training(records: Iterator[T], *modules: nn.Module) -> Iterator[T]:
+    """What steps yield, the steps taken in training mode, and whoever looks at it in evaluation mode."""
+    while True:
+        with in_training(*modules):
+            record = next(records, None)
+        if record is None:
+            return
+        yield record
 
 
 def flow_settings(config: VAEConfig, family: str) -> FlowSettings:
@@ -279,9 +311,13 @@ def flow_settings(config: VAEConfig, family: str) -> FlowSettings:
 def _encoder(config: VAEConfig, data: ImageData, context_dim: int) -> nn.Module:
     """Network to locations and log scales, which starts as a constant, and to a context, which does not."""
     outputs = 2 * config.latent_dim + context_dim
-    if config.network == "convolutional":
+    if config.architecture == "convolutional" and config.encoder != "linear":
         shape, channels = _image_shape(config, data), CHANNELS[config.encoder]
         network = ConvolutionalEncoder(shape, channels, DENSE_WIDTH, outputs, activation=config.activation)
+        last = network.dense[-1]
+    elif config.architecture == "deep-convolutional" and config.encoder != "linear":
+        channels = DEEP_CHANNELS[config.encoder]
+        network = DeepConvolutionalEncoder(_image_shape(config, data), channels, outputs, config.activation)
         last = network.dense[-1]
     else:
         network = MLP([data.train.shape[1], *ENCODERS[config.encoder], outputs], None, config.activation)
@@ -293,7 +329,7 @@ def _encoder(config: VAEConfig, data: ImageData, context_dim: int) -> nn.Module:
 
 def _image_shape(config: VAEConfig, data: ImageData) -> tuple[int, int, int]:
     if data.image_shape is None:
-        raise ValueError(f"expected images for --network convolutional, got the vectors of {config.dataset}")
+        raise ValueError(f"expected images for --network {config.architecture}, got the vectors of {config.dataset}")
     return data.image_shape
 
 
@@ -311,9 +347,20 @@ def vae_options(config: VAEConfig) -> FitOptions:
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         shared_learning_rate=config.learning_rate,
-        local_reparametrization=config.decoder == "bayesian" and config.network == "dense",
+        local_reparametrization=config.decoder == "bayesian" and config.architecture == "dense",
         schedule=SCHEDULES[config.schedule],
         entropy_weight=rising(config.entropy_annealing),
         kl_weight=rising(config.kl_warm_up),
         adam_eps=1e-4,
+        average=averaging(config),
     )
+
+
+def rows_at_once(config: VAEConfig) -> int:
+    """Images, or particles of them, that networks are run on at once: fewer where they keep many features of each."""
+    return 2_000 if config.architecture == "deep-convolutional" else MAX_ROWS
+
+
+def averaging(config: VAEConfig) -> float | None:
+    """How iterates are averaged; ``None`` with batch norm, whose running statistics belong to the last iterate."""
+    return None if config.architecture == "deep-convolutional" else FitOptions.average

@@ -98,7 +98,8 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     )
     yield truth
     for family in config.families:
-        wanted = replace(model, family=family, num_flows=NUM_FLOWS)
+        fit = {"epochs": config.encoder_epochs, "schedule": "cosine", "kl_warm_up": 0, "entropy_annealing": 0}
+        wanted = replace(model, family=family, num_flows=NUM_FLOWS, **fit)
         cost = 10 * (2 if family == "gaussian" else FLOWS[family].search_cost) * config.steps * config.points
         for name, run, work in (
             ("amortized", _amortized, lab.training_work("encoder", wanted, config.encoder_epochs)),
@@ -123,7 +124,7 @@ def _amortized(config: Config, wanted: VAEConfig, truth: str, lab: Lab) -> Itera
     from amortized_bayes.experiments.encoders import measured_encoder
     from amortized_bayes.experiments.grid import DRAWN, draws_of, gap_to
 
-    guide, x, found, known = measured_encoder(config.model, wanted, config.encoder_epochs, truth, lab)
+    guide, x, found, known = measured_encoder(config.model, wanted, truth, lab)
     yield gap_to(known["log_p"], found, "inference_gap")
     yield Arrays({"elbo": found["elbo"], "draws": draws_of(guide, x[:DRAWN], wanted.seed, wanted.family)})
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amortized_bayes.evaluation.bounds import SHARED_DRAWS, Elbo, elbo, iwae
 from amortized_bayes.evaluation.errors import active_units, mean_latents
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
-from amortized_bayes.experiments.setup import ImageData, build_vae, vae_options
+from amortized_bayes.experiments.setup import ImageData, build_vae, rows_at_once, taken_in_training, vae_options
 from amortized_bayes.experiments.spec import Checkpoint, Measured, measured
 from amortized_bayes.experiments.trained import load_state, model_key, state_of
 from amortized_bayes.guides import LocalGuide
@@ -57,7 +57,7 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
     stops_early = data.validation is not None  # of too few images none are held out
     patient = not stops_early or _evaluations_since(config, training, best[1]) < config.patience
     state: dict[str, np.ndarray] | None = None
-    for record in _remaining(config, training, lab) if patient else ():
+    for record in _remaining(config, training, (model, guide), lab) if patient else ():
         with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
             found = _on_the_way(config, data, model, guide, record)
             _refuse_infinite(record.step, found)
@@ -83,14 +83,17 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
     yield Checkpoint(state_of(model, guide), {"model": model_key(config)})
 
 
-def _remaining(config: VAEConfig, training: Training, lab: Lab) -> Iterator[StepRecord]:
-    """Take the steps that are left and yield the records of evaluations."""
+def _remaining(
+    config: VAEConfig, training: Training, programs: tuple[nn.Module, nn.Module], lab: Lab
+) -> Iterator[StepRecord]:
+    """Take the steps that are left and yield the records of evaluations, with the programs in evaluation mode."""
     total = config.epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)} - {0}
     ticks = {round(total * i / 500) for i in range(1, 500)}
     if training.steps >= total:
         return
-    for record in training.run(total - training.steps, evaluations | ticks, begin=0):
+    records = training.run(total - training.steps, evaluations | ticks, begin=0)
+    for record in taken_in_training(records, *programs):
         lab.watch("training", record.step, total, f"ELBO {record.elbo:.1f}")
         if record.step in evaluations:
             yield record
@@ -126,9 +129,10 @@ def _elbo(
 ) -> Elbo:
     """ELBO from one draw; from several where all points share the weights that are drawn."""
     index = torch.arange(len(images), device=images.device)
-    bayesian, local = config.decoder == "bayesian", config.decoder == "bayesian" and config.network == "dense"
+    bayesian, local = config.decoder == "bayesian", config.decoder == "bayesian" and config.architecture == "dense"
     draws = shared_draws if bayesian and not local else 1
-    return elbo(model, guide, images.float(), index, num_draws=draws, num_data=num_data, local_reparametrization=local)
+    options = {"num_draws": draws, "num_data": num_data, "local_reparametrization": local}
+    return elbo(model, guide, images.float(), index, **options, chunk_size=rows_at_once(config))
 
 
 def _final(
@@ -143,7 +147,15 @@ def _final(
             found.append(measured("final_kl", mean_over_points(value.kl), split=split))
         some = torch.arange(min(IWAE_POINTS, len(data.train)), device=data.train.device)
         few = data.train[some].float()
-        bound = iwae(model, guide, few, some, num_particles=IWAE_PARTICLES, num_data=len(data.train))
+        bound = iwae(
+            model,
+            guide,
+            few,
+            some,
+            num_particles=IWAE_PARTICLES,
+            num_data=len(data.train),
+            max_rows=rows_at_once(config),
+        )
         found.append(measured("final_iwae", bound.mean(), split="train"))
     active = active_units(mean_latents(guide, few, some))
     found.append(Measured("active_units", float(active)))
