@@ -6,7 +6,7 @@ import made_runs
 import numpy as np
 import pytest
 
-from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Lines, Points, Table
+from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Ladder, Lines, Points, Scatter, Table
 from amortized_bayes.presenting import figures as figures_module
 from amortized_bayes.presenting import present, tell
 from amortized_bayes.presenting.figures import draw_figures
@@ -203,6 +203,59 @@ def test_dots_are_drawn_alike_each_time_and_draw_from_no_stream(drawn):
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.get_offsets(), b.get_offsets())
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+BOUNDS = ("elbo", "elbo_star", "log_p_lower")
+
+
+def with_bounds(made):
+    """Leave bounds of each point: 3 and 1 nats below log p(x), which varies a hundredfold more over points."""
+    for _, _, arrays, _ in made.jobs:
+        log_p = made.random.normal(-90, 30, 60)
+        noise = made.random.normal(0, 0.3, (2, 60))
+        noise -= noise.mean(1, keepdims=True)
+        arrays.update(elbo=log_p - 3 + noise[0], elbo_star=log_p - 1 + noise[1], log_p_lower=log_p)
+        arrays["k_hat"] = np.linspace(0.2, 1.4, 60)
+    return made
+
+
+def test_a_ladder_shows_paired_distances_to_the_last_bound(drawn):
+    (axes,) = drawn(with_bounds(made_runs.gaps()), {"bounds": (Ladder(BOUNDS, "split"),)})["bounds"].axes
+    assert ticks(axes) == ["ELBO", "L(q*)", "log p (AIS)"]
+    assert texts(axes) == ["train", "test"]
+    for bars in axes.containers:
+        line, _, (spread,) = bars
+        np.testing.assert_allclose(line.get_ydata(), [-3, -1, 0], atol=1e-9)
+        lengths = [np.ptp(segment[:, 1]) / 2 for segment in spread.get_segments()]
+        np.testing.assert_allclose(lengths, [0.3 / np.sqrt(60)] * 2 + [0], rtol=0.3)  # not 30 / sqrt(60)
+
+
+def test_one_metric_of_each_point_is_drawn_against_another(drawn):
+    scatter = Scatter("k_hat", "inference_gap", "split", edge=(0.7, "unreliable beyond"))
+    (axes,) = drawn(with_bounds(made_runs.gaps()), {"k_hat": (scatter,)})["k_hat"].axes
+    train, test, edge = axes.get_lines()
+    assert len(train.get_xdata()) == len(test.get_xdata()) == 60
+    assert list(edge.get_xdata()) == [0.7, 0.7]
+    assert texts(axes) == ["train", "test", "unreliable beyond"]
+    assert train.get_marker() != test.get_marker()
+
+
+def test_points_without_these_arrays_are_not_drawn(drawn):
+    assert not drawn(made_runs.gaps(), {"bounds": (Ladder(BOUNDS, "split"), Scatter("k_hat", "elbo", "split"))})
+
+
+def test_a_point_figure_has_a_panel_for_three_widths_with_the_mean_over_all_points(drawn):
+    made = made_runs.sweep(widths=(1, 4, 16, 64))
+    for key, _, arrays, _ in made.jobs:
+        if arrays:
+            behind = {"k=1": 60.0, "k=16": 4.0, "k=64": 1.0}.get(key.split("+")[-1], 0.0)
+            arrays["elbo_40"] = np.linspace(-200, -50, 5000) - behind
+    found = drawn(made, {"{dataset}_points": Drawn("point_elbos")})["mnist_points"]
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in found.axes]
+    assert titles == ["A-VI, k = 1: 60.0 behind", "A-VI, k = 16: 4.0 behind", "A-VI, k = 64: 1.0 behind"]
+    dots, diagonal = found.axes[1].get_lines()
+    np.testing.assert_allclose(np.asarray(dots.get_xdata()) - np.asarray(dots.get_ydata()), 4.0)
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
 
 
 def test_what_has_no_rows_is_not_drawn(drawn):

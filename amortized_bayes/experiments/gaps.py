@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Measured, Table
+from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Ladder, Measured, Scatter, Table
 from amortized_bayes.flows import CONTEXTUAL
 
 if TYPE_CHECKING:
@@ -106,6 +106,10 @@ FIGURES = {
     "gaps": (
         Bars(("split",), GAPS[:2], title="Where the nats go: {model}"),
         Gaps("split", GAPS[:2]),
+    ),
+    "bounds": (
+        Ladder(("elbo", "elbo_star", "iwae", "log_p_lower"), "split", title="The ladder of bounds: {model}"),
+        Scatter("k_hat", "inference_gap", "split", edge=(0.7, "weights unreliable beyond")),
     ),
     "gaps_by_class": (Bars(("label",), GAPS[:2], apart="split", title="Gaps by class: {model}"),),
 }

@@ -44,10 +44,12 @@ __all__ = [
     "File",
     "Gaps",
     "Job",
+    "Ladder",
     "Lines",
     "Measured",
     "Panel",
     "Points",
+    "Scatter",
     "Table",
     "Work",
     "job_key",
@@ -272,6 +274,31 @@ class Gaps:
 
 
 @dataclass(frozen=True)
+class Scatter:
+    """One dot per data point, from the arrays of jobs: the metric ``y`` against ``x``, coloured by the factor ``hue``.
+
+    ``edge`` is a value of ``x`` to be marked by a line, with words for the legend.
+    """
+
+    x: str
+    y: str
+    hue: str
+    edge: tuple[float, str] | None = None
+    where: Where = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Bounds from the loosest to the tightest, from arrays of jobs: distances to the last one, paired by data point."""
+
+    metrics: tuple[str, ...]
+    hue: str
+    where: Where = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A figure that seaborn cannot draw: a function of ``presenting.drawn``, given the run and its rows."""
 
@@ -279,4 +306,4 @@ class Drawn:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-Panel = Points | Lines | Bars | Gaps | Drawn
+Panel = Points | Lines | Bars | Gaps | Scatter | Ladder | Drawn

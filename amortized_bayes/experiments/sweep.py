@@ -111,6 +111,7 @@ FIGURES = {
     "{dataset}_mse": Drawn("curves", {"metric": "mse_train"}),
     "{dataset}_mse_test": Drawn("curves", {"metric": "mse_test"}),
     "{dataset}_comp": Drawn("curves", {"metric": "share_closed"}),
+    "{dataset}_points": Drawn("point_elbos"),
     "re{number}": Drawn("reconstructions"),
     "family_gap": Drawn("family_gap"),
     "memory": Drawn("memory"),

@@ -64,7 +64,7 @@ class Line(NamedTuple):
 
 ANSWERS = {True: "yes", False: "no", None: "open"}
 MB = "Margossian & Blei (UAI 2024)"
-AB = "Amortized-Bayes (code and figures)"
+AB = "Amortized-Bayes (public code)"
 CREMER = "Cremer, Li & Duvenaud (ICML 2018)"
 
 

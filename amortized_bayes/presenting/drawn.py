@@ -1,9 +1,9 @@
 """Figures that no panel can draw, by name: a run and its rows in, a figure out, or ``None`` where nothing is to draw.
 
-What they read of a run besides rows are arrays of jobs: ``original`` and ``reconstruction`` of a fit of the sweep;
-``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of ``toy-posteriors`` ``axes`` and
-``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo`` ``(B,)`` of the jobs of each family
-named ``amortized`` and ``best``.
+What they read of a run besides rows are arrays of jobs: ``elbo_<epochs>`` ``(N,)``, ``original`` and ``reconstruction``
+of a fit of the sweep; ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of
+``toy-posteriors`` ``axes`` and ``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo``
+``(B,)`` of the jobs of each family named ``amortized`` and ``best``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from amortized_bayes.guides.registry import GUIDES
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
-from amortized_bayes.presenting.fits import of_guide
+from amortized_bayes.presenting.fits import of_guide, widths
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -68,6 +68,32 @@ def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
         return None
     title = f"{labels.dataset_label(dataset)}: test images and what each guide makes of them"
     return plotting.reconstruction_figure(original, seen, title, errors)
+
+
+def _point_elbos(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """ELBO of each training point under A-VI of up to three widths, against F-VI's, with the first seed."""
+    finals = summarise(rows)
+    dataset, seed = str(rows["dataset"].iloc[0]), int(rows["seed"].min())
+    place = {"dataset": dataset, "seed": seed}
+
+    def elbos(guide: str, k: int | None = None) -> np.ndarray | None:
+        for job in run.find({**place, "guide": guide, "k": k})[:1]:
+            return _with_all_epochs(run.arrays(job))
+        return None
+
+    reference = elbos("factorized-from-amortized")
+    known = {k: found for k in widths(finals) if (found := elbos("amortized", k)) is not None}
+    if reference is None or not known:
+        return None
+    chosen = sorted({min(known), sorted(known)[len(known) // 2], max(known)})
+    heading = f"{labels.dataset_label(dataset)}: ELBO of each training point, A-VI against F-VI from A-VI, seed {seed}"
+    return plotting.point_elbo_figure(reference, {k: known[k] for k in chosen}, sorted(known), heading)
+
+
+def _with_all_epochs(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """ELBO of each point with the largest budget."""
+    budgets = [int(name.removeprefix("elbo_")) for name in arrays if name.removeprefix("elbo_").isdecimal()]
+    return arrays[f"elbo_{max(budgets)}"] if budgets else None
 
 
 def _as_images(pixels: np.ndarray) -> np.ndarray | None:
@@ -172,6 +198,7 @@ DRAWN: dict[str, Callable[..., Figure | None]] = {
     "family_gap": _family_gap,
     "reconstructions": _reconstructions,
     "memory": _memory,
+    "point_elbos": _point_elbos,
     "qstar": _qstar,
     "toy_posteriors": _toy_posteriors,
 }

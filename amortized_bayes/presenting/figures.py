@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from amortized_bayes import labels, selection
 from amortized_bayes.data.catalogue import short_name
-from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Lines, Panel, Points
+from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Ladder, Lines, Panel, Points, Scatter
 from amortized_bayes.plotting import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.panels import (
@@ -22,13 +22,13 @@ from amortized_bayes.plotting.panels import (
     Series,
     bend,
     draw_bars,
-    draw_dots,
     draw_lines,
     draw_points,
     series_style,
 )
 from amortized_bayes.presenting import drawn
 from amortized_bayes.presenting.cells import fill
+from amortized_bayes.presenting.point_panels import BELOW, Ready, of_points
 from amortized_bayes.presenting.view import RunView
 from amortized_bayes.results.summary import summarise
 
@@ -37,10 +37,6 @@ __all__ = ["draw_figures"]
 ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 """What may go wrong in drawing one figure; the others are drawn all the same."""
 CLOCKS = {"step": "steps", "seconds": "training time (seconds)"}
-BELOW: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-"""A legend that hides no mark."""
-Ready = tuple[Callable[[Axes], None], float]
-"""What draws one panel, and how many inches wide it is."""
 
 
 def draw_figures(
@@ -113,11 +109,12 @@ def _ready(panel: Panel, run: RunView, rows: pd.DataFrame) -> Iterator[tuple[str
     if isinstance(panel, Drawn):
         raise ValueError(f"expected {panel.function} alone in its figure")
     rows = selection.where(rows, panel.where)
-    apart = "" if isinstance(panel, Gaps) else panel.apart
-    for key, part in selection.groups(rows, (apart,) if apart else ()):
-        if isinstance(panel, Gaps):
-            ready = _dots(panel, run)
-        elif isinstance(panel, Lines):
+    if isinstance(panel, Gaps | Scatter | Ladder):
+        if (dots := of_points(panel, run)) is not None:
+            yield "", dots
+        return
+    for key, part in selection.groups(rows, (panel.apart,) if panel.apart else ()):
+        if isinstance(panel, Lines):
             ready = _lines(panel, part)
         elif isinstance(panel, Bars):
             ready = _bars(panel, summarise(part))
@@ -227,29 +224,6 @@ def _bars(panel: Bars, finals: pd.DataFrame) -> Ready | None:
 
     letters = [max(map(len, name.split("\n"))) for name in bars]
     return draw, 1.8 + max(2.0, sum(0.26 + 0.065 * number for number in letters))
-
-
-def _dots(panel: Gaps, run: RunView) -> Ready | None:
-    """A dot per data point and metric, of all jobs that left these arrays."""
-    found: list[pd.DataFrame] = []
-    wanted = {name: value for name, value in panel.where.items() if not isinstance(value, tuple)}
-    for value in labels.order(panel.x, (run.jobs[key].get(panel.x) for key in run.find(wanted))):
-        for key in run.find({**wanted, panel.x: value}):
-            arrays = run.arrays(key)
-            for metric in (metric for metric in panel.y if metric in arrays):
-                place, part = labels.value_label(panel.x, value), labels.metric_name(metric)
-                found.append(pd.DataFrame({"value": arrays[metric].ravel(), "part": part, "place": place}))
-    if not found:
-        return None
-    points = pd.concat(found, ignore_index=True)
-
-    def draw(axes: Axes) -> None:
-        draw_dots(axes, points)
-        axes.set_xlabel(labels.factor_label(panel.x))
-        axes.set_ylabel("gap of each data point (nats)\nbox: quartiles")
-        axes.legend(ncols=2, **BELOW)
-
-    return draw, 2.6 + 0.9 * points["place"].nunique()
 
 
 def _hue(hue: str) -> tuple[str, ...]:
