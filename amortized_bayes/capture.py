@@ -41,8 +41,10 @@ from amortized_bayes.graphs import (
     compute_once,
     draw_by_shape,
     fill_by_shape,
+    fold_signs,
     lift_closed_tensors,
     replace_by_inputs,
+    some_outputs,
     subgraph,
     write_outputs,
 )
@@ -84,6 +86,19 @@ class Captured(NamedTuple):
         """Outputs of the program; tensors of a CUDA graph are overwritten by the next call."""
         with torch.no_grad():
             return self.replay(*self.closed, *self.draw(), *inputs)
+
+    def only(self, places: Sequence[int]) -> Captured:
+        """The same program with some of its outputs, given by their places; the rest is not computed.
+
+        Raises:
+            CaptureError: the graph is compiled.
+        """
+        on_gpu = isinstance(self.replay, _CudaGraph)
+        graph = self.replay.module if on_gpu else self.replay
+        if not isinstance(graph, fx.GraphModule):
+            raise CaptureError("a compiled graph keeps its outputs; expected backend 'replay'")
+        fewer = some_outputs(graph, places)
+        return self._replace(replay=_CudaGraph(fewer, len(self.closed)) if on_gpu else fewer)
 
 
 def compiler_available() -> bool:
@@ -165,6 +180,8 @@ def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], into: Sequence[T
     constant_values = subgraph(module, constants)()
     graph = replace_by_inputs(module, len(closed), draws=draws, constants=constants)
     compute_once(graph.graph)
+    if backend == "replay":
+        fold_signs(graph.graph, constant_values, len(closed))
     if mkl_lags():
         multiply_by_onednn(graph.graph, compiled=backend == "inductor")
     if into:

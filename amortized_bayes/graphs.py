@@ -18,8 +18,10 @@ __all__ = [
     "compute_once",
     "draw_by_shape",
     "fill_by_shape",
+    "fold_signs",
     "lift_closed_tensors",
     "replace_by_inputs",
+    "some_outputs",
     "subgraph",
     "write_outputs",
 ]
@@ -158,6 +160,15 @@ def replace_by_inputs(
     return fx.GraphModule(module, graph)
 
 
+def some_outputs(module: fx.GraphModule, places: Sequence[int]) -> fx.GraphModule:
+    """The graph with some of its outputs alone, and without what only the others need."""
+    graph = fx.Graph()
+    outputs: Any = graph.graph_copy(module.graph, {})
+    graph.output(tuple(outputs[place] for place in places))
+    graph.eliminate_dead_code(is_impure_node=has_effect)
+    return fx.GraphModule(module, graph)
+
+
 def write_outputs(graph: fx.Graph, closed: Sequence[Tensor], into: Sequence[Tensor]) -> None:
     """Write the last outputs into closed-over tensors, when all is computed, instead of returning them.
 
@@ -175,6 +186,53 @@ def write_outputs(graph: fx.Graph, closed: Sequence[Tensor], into: Sequence[Tens
                 raise GraphError(f"the graph does not read the tensor of shape {tuple(tensor.shape)} it is to write to")
             graph.call_function(aten.copy_.default, (place[id(tensor)], result))
     output.args = (tuple(results[:returned]),)
+
+
+def fold_signs(graph: fx.Graph, constants: Sequence[Tensor], first: int) -> None:
+    """Multiply by nothing that is 1 or -1 all over, as autograd does, and change signs where there is least to change.
+
+    Args:
+        graph: with ``constants`` among its placeholders, from place ``first``.
+        constants: values computed once.
+        first: place of the first of them.
+    """
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    signs = {placeholders[first + i]: sign for i, value in enumerate(constants) if (sign := _sign(value))}
+    for node in list(graph.nodes):
+        if node.target is aten.mul.Tensor and node.args[1] in signs and _alike(node.args[0], node):
+            if signs[node.args[1]] == 1:
+                node.replace_all_uses_with(node.args[0])
+            else:
+                node.target, node.args = aten.neg.default, node.args[:1]
+    for node in graph.nodes:
+        source: Any = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or len(source.users) > 1 or source.kwargs or node.kwargs:
+            continue
+        if node.target is aten.neg.default and source.target is aten.sub.Tensor:  # -(a - b) is b - a
+            if all(_alike(term, node) for term in source.args):
+                node.target, node.args = aten.sub.Tensor, (source.args[1], source.args[0])
+        elif node.target is aten.sum.dim_IntList and source.target is aten.neg.default:  # the negative of a sum
+            node.args = (source.args[0], *node.args[1:])
+            with graph.inserting_after(node):
+                negative = graph.call_function(aten.neg.default, (node,))
+            negative.meta = dict(node.meta)
+            node.replace_all_uses_with(negative, delete_user_cb=lambda user, new=negative: user is not new)
+    graph.eliminate_dead_code(is_impure_node=has_effect)
+
+
+def _sign(value: Tensor) -> int:
+    """1 or -1 where that is all that ``value`` holds, else 0."""
+    if not value.is_floating_point() or not value.numel():
+        return 0
+    return next((sign for sign in (1, -1) if bool((value == sign).all())), 0)
+
+
+def _alike(term: Any, node: fx.Node) -> bool:
+    """Whether a term is a tensor of the shape, strides and type of ``node``."""
+    value, own = (n.meta.get("val") if isinstance(n, fx.Node) else None for n in (term, node))
+    if not isinstance(value, Tensor) or not isinstance(own, Tensor):
+        return False
+    return (value.shape, value.stride(), value.dtype) == (own.shape, own.stride(), own.dtype)
 
 
 def compute_once(graph: fx.Graph) -> None:

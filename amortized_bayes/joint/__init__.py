@@ -11,7 +11,7 @@ from amortized_bayes.joint.gaussian import (
     read_family,
     read_gaussian,
 )
-from amortized_bayes.joint.replay import captured_or_plain, points_per_chunk
+from amortized_bayes.joint.replay import captured_or_plain, only, points_per_chunk
 from amortized_bayes.joint.starts import FreshStart, Start, follows_data, found_start
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "gaussian_start",
     "global_seed",
     "log_joint",
+    "only",
     "plate_to_front",
     "points_per_chunk",
     "read_family",

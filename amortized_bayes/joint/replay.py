@@ -5,30 +5,46 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from amortized_bayes.capture import CaptureError, capture
+from amortized_bayes.capture import Captured, CaptureError, capture
 from amortized_bayes.joint.density import LogJoint
 
-__all__ = ["captured_or_plain", "points_per_chunk"]
+__all__ = ["captured_or_plain", "only", "points_per_chunk"]
 
 logger = logging.getLogger(__name__)
 
+Program = Callable[..., Sequence[Tensor]]
 
-def captured_or_plain(
-    program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], check_inputs: Sequence[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
+
+class _Cloned(NamedTuple):
+    """A CUDA graph whose outputs stay: the next replay overwrites them, and a chain that stays keeps its old ones."""
+
+    captured: Captured
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        return [t.clone() for t in self.captured(*inputs)]
+
+
+def captured_or_plain(program: Program, inputs: Sequence[Tensor], check_inputs: Sequence[Tensor]) -> Program:
     """A replayed graph of ``program``, or ``program`` itself where it cannot be captured (said once, by logging)."""
     try:
         captured = capture(program, inputs, check_inputs)
     except CaptureError as error:
         logger.warning("the model is run uncaptured, more slowly: %s", error)
         return program
-    if captured.backend != "cuda graph":
-        return captured
-    # The next replay overwrites a CUDA graph's outputs, and a chain that stays keeps its old ones.
-    return lambda *tensors: [t.clone() for t in captured(*tensors)]
+    return _Cloned(captured) if captured.backend == "cuda graph" else captured
+
+
+def only(program: Program, places: Sequence[int]) -> Program:
+    """Some outputs of a program that :func:`captured_or_plain` gave; where it is captured the rest is not computed."""
+    if isinstance(program, _Cloned):
+        return _Cloned(program.captured.only(places))
+    if isinstance(program, Captured):
+        return program.only(places)
+    return lambda *inputs: [outputs[place] for outputs in [program(*inputs)] for place in places]
 
 
 def points_per_chunk(joint: LogJoint, num_chains: int, memory_budget: float | None) -> int:
