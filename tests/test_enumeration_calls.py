@@ -30,6 +30,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 import amortized_bayes as ab
 from amortized_bayes.expectations import expected_log_weights
+from amortized_bayes.joint import points_per_chunk
 from amortized_bayes.traces import trace_pair
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -241,6 +242,31 @@ def test_other_calls_refuse_them_alike(model, words):
     for call in (ab.latent_sites, ab.log_joint):
         with pytest.raises(ValueError, match=words):
             call(model, torch.zeros(5))
+
+
+def test_chunks_count_the_values_that_are_summed_out():
+    """Three components, and two sites of three and two values together."""
+
+    def both(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=LOGITS), infer=PARALLEL)
+            j = pyro.sample("j", dist.Bernoulli(0.5), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal((z + k + j)[..., None], 1.0).to_event(1), obs=x)
+
+    def single(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    x, sizes = points(400), []
+    for model, values in ((single, 1), (mixture, 3), (both, 6)):
+        joint = ab.log_joint(model, x)
+        state = torch.get_rng_state()
+        assert joint.num_values == values
+        torch.testing.assert_close(torch.get_rng_state(), state)
+        sizes.append(points_per_chunk(joint, 4, 1e5))
+    assert sizes[0] > 1.5 * sizes[1] > 2 * sizes[2]
 
 
 def test_nothing_to_infer_is_said():

@@ -165,9 +165,9 @@ def _points_per_chunk(joint: LogJoint, flows: PointFlows, search: FlowSearchSett
     budget = search.memory_budget or (8e9 if joint.device.type == "cuda" else 512e6)
     own = list(flows.point.parameters())
     data, item = sum(t[0].numel() * t.element_size() for t in joint.inputs(1)), torch.finfo(joint.dtype).bits // 8
-    # A draw holds its data and some arrays of their size, z, and what each layer makes of it. A parameter is there with
-    # its gradient, two moments, and twice in passing.
-    draw = 6 * data + item * (20 * joint.dim + 5 * sum(p.shape[0] for p in own))
+    # A draw holds its data and, for each value of enumerated sites, some arrays of their size; z, and what each layer
+    # makes of it. A parameter is there with its gradient, two moments, and twice in passing.
+    draw = (1 + 5 * joint.num_values) * data + item * (20 * joint.dim + 5 * sum(p.shape[0] for p in own))
     largest = max(1, int(budget / (search.num_samples * draw + 6 * item * sum(p.numel() for p in own))))
     return math.ceil(joint.num_points / math.ceil(joint.num_points / largest))
 

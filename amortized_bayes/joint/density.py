@@ -12,6 +12,7 @@ Chains are made by tiling the data along the plate, as in :mod:`amortized_bayes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,6 +72,7 @@ class LogJoint:
         self.model = model
         self._model = poutine.condition(model, data=self.fixed) if fixed else model
         self.sites: tuple[LocalSite, ...] = ()
+        self.num_values = 1  # of enumerated sites, computed at once for a point: the most that one site's density has
         self.dtype, self.device = torch.get_default_dtype(), index.device
 
     @property
@@ -153,7 +155,7 @@ class LogJoint:
     def replace(self, leaves: Sequence[Any], index: Tensor) -> LogJoint:
         """The same density of other data: flattened arguments ``leaves`` and the plate's ``index``."""
         twin = LogJoint(self.model, (leaves, self._spec, self.is_data), index, self.plate, self.fixed)
-        twin.sites, twin.dtype, twin.device = self.sites, self.dtype, self.device
+        twin.sites, twin.dtype, twin.device, twin.num_values = self.sites, self.dtype, self.device, self.num_values
         return twin
 
     def _split(self, z: Tensor) -> list[Tensor]:
@@ -232,6 +234,9 @@ def log_joint(
         first: Any = trace.nodes[joint.sites[0].name]
         joint.dtype, joint.device = first["value"].dtype, first["value"].device
         check_density(joint)
+        if any(is_marked(node, plate) for node in sample_sites(trace)):
+            enumerated, _ = joint._run(*joint._rows(joint.sample_prior(1)))
+            joint.num_values = max(map(_num_values, sample_sites(enumerated)))
     return joint
 
 
@@ -263,6 +268,12 @@ def plate_to_front(node: Any, plate: str, value: Tensor) -> Tensor:
     if not node["is_observed"]:  # its distribution may have dimensions of enumerated sites too
         batch = node["value"].dim() - node["fn"].event_dim
     return value.movedim(batch + plate_frame(node, plate).dim, 0)
+
+
+def _num_values(node: Any) -> int:
+    """How often a site's density is computed at a place of its plates."""
+    plates = math.prod(frame.size for frame in node["cond_indep_stack"] if frame.dim is not None)
+    return max(1, node["fn"].batch_shape.numel() // max(1, plates))
 
 
 def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:

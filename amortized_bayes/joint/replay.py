@@ -51,7 +51,8 @@ def points_per_chunk(joint: LogJoint, num_chains: int, memory_budget: float | No
     """Points a chunk, such that all chunks have about the same size."""
     budget = memory_budget if memory_budget is not None else (8e9 if joint.device.type == "cuda" else 64e6)
     data = sum(t[0].numel() * t.element_size() for t in joint.inputs(1))
-    # A row holds its data, four or so arrays of their size (means, log densities, gradients), and z some ten times.
-    row = 6 * data + 10 * joint.dim * 8
+    # A row holds its data, four or so arrays of their size (means, log densities, gradients), and z some ten times;
+    # all but the data and z once for each value of the sites that are summed out.
+    row = data + joint.num_values * 5 * data + 10 * joint.dim * 8
     largest = max(1, int(budget / (num_chains * row)))
     return math.ceil(joint.num_points / math.ceil(joint.num_points / largest))
