@@ -54,7 +54,7 @@ def test_weights_are_unbiased(settings: AISSettings) -> None:
     mean_weight = (result.log_weights - exact.log_p).exp().mean(0)
     error = mean_weight.std() / len(mean_weight) ** 0.5
     assert abs(mean_weight.mean() - 1) < 3 * error
-    assert ((result.acceptance > 0.5) & (result.acceptance < 0.95)).all()
+    assert ((result.acceptance > 0.5) & (result.acceptance < 0.98)).all()
     assert result.divergences.sum() == 0
     assert result.log_weights.shape == (16, 40)
     assert ((result.ess >= 1) & (result.ess <= 16)).all()
@@ -184,6 +184,34 @@ def test_a_flow_without_a_density_is_replaced_by_a_gaussian() -> None:
     assert (fitted.scale / read.scale - 1).abs().max() < 0.6
     result = ais(exact.model, guide, exact.x, settings=AISSettings(num_chains=64))
     assert ((result.log_p - exact.log_p).abs() < 5 * result.standard_error).all()
+
+
+def test_a_gaussian_of_full_covariance_is_read_off() -> None:
+    exact = LinearGaussian(5)
+    factor = 0.3 * torch.randn(20, 20).tril(-1) + torch.diag(exact.scale)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(x @ exact.gain.T, scale_tril=factor))
+
+    start = gaussian_start(log_joint(exact.model, exact.x), guide, 10)
+    torch.testing.assert_close(start.loc, exact.x @ exact.gain.T)
+    torch.testing.assert_close(start.scale, (factor @ factor.T).diagonal().sqrt().expand(5, 20))
+
+
+def test_several_chunks_have_fewer_pilot_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, walked = LinearGaussian(12), []
+    tune = annealing.tune
+    monkeypatch.setattr(
+        annealing, "tune", lambda density, state, *a: walked.append(state.z) or tune(density, state, *a)
+    )
+    for budget, chains, count in ((None, 16, 1), (2e5, 4, 3)):
+        settings = AISSettings(num_temperatures=40, memory_budget=budget)
+        result = ais(exact.model, exact.guide, exact.x, settings=settings)
+        assert [len(z) for z in walked] == [chains] * count
+        assert ((result.log_p - exact.log_p).abs() < 5 * result.standard_error + 0.05).all()
+        assert result.log_weights.shape == (16, 12)
+        walked.clear()
 
 
 def test_a_model_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathEnds, anneal, hmc_transition, leapfrog, start_chains
+from amortized_bayes.evaluation import hmc
+from amortized_bayes.evaluation.hmc import (
+    ChainState,
+    Ladder,
+    PathEnds,
+    PathGradients,
+    anneal,
+    hmc_transition,
+    leapfrog,
+    start_chains,
+)
 
 ONE = torch.ones((), dtype=torch.float64)
 
@@ -55,21 +65,62 @@ def test_the_energy_error_falls_with_the_square_of_the_step() -> None:
     state, momentum = start_chains(density, torch.randn(1, 50, 4)), torch.randn(1, 50, 4)
     errors = []
     for halving in range(4):
-        step = torch.tensor(0.2 / 2**halving)
-        end, last = leapfrog(density, state, momentum, ONE, step, mass, 5 * 2**halving)
+        step = torch.tensor(0.1 / 2**halving)
+        end, last = leapfrog(density, state, momentum, ONE, step, mass, 6 * 2**halving)
         errors.append((energy(end, last, mass) - energy(state, momentum, mass)).abs().mean().item())
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(1.8 < order < 2.2 for order in orders), orders
 
 
-def test_transitions_leave_moments_alone() -> None:
+@pytest.mark.parametrize("num_steps", range(1, 9))
+def test_kicks_read_the_same_from_either_end(num_steps: int) -> None:
+    shares = hmc.kick_shares(num_steps)
+    assert len(shares) == num_steps + 1
+    assert shares == pytest.approx(shares[::-1])
+    assert sum(shares) == pytest.approx(num_steps)
+
+
+def test_pairs_keep_the_energy_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    density, mass = Normals(), Normals.scale.square()
+    state, momentum = start_chains(density, torch.randn(2_000, 2, 2)), torch.randn(2_000, 2, 2) / mass.sqrt()
+    errors = []
+    for shares in (hmc.kick_shares, lambda count: [0.5, *[1.0] * (count - 1), 0.5]):
+        monkeypatch.setattr(hmc, "kick_shares", shares)
+        end, last = leapfrog(density, state, momentum, ONE, torch.tensor(0.9), mass, 2)
+        errors.append((energy(end, last, mass) - energy(state, momentum, mass)).abs().mean().item())
+    assert errors[0] < errors[1] / 3
+
+
+def test_no_density_is_asked_for_on_the_way() -> None:
+    class Counted(Quartic):
+        calls = ""
+
+        def __call__(self, z: Tensor) -> PathEnds:
+            self.calls += "d"
+            return super().__call__(z)
+
+        def gradients(self, z: Tensor) -> PathGradients:
+            self.calls += "g"
+            return PathGradients(*super().__call__(z)[2:])
+
+    counted, plain = Counted(), Quartic()
+    state, momentum = start_chains(plain, torch.randn(5, 3, 4)), torch.randn(5, 3, 4)
+    for num_steps in (1, 3, 4):
+        counted.calls = ""
+        ends = [leapfrog(d, state, momentum, ONE, 0.1 * ONE, torch.ones(3, 4), num_steps) for d in (counted, plain)]
+        assert counted.calls == "g" * (num_steps - 1) + "d"
+        torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_steps", [2, 3])
+def test_transitions_leave_moments_alone(num_steps: int) -> None:
     density, generator = Normals(), Generator().manual_seed(1)
     num = 20_000
     z = density.loc + density.scale * torch.randn(num, 2, 2, generator=generator)
     state = start_chains(density, z)
     step, mass = torch.tensor([1.2, 0.9]), density.scale.square()
     for _ in range(6):
-        state, info = hmc_transition(density, state, ONE, step, mass, 3, generator)
+        state, info = hmc_transition(density, state, ONE, step, mass, num_steps, generator)
     white = (state.z - density.loc) / density.scale
     assert info.acceptance.mean() < 0.98, "the test needs rejections"
     assert (white.mean(0) * num**0.5).abs().amax() < 4

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, PathEnds, Walk, start_chains
+from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, PathEnds, PathGradients, Walk, start_chains
 from amortized_bayes.evaluation.ladder import tune
 from amortized_bayes.evaluation.settings import AISSettings, Progress
 from amortized_bayes.joint import (
@@ -19,12 +19,18 @@ from amortized_bayes.joint import (
     draw,
     gaussian_start,
     global_seed,
+    only,
     points_per_chunk,
 )
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide
 
 __all__ = ["Chunk", "Ticker", "chunks"]
+
+FEW = 4
+"""Pilot chains of a point where there are several chunks: a program of their own is captured in less than they save."""
+
+Program = Callable[..., Sequence[Tensor]]
 
 
 class Chunk(NamedTuple):
@@ -80,7 +86,8 @@ def chunks(
         raise ValueError("expected a guide, got None; start='prior' and mass='unit' do without")
     size = points_per_chunk(joint, settings.num_chains, settings.memory_budget)
     tick.num_chunks = math.ceil(joint.num_points / size)
-    program: Callable[..., Sequence[Tensor]] | None = None
+    num_pilots = settings.num_chains if tick.num_chunks == 1 else min(FEW, settings.num_chains)
+    programs = _Programs(settings)
     for number in range(tick.num_chunks):
         points = torch.arange(number * size, (number + 1) * size)
         part = joint.select(points % joint.num_points)
@@ -88,21 +95,36 @@ def chunks(
         with global_seed(seed, "guide", number):
             q = _start(part, points % joint.num_points, guide, settings.num_fit)
             start = Gaussian(q.loc, q.scale * settings.widen)
-            prior = part.sample_prior(settings.num_chains) if settings.start == "prior" else None
-        z = draw(start, settings.num_chains, generator) if prior is None else prior
-        inputs = (z, *start, *part.inputs(settings.num_chains))
-        if program is None:
-            program = captured_or_plain(_program(part, settings), inputs, [t.flip(0) for t in inputs])
-        density = _bind(program, inputs[1:])
+            prior = part.sample_prior(num_pilots) if settings.start == "prior" else None
+        z = draw(start, num_pilots, generator) if prior is None else prior
+        pilot = programs.density(part, start, z)
         inverse_mass = q.scale.square() if settings.mass == "guide" else torch.ones_like(q.scale)
-        ladder = tune(density, start_chains(density, z), settings, inverse_mass, generator, tick)
+        ladder = tune(pilot, start_chains(pilot, z), settings, inverse_mass, generator, tick)
+        density = programs.density(part, start, z.new_empty(settings.num_chains, *z.shape[1:]).copy_(z[:1]))
         num_kept = int((points < joint.num_points).sum())
         yield Chunk(
             density, None if prior is not None else start, ladder, points % joint.num_points, num_kept, part, generator
         )
 
 
-def _program(joint: LogJoint, settings: AISSettings) -> Callable[..., Sequence[Tensor]]:
+class _Programs:
+    """The density of any chunk of one size, captured once for each number of chains."""
+
+    def __init__(self, settings: AISSettings) -> None:
+        self.settings = settings
+        self.captured: dict[int, tuple[Program, Program]] = {}
+
+    def density(self, joint: LogJoint, start: Gaussian, z: Tensor) -> PathDensity:
+        """The density for chains of which some stand at z ``(C, B, D)``."""
+        inputs = (*start, *joint.inputs(len(z)))
+        if len(z) not in self.captured:
+            at = (z, *inputs)
+            program = captured_or_plain(_program(joint, self.settings), at, [t.flip(0) for t in at])
+            self.captured[len(z)] = program, only(program, (2, 3))
+        return _Bound(*self.captured[len(z)], inputs)
+
+
+def _program(joint: LogJoint, settings: AISSettings) -> Program:
     """Both ends of the path and their gradients as a function of tensors alone."""
 
     def program(z: Tensor, loc: Tensor, scale: Tensor, index: Tensor, *data: Tensor) -> Sequence[Tensor]:
@@ -122,8 +144,19 @@ def _program(joint: LogJoint, settings: AISSettings) -> Callable[..., Sequence[T
     return program
 
 
-def _bind(program: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> PathDensity:
-    return lambda z: PathEnds(*program(z, *inputs))
+class _Bound(NamedTuple):
+    """The density of a chunk: programs of z and the chunk's ``inputs``, one for everything, one for the gradients."""
+
+    everything: Program
+    only_gradients: Program
+    inputs: Sequence[Tensor]
+
+    def __call__(self, z: Tensor) -> PathEnds:
+        return PathEnds(*self.everything(z, *self.inputs))
+
+    def gradients(self, z: Tensor) -> PathGradients:
+        """Without the densities."""
+        return PathGradients(*self.only_gradients(z, *self.inputs))
 
 
 def _start(joint: LogJoint, points: Tensor, guide: Guide | Gaussian | None, num_fit: int) -> Gaussian:

@@ -13,6 +13,11 @@ from amortized_bayes.evaluation.settings import AISSettings
 
 __all__ = ["tune"]
 
+FIRST_STEP = 2.0
+"""Times D^(-1/4): the step of the first pilot transition."""
+GAIN, LEAST = 1.2, -0.5
+"""By how much the log of a step follows the acceptance above its target, and the furthest it falls at once."""
+
 
 @torch.no_grad()
 def tune(
@@ -29,13 +34,13 @@ def tune(
     √Var log(f_1/f_0) dβ, averaged over points: the length of the path in the metric of Fisher's information.
     """
     grid = _spaced("linear" if settings.schedule == "linear" else "sigmoid", settings.num_pilot).to(state.z)
-    log_step = torch.full_like(inverse_mass[:, 0], math.log(inverse_mass.shape[-1] ** -0.25))
+    log_step = torch.full_like(inverse_mass[:, 0], math.log(FIRST_STEP * inverse_mass.shape[-1] ** -0.25))
     steps, spread = [], [_spread(state)]
     for place in [1] * settings.num_warm_up + list(range(1, settings.num_pilot + 1)):
         state, info = hmc_transition(
             density, state, grid[place], log_step.exp(), inverse_mass, settings.num_leapfrog, generator
         )
-        log_step = log_step + 0.7 * (info.acceptance.mean(0) - settings.target_acceptance)
+        log_step = log_step + (GAIN * (info.acceptance.mean(0) - settings.target_acceptance)).clamp(min=LEAST)
         steps.append(log_step)
         spread.append(_spread(state))
         tick()

@@ -19,13 +19,14 @@ class AISSettings:
     Args:
         num_chains: C.
         num_temperatures: T, steps from start to joint.
-        num_leapfrog: gradients per temperature.
+        num_leapfrog: gradients per temperature; an even number makes pairs, which keep the energy better.
         start: ``"guide"`` (its q as a Gaussian, widened) or ``"prior"``.
         mass: ``"guide"`` (1/scale² of the guide's q) or ``"unit"``.
         schedule: spacing of the temperatures: ``"adaptive"`` (equal steps of √Var log(f_1/f_0) dβ, seen by pilot
             chains), ``"linear"`` or ``"sigmoid"``.
         widen: factor on the scales of q in the start.
-        target_acceptance: of the pilot chains.
+        target_acceptance: of the pilot chains. Pairs of steps are best short of the acceptance that velocity Verlet
+            would like: their steps would turn round.
         num_pilot: temperatures that the pilot chains walk.
         num_fit: draws to fit a Gaussian to, where q is no factorized Gaussian.
         memory_budget: bytes that the chains of one chunk may take, by a rough count; 64 MB on a CPU (what a cache
@@ -41,13 +42,13 @@ class AISSettings:
     """
 
     num_chains: int = 16
-    num_temperatures: int = 120
+    num_temperatures: int = 80
     num_leapfrog: int = 2
     start: Literal["guide", "prior"] = "guide"
     mass: Literal["guide", "unit"] = "guide"
     schedule: Literal["adaptive", "linear", "sigmoid"] = "adaptive"
     widen: float = 1.2
-    target_acceptance: float = 0.75
+    target_acceptance: float = 0.9
     num_pilot: int = 20
     num_fit: int = 100
     memory_budget: float | None = None

@@ -30,17 +30,18 @@ class Gaussian(NamedTuple):
 
 
 def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
-    """The guide's q as a factorized Gaussian on the unconstrained space.
+    """The guide's q as a factorized Gaussian on the unconstrained space, with the means and variances of q.
 
-    Read off where q is one, and else fitted to ``num_fit`` draws by their moments: planar flows and auxiliary
-    variables have no density off their own samples, and a start needs one everywhere.
+    Read off where q is Gaussian, of full covariance too, and else fitted to ``num_fit`` draws by their moments: planar
+    flows and auxiliary variables have no density off their own samples, and a start needs one everywhere.
 
     Raises:
         ValueError: the guide misses a site, or its draws are not finite.
     """
     factors, traces = _read_twice(joint, guide)
-    q = _gaussian(factors)
-    if q is None:
+    if factors is not None and all(factor.gaussian for factor in factors):
+        q = _moments(factors)
+    else:
         more = (_run(joint, guide) for _ in range(num_fit - 2))
         draws = torch.stack([joint.pack(t.model) for t in (*traces, *more)])
         q = Gaussian(draws.mean(0), draws.std(0))
@@ -135,6 +136,13 @@ def _gaussian(factors: list[Factor] | None) -> Gaussian | None:
     """Location and scale of q where every site of it is a factorized Gaussian, ``None`` elsewhere."""
     if factors is None or any(factor.kind is not Normal for factor in factors):
         return None
+    return _moments(factors)
+
+
+def _moments(factors: list[Factor]) -> Gaussian:
+    """Means and standard deviations of Gaussian factors, in the order of z."""
     order = torch.cat([factor.places for factor in factors]).argsort()
-    loc, scale = (torch.cat([f.parameters[name].flatten(1) for f in factors], -1) for name in ("loc", "scale_tril"))
-    return Gaussian(loc[:, order], scale[:, order])
+    loc = [f.parameters["loc"].flatten(1) for f in factors]
+    rows = [f.parameters["scale_tril"] for f in factors]
+    scale = [(r if r.shape[-1] == 1 else r.square().sum(-1).sqrt()).flatten(1) for r in rows]
+    return Gaussian(torch.cat(loc, -1)[:, order], torch.cat(scale, -1)[:, order])
