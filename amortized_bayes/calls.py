@@ -39,7 +39,9 @@ PerPointNames = str | int | Iterable[str | int] | None
 """Names or positions of arguments; ``None`` where they are to be found."""
 
 PROBED = 64
-"""Points on which a model is tried."""
+"""Points on which a model is tried first."""
+MOST_NUMBERS = 2_000_000
+"""Numbers in the points on which it is tried in the end, those of all but large data."""
 MOST_TENSORS = 6
 """Tensors of N rows of which every choice is tried."""
 
@@ -239,14 +241,11 @@ def _try(model: Model, data: PointData, plate: str | None, any_size: bool) -> Bo
         )
     if sizes - {len(few), None}:
         got = next(size for size in sizes if size != len(few))
-        raise _Refused(
-            f"expected plate {name!r} to hold the points that the model is given, got {got} of them where "
-            f"{len(few)} were passed: size it by the data, `len(x)`, or take `index` and pass `subsample=index`, "
-            "and close over no data",
-            2,
-        )
+        raise _Refused(_other_size(name, got, len(few)), 2)
     if None not in sizes:
         _follow(model, data, first, few, name)
+    if sizes <= {len(few), None}:
+        _follow_to_the_end(model, data, len(few), name)
     counted = len(few) < count and _follows_itself(first, name, len(few))
     return Bound(replace(data, missing=_missing(model, data, first, few, name), counted=counted), name)
 
@@ -290,6 +289,35 @@ def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor,
             "data as arguments instead of closing over them, and name those with a row per point, per_point=('x', ...)",
             3,
         )
+
+
+def _follow_to_the_end(model: Model, data: PointData, tried: int, plate: str) -> None:
+    """Refuse a plate of another size, and rows that log p does not follow, where only later points show it."""
+    per_point = sum(tensor[0].numel() for tensor in data.rows.tensors)
+    count = min(len(data), max(tried, MOST_NUMBERS // max(1, per_point)))
+    if count == tried:
+        return
+    places = torch.arange(count, device=data.rows.device)
+    trace = _run(model, data, places)
+    if isinstance(trace, Exception):
+        raise _Refused(
+            f"the model takes {tried} rows of {', '.join(_tensors(data))} and not {count} of them; expected one of any "
+            f"number of points, that closes over no data ({_line(trace)})",
+            2,
+        ) from trace
+    frames = (plate_frame(site, plate) for site in sample_sites(trace))
+    got = {frame.size for frame in frames if frame is not None} - {count, None}
+    if got:
+        raise _Refused(_other_size(plate, got.pop(), count), 2)
+    if None not in {f.size for s in sample_sites(trace) if (f := plate_frame(s, plate)) is not None}:
+        _follow(model, data, trace, places, plate)
+
+
+def _other_size(plate: str, got: int, count: int) -> str:
+    return (
+        f"expected plate {plate!r} to hold the points that the model is given, got {got} of them where {count} were "
+        "passed: size it by the data, `len(x)`, or take `index` and pass `subsample=index`, and close over no data"
+    )
 
 
 def _follows_itself(trace: poutine.Trace, plate: str, count: int) -> bool:

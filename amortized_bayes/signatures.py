@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-__all__ = ["check_arguments", "check_keywords", "signature_of", "takes"]
+__all__ = ["check_arguments", "check_keywords", "own_options", "signature_of", "takes"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def signature_of(program: Any) -> inspect.Signature | None:
@@ -70,6 +75,42 @@ def check_keywords(call: Any, program: Any, kwargs: dict[str, Any]) -> None:
                 f"the model's argument {name}= has the name of an option of {call.__name__}; expected it bound before, "
                 f"functools.partial(model, {name}=...)"
             )
+
+
+def own_options(call: Callable[P, R]) -> Callable[P, R]:
+    """A call of a model that refuses options by names that the model's own arguments have as well.
+
+    Which of the two is meant nobody knows. An argument of the model that is passed by its position, or bound before by
+    ``functools.partial``, is told apart.
+
+    Raises:
+        TypeError: such a keyword.
+    """
+    parameters = inspect.signature(call).parameters.values()
+    first = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+    options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @functools.wraps(call)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        model = args[0] if args else kwargs.get("model")
+        for name in options.intersection(kwargs, _open_names(model, len(args) - first)):
+            raise TypeError(
+                f"{call.__name__} got {name}=, which is an option of {call.__name__} and an argument of the model as "
+                f"well; expected the model's bound before, functools.partial(model, {name}=...)"
+            )
+        return call(*args, **kwargs)
+
+    return told
+
+
+def _open_names(program: Any, taken: int) -> set[str]:
+    """Arguments that a program takes by name, beside the first ones and those that are bound to it."""
+    signature, bound = signature_of(program), set()
+    while isinstance(program, functools.partial):
+        bound |= set(program.keywords)
+        program = program.func
+    parameters = [] if signature is None else list(signature.parameters.values())[max(0, taken) :]
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - bound
 
 
 def _place(signature: inspect.Signature, name: str) -> int:

@@ -23,7 +23,7 @@ from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.joint.checks import check_model
 from amortized_bayes.progress import Told, Watch, watched
 from amortized_bayes.seeding import torch_seed
-from amortized_bayes.signatures import check_keywords, takes
+from amortized_bayes.signatures import check_keywords, own_options, takes
 from amortized_bayes.sites import LatentSites, latent_sites
 from amortized_bayes.snapshots import Snapshot, snapshot
 from amortized_bayes.types import Guide, Model, Row
@@ -66,6 +66,7 @@ class ComparisonSettings:
                 raise ValueError(f"expected {name} of {least} or more, got {getattr(self, name)}")
 
 
+@own_options
 def compare(
     model: Model,
     *args: Any,
@@ -114,7 +115,8 @@ def compare(
         kwargs: keyword arguments of the model.
 
     Raises:
-        TypeError: arguments that the model does not take, such as an option that is misspelt.
+        TypeError: arguments that the model does not take, such as an option that is misspelt, or an
+            option whose name the model has for an argument too.
         ValueError: no such plate, discrete latents, no data or data that make log p nan, widths below 1, unknown
             guides.
 

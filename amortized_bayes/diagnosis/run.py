@@ -39,7 +39,7 @@ from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
 from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.progress import Watch, watched
-from amortized_bayes.signatures import check_arguments, check_keywords, takes
+from amortized_bayes.signatures import check_arguments, check_keywords, own_options, takes
 from amortized_bayes.traces import trace_pair
 from amortized_bayes.types import Guide, Model, Row
 
@@ -120,6 +120,7 @@ class _Family(NamedTuple):
     search: Literal["gaussian", "own"] = "gaussian"
 
 
+@own_options
 def diagnose(
     model: Model,
     guide: Guide,
@@ -151,7 +152,8 @@ def diagnose(
         kwargs: keyword arguments of both programs.
 
     Raises:
-        TypeError: arguments that model or guide do not take, such as an option that is misspelt.
+        TypeError: arguments that model or guide do not take, such as an option that is misspelt, or an
+            option whose name the model has for an argument too.
         ValueError: a model without the plate, a latent that is discrete and not marked for enumeration, a guide that
             misses a site, data or parameters that are not finite, or data that the model or guide cannot take.
 
