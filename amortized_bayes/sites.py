@@ -12,7 +12,7 @@ from torch.distributions import biject_to, constraints
 
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.shared_draw import plate_frame
-from amortized_bayes.supports import support_of
+from amortized_bayes.supports import same_for_all, support_of
 from amortized_bayes.traces import no_plate_error, sample_sites
 from amortized_bayes.types import LatentSite, Model, NestedPlate
 
@@ -92,6 +92,7 @@ def _describe(site: Any, plate: str) -> LatentSite:
     frame = plate_frame(site, plate)
     if frame is None:
         return LatentSite(site["name"], shape, support)
+    support = same_for_all(site["name"], support, frame.dim)
     batch = list(site["fn"].batch_shape)
     del batch[len(batch) + frame.dim]
     return LatentSite(site["name"], shape, support, frame.dim, tuple(batch), tuple(_further_plates(site, plate)))

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, Independent, Unit
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
 from amortized_bayes.guides.autoguides import as_per_point
-from amortized_bayes.masks import adopt_mask, adopt_scale, scored_value
+from amortized_bayes.masks import adopt_mask, adopt_scale, is_masked, scored_value
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.types import Guide, Model
@@ -197,6 +198,8 @@ def match_traces(traces: PairedTraces) -> None:
                 f"the guide draws {site['name']!r} of shape {tuple(site['value'].shape)}, all points together; "
                 f"expected {tuple(site['fn'].shape())}, as the model has it"
             )
+        if site["name"] in inside and isinstance(_unwrapped(twin["fn"]), Delta):
+            _refuse_parts_masked(traces, site)
         adopt_mask(site, twin)
         adopt_scale(traces.own_scale(site), traces.own_scale(twin), twin)
     latent = {s["name"] for s in sample_sites(traces.model) if not s["is_observed"]}
@@ -207,6 +210,24 @@ def match_traces(traces: PairedTraces) -> None:
                 "expected infer={'is_auxiliary': True} if that is meant"
             )
     _leave_out_data(traces.guide)
+
+
+def _refuse_parts_masked(traces: PairedTraces, site: Any) -> None:
+    """Refuse a masked latent that the guide makes of a draw of others too: that draw has no density without it."""
+    if get_proxy_mode() is not None or not is_masked(site):  # looked at before, when a step was run
+        return
+    drawn = (s["name"] for s in traces.local_sites(traces.guide, observed=False) if s["infer"].get("is_auxiliary"))
+    if (name := next(drawn, None)) is not None:
+        raise ValueError(
+            f"the model masks {site['name']!r}, which the guide makes of the auxiliary draw {name!r}: expected a site "
+            "of its own for it, whose density can be masked alike"
+        )
+
+
+def _unwrapped(fn: Any) -> Any:
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
 
 
 def _leave_out_data(guide: poutine.Trace) -> None:

@@ -263,7 +263,7 @@ def with_nan(x, slope):
         (
             lambda: ab.diagnose(lambda x, *, seed: None, two_guide, X, seed=3),
             TypeError,
-            r"argument seed= has the name of an option of diagnose; .* functools.partial\(model, seed=...\)",
+            r"seed=, which is an option of diagnose and an argument .* functools.partial\(model, seed=...\)",
         ),
         (
             lambda: ab.diagnose(two, of_dict_guide, X, SLOPES),
