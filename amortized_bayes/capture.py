@@ -15,7 +15,7 @@ a captured program serves one set of shapes. :func:`capture` compares its graph 
 set of inputs and refuses to return one that differs.
 
 On a GPU the replay is put into a CUDA graph; on request the graph is compiled by Inductor, which takes seconds and pays
-only in long runs.
+only in long runs. Bernoulli likelihoods of a compiled graph go to a kernel of our own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from amortized_bayes.bernoulli_fusion import fuse_bernoulli
 from amortized_bayes.graphs import (
     classify,
     compute_once,
@@ -182,6 +183,8 @@ def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], into: Sequence[T
     compute_once(graph.graph)
     if backend == "replay":
         fold_signs(graph.graph, constant_values, len(closed))
+    elif compiler_available():
+        fuse_bernoulli(graph)
     if mkl_lags():
         multiply_by_onednn(graph.graph, compiled=backend == "inductor")
     if into:
