@@ -7,7 +7,7 @@ the plate). Every step gathers a fresh minibatch, draws one particle, takes the 
 analytic KL, unless a row says so) and moves all parameters by Adam.
 
 - *captured*: the library's `Training`, as `fit` uses it, averages of iterates included; replayed, or compiled by
-  Inductor, gather, Adam and averages with the gradients. On a GPU the replay is a CUDA graph.
+  Inductor, Adam and averages with the gradients. On a GPU the replay is a CUDA graph.
 - *Pyro*: `pyro.infer.SVI` with `Trace_ELBO` and `pyro.optim.Adam` on the same Pyro programs, as shipped (arguments are
   validated), and with validation off. Ratios are to the first.
 - *PyTorch*: the same loss written out by hand, `torch.optim.Adam(fused=True)`.

@@ -116,7 +116,7 @@ class Training:
         check_quadrature(self.model, self.guide, *args, plate=self.plate)
 
     def _batch(self, index: Tensor) -> Any:
-        return self.data[index].to(self.dtype)
+        return self.data.index_select(0, index).to(self.dtype)
 
     def loss_and_gradients(self, *inputs: Tensor) -> list[Tensor]:
         """Negative ELBO per point of a batch, and its gradients: of parameters as they are, of rows times B.
@@ -134,11 +134,10 @@ class Training:
     def moving_step(self, numbers: Tensor, *inputs: Tensor) -> list[Tensor]:
         """Negative ELBO per point of a batch, gradients of rows times B, and what the step moves, as it is after it.
 
-        This is what is compiled. It takes :meth:`Variables.numbers` before the inputs of :meth:`loss_and_gradients`,
-        of which it gathers the batch itself where nothing else needs it.
+        This is what is compiled. It takes :meth:`Variables.numbers` before the inputs of :meth:`loss_and_gradients`.
+        The batch is gathered outside: inside, Inductor would write it anew for each kernel that is not its own.
         """
-        given = (*pytree.tree_leaves(self._batch(inputs[0])), *inputs) if self._gathers else inputs
-        loss, *gradients = self.loss_and_gradients(*given)
+        loss, *gradients = self.loss_and_gradients(*inputs)
         count = len(self.variables.parameters)
         return [loss, *gradients[count:], *self.variables.moved(gradients[:count], numbers)]
 
@@ -183,8 +182,7 @@ class Training:
             numbers, count = self.variables.numbers(1.0, self.dtype, self.data.device), len(self.variables.parameters)
             compared = 1 + len(self.variables.row_adams) + count  # up to the first moments, which show the gradients
             into = self.variables.moving()
-            own = slice(self._width if self._gathers else 0, None)
-            batches = ((numbers, *first[own]), (numbers, *second[own]))
+            batches = ((numbers, *first), (numbers, *second))
             whole = Whole(self.moving_step, *batches, into, compared) if count else None
             self.captured = captured_step(self.loss_and_gradients, first, second, how, evaluations, restore, whole)
             if not count:
@@ -194,11 +192,6 @@ class Training:
                 self._captured_rows = captured_step(self.row_gradients, first, second, how, evaluations, restore)
         self._uncapturable = self.captured is None
         self.capture_seconds = time.perf_counter() - start
-
-    @property
-    def _gathers(self) -> bool:
-        """Whether a compiled step gathers its batch."""
-        return self.transform is None and self._row_steps == 1
 
     @property
     def _row_steps(self) -> int:
@@ -211,18 +204,16 @@ class Training:
         return [(f"{name}.{key}", buffer) for name, module in modules for key, buffer in module.named_buffers()]
 
     def _inputs(self, index: Tensor, done: float = 0.0) -> list[Tensor]:
-        return [*pytree.tree_leaves(self._inputs_of(index)), *self._other_inputs(index, done)]
+        leaves, rows = pytree.tree_leaves(self._inputs_of(index)), self.variables.rows(index)
+        if not self.options.annealed:
+            return [*leaves, index, *rows]
+        # as a tensor: a captured step would keep a Python number as it was when captured
+        weights = torch.tensor(self.options.weights_at(done), dtype=self.dtype).to(index.device, non_blocking=True)
+        return [*leaves, index, weights, *rows]
 
     def _inputs_of(self, index: Tensor) -> Any:
         x = self._batch(index)
         return self.transform(x) if self.transform else x
-
-    def _other_inputs(self, index: Tensor, done: float) -> list[Tensor]:
-        if not self.options.annealed:
-            return [index, *self.variables.rows(index)]
-        # as a tensor: a captured step would keep a Python number as it was when captured
-        weights = torch.tensor(self.options.weights_at(done), dtype=self.dtype).to(index.device, non_blocking=True)
-        return [index, weights, *self.variables.rows(index)]
 
     def run(self, num_steps: int, report_at: Iterable[int] = (), begin: int | None = None) -> Iterator[StepRecord]:
         """Take ``num_steps`` more steps and yield a record at the last and at each step in ``report_at``.
@@ -257,7 +248,7 @@ class Training:
         multiplier = self.options.schedule(done) if self.options.schedule else 1.0
         index = self.batches[self.steps]
         whole = self.captured is not None and bool(self.captured.into)
-        inputs = self._other_inputs(index, done) if whole and self._gathers else self._inputs(index, done)
+        inputs = self._inputs(index, done)
         first_row = len(inputs) - len(self.variables.row_adams)
         for _ in range(self._row_steps - 1):
             outputs = (self._captured_rows or self.row_gradients)(*inputs)

@@ -65,7 +65,7 @@ class Variables:
 
     def rows(self, index: Tensor) -> list[Tensor]:
         """Rows of the points ``index`` (B,) in each table, detached."""
-        return [adam.table.weight.detach()[index] for adam in self.row_adams]
+        return [adam.table.weight.detach().index_select(0, index) for adam in self.row_adams]
 
     @contextmanager
     def bound(self, rows: Sequence[Tensor]) -> Iterator[None]:
