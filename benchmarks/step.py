@@ -165,12 +165,12 @@ def have_numpyro(flags: Flags, device: torch.device) -> bool:
     if not flags.numpyro:
         return False
     try:
-        import numpyro  # noqa: F401
+        import numpyro  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("NumPyro is not here, so its rows are left out; to have them: pip install numpyro")
         return False
     if device.type == "cuda":
-        import jax
+        import jax  # pyright: ignore[reportMissingImports]
 
         if jax.devices()[0].platform == "cpu":
             print("JAX finds no GPU, so NumPyro's rows are left out; to have them: pip install 'jax[cuda12]'")
