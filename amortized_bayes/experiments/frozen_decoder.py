@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.settings import (
-    ENCODERS,
     PAPER_BOUNDS,
     TABLE_4_MODEL,
     BoundsConfig,
@@ -53,7 +52,7 @@ class Config(Settings):
     """
 
     model: VAEConfig = field(default_factory=VAEConfig)
-    encoders: Annotated[tuple[EncoderName, ...], Different()] = tuple(ENCODERS)
+    encoders: Annotated[tuple[EncoderName, ...], Different()] = ("linear", "small", "standard", "wide")
     families: Annotated[tuple[Family, ...], Different()] = ("gaussian", "auxiliary", "realnvp")
     encoder_epochs: Annotated[int, AtLeast(1)] = 30
     encoder_schedule: Literal["burda", "cosine", "constant"] = "cosine"

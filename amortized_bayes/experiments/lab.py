@@ -147,8 +147,8 @@ class Lab:
         data = self.dataset(config.dataset, config.seed)
         return find_trained(self.out, config, ("finished", "failed"), {data.name: data.sha256})
 
-    def trained(self, config: VAEConfig) -> Trained:
-        """A trained model that some job of the run needs.
+    def trained(self, config: VAEConfig, epoch: int | None = None) -> Trained:
+        """A trained model that some job of the run needs, at its end or after one of its ``keep_epochs``.
 
         Raises:
             TrainingFailed: its training diverged.
@@ -157,11 +157,12 @@ class Lab:
         folder = self.find(config)
         if folder is None:
             raise ValueError(f"expected a trained model ({model_key(config)}) in {self.out}, got none")
-        return self.checkpoint(folder.path)
+        return self.checkpoint(folder.path, epoch)
 
-    def checkpoint(self, path: Path) -> Trained:
-        """The model of a run of ``train``."""
-        return self.cached(("trained", path.resolve()), lambda: load_trained(RunFolder.open(path), self.images))
+    def checkpoint(self, path: Path, epoch: int | None = None) -> Trained:
+        """The model of a run of ``train``, at its end or after an epoch."""
+        key = ("trained", path.resolve(), epoch)
+        return self.cached(key, lambda: load_trained(RunFolder.open(path), self.images, epoch))
 
     def labels(self, trained: Trained, split: str, places: np.ndarray) -> dict[str, np.ndarray]:
         """Labels of points of a split, ``(n,)``, under that name; nothing where none are known."""
@@ -187,7 +188,16 @@ class Lab:
 
     def step_seconds(self, config: VAEConfig) -> float:
         """Seconds that a training step of a model takes, from a few of them."""
-        alike = replace(config, epochs=1, learning_rate=1e-3, entropy_annealing=0, kl_warm_up=0, patience=1, seed=0)
+        alike = replace(
+            config,
+            epochs=1,
+            learning_rate=1e-3,
+            entropy_annealing=0,
+            kl_warm_up=0,
+            patience=1,
+            keep_epochs=(),
+            seed=0,
+        )
         return self.cached(("step", alike), lambda: self._step_seconds(config))
 
     def _step_seconds(self, config: VAEConfig) -> float:

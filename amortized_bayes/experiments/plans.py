@@ -16,7 +16,7 @@ from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.experiments.lab import Lab
-from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors, same_model
+from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors, serves
 from amortized_bayes.experiments.spec import Job
 from amortized_bayes.experiments.train import train_job
 from amortized_bayes.labels import describe
@@ -90,7 +90,7 @@ class Plan:
         """Models that must be trained first, each once."""
         missing: list[VAEConfig] = []
         for config in dict.fromkeys(config for job in self.left for config in job.needs):
-            if not any(same_model(config, other) for other in missing) and self.lab.find(config) is None:
+            if not any(serves(other, config) for other in missing) and self.lab.find(config) is None:
                 missing.append(config)
         return missing
 

@@ -29,7 +29,7 @@ from amortized_bayes.experiments.executors import Executor, Inline, Processes
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.plans import Plan, checksums, training_title, using_threads
-from amortized_bayes.experiments.settings import VAEConfig, same_model
+from amortized_bayes.experiments.settings import VAEConfig, serves
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured
 from amortized_bayes.experiments.trained import find_trained
 from amortized_bayes.results import RunFolder, environment
@@ -212,7 +212,7 @@ class _Execution(ExitStack):
         for number, job in enumerate(plan.jobs, start=1):
             if job.key not in left:
                 continue
-            models = [m for m in plan.missing if any(same_model(m, config) for config in job.needs)]
+            models = [m for m in plan.missing if any(serves(m, config) for config in job.needs)]
             for model in (m for m in models if m in missing):
                 missing.remove(model)
                 steps.append(_Step(model, training_title(model), frozenset()))

@@ -43,9 +43,16 @@ __all__ = [
     "image_substitutes",
     "model_factors",
     "same_model",
+    "serves",
 ]
 
-ENCODERS: dict[str, tuple[int, ...]] = {"linear": (), "small": (100,), "standard": (200, 200), "wide": (500, 500)}
+ENCODERS: dict[str, tuple[int, ...]] = {
+    "linear": (),
+    "small": (100,),
+    "standard": (200, 200),
+    "wide": (500, 500),
+    "large": (500, 500, 500),
+}
 """Hidden layers of the dense encoders."""
 CHANNELS: dict[str, tuple[int, int]] = {"small": (16, 32), "standard": (32, 64), "wide": (64, 128)}
 """Channels of the convolutional ones."""
@@ -81,7 +88,8 @@ class VAEConfig(Settings):
             as in the paper's model of CIFAR-10 (deep-convolutional). With auto, those of cifar10 are
             deep-convolutional and others dense.
         encoder: Size of the encoder. Its hidden layers have 100 units (small), 200 and 200 (standard), or 500 and
-            500 (wide), or it has more channels; a linear encoder has no hidden layers, whatever the networks.
+            500 (wide), or three times 500 (large), or it has more channels; a linear encoder has no hidden layers,
+            whatever the networks.
         family: Family of q(z|x), a Gaussian or a flow. A contextual flow gets its parameters from the encoder.
         num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
         flow_hidden: Width of the two hidden layers of each network inside the flow.
@@ -102,6 +110,7 @@ class VAEConfig(Settings):
         patience: Number of evaluations without a better validation ELBO before stopping, out of fifty in all.
         num_train: Number of training images, after a shuffle by seed; all if there are fewer.
         num_test: Number of test images, after a shuffle by seed; all if there are fewer.
+        keep_epochs: Epochs after which a copy of the model is kept, for experiments that follow its training.
         seed: Random seed for images, pixels, starting values and draws.
     """
 
@@ -129,10 +138,17 @@ class VAEConfig(Settings):
     patience: Annotated[int, AtLeast(1)] = 10
     num_train: Annotated[int, AtLeast(2)] = 60_000
     num_test: Annotated[int, AtLeast(2)] = 10_000
+    keep_epochs: Annotated[tuple[int, ...], AtLeast(1)] = ()
     seed: Annotated[int, AtLeast(0)] = 0
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""
+        if any(epoch > self.epochs for epoch in self.keep_epochs):
+            raise SettingError(f"expected --keep-epochs of at most {self.epochs} epochs, got {max(self.keep_epochs)}")
+        if self.keep_epochs and self.early_stopping:
+            raise SettingError(
+                "expected --no-early-stopping with --keep-epochs: a training that stops early may not reach them"
+            )
         for name in ("entropy_annealing", "kl_warm_up"):
             if getattr(self, name) > self.epochs:
                 raise SettingError(f"expected {flag(name)} of at most {self.epochs} epochs, got {getattr(self, name)}")
@@ -204,6 +220,18 @@ def same_model(a: VAEConfig, b: VAEConfig) -> bool:
     return _effective(a) == _effective(b)
 
 
+def serves(trained: VAEConfig, wanted: VAEConfig) -> bool:
+    """Whether training one configuration gives the model of another, and the copies that the other keeps on the way.
+
+    Example:
+        >>> plain = VAEConfig(early_stopping=False)
+        >>> kept = replace(plain, keep_epochs=(1, 60))
+        >>> serves(kept, plain), serves(plain, kept)
+        (True, False)
+    """
+    return same_model(trained, wanted) and set(wanted.keep_epochs) <= set(trained.keep_epochs)
+
+
 def _effective(config: VAEConfig) -> dict[str, Any]:
     """The settings that have an effect, by name."""
     idle = {
@@ -213,6 +241,7 @@ def _effective(config: VAEConfig) -> dict[str, Any]:
         "hidden": config.architecture != "dense",
         "num_validation": not config.early_stopping,
         "patience": not config.early_stopping,
+        "keep_epochs": True,
     }
     values = {f.name: getattr(config, f.name) for f in fields(config) if not idle.get(f.name, False)}
     return values | {"binarization": config.pixels, "network": config.architecture}
@@ -258,10 +287,9 @@ def image_substitutes(config: Any, given: Collection[str]) -> Iterator[tuple[Any
     wanted = " and ".join(datasets_of(config))
     for name, words in (("mnist", "MNIST, binarized once by seed,"), ("digits", "scikit-learn's digits (8x8)")):
         note = f"using {words} instead of {wanted}, which is unavailable"
-        if hasattr(config, "model"):
-            yield replace(config, model=replace(config.model, dataset=name)), note
-        else:
-            yield replace(config, dataset=name if isinstance(config.dataset, str) else (name,)), note
+        holder = config.model if hasattr(config, "model") else config
+        changed = replace(holder, dataset=name if isinstance(holder.dataset, str) else (name,))
+        yield (changed if holder is config else replace(config, model=changed)), note
 
 
 @dataclass(frozen=True)

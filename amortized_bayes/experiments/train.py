@@ -55,4 +55,5 @@ def train_job(config: VAEConfig, lab: Lab) -> Job:
         return train(config, lab)
 
     work = [lab.training_work("training", config, config.epochs)]
-    return Job(model_factors(config), run, work=work, disk=CHECKPOINTS * 8.0 * 784 * max(200, *config.hidden, 0))
+    copies = CHECKPOINTS + len(config.keep_epochs)
+    return Job(model_factors(config), run, work=work, disk=copies * 8.0 * 784 * max(200, *config.hidden, 0))

@@ -10,14 +10,23 @@ import numpy as np
 import torch
 
 from amortized_bayes.configuration import load_config
-from amortized_bayes.experiments.settings import VAEConfig, model_factors, same_model
+from amortized_bayes.experiments.settings import VAEConfig, model_factors, serves
 from amortized_bayes.experiments.setup import ImageData, build_vae
 from amortized_bayes.experiments.spec import FailedAt, job_key
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.results import RunFolder, list_runs
 
-__all__ = ["Trained", "TrainingFailed", "find_trained", "load_state", "load_trained", "model_key", "state_of"]
+__all__ = [
+    "Trained",
+    "TrainingFailed",
+    "copy_name",
+    "find_trained",
+    "load_state",
+    "load_trained",
+    "model_key",
+    "state_of",
+]
 
 
 class Trained(NamedTuple):
@@ -38,8 +47,15 @@ def model_key(config: VAEConfig) -> str:
     return job_key(model_factors(config))
 
 
-def load_trained(folder: RunFolder, images: Callable[[VAEConfig], ImageData]) -> Trained:
+def copy_name(epoch: int) -> str:
+    """Name of the checkpoint with the model as it was after an epoch."""
+    return f"epoch-{epoch}"
+
+
+def load_trained(folder: RunFolder, images: Callable[[VAEConfig], ImageData], epoch: int | None = None) -> Trained:
     """Load the model of a finished training run with its data, which ``images`` loads.
+
+    With ``epoch`` it is the model as it was after that epoch, of which the run keeps a copy.
 
     Raises:
         TrainingFailed: its training diverged.
@@ -67,7 +83,8 @@ def load_trained(folder: RunFolder, images: Callable[[VAEConfig], ImageData]) ->
     if data.name in before and before[data.name] != dict(data.source.sha256):
         raise ValueError(f"expected the data that {folder.path} was trained on, got other files of {data.name}")
     model, guide = build_vae(config, data)
-    load_state(model, guide, folder.load_tensors(key), str(folder.path))
+    name = key if epoch is None else f"{key}.{copy_name(epoch)}"
+    load_state(model, guide, folder.load_tensors(name), str(folder.path))
     for module in (model, guide):
         module.requires_grad_(False)
     return Trained(config, data, model, guide)
@@ -109,7 +126,8 @@ def find_trained(
 ) -> RunFolder | None:
     """The latest run under ``out``, of one of these statuses, that trains this model; ``None`` without one.
 
-    ``data`` are checksums of files by data set: a run on other files is passed over.
+    It keeps the copies of the model that are wanted on the way. ``data`` are checksums of files by data set: a run on
+    other files is passed over.
     """
     for info in reversed(list_runs(out)):
         if info.experiment == "train" and info.status in statuses:
@@ -118,7 +136,7 @@ def find_trained(
             except ValueError:  # of a configuration that this version cannot read
                 continue
             folder = RunFolder.open(info.path)
-            if same_model(found, config) and _is_on(folder, data):
+            if serves(found, config) and _is_on(folder, data):
                 return folder
     return None
 

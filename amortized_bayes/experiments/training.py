@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyro
@@ -17,7 +17,7 @@ from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import ImageData, build_vae, rows_at_once, taken_in_training, vae_options
 from amortized_bayes.experiments.spec import Checkpoint, Measured, measured
-from amortized_bayes.experiments.trained import load_state, model_key, state_of
+from amortized_bayes.experiments.trained import Trained, copy_name, load_state, model_key, state_of
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, StepRecord
 from amortized_bayes.inference.svi import Training
@@ -25,7 +25,7 @@ from amortized_bayes.joint import global_seed
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.per_point import PointValues, is_vacuous, mean_over_points
 
-__all__ = ["train"]
+__all__ = ["kl_and_reconstruction", "train"]
 
 NUM_EVALUATIONS = 50
 """On the way."""
@@ -57,7 +57,16 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
     stops_early = data.validation is not None  # of too few images none are held out
     patient = not stops_early or _evaluations_since(config, training, best[1]) < config.patience
     state: dict[str, np.ndarray] | None = None
-    for record in _remaining(config, training, (model, guide), lab) if patient else ():
+    copies = {epoch * training.batches.per_epoch: epoch for epoch in config.keep_epochs}
+    evaluations = _evaluations(config, training)
+    wanted = evaluations.union(copies)
+    for record in _remaining(config, training, (model, guide), lab, wanted) if patient else ():
+        if record.step in copies:
+            with training.averaged():
+                copied = state_of(model, guide)
+            yield Checkpoint(copied, name=copy_name(copies[record.step]))
+        if record.step not in evaluations:
+            continue
         with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
             found = _on_the_way(config, data, model, guide, record)
             _refuse_infinite(record.step, found)
@@ -83,19 +92,24 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
     yield Checkpoint(state_of(model, guide), {"model": model_key(config)})
 
 
-def _remaining(
-    config: VAEConfig, training: Training, programs: tuple[nn.Module, nn.Module], lab: Lab
-) -> Iterator[StepRecord]:
-    """Take the steps that are left and yield the records of evaluations, with the programs in evaluation mode."""
+def _evaluations(config: VAEConfig, training: Training) -> set[int]:
+    """Steps after which the model is evaluated."""
     total = config.epochs * training.batches.per_epoch
-    evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)} - {0}
+    return {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)} - {0}
+
+
+def _remaining(
+    config: VAEConfig, training: Training, programs: tuple[nn.Module, nn.Module], lab: Lab, wanted: Collection[int]
+) -> Iterator[StepRecord]:
+    """Take the steps that are left and yield the records of those that are wanted, with programs in evaluation mode."""
+    total = config.epochs * training.batches.per_epoch
     ticks = {round(total * i / 500) for i in range(1, 500)}
     if training.steps >= total:
         return
-    records = training.run(total - training.steps, evaluations | ticks, begin=0)
+    records = training.run(total - training.steps, ticks.union(wanted), begin=0)
     for record in taken_in_training(records, *programs):
         lab.watch("training", record.step, total, f"ELBO {record.elbo:.1f}")
-        if record.step in evaluations:
+        if record.step in wanted:
             yield record
 
 
@@ -117,6 +131,15 @@ def _on_the_way(
         found.append(measured("elbo", mean_over_points(_of_split(value, split)), split=split))
         found += [measured("kl", mean_over_points(value.kl), split=split)] if split == "train" else []
     return [row._replace(step=record.step, seconds=record.seconds) for row in found]
+
+
+def kl_and_reconstruction(trained: Trained, split: str, count: int) -> list[Measured]:
+    """The two parts of L[q] at the first ``count`` points of a split: the mean of log p(x|z), and the KL of z."""
+    config, images = trained.config, getattr(trained.data, split)
+    with pyro.validation_enabled(False), global_seed(config.seed, "look", split):
+        value = _elbo(config, trained.model, trained.guide, images[:count], len(trained.data.train))
+    found = {"kl": value.kl, "reconstruction": value.log_likelihood}
+    return [measured(name, mean_over_points(values)) for name, values in found.items()]
 
 
 def _of_split(value: Elbo, split: str) -> PointValues:
