@@ -1,5 +1,6 @@
 """Figures from declarations: what they draw, what they are called, and that one that fails harms no other."""
 
+import itertools
 from types import SimpleNamespace
 
 import made_runs
@@ -134,6 +135,22 @@ def test_lines_are_curves_by_split(drawn):
     assert len(bounds.collections) == 3  # a band each
     assert divergence.get_ylim()[0] < 1
     assert divergence.get_ylabel() == "KL of z from its prior (nats per point)"
+
+
+def test_a_style_is_a_kind_of_line_and_a_hue_a_colour(drawn):
+    made = made_runs.Made("mine")
+    for variant, split, step in itertools.product(("small", "large"), ("test", "train"), (1, 10, 100)):
+        if (variant, split) != ("large", "train"):
+            value = step + 1000 * (variant == "large") + 0.5 * (split == "test")
+            place = {"dataset": "digits", "seed": 0, "variant": variant}
+            made.job(place, [("kl", value, {"split": split}, {"step": step})], name=f"{split}-{step}")
+    panel = Lines("step", ("kl",), hue="variant", style="split", log="x")
+    (axes,) = drawn(made, {"mine": (panel,)})["mine"].axes
+    assert texts(axes) == ["small", "large", "train", "test"]
+    looks = {float(line.get_ydata()[0]): line for line in axes.get_lines() if len(line.get_ydata())}
+    assert {value: line.get_linestyle() for value, line in looks.items()} == {1.0: "-", 1.5: "--", 1001.5: "--"}
+    colors = {value: line.get_color() for value, line in looks.items()}
+    assert colors[1.0] == colors[1.5] != colors[1001.5]
 
 
 def test_lines_over_an_unnamed_factor_are_refused(drawn):

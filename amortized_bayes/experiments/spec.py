@@ -241,11 +241,15 @@ class Points:
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves against step or seconds, one per value of ``hue``, or one per metric; bands over seeds."""
+    """Curves against step or seconds, one per value of ``hue``, or one per metric; bands over seeds.
+
+    Values of the factor ``style`` are told apart by the kind of line, those of ``hue`` by colour and marker.
+    """
 
     x: str
     y: tuple[str, ...]
     hue: str = ""
+    style: str = ""
     apart: str = ""
     log: str = ""
     where: Where = field(default_factory=dict)

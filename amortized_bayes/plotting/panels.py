@@ -50,12 +50,13 @@ def draw_points(axes: Axes, series: Sequence[Series], names: Sequence[str], *, j
 
 
 def draw_lines(axes: Axes, series: Sequence[Series]) -> None:
-    """Draw curves with bands."""
+    """Draw curves with bands, fainter ones where many overlap."""
+    alpha = 0.15 if len(series) < 6 else 0.07
     for one in series:
         every = max(1, len(one.x) // 8)
         axes.plot(one.x, one.y, label=one.label, markevery=every, **one.look.line())
         if np.isfinite(one.low).any():
-            axes.fill_between(one.x, one.low, one.high, color=one.look.color, alpha=0.15, linewidth=0)
+            axes.fill_between(one.x, one.low, one.high, color=one.look.color, alpha=alpha, linewidth=0)
 
 
 def draw_bars(

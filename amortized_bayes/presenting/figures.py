@@ -37,6 +37,8 @@ __all__ = ["draw_figures"]
 ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 """What may go wrong in drawing one figure; the others are drawn all the same."""
 CLOCKS = {"step": "steps", "seconds": "training time (seconds)"}
+LINES_WIDTH = 4.6
+"""Inches of a panel with curves."""
 
 
 def draw_figures(
@@ -157,19 +159,25 @@ def _points(panel: Points, finals: pd.DataFrame) -> Ready | None:
 
 def _lines(panel: Lines, rows: pd.DataFrame) -> Ready | None:
     curves: list[Series] = []
+    kinds: dict[str, str] = {}
     for number, metric in enumerate(panel.y):
         chosen = cast("pd.DataFrame", rows[(rows["metric"] == metric) & rows["value"].notna()])
-        for key, part in selection.groups(chosen, _hue(panel.hue)) if len(chosen) else []:
-            line = _over_seeds(panel, part)
-            label = ", ".join(filter(None, [labels.metric_name(metric) if len(panel.y) > 1 else "", _label(key)]))
-            look = _look(key, len(curves), chosen, LINES[number % len(LINES)] if panel.hue else "-")
-            x, y, low, high = (line[c].to_numpy(float) for c in (panel.x, "value", "low", "high"))
-            curves.append(Series(label, look, x, y, low, high))
+        kinds = _kinds(panel, chosen)
+        for place, (key, part) in enumerate(selection.groups(chosen, _hue(panel.hue)) if len(chosen) else []):
+            for nth, (shade, own) in enumerate(selection.groups(part, (panel.style,) if panel.style else ())):
+                line = _over_seeds(panel, own)
+                label = ", ".join(filter(None, [labels.metric_name(metric) if len(panel.y) > 1 else "", _label(key)]))
+                kind = kinds[_label(shade)] if panel.style else LINES[number % len(LINES)] if panel.hue else "-"
+                look = _look(key, place if panel.style else len(curves), chosen, kind)
+                x, y, low, high = (line[c].to_numpy(float) for c in (panel.x, "value", "low", "high"))
+                curves.append(Series("" if nth else label, look, x, y, low, high))
     if not curves:
         return None
 
     def draw(axes: Axes) -> None:
         draw_lines(axes, curves)
+        for name, kind in kinds.items():
+            axes.plot([], [], linestyle=kind, color="0.3", label=name)
         longest = max(len(curve.x) for curve in curves)
         if "x" in panel.log and longest > 1:
             log_scale(axes, "x")
@@ -183,9 +191,17 @@ def _lines(panel: Lines, rows: pd.DataFrame) -> Ready | None:
         axes.set_xlabel(CLOCKS.get(panel.x, labels.factor_label(panel.x)))
         axes.set_ylabel(labels.axis_label(panel.y[0]))
         if len(curves) > 1:
-            axes.legend(title=labels.factor_label(panel.hue) or None, ncols=min(4, len(curves)), **BELOW)
+            longest = max(len(str(name)) for name in axes.get_legend_handles_labels()[1])
+            columns = max(1, min(4, len(curves), int(LINES_WIDTH / (0.5 + 0.065 * longest))))
+            axes.legend(title=labels.factor_label(panel.hue) or None, ncols=columns, **BELOW)
 
-    return draw, 4.6
+    return draw, LINES_WIDTH
+
+
+def _kinds(panel: Lines, rows: pd.DataFrame) -> dict[str, str]:
+    """The kind of line of each value of the factor ``style``, by its name in the legend."""
+    found = [_label(key) for key, _ in selection.groups(rows, (panel.style,))] if panel.style and len(rows) else []
+    return {name: LINES[number % len(LINES)] for number, name in enumerate(found)}
 
 
 def _over_seeds(panel: Lines, rows: pd.DataFrame) -> pd.DataFrame:
