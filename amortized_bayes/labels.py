@@ -60,6 +60,7 @@ METRICS: dict[str, Metric] = {
     "amortization_gap": Metric("amort. gap", "amortization gap"),
     "inference_gap": Metric("inference gap", "inference gap, both"),
     "optimization_gap": Metric("optimization gap", "optimization gap: best restart over one search"),
+    "generalization_gap": Metric("generalization gap"),
     "certificate_gap": Metric("AIS certificate", "AIS certificate: gap on simulated points"),
     "k_hat": Metric("k-hat", unit=""),
     "ess": Metric("effective sample size", digits=0, unit=""),
@@ -72,6 +73,13 @@ METRICS: dict[str, Metric] = {
     "final_iwae": Metric("IWAE"),
     "final_iwae_gain": Metric("IWAE - ELBO"),
     "kl": Metric("KL", "KL of z from its prior"),
+    "reconstruction": Metric("reconstruction", "reconstruction, the mean of log p(x|z) under q"),
+    "gradient_norm": Metric("gradient norm", "norm of the gradient", 1, ""),
+    "gradient_rms": Metric("norm/√parameters", "norm of the gradient over √(number of parameters)", 4, ""),
+    "gradient_ratio": Metric("encoder/decoder", "norm of the gradient, encoder over decoder", unit=""),
+    "gradient_rms_ratio": Metric(
+        "encoder/decoder, over √parameters", "norm over √(number of parameters), encoder over decoder", unit=""
+    ),
     "final_kl": Metric("KL", "KL of z from its prior"),
     "final_kl_shared": Metric("KL of weights", "KL of the weights from their prior"),
     "active_units": Metric("active units", digits=0, unit=""),
@@ -112,6 +120,8 @@ FACTORS = {
     "encoder": "encoder",
     "annealed": "entropy annealing",
     "network": "network",
+    "variant": "variant",
+    "part": "parameters",
     "kl_warm_up": "KL warm-up",
     "split": "points",
     "label": "class",
@@ -135,7 +145,7 @@ ORDERS: Mapping[str, tuple[Any, ...]] = {
     "split": ("train", "validation", "test"),
     "family": FAMILIES,
     "searched": FAMILIES,
-    "encoder": ("linear", "small", "standard", "wide"),
+    "encoder": ("linear", "small", "standard", "wide", "large"),
     "start": ("encoder", "prior", "reference"),
 }
 """Values in the order in which people read them; others follow, in the order of the rows."""
@@ -212,7 +222,7 @@ def describe(factors: Mapping[str, Any]) -> str:
             text = f"k = {known[name]}"
         elif name in ("encoder", "split", "decoder", "likelihood", "network"):
             text = f"{text} {FACTORS[name]}"
-        elif name not in ("dataset", "guide", "family", "start", *FLAGS):
+        elif name not in ("dataset", "guide", "family", "variant", "start", *FLAGS):
             text = f"{factor_label(name)} {text}"
         words.append(text)
     return ", ".join(words)

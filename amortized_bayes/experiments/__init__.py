@@ -17,6 +17,8 @@ EXPERIMENTS = {
     "frozen-decoder": "frozen_decoder",
     "decoder-capacity": "decoder_capacity",
     "toy-posteriors": "toy_posteriors",
+    "learning-dynamics": "learning_dynamics",
+    "gradient-norms": "gradient_norms",
 }
 """Commands, and the files of this folder that they run."""
 ALIASES = {"test-set-gaps": "model-gaps"}

@@ -46,6 +46,7 @@ __all__ = [
     "same_points",
     "shared_bounds",
     "some_points",
+    "split_bounds",
 ]
 
 PointBounds = dict[str, np.ndarray]
@@ -145,11 +146,18 @@ def bounds_job(factors: Mapping[str, Factor], model: VAEConfig, points: int, con
 
 def model_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
     """All bounds of a trained model at training points, and its gaps with the best q of its own family."""
-    trained = lab.trained(model)
-    places, x = some_points(trained, "train", points, model.seed)
-    found = elbo_of(trained.model, trained.guide, x, model.seed)
-    shared, certificate = shared_bounds(trained, x, config, model.seed, lab)
-    yield from guide_bounds(found | shared, {}, model.family, places=places)
+    yield from split_bounds(lab.trained(model), "train", points, config, lab)
+
+
+def split_bounds(
+    trained: Trained, split: str, points: int, config: BoundsConfig, lab: Lab
+) -> Iterator[Measured | Arrays]:
+    """All bounds of a model at points of a split, and its gaps with the best q of its own family."""
+    seed = trained.config.seed
+    places, x = some_points(trained, split, points, seed)
+    found = elbo_of(trained.model, trained.guide, x, seed)
+    shared, certificate = shared_bounds(trained, x, config, seed, lab)
+    yield from guide_bounds(found | shared, {}, trained.config.family, places=places)
     yield certificate
 
 
