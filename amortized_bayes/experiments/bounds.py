@@ -191,7 +191,7 @@ def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -
 
     gradients = config.chains * chains_of(config).num_gradients
     return [
-        evaluations("q* gaussian", 10 * config.local_steps),
+        evaluations("q* gaussian", 10 * config.local_steps + ELBO_DRAWS),
         *(evaluations(f"q* {f}", FLOWS[f].search_cost * 10 * config.flow_steps) for f in config.best_families[1:]),
         evaluations("ais", 1.2 * gradients),
         evaluations("certificate", 2.4 * gradients * min(1.0, config.simulated / points) + config.particles / 2),

@@ -7,8 +7,8 @@ per point, at the averaged iterates that a training reports; the parameters of a
 √(number of parameters), parts of different sizes compare.
 
 ``python run_experiments.py gradient-norms`` runs preset *quick* on FashionMNIST and fixed binarized MNIST: about three
-minutes on two cores, one where ``learning-dynamics`` was run before. Expect larger gradients of the decoder than of the
-encoder, as sums and per parameter. *paper* has the models of its namesake.
+minutes on two cores, one where ``learning-dynamics`` was run before. Expect gradients of the encoder about twice as
+large as the decoder's. *paper* has the models of its namesake.
 """
 
 from __future__ import annotations

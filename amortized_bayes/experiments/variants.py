@@ -60,7 +60,7 @@ class VariantsConfig(Settings):
     dataset: Annotated[tuple[str, ...], Different()] = ("fashion-mnist", "binarized-mnist")
     variants: Annotated[tuple[VariantName, ...], Different()] = tuple(VARIANTS)
     epochs: Annotated[int, AtLeast(1)] = 100
-    checkpoints: Annotated[int, AtLeast(1)] = 5
+    checkpoints: Annotated[int, AtLeast(1)] = 4
     latent_dim: Annotated[int, AtLeast(1)] = 20
     batch_size: Annotated[int, AtLeast(1)] = 50
     learning_rate: Annotated[float, Above(0)] = 1e-3
@@ -94,7 +94,7 @@ def epochs_kept(config: VariantsConfig) -> tuple[int, ...]:
 def variant_models(config: VariantsConfig) -> Iterator[tuple[str, VAEConfig]]:
     """The models, each with the name of its variant. None stops early: test images have no part in any."""
     shared = {f.name: getattr(config, f.name) for f in fields(VAEConfig) if hasattr(config, f.name)}
-    shared |= {"early_stopping": False, "keep_epochs": epochs_kept(config)}
+    shared |= {"network": "dense", "early_stopping": False, "keep_epochs": epochs_kept(config)}
     for dataset in config.dataset:
         for seed in config.seeds:
             for variant in config.variants:

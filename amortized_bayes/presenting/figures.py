@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,10 @@ ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 CLOCKS = {"step": "steps", "seconds": "training time (seconds)"}
 LINES_WIDTH = 4.6
 """Inches of a panel with curves."""
+SQUEEZED = 8
+"""Evaluations of a curve from which on the first ones are cut off where they are far below the rest."""
+LABEL = 42
+"""Characters of a y label in a line."""
 
 
 def draw_figures(
@@ -183,13 +188,13 @@ def _lines(panel: Lines, rows: pd.DataFrame) -> Ready | None:
             log_scale(axes, "x")
         if "y" in panel.log:
             bend(axes, "y")
-        elif longest > 4:  # where the first evaluations are far below the rest, they would squeeze it
+        elif longest > SQUEEZED:
             later = np.concatenate([curve.y[2:] for curve in curves])
             height = 1.12 * np.ptp(later)
             if height < 0.4 * np.ptp(axes.get_ylim()):
                 axes.set_ylim(bottom=later.max() - height)
         axes.set_xlabel(CLOCKS.get(panel.x, labels.factor_label(panel.x)))
-        axes.set_ylabel(labels.axis_label(panel.y[0]))
+        axes.set_ylabel(textwrap.fill(labels.axis_label(panel.y[0]), LABEL))
         if len(curves) > 1:
             longest = max(len(str(name)) for name in axes.get_legend_handles_labels()[1])
             columns = max(1, min(4, len(curves), int(LINES_WIDTH / (0.5 + 0.065 * longest))))
