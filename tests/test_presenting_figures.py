@@ -214,12 +214,12 @@ def test_data_sets_whose_files_have_like_names_have_figures_of_their_own(drawn):
 
 
 def test_dots_are_drawn_alike_each_time_and_draw_from_no_stream(drawn):
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     figures = {"gaps": Gaps("split", PARTS)}
     first, second = (drawn(made_runs.gaps(), figures)["gaps"].axes[0].collections for _ in range(2))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.get_offsets(), b.get_offsets())
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], before)  # noqa: NPY002
 
 
 BOUNDS = ("elbo", "elbo_star", "log_p_lower")

@@ -76,7 +76,9 @@ def test_a_training_serves_those_who_want_no_more_copies_than_it_keeps(tmp_path)
     assert lab.find(KEPT) is None
     kept = go("train", KEPT, tmp_path)
     for config in (LONG, KEPT):
-        assert lab.find(config).path == kept.path
+        found = lab.find(config)
+        assert found is not None
+        assert found.path == kept.path
     assert len(list_runs(tmp_path)) == 2
 
 
