@@ -57,7 +57,7 @@ def main() -> None:
     found = optimize_local(trained.model, trained.guide, x, settings=settings)
     wait_for(device)
     seconds = time.perf_counter() - start
-    long = replace(settings, max_steps=20 * settings.max_steps, tolerance=0.0, num_score=5_000)
+    long = replace(settings, max_steps=20 * settings.max_steps, max_rounds=1, tolerance=0.0, num_score=5_000)
     start = time.perf_counter()
     few = x[: options.long_points]
     best = optimize_local(trained.model, trained.guide, few, settings=long, seed=1)

@@ -216,6 +216,18 @@ def test_the_verdict_abstains_where_q_star_has_not_converged(spoiled: tuple[Prob
     assert "this holds" not in verdict.words
 
 
+def test_what_q_star_still_gains_has_to_be_small_beside_each_gap(spoiled: tuple[Problem, Diagnosis]) -> None:
+    """It is taken from the approximation gap: the quarter of the whole that it may be is more than there is of that."""
+    _, found = spoiled
+    left = 0.2 * found.gaps().inference.mean
+    assert left > 0.25 * abs(found.gaps().approximation.mean)
+    verdict = replace(
+        found, values={**found.values, "residual": torch.full_like(found.values["residual"], left)}
+    ).verdict
+    assert verdict.abstains
+    assert f"would gain {left:.2f} nats and move approximation" in verdict.words
+
+
 def test_a_model_that_gives_no_data_is_diagnosed_without_a_certificate() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

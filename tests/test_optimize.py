@@ -1,6 +1,7 @@
 """q* against closed forms: linear-Gaussian, constrained and two-site models, other plates, batches and restarts."""
 
 import math
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -58,12 +59,38 @@ def test_linear_gaussian_in_closed_form() -> None:
 def test_the_residual_sees_what_is_left() -> None:
     """With no time to move, the residual is the amortization gap, up to the bend of L in the scales."""
     problem = Problem(off=0.3, stretch=1.0)
-    still = LocalSettings(max_steps=1, num_windows=1, learning_rate=1e-9, num_residual=400)
+    still = LocalSettings(max_steps=1, max_rounds=1, num_windows=1, learning_rate=1e-9, num_residual=400)
     found = optimize_local(problem.model, problem.guide, problem.x, settings=still)
     gradient = problem.model.posterior_precision() @ problem.shift * problem.best_scale
     expected = 0.5 * gradient.square().sum()
     assert abs(found.residual.mean() - expected) < 4 * found.residual_error.mean() / 30**0.5
     torch.testing.assert_close(found.elbo_star.mean(), problem.best.mean() - problem.amortization_gap, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "own"])
+@pytest.mark.parametrize("off", [5.0, 20.0])
+def test_a_start_many_scales_away_does_no_harm(off: float, family: Literal["gaussian", "own"]) -> None:
+    problem = Problem(10, off, stretch=1.0)
+    found = optimize_local(problem.model, problem.guide, problem.x, family=family)
+    posterior = problem.model.posterior(problem.x)
+    q = dist.MultivariateNormal(found.q.loc, scale_tril=found.q.scale.diag_embed())
+    lost = problem.best - problem.model.log_evidence(problem.x) + torch.distributions.kl_divergence(q, posterior)
+    assert (lost > -1e-9).all()
+    assert lost.mean() < 0.01
+    assert lost.max() < 0.04
+    assert (found.residual < 0.01 + 2 * found.residual_error).all()
+    assert found.evaluations.max() < 20_000
+
+
+def test_only_points_that_are_not_there_yet_go_on() -> None:
+    problem = Problem(10, off=0.0, stretch=1.0)
+    far = torch.arange(10) == 3
+    loc = problem.model.posterior(problem.x).mean + 40 * problem.best_scale * far[:, None]
+    start = Gaussian(loc, problem.best_scale.expand(10, 6))
+    found = optimize_local(problem.model, start, problem.x)
+    assert ((found.evaluations > 4_100) == far).all()
+    capped = optimize_local(problem.model, start, problem.x, settings=LocalSettings(max_rounds=1))
+    assert ((capped.residual > 1.0) == far).all()
 
 
 def test_the_prior_and_a_gaussian_are_starts_too() -> None:
@@ -201,6 +228,8 @@ def test_bad_input() -> None:
         LocalSettings(num_samples=5)
     with pytest.raises(ValueError, match="max_steps of 10 or more, got 3"):
         LocalSettings(max_steps=3)
+    with pytest.raises(ValueError, match="max_rounds of 1 or more, got 0"):
+        LocalSettings(max_rounds=0)
     with pytest.raises(ValueError, match="num_restarts of 1 or more"):
         LocalSettings(num_restarts=0)
     with pytest.raises(ValueError, match="restart_spread of 0 or more"):

@@ -185,12 +185,21 @@ def _gaps_fail(gaps: Gaps, residual: float | None, relation: str) -> Iterator[st
         )
     if _is_negative(gaps.approximation):
         yield f"L[q*] lies above the estimate of log p(x): approximation {gaps.approximation}"
-    if residual is not None and not residual <= max(0.05, 0.25 * abs(gaps.inference.mean)):
-        yield f"q* has not converged (a Newton step would gain {residual:.2f} nats)"
+    if residual is not None:
+        yield from _unfinished(gaps, residual)
     if not math.isfinite(gaps.inference.mean):
         yield "the inference gap is not finite"
     elif max(SMALL, gaps.inference.mean) < 2 * gaps.inference.mean_error:
         yield f"the inference gap {_say(gaps.inference)} is below two of its errors: more points are needed"
+
+
+def _unfinished(gaps: Gaps, residual: float) -> Iterator[str]:
+    """What q* still gains is taken from approximation and given to amortization: it has to be small beside each."""
+    parts = {"approximation": gaps.approximation, "amortization": gaps.amortization}
+    moved = [f"{name} {_say(gap)}" for name, gap in parts.items() if not residual <= max(0.05, 0.25 * abs(gap.mean))]
+    if moved:
+        words = f"a Newton step would gain {residual:.2f} nats and move {' and '.join(moved)} by as much"
+        yield f"q* has not converged: {words}"
 
 
 def _is_negative(gap: Gap) -> bool:

@@ -102,7 +102,7 @@ def best_gaussian(trained: Trained, x: Tensor, truth: dict[str, np.ndarray], ste
     is reported is scored on others.
     """
     moments = Gaussian(*(torch.from_numpy(truth[name]).to(x) for name in ("mean", "scale")))
-    settings = LocalSettings(max_steps=steps, tolerance=0.0, num_score=SCORE_DRAWS)
+    settings = LocalSettings(max_steps=steps, max_rounds=1, tolerance=0.0, num_score=SCORE_DRAWS)
     searches = [
         optimize_local(
             trained.model,

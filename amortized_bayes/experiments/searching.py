@@ -47,6 +47,7 @@ def search_points(trained: Trained, x: Tensor, search: Search, seed: int, lab: L
     settings = LocalSettings(
         num_samples=search.samples,
         max_steps=search.budget,
+        max_rounds=1,
         tolerance=0.0,  # a search uses up its budget
         num_score=search.score,
     )

@@ -65,6 +65,13 @@ class Family(Protocol):
         """A gradient in coordinates in which the Fisher information at ``rows`` is the identity, ``(r, W)``."""
         ...
 
+    def pace(self, rows: Tensor, distance: Tensor) -> Tensor:
+        """Times the usual rate that moves each coordinate by ``distance`` ``(r, 1)`` of its scales or so, ``(r, W)``.
+
+        Only locations have to go far: rates of other coordinates stay as they are.
+        """
+        ...
+
     def scatter(self, rows: Tensor, num: int, spread: float, generator: Generator) -> Tensor:
         """The members, and ``num`` - 1 copies moved at random by so many of their scales, ``(num * r, W)``."""
         ...
@@ -118,6 +125,11 @@ class Diagonal:
         """Curvatures of L are 1/scale² and 2 where q has the right scale."""
         scale = rows[:, self.dim :].exp()
         return torch.cat([gradient[:, : self.dim] / self.unit * scale, gradient[:, self.dim :] / math.sqrt(2)], -1)
+
+    def pace(self, rows: Tensor, distance: Tensor) -> Tensor:
+        """A round at the default settings moves means by 1.5 of their units."""
+        scale = rows[:, self.dim :].exp()
+        return torch.cat([distance * scale / self.unit, torch.ones_like(scale)], -1)
 
     def scatter(self, rows: Tensor, num: int, spread: float, generator: Generator) -> Tensor:
         """See :class:`Family`."""

@@ -8,7 +8,8 @@ one q per point, with S samples per step. The samples come as pairs :math:`\pm\e
 path of z alone (Roeder, Wu & Duvenaud, *Sticking the landing*, NeurIPS 2017): both reduce noise and add no bias.
 Each point has a clock of its own, by which its step falls as a cosine. A point that gained nothing over a window, as
 seen on draws kept for that, has its remaining time halved; a point whose time is up leaves its slot to the next one.
-What is reported is scored on fresh samples.
+A point whose residual is then above the tolerance goes on for another round, up to a cap, so that a start many scales
+away does no harm. What is reported is scored on fresh samples.
 
 The family may also be the guide's own, where that has a name
 (:class:`~amortized_bayes.inference.own_family.OwnFamily`): Gaussians of full covariance, Gammas, Dirichlets, ...
@@ -201,17 +202,17 @@ def _choose(joint: LogJoint, slots: Slots, start: Tensor, max_rows: int, generat
     """
     before, last = (_score(joint, slots, rows, max_rows, generator) for rows in (start, slots.rows))
     stays = last[0] - before[0] >= -2 * torch.hypot(last[1], before[1])  # a NaN does not
-    slots.best = torch.where(stays[:, None], slots.rows, start)
+    measured, slots.best = slots.best, torch.where(stays[:, None], slots.rows, start)
     slots.evaluations += 2 * slots.settings.num_score
+    slots.measure((slots.best != measured).any(-1).nonzero().flatten())
 
 
 @torch.no_grad()
 def _report(joint: LogJoint, slots: Slots, size: int, generator: torch.Generator) -> LocalOptimum:
     settings, family, count = slots.settings, slots.family, joint.num_points
     value, error = _score(joint, slots, slots.best, size * settings.num_samples, generator)
-    residual, residual_error = slots.residuals(settings.num_residual, count)
-    per_run = slots.evaluations + settings.num_score
-    evaluations = per_run.reshape(settings.num_restarts, -1).sum(0) + slots.residual_evaluations
+    residual, residual_error = slots.residual[:count], slots.residual_error[:count]
+    evaluations = (slots.evaluations + settings.num_score).reshape(settings.num_restarts, -1).sum(0)
     early, best = slots.stopped_early[:count], slots.best[:count]
     q = family.moments(best)
     found = LocalOptimum(value[:count], error[:count], residual, residual_error, q, evaluations, early)

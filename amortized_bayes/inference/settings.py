@@ -10,16 +10,19 @@ __all__ = ["FlowSearchSettings", "LocalSettings"]
 
 @dataclass(frozen=True)
 class LocalSettings:
-    """How to find q*; the default takes at most 4,100 decoder evaluations per point.
+    """How to find q*; a round of the default takes at most 4,100 decoder evaluations per point, and most take one.
 
     Args:
         num_samples: S, draws of each q per step, in pairs: an even number.
-        max_steps: steps of a point that does not stop early.
+        max_steps: steps of a point in a round, where it does not stop early.
+        max_rounds: rounds of a point whose residual is above the tolerance, after the first by more than two errors; 1
+            makes ``max_steps`` the steps in all.
         learning_rate: first step of Adam, in units of each latent's spread over draws and points (1 for a latent that
             follows a standard normal prior on the whole).
         num_windows: evaluations of the gain.
         num_kept: draws kept for those evaluations, the same at each; rounded up to a multiple of ``num_samples``.
-        tolerance: gain in nats over a window below which a point's remaining time is halved.
+        tolerance: gain in nats over a window below which a point's remaining time is halved, and residual below which
+            it has converged.
         num_score: fresh samples for the final ELBO.
         num_residual: samples for the gradient at the end.
         num_fit: draws of the guide that a Gaussian is fitted to, where its q is none.
@@ -38,6 +41,7 @@ class LocalSettings:
 
     num_samples: int = 10
     max_steps: int = 300
+    max_rounds: int = 6
     learning_rate: float = 1e-2
     num_windows: int = 10
     num_kept: int = 40
@@ -51,7 +55,7 @@ class LocalSettings:
 
     def __post_init__(self) -> None:
         least = {"num_samples": 4, "num_windows": 1, "num_kept": 1, "num_score": 2, "num_residual": 2, "num_fit": 10}
-        least |= {"max_steps": self.num_windows, "num_restarts": 1}
+        least |= {"max_steps": self.num_windows, "max_rounds": 1, "num_restarts": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"expected {name} of {bound} or more, got {getattr(self, name)}")

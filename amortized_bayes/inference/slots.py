@@ -2,6 +2,7 @@
 
 A captured graph serves one batch shape. So b slots are worked on at once; a run whose time is up leaves its slot to
 the next of the queue. When the queue is empty and half of the slots are idle, the rest moves to half as many.
+Runs whose residual says that they are not there yet go on for another round, and move faster the further it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from amortized_bayes.joint import LogJoint, captured_or_plain
 __all__ = ["Slots"]
 
 BETAS = (0.9, 0.999)
+GROWTH = 4.0
+"""How many times faster than in the round before a run may move in the next."""
 EPS = 1e-8
 MIN_SLOTS = 8
 MIN_BATCHES = 5
@@ -58,24 +61,40 @@ class Slots:
         self.windows_left = torch.full((runs,), settings.num_windows, device=points.device)
         self.stopped_early = torch.zeros(runs, dtype=torch.bool, device=points.device)
         self.evaluations = torch.zeros(runs, dtype=torch.long, device=points.device)
-        self.residual_evaluations = 0
+        self.residual, self.residual_error = start.new_zeros(2, runs, dtype=torch.double)
+        self.pace = torch.ones_like(start)
         self.window = settings.max_steps // settings.num_windows
         kept = [self._pairs((joint.dim,)) for _ in range(math.ceil(settings.num_kept / settings.num_samples))]
         spread = torch.stack(kept).square().mean((0, 1)).sqrt()
         self.kept = [noise / spread for noise in kept]  # of variance 1: what is quadratic in a latent alone has no luck
         self.start_log_w = start.new_zeros(len(self.kept) * settings.num_samples // 2, runs)
         self.last = torch.zeros_like(self.best_score)
-        self.num_slots, self.program = min(size, runs), None
+        self.size = self.num_slots = min(size, runs)
+        self.programs: dict[int, Callable[..., Sequence[Tensor]]] = {}
 
     @torch.no_grad()
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Optimize all runs; ``best`` has the last rows, or the start where they were no better."""
+        runs = torch.arange(len(self.points), device=self.points.device)
+        for number in range(self.settings.max_rounds):
+            if number:
+                self._restart(runs, GROWTH**number)
+            self._round(runs, progress)
+            self.measure(runs)
+            # Who was far once is held to the tolerance itself; of all others chance alone would send many on.
+            luck = 0.0 if number else 2 * self.residual_error[runs]
+            runs = runs[self.residual[runs] > self.settings.tolerance + luck]
+            if not len(runs):
+                return
+
+    def _round(self, queue: Tensor, progress: Callable[[int, int], None] | None) -> None:
+        """Take each run of the queue to the end of its time."""
         total = len(self.points)
-        queue = torch.arange(total, device=self.points.device)
+        self._resize(len(queue))
         active, queue = queue[: self.num_slots], queue[self.num_slots :]
         self._evaluate(active, first=True)
         while len(active):
-            self._shrink(len(active) if not len(queue) else self.num_slots)
+            self._resize(len(active) + len(queue))
             self._climb(active)
             self._evaluate(active)
             kept = active[self.windows_left[active] > 0]
@@ -87,27 +106,35 @@ class Slots:
                 progress(total - len(queue) - len(active), total)
 
     @torch.no_grad()
-    def residuals(self, num_samples: int, count: int) -> tuple[Tensor, Tensor]:
-        """What a Newton step of each of the first ``count`` runs would gain, and its standard error, ``(count,)``."""
-        calls = max(MIN_BATCHES, math.ceil(num_samples / self.settings.num_samples))
-        self.residual_evaluations = calls * self.settings.num_samples
-        found = []
-        for runs in torch.arange(count, device=self.points.device).split(self.num_slots):
-            rows, evaluate, gradients = self.best[runs], self._bind(runs), []
+    def measure(self, runs: Tensor) -> None:
+        """Note what a Newton step from the best rows of these runs would gain, and its standard error."""
+        if not len(runs):
+            return
+        self._resize(len(runs))
+        calls = max(MIN_BATCHES, math.ceil(self.settings.num_residual / self.settings.num_samples))
+        self.evaluations[runs] += calls * self.settings.num_samples
+        for some in runs.split(self.num_slots):
+            rows, evaluate, gradients = self.best[some], self._bind(some), []
             frame = self.family.frame(rows)
             for _ in range(calls):
-                noise = self._pairs((len(runs), self.joint.dim), paired=False)
+                noise = self._pairs((len(some), self.joint.dim), paired=False)
                 drawn = self.family.draw(rows, noise, frame)
                 gradient = drawn.pull(evaluate(drawn.z)[1])
                 gradients.append(self.family.whiten(rows, gradient).double())
-            found.append(_half_square(torch.stack(gradients)))
-        value, error = (torch.cat(part) for part in zip(*found, strict=True))
-        return value, error
+            self.residual[some], self.residual_error[some] = _half_square(torch.stack(gradients))
+
+    def _restart(self, runs: Tensor, fastest: float) -> None:
+        """Give runs their time again, from where they are, at a pace for the distance that a Newton step has."""
+        self.rows[runs] = self.best[runs]
+        self.moments[:, runs], self.steps[runs], self.clock[runs] = 0.0, 0.0, 0.0
+        self.windows_left[runs], self.stopped_early[runs] = self.settings.num_windows, False
+        distance = (2 * self.residual[runs, None]).sqrt().to(self.rows)
+        self.pace[runs] = self.family.pace(self.best[runs], distance).clamp(1.0, fastest)
 
     def _climb(self, active: Tensor) -> None:
         """A window of Adam on the active runs, each with its own clock and step count."""
         evaluate = self._bind(active)
-        settings, rates = self.settings, self.family.rates
+        settings, rates = self.settings, self.family.rates * self.pace[active]
         rows, moments, steps, clock = self.rows[active], self.moments[:, active], self.steps[active], self.clock[active]
         velocity = (1 - clock) / (self.windows_left[active, None] * self.window)
         frame = self.family.frame(rows)
@@ -157,10 +184,11 @@ class Slots:
         self.windows_left[runs] = torch.where(still, (left + 1) // 2, left)
         self.stopped_early[runs] |= still & (left > 0)
 
-    def _shrink(self, needed: int) -> None:
-        """Halve the slots while half of them would be idle."""
+    def _resize(self, needed: int) -> None:
+        """Take all slots, halved while half of them would be idle."""
+        self.num_slots = self.size
         while self.num_slots >= 2 * max(needed, MIN_SLOTS):
-            self.num_slots, self.program = math.ceil(self.num_slots / 2), None
+            self.num_slots = math.ceil(self.num_slots / 2)
 
     def _bind(self, runs: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """Log p(x, z) and its gradient for up to b runs: ``(S, r, D)`` to ``(S, r)`` and ``(S, r, D)``."""
@@ -171,10 +199,11 @@ class Slots:
             missing = self.num_slots - len(runs)
             if missing:
                 z = torch.cat([z, *[z] * (missing // len(runs)), z[:, : missing % len(runs)]], 1)
-            if self.program is None:
-                tensors = (z.contiguous(), *inputs)
-                self.program = captured_or_plain(self._program, tensors, [t.flip(0) for t in tensors])
-            log_p, grad = self.program(z.contiguous(), *inputs)
+            tensors = (z.contiguous(), *inputs)
+            if self.num_slots not in self.programs:
+                others = [t.flip(0) for t in tensors]
+                self.programs[self.num_slots] = captured_or_plain(self._program, tensors, others)
+            log_p, grad = self.programs[self.num_slots](*tensors)
             return log_p[:, : len(runs)], grad[:, : len(runs)]
 
         return evaluate
