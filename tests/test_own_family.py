@@ -114,7 +114,7 @@ def test_beta_bernoulli_of_several_in_a_point() -> None:
 
     def model(heads: Tensor) -> None:
         with pyro.plate("points", len(heads)):
-            bias = pyro.sample("bias", dist.Beta(2.0, 1.0).expand([3]).to_event(1))
+            bias = pyro.sample("bias", dist.Beta(2.0 * torch.ones(3), 1.0).to_event(1))
             pyro.sample("heads", dist.Binomial(10, bias).to_event(1), obs=heads)
 
     def guide(heads: Tensor) -> None:
