@@ -103,6 +103,8 @@ METRICS: dict[str, Metric] = {
     "share_closed": Metric("gap closed", "gap between constant VI and the reference that is closed", 1, "%", 100.0),
     "steps_to_share": Metric("steps to share", "steps until a share of the gap is closed", 0, ""),
     "seconds_to_share": Metric("s to share", "time until a share of the gap is closed", 1, "s"),
+    "refit_gain": Metric("gained by refitting", "IWAE gained by refitting"),
+    "late_gain": Metric("in its second half", "IWAE gained by the second half of refitting"),
     "evaluations": Metric("evaluations", "decoder evaluations", 0, "per point"),
     "restart_variance": Metric("variance over restarts", digits=4, unit="nats²"),
 }
@@ -130,6 +132,8 @@ FACTORS = {
     "budget": "steps",
     "searched": "best q among",
     "decoder_layers": "decoder layers",
+    "flips": "flipped pixels",
+    "set": "images",
     "shared_rate": "rate of q(theta)",
     "local_rate": "local rate",
     "seed": "seed",

@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "model-gaps": "model_gaps",
     "frozen-decoder": "frozen_decoder",
     "decoder-capacity": "decoder_capacity",
+    "refit": "refit",
     "toy-posteriors": "toy_posteriors",
     "learning-dynamics": "learning_dynamics",
     "gradient-norms": "gradient_norms",
