@@ -1,12 +1,14 @@
 """Jobs side by side in processes: the same results, whatever fails, is killed or interrupted."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Hashable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +50,15 @@ def signs(tmp_path):
     return put
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Processes that have torch from their first moment, where it does not matter how they start."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch._inductor", "pyro", "pandas", "sklearn.datasets"])
+        monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+
+
 def start(name, config, out, most):
     """Run an experiment to its end; give its run, and who was told of it."""
     told = wing.Recorder()
@@ -73,7 +84,7 @@ def assert_same(one, other):
     """All but seconds is the same bit for bit, and in the same order."""
     assert untimed(one) == untimed(other)
     summaries = [pd.read_csv(run.path / "summary.csv").drop(columns=["seconds", "value"]) for run in (one, other)]
-    pd.testing.assert_frame_equal(*summaries)
+    pd.testing.assert_frame_equal(summaries[0], summaries[1])
     assert [mark["job"] for mark in lines(one, "done.jsonl")] == [mark["job"] for mark in lines(other, "done.jsonl")]
     for kind, load in (("arrays/*.npz", np.load), ("checkpoints/*.safetensors", load_file)):
         found = [{path.relative_to(run.path) for path in run.path.glob(kind)} for run in (one, other)]
@@ -119,6 +130,7 @@ def test_models_are_trained_side_by_side_to_the_same_weights(tmp_path):
 # Order, and threads ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick")
 def test_jobs_wait_for_those_that_they_read_and_for_no_others(tmp_path, signs):
     folder, _ = start("relay", relay.Config(str(signs()), meet=True), tmp_path / "out", 2)
     pids = [int((signs() / f"pid.{leg}").read_text()) for leg in range(relay.LEGS)]
@@ -132,6 +144,7 @@ def test_jobs_wait_for_those_that_they_read_and_for_no_others(tmp_path, signs):
     assert marks["leg=1"] == {"arrays/leg=1.npz", "checkpoints/leg=1.half.safetensors"}
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("most", [1, 2])
 def test_threads_belong_to_the_run(tmp_path, signs, monkeypatch, most):
     before = torch.get_num_threads()
@@ -150,6 +163,7 @@ def test_threads_belong_to_the_run(tmp_path, signs, monkeypatch, most):
 # Failures -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_job_that_fails_elsewhere_is_recorded_and_others_go_on(tmp_path, signs):
     folder, _ = start("relay", relay.Config(str(signs("fail.1"))), tmp_path / "out", 2)
     assert folder.done() == {"leg=0": "ok", "leg=1": "failed", "leg=2": "failed", "leg=3": "ok"}
@@ -158,6 +172,7 @@ def test_a_job_that_fails_elsewhere_is_recorded_and_others_go_on(tmp_path, signs
     assert failures[["leg", "step", "note"]].to_numpy().tolist() == [[1, 7, "leg 1 stumbled"], [2, 0, "leg=1 failed"]]
 
 
+@pytest.mark.usefixtures("quick")
 def test_another_error_ends_the_run_with_its_own_words(tmp_path, signs):
     with pytest.raises(FileNotFoundError, match=r"pid\.0"):
         start("relay", relay.Config(str(signs() / "nowhere")), tmp_path / "out", 2)
@@ -178,9 +193,15 @@ def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on_later(tmp_path
 
 def echo():
     """What carries a task out in a process: it sends its words."""
-    return lambda task, send: [send(word) for word in task.split()]
+
+    def perform(task, send):
+        for word in task.split():
+            send(word)
+
+    return perform
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_was_sent_before_a_process_died_is_kept():
     heard = []
 
@@ -250,10 +271,10 @@ def test_the_forecast_shares_work_out_but_no_chain():
     def job(n, seconds, after=()):
         return spec.Job({"n": n}, lambda: iter(()), work=[spec.Work("a", seconds, lambda: 1.0)], after=after)
 
-    apart = {f"n={n}": job(n, 27) for n in range(4)}  # 30 s each
+    apart: dict[Hashable, spec.Job] = {f"n={n}": job(n, 27) for n in range(4)}  # 30 s each
     assert running.Forecast(apart, 2).seconds == pytest.approx(60)
     assert running.Forecast(apart, 4).seconds == pytest.approx(30)
-    chain = {f"n={n}": job(n, 27, [f"n={n - 1}"] if n else []) for n in range(3)}
+    chain: dict[Hashable, spec.Job] = {f"n={n}": job(n, 27, [f"n={n - 1}"] if n else []) for n in range(3)}
     forecast = running.Forecast({**chain, "n=9": job(9, 7)}, 2)
     assert forecast.seconds == pytest.approx(90)
     forecast.finish("n=9")
