@@ -23,8 +23,23 @@ FITS = [
 pytestmark = pytest.mark.usefixtures("few_visits")
 
 
-def test_a_run_holds_every_fit_and_gap(tmp_path):
-    folder = start(tmp_path)
+FINISHED = {}
+
+
+@pytest.fixture
+def whole(tmp_path_factory):
+    """Run a sweep to its end, once for all tests, which change nothing in it."""
+
+    def run(config=TINY):
+        if str(config) not in FINISHED:
+            FINISHED[str(config)] = start(tmp_path_factory.mktemp("whole"), config)
+        return FINISHED[str(config)]
+
+    return run
+
+
+def test_a_run_holds_every_fit_and_gap(whole):
+    folder = whole()
     frame = folder.rows()
     assert folder.verify() == []
     assert set(frame["likelihood"]) == {"bernoulli"}
@@ -52,10 +67,13 @@ def test_a_run_holds_every_fit_and_gap(tmp_path):
 def test_fits_are_to_bits_and_predictions_are_of_grey_pixels_of_their_own_split(tmp_path):
     place = guide_fits.Place(TINY, a_lab(tmp_path), "digits", 0)
     problem, source = place.problem(), place.lab.dataset("digits", 0)
-    assert set(problem.data.unique().tolist()) == set(problem.held.test.unique().tolist()) == {0, 1}
+    held = problem.held
+    assert held is not None
+    assert isinstance(problem.data, torch.Tensor)
+    assert set(problem.data.unique().tolist()) == set(held.test.unique().tolist()) == {0, 1}
     for target, bits, split in (
-        (problem.held.target, problem.data, source.train),
-        (*problem.held[2:0:-1], source.test),
+        (held.target, problem.data, source.train),
+        (held.test_target, held.test, source.test),
     ):
         grey = torch.from_numpy(split.pixels[: len(bits)].astype(np.float32) / 16).flatten(1)
         assert torch.equal(target, grey)
@@ -79,8 +97,8 @@ def test_a_run_without_an_active_latent_tells_no_share(tmp_path):
     assert not {"gap_closed", "share_closed", "steps_to_share"} & set(frame["metric"])
 
 
-def test_gaps_and_gains_are_those_of_the_arrays(tmp_path):
-    folder = start(tmp_path)
+def test_gaps_and_gains_are_those_of_the_arrays(whole):
+    folder = whole()
     frame = folder.rows()
     half, elbos = ({fit: folder.load_arrays(_key(*fit))[f"elbo_{n}"].astype(float) for fit in FITS} for n in (1, 2))
     best = max(FITS[-2:], key=lambda fit: elbos[fit].mean())
@@ -140,9 +158,9 @@ def test_a_fit_leaves_about_the_bytes_that_were_forecast(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["off", pytest.param("replay", marks=pytest.mark.slow)])
-def test_two_runs_of_a_seed_are_equal_to_the_bit_and_another_seed_is_not(tmp_path, step):
+def test_two_runs_of_a_seed_are_equal_to_the_bit_and_another_seed_is_not(tmp_path, whole, step):
     config = replace(ONE, compile_step=step)
-    first, second = (start(tmp_path / name, config).rows() for name in ("a", "b"))
+    first, second = whole(config).rows(), start(tmp_path / "again", config).rows()
     assert numbers(first) == numbers(second)
     other = start(tmp_path, replace(config, seeds=(1,))).rows()
     assert values(other, "final_elbo") != values(first, "final_elbo")
@@ -158,26 +176,24 @@ def cut_at(job, stage, done):
     return Listener(watch)
 
 
-def test_an_interrupted_run_is_resumed_as_if_it_had_not_stopped(tmp_path):
-    whole = start(tmp_path / "whole")
+def test_an_interrupted_run_is_resumed_as_if_it_had_not_stopped(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path, listener=cut_at("A-VI, k = 2", "fit", 3))
     assert latest(tmp_path).done() == {_key("constant"): "ok", _key("amortized", 1): "ok"}
     again = resume(tmp_path)
     finals = [(row.factors["guide"], row.factors.get("k")) for row in again.rows if row.metric == "final_elbo"]
     assert finals == FITS[2:]
-    assert numbers(again.folder.rows()) == numbers(whole.rows())
+    assert numbers(again.folder.rows()) == numbers(whole().rows())
 
 
-def test_a_run_cut_after_its_fits_is_resumed(tmp_path, monkeypatch):
-    whole = start(tmp_path / "whole", ONE)
+def test_a_run_cut_after_its_fits_is_resumed(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(between, "compare_fits", interrupt)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path, ONE)
     again = resume(tmp_path)
     assert "final_elbo" not in {row.metric for row in again.rows}
-    assert numbers(again.folder.rows()) == numbers(whole.rows())
+    assert numbers(again.folder.rows()) == numbers(whole(ONE).rows())
 
 
 def interrupt(*_):
@@ -185,18 +201,16 @@ def interrupt(*_):
 
 
 @pytest.mark.parametrize("missing", ["arrays", pytest.param("checkpoints", marks=pytest.mark.slow)])
-def test_a_finished_fit_whose_file_is_missing_is_run_again(tmp_path, missing):
-    config = TINY
-    whole = start(tmp_path / "whole", config)
+def test_a_finished_fit_whose_file_is_missing_is_run_again(tmp_path, whole, missing):
     with pytest.raises(KeyboardInterrupt):
-        start(tmp_path, config, listener=cut_at("F-VI from A-VI", "fit", 1))
+        start(tmp_path, listener=cut_at("F-VI from A-VI", "fit", 1))
     folder = latest(tmp_path)
     best = max(FITS[1:3], key=lambda fit: values(folder.rows(), "final_elbo")[fit])
     for path in folder.path.glob(f"{missing}/{_key(*best)}.*"):
         path.unlink()
     again = resume(tmp_path)
     assert any(line.startswith(f"{_key(*best)} is run again: ") for line in again.lines)
-    found, expected = (sorted(numbers(run.rows()), key=repr) for run in (again.folder, whole))
+    found, expected = (sorted(numbers(run.rows()), key=repr) for run in (again.folder, whole()))
     assert found == expected
 
 
@@ -271,7 +285,7 @@ def test_a_value_that_is_not_finite_fails_its_fit_and_saves_nothing(tmp_path, mo
 
 
 def test_a_fit_that_diverges_at_the_top_of_its_ladder_failed(tmp_path, monkeypatch):
-    settled = fitting.FitOptions.settled.fget
+    settled = vars(fitting.FitOptions)["settled"].fget
     monkeypatch.setattr(
         fitting.FitOptions, "settled", property(lambda self: replace(settled(self), schedule=lambda done: 1e9))
     )

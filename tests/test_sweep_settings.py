@@ -16,15 +16,11 @@ pytestmark = pytest.mark.usefixtures("few_visits")
 @pytest.mark.parametrize(
     "changes",
     [
-        {"likelihood": "gaussian"},
-        {"likelihood": "binomial"},
-        {"likelihood": "gaussian", "gaussian_scale": "learned"},
+        {"likelihood": "gaussian", "depth": 0},
+        {"likelihood": "binomial", "batch_size": 5_000},
+        {"likelihood": "gaussian", "gaussian_scale": "learned", "depth": 2},
         {"decoder": "point"},
-        {"init": "published"},
-        {"depth": 0},
-        {"depth": 2},
-        {"hidden": ()},
-        {"batch_size": 5_000},
+        {"init": "published", "hidden": ()},
         {"elbo_draws": 1, "iwae_points": 1, "num_test": 1, "iwae_particles": 1},
         pytest.param({"num_train": 1}, marks=pytest.mark.filterwarnings("ignore:var")),
         {"weight_prior": "standard", "local_reparametrization": False},
@@ -99,7 +95,7 @@ def test_what_is_tuned_is_swept(tmp_path):
     config = replace(ONE, guides=("constant",), epochs=2, tune=True)
     folder = start(tmp_path, config)
     trials = latest(tmp_path, "tune").rows()
-    best = trials.loc[trials["value"].idxmax()]
+    best = trials.iloc[trials["value"].argmax()]
     text = (folder.path / "config.yaml").read_text()
     assert f"rates_constant:\n- {best['shared_rate']}\n- {best['local_rate']}\n" in text
     assert "tune: false" in text
