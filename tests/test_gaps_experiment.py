@@ -42,6 +42,16 @@ def model(trained_results):
     return loaded(RunFolder.open(find_run(trained_results, "latest", "train")))
 
 
+def test_extreme_points_are_kept_as_images(run, model):
+    for split in ("train", "test"):
+        arrays = run.load_arrays(key_of(run, split))
+        for name in ("largest", "smallest"):
+            assert arrays[f"picture_{name}_gap"].shape[1:] == (8, 8)
+        worst = arrays["places"][arrays["amortization_gap"].argmax()]
+        pixels = getattr(model.data, split)[int(worst)].reshape(8, 8)
+        assert (arrays["picture_largest_gap"][0] == pixels.numpy()).all()
+
+
 def key_of(folder, split):
     (key,) = (key for key in folder.done() if key.endswith(f"split={split}"))
     return key

@@ -200,6 +200,46 @@ def test_searches_are_drawn(drawn):
     assert texts(truth) == ["30 steps", "100 steps", "300 steps", "equal"]
 
 
+def test_restarts_are_counted_behind_the_best_of_their_point(drawn):
+    made = made_runs.qstar()
+    axes = drawn(made, {"restarts": Drawn("restarts")})["restarts"].axes
+    shown = [one for one in axes if one.get_visible()]
+    assert shown[0].get_title("left").startswith("encoder, 30 steps\nmean ")
+    assert len(shown) == 6
+    for one in shown:
+        heights = [bar.get_height() for bar in one.patches]
+        assert sum(heights) == 2 * 3 * 20  # both spreads, all restarts of all points
+        assert heights[0] >= 2 * 20  # the best of each point is 0 behind
+        assert min(bar.get_x() for bar in one.patches) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("colours", [(), (3,)])
+def test_images_that_jobs_left_are_rows(drawn, colours):
+    made = made_runs.Made("mine")
+    for place, split in enumerate(("train", "test")):
+        pictures = np.full((4, 6, 6, *colours), float(place))
+        pictures[0, 0, 0] = (1, 0, 0) if colours else 0.5
+        made.job(
+            {"dataset": "cifar10", "seed": 0, "split": split},
+            made_runs.plain(elbo=-9.0),
+            {"picture_largest_gap": pictures},
+        )
+    figure = drawn(made, {"images": Drawn("pictures", {"heading": "Extremes"})})["images"]
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        "train points, largest gap",
+        "test points, largest gap",
+    ]
+    assert figure.get_suptitle() == "Extremes: CIFAR-10, seed 0"
+    (image,) = axes.get_images()
+    assert image.get_array().shape[2:] == colours
+    assert np.allclose(image.get_array()[0, 0], (1, 0, 0) if colours else 0.5)
+
+
+def test_without_images_there_is_no_figure_of_them(drawn):
+    assert not drawn(made_runs.gaps(), {"images": Drawn("pictures", {"heading": "Extremes"})})
+
+
 def test_posteriors_are_drawn(drawn):
     kept = drawn(made_runs.toy_posteriors(), {"toy_posteriors": Drawn("toy_posteriors")})
     assert len(kept["toy_posteriors"].axes) == 4 * 7

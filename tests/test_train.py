@@ -63,11 +63,26 @@ def test_the_summary_keeps_every_split(run):
 
 def spread_of_elbo(config, model, guide, images):
     """Mean over points of single-draw ELBOs: its mean over draws, and its standard deviation."""
-    local = config.decoder == "bayesian" and config.network == "dense"
+    local = config.decoder == "bayesian" and config.architecture == "dense"
     options = {"num_draws": 1, "num_data": 200, "local_reparametrization": local}
     index = torch.arange(len(images))
     found = torch.stack([elbo(model, guide, images.float(), index, **options).value.mean() for _ in range(30)])
     return found.mean().item(), found.std().item()
+
+
+def check_pictures(folder, found):
+    """Test images as they are, and probabilities or means of their pixels."""
+    arrays = folder.load_arrays(model_key(found.config))
+    original, reconstruction, prior = (
+        arrays[f"picture_{name}"] for name in ("original", "reconstruction", "draw_from_the_prior")
+    )
+    assert (original == found.data.test[:10].reshape(10, 8, 8).numpy()).all()
+    for seen in (reconstruction, prior):
+        assert seen.shape == (10, 8, 8)
+        assert np.isfinite(seen).all()
+        assert found.config.likelihood == "gaussian" or (seen.min() >= 0 and seen.max() <= 1)
+    nearer = np.square(reconstruction - original).sum() < np.square(prior - original).sum()
+    assert nearer or found.config.epochs < 5
 
 
 @pytest.mark.parametrize(
@@ -94,6 +109,7 @@ def test_a_loaded_model_has_the_elbo_of_the_final_row(tmp_path, changes):
         final = one(folder.rows(), "final_elbo", split=split)["value"]
         mean, spread = spread_of_elbo(config, found.model, found.guide, getattr(found.data, split))
         assert abs(final - mean) < 4.5 * spread * (1 + 1 / 30) ** 0.5, split
+    check_pictures(folder, found)
     fresh = build_vae(config, found.data)  # and a model that is not the trained one is found out
     final = one(folder.rows(), "final_elbo", split="train")["value"]
     mean, spread = spread_of_elbo(config, *fresh, found.data.train)

@@ -15,11 +15,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
-from amortized_bayes.experiments.spec import GAPS, Arrays, Bars, File, Gaps, Job, Ladder, Measured, Scatter, Table
+from amortized_bayes.experiments.spec import (
+    GAPS,
+    Arrays,
+    Bars,
+    Drawn,
+    File,
+    Gaps,
+    Job,
+    Ladder,
+    Measured,
+    Scatter,
+    Table,
+)
 from amortized_bayes.flows import CONTEXTUAL
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from amortized_bayes.experiments.lab import Lab
+    from amortized_bayes.experiments.trained import Trained
 
 __all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "datasets", "jobs", "prepare"]
 
@@ -111,9 +127,15 @@ FIGURES = {
         Ladder(("elbo", "elbo_star", "iwae", "log_p_lower"), "split", title="The ladder of bounds: {model}"),
         Scatter("k_hat", "inference_gap", "split", edge=(0.7, "weights unreliable beyond")),
     ),
+    "difficulty": Scatter(
+        "log_p_lower", "amortization_gap", "split", title="What q* gains, by how difficult a point is: {model}"
+    ),
+    "extremes": Drawn("pictures", {"heading": "Points with the largest and the smallest amortization gap"}),
     "gaps_by_class": (Bars(("label",), GAPS[:2], apart="split", title="Gaps by class: {model}"),),
 }
 FINDINGS = ("notes",)
+EXTREMES = 10
+"""Images of each kind that are shown."""
 
 
 def jobs(config: Config, lab: Lab) -> list[Job]:
@@ -151,4 +173,15 @@ def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays |
     yield from report_rows(report, trained.config.family.removesuffix(CONTEXTUAL))
     yield from class_rows(arrays, labels.get("labels"))
     yield File(f"diagnosis_{split}.safetensors", report.to_bytes())
-    yield Arrays({"places": places, **arrays, **labels})
+    yield Arrays({"places": places, **arrays, **labels, **_extremes(x, arrays["amortization_gap"], trained)})
+
+
+def _extremes(x: Tensor, gap: np.ndarray, trained: Trained) -> dict[str, np.ndarray]:
+    """Images of the points that lose most by the encoder, and of those that lose least; vectors have none."""
+    from amortized_bayes.data import to_pictures
+
+    shape, order = trained.data.image_shape, gap.argsort()
+    if shape is None:
+        return {}
+    pictures, count = to_pictures(x.cpu().numpy(), shape), min(EXTREMES, len(order))
+    return {"picture_largest_gap": pictures[order[::-1][:count]], "picture_smallest_gap": pictures[order[:count]]}

@@ -82,7 +82,7 @@ TABLES = (
         ("start", "spread", "budget"), ("elbo_star", "restart_variance"), "searches for q*: {model}: more", wide=True
     ),
 )
-FIGURES = {"qstar": Drawn("qstar")}
+FIGURES = {"qstar": Drawn("qstar"), "restarts": Drawn("restarts")}
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from amortized_bayes.experiments.settings import VAE_PRESETS, VAEConfig, model_factors
 from amortized_bayes.experiments.settings import image_substitutes as substitutes
-from amortized_bayes.experiments.spec import Checkpoint, Job, Lines, Measured, Table
+from amortized_bayes.experiments.spec import Arrays, Checkpoint, Drawn, Job, Lines, Measured, Table
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -37,7 +37,8 @@ FIGURES = {
     "training": (
         Lines("step", ("elbo",), hue="split", log="x", title="{model}"),
         Lines("step", ("kl",), hue="split", log="x"),
-    )
+    ),
+    "images": Drawn("pictures", {"heading": "Test images, what the model makes of them, and draws from its prior"}),
 }
 
 
@@ -49,7 +50,7 @@ def jobs(config: VAEConfig, lab: Lab) -> list[Job]:
 def train_job(config: VAEConfig, lab: Lab) -> Job:
     """Train one model."""
 
-    def run() -> Iterator[Measured | Checkpoint]:
+    def run() -> Iterator[Measured | Checkpoint | Arrays]:
         from amortized_bayes.experiments.training import train
 
         return train(config, lab)

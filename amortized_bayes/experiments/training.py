@@ -11,12 +11,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from amortized_bayes.data import to_pictures
 from amortized_bayes.evaluation.bounds import SHARED_DRAWS, Elbo, elbo, iwae
 from amortized_bayes.evaluation.errors import active_units, mean_latents
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import ImageData, build_vae, rows_at_once, taken_in_training, vae_options
-from amortized_bayes.experiments.spec import Checkpoint, Measured, measured
+from amortized_bayes.experiments.spec import Arrays, Checkpoint, Measured, measured
 from amortized_bayes.experiments.trained import Trained, copy_name, load_state, model_key, state_of
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, StepRecord
@@ -32,9 +33,11 @@ NUM_EVALUATIONS = 50
 CURVE_POINTS = 2_000
 IWAE_POINTS = 1_000
 IWAE_PARTICLES = 50
+PICTURES = 10
+"""Test images that are shown."""
 
 
-def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
+def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint | Arrays]:
     """Train a model, from its last checkpoint if there is one; yield its curves, checkpoints and final numbers.
 
     Raises:
@@ -89,6 +92,8 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint]:
         assert state is not None
         load_state(model, guide, state, "the best iterate")
     yield from _final(config, data, model, guide, training)
+    if data.image_shape is not None:
+        yield Arrays(_pictures(config, data, model, guide))
     yield Checkpoint(state_of(model, guide), {"model": model_key(config)})
 
 
@@ -186,6 +191,21 @@ def _final(
     _refuse_infinite(training.steps, found)
     status = "vacuous" if is_vacuous(active) else "ok"
     return [row._replace(step=training.steps, seconds=training.seconds, status=status) for row in found]
+
+
+@torch.no_grad()
+def _pictures(config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
+    """Test images, means of the pixels given the means of q, and given draws from the prior."""
+    with pyro.validation_enabled(False), global_seed(config.seed, "pictures"):
+        x = data.test[:PICTURES].float()
+        weights = model.weights()
+        codes = {
+            "reconstruction": mean_latents(guide, x),
+            "draw_from_the_prior": torch.randn(len(x), config.latent_dim),
+        }
+        seen = {name: model.observation(model.decode(z.to(x), weights)).mean for name, z in codes.items()}
+    rows = {"original": x, **seen}
+    return {f"picture_{name}": to_pictures(row.cpu().numpy(), data.image_shape) for name, row in rows.items()}
 
 
 def _refuse_infinite(step: int, found: list[Measured]) -> None:

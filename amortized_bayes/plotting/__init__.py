@@ -5,9 +5,9 @@ Nothing here imports torch, and no function changes matplotlib's global state.
 
 from amortized_bayes.plotting.curves import curve_figure
 from amortized_bayes.plotting.family_gap import family_gap_figure
-from amortized_bayes.plotting.images import reconstruction_figure
+from amortized_bayes.plotting.images import picture_figure, reconstruction_figure
 from amortized_bayes.plotting.point_elbos import point_elbo_figure
-from amortized_bayes.plotting.qstar import Search, convergence_figure
+from amortized_bayes.plotting.qstar import Search, convergence_figure, restart_figure
 from amortized_bayes.plotting.style import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.toy import Cloud, toy_figure
 
@@ -19,8 +19,10 @@ __all__ = [
     "curve_figure",
     "family_gap_figure",
     "guide_style",
+    "picture_figure",
     "point_elbo_figure",
     "reconstruction_figure",
+    "restart_figure",
     "save_figure",
     "style",
     "toy_figure",

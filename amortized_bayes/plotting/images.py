@@ -1,4 +1,4 @@
-"""Originals and what each guide's decoder makes of them, row under row."""
+"""Rows of images: originals and what each guide's decoder makes of them, draws from a model, extreme cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amortized_bayes.plotting.annotations import fix_layout
 from amortized_bayes.plotting.annotations import title as set_title
 from amortized_bayes.plotting.style import style
 
-__all__ = ["reconstruction_figure"]
+__all__ = ["picture_figure", "reconstruction_figure"]
 
 INCH_PER_IMAGE = 0.75
 
@@ -32,10 +32,20 @@ def reconstruction_figure(
     Raises:
         ValueError: arrays of other shapes, or errors of rows that are not drawn.
     """
-    rows = {"original": np.asarray(originals, float), **{k: np.asarray(v, float) for k, v in reconstructions.items()}}
+    return picture_figure({"original": originals, **reconstructions}, title, mse)
+
+
+def picture_figure(pictures: Mapping[str, np.ndarray], title: str, mse: Mapping[str, float] | None = None) -> Figure:
+    """Draw rows of images by name, all on the scale of the first row; arrays as in :func:`reconstruction_figure`.
+
+    Raises:
+        ValueError: arrays of other shapes, or errors of rows that are not drawn.
+    """
+    rows = {name: np.asarray(images, float) for name, images in pictures.items()}
     _check(rows, mse or {})
-    _, height, width, *_ = rows["original"].shape
-    low, high = _scale(rows["original"])
+    first = next(iter(rows.values()))
+    _, height, width, *_ = first.shape
+    low, high = _scale(first)
     gap = max(1, height // 14)
     names = [f"{name}\nMSE {mse[name]:.3g}" if mse and name in mse else name for name in rows]
     with style():
@@ -54,13 +64,13 @@ def reconstruction_figure(
 
 
 def _check(rows: Mapping[str, np.ndarray], mse: Mapping[str, float]) -> None:
-    shape = rows["original"].shape
+    first, shape = next((name, images.shape) for name, images in rows.items())
     if len(shape) not in (3, 4) or 0 in shape or shape[3:] not in ((), (3,)):
-        raise ValueError(f"expected originals of shape (n, height, width) or (n, height, width, 3), got {shape}")
+        raise ValueError(f"expected {first}s of shape (n, height, width) or (n, height, width, 3), got {shape}")
     for name, images in rows.items():
         if images.shape != shape:
             raise ValueError(
-                f"expected reconstructions of shape {shape} as the originals, got {images.shape} for {name!r}"
+                f"expected reconstructions of shape {shape} as the {first}s, got {images.shape} for {name!r}"
             )
     strangers = sorted(set(mse) - set(rows))
     if strangers:

@@ -12,7 +12,7 @@ from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.panels import LINES, bend
 from amortized_bayes.plotting.style import MARKERS, PALETTE, style
 
-__all__ = ["Search", "convergence_figure"]
+__all__ = ["Search", "convergence_figure", "restart_figure"]
 
 
 class Search(NamedTuple):
@@ -75,6 +75,26 @@ def convergence_figure(searches: Sequence[Search], heading: str) -> Figure:
         course.legend(**below, title="start of the search")
         shown = "the encoder" if "encoder" in starts else "the prior"
         truth.legend(**below, markerscale=3, title=f"searches from {shown}")
+        title(figure, heading)
+        fix_layout(figure)
+    return figure
+
+
+def restart_figure(gaps: Mapping[str, np.ndarray], heading: str) -> Figure:
+    """A histogram for each kind of search: nats of each restart behind the best restart of its point, ``(R B,)``."""
+    with style():
+        columns = min(4, len(gaps))
+        rows = -(-len(gaps) // columns)
+        figure = Figure(figsize=(0.8 + 2.4 * columns, 0.6 + 2.0 * rows), layout="constrained")
+        all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+        for axes, (name, values) in zip(all_axes, gaps.items(), strict=False):
+            axes.hist(values, bins=30, color=PALETTE[0])
+            axes.set_title(f"{name}\nmean {values.mean():.3g}", fontsize=8)
+        log_scale(all_axes[0], "y")
+        for axes in all_axes[len(gaps) :]:
+            axes.set_visible(False)
+        figure.supxlabel("nats behind the best restart of the same point", fontsize=9)
+        figure.supylabel("searches", fontsize=9)
         title(figure, heading)
         fix_layout(figure)
     return figure

@@ -1,6 +1,7 @@
 """Figures that no panel can draw, by name: a run and its rows in, a figure out, or ``None`` where nothing is to draw.
 
-What they read of a run besides rows are arrays of jobs: ``elbo_<epochs>`` ``(N,)``, ``original`` and ``reconstruction``
+What they read of a run besides rows are arrays of jobs: images ``(n, H, W)`` or
+``(n, H, W, 3)`` named ``picture_...``; ``elbo_<epochs>`` ``(N,)``, ``original`` and ``reconstruction``
 of a fit of the sweep; ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of
 ``toy-posteriors`` ``axes`` and ``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo``
 ``(B,)`` of the jobs of each family named ``amortized`` and ``best``.
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWN"]
 
+PICTURE = "picture_"
+"""How names of arrays begin that hold images to be drawn."""
 SIZES = np.array([1e3, 1e4, 1e5, 1e6])
 """Numbers of data points for which memory is drawn."""
 
@@ -171,6 +174,21 @@ def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
     )
 
 
+def _restarts(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """How far each search for q* lies behind the best of its restarts."""
+    found: dict[str, list[np.ndarray]] = {}
+    for key in run.find({}):
+        own = run.jobs[key]
+        elbos = run.arrays(key)["elbo_star"]
+        if own.get("start") not in (None, "reference") and len(elbos) > 1:
+            name = f"{own['start']}, {int(own['budget']):,} steps"
+            found.setdefault(name, []).append((elbos.max(0) - elbos).ravel())
+    if not found:
+        return None
+    heading = f"Optimization gap over restarts: {labels.describe(selection.factors_of(rows))}"
+    return plotting.restart_figure({name: np.concatenate(gaps) for name, gaps in found.items()}, heading)
+
+
 def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """Posteriors of the first points, and what each family makes of them."""
     grids = run.find({}, "posterior")
@@ -193,13 +211,34 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
     return plotting.toy_figure(densities, clouds, f"Posteriors of a model with two latents on {datasets}")
 
 
+def _pictures(run: RunView, rows: pd.DataFrame, heading: str) -> Figure | None:
+    """Images that jobs left as arrays named ``picture_...``, a row for each, with what tells their jobs apart."""
+    jobs = {key: run.jobs[key] for key in run.find({})}
+    shared = selection.factors_of(rows)
+    found = {
+        ", ".join(
+            filter(None, (labels.describe({n: v for n, v in own.items() if n not in shared}), _words(name)))
+        ): images
+        for key, own in jobs.items()
+        for name, images in run.arrays(key).items()
+        if name.startswith(PICTURE)
+    }
+    return plotting.picture_figure(found, f"{heading}: {labels.describe(shared)}") if found else None
+
+
+def _words(name: str) -> str:
+    return name.removeprefix(PICTURE).replace("_", " ")
+
+
 DRAWN: dict[str, Callable[..., Figure | None]] = {
     "curves": _curves,
     "family_gap": _family_gap,
     "reconstructions": _reconstructions,
     "memory": _memory,
+    "pictures": _pictures,
     "point_elbos": _point_elbos,
     "qstar": _qstar,
+    "restarts": _restarts,
     "toy_posteriors": _toy_posteriors,
 }
 """Figures by name, as ``Drawn`` of an experiment names them."""
