@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -16,21 +17,22 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.poutine as poutine
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amortized_bayes.points import PointData, PointRows, as_tensors, has_rows
+from amortized_bayes.point_programs import PointProgram
+from amortized_bayes.points import PointData, as_tensors, has_rows
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.signatures import check_arguments, takes
 from amortized_bayes.snapshots import snapshot
-from amortized_bayes.tiling import Tiling
-from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites
+from amortized_bayes.tiling import at_places
+from amortized_bayes.traces import PairedTraces, checked_frame, no_plate_error, sample_sites
 from amortized_bayes.types import Model
 
 __all__ = [
     "Bound",
     "PerPointNames",
-    "PointProgram",
     "bind_points",
+    "check_several",
     "only_plate",
     "with_index",
 ]
@@ -42,43 +44,22 @@ PROBED = 64
 """Points on which a model is tried first."""
 MOST_NUMBERS = 2_000_000
 """Numbers in the points on which it is tried in the end, those of all but large data."""
+CLOSED_OVER = (0, 2, 3)
+"""Ranks of refusals of models that run, but not on rows: nothing passed, a plate of another size, rows not followed."""
 MOST_TENSORS = 6
 """Tensors of N rows of which every choice is tried."""
 
 
-class PointProgram(nn.Module):
-    """A model or guide as a function of rows, and of the places of these points among all.
-
-    Args:
-        program: called with its own arguments.
-        data: what these are.
-        hide: names of sites that what runs the program must not see, such as a plate that counts the batch.
-        drop: keyword arguments that this program does not take.
-    """
-
-    def __init__(self, program: Any, data: PointData, *, hide: Sequence[str] = (), drop: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.program = program
-        self.data = data
-        self.hide, self.drop = list(hide), tuple(drop)
-        self.takes_index = takes(program, "index")
-
-    def forward(self, rows: PointRows, index: Tensor | None = None) -> Any:
-        """Run the program on these points."""
-        args, kwargs = self.data.arguments(rows)
-        kwargs = {name: value for name, value in kwargs.items() if name not in self.drop}
-        if index is not None and self.takes_index:
-            kwargs["index"] = index
-        hide = [*self.hide, *self.data.missing]
-        program = poutine.block(self.program, hide=hide) if hide else self.program
-        return program(*args, **kwargs)
-
-
 class Bound(NamedTuple):
-    """Arguments of which it is known where the points are, and the plate that holds them."""
+    """Arguments of which it is known where the points are, and the plate that holds them.
+
+    ``data`` without rows are run as they are: the points, or some of what belongs to them, are no arguments.
+    ``subsample`` is the error for estimates from more than one run, where the model draws its own points at each.
+    """
 
     data: PointData
     plate: str
+    subsample: str = ""
 
 
 class _Refused(ValueError):
@@ -97,6 +78,7 @@ def bind_points(
     plate: str | None = None,
     per_point: PerPointNames = None,
     any_size: bool = False,
+    whole: bool = False,
 ) -> Bound:
     """Find the plate over data points and the arguments that hold a row for each of them.
 
@@ -107,6 +89,7 @@ def bind_points(
         plate: name of the plate; by default the only one with latent and observed sites, or the one called ``data``.
         per_point: names or positions of the arguments that hold rows; by default they are found.
         any_size: whether the plate may have a size of its own, whatever is passed.
+        whole: whether a model may close over data, and is then run on all points together, as it was called.
 
     Raises:
         TypeError: arguments that the model does not take.
@@ -119,9 +102,25 @@ def bind_points(
     put_back = snapshot(model)
     try:
         with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
-            return _bind(model, data, plate, per_point, any_size)
+            try:
+                return _bind(model, data, plate, per_point, any_size)
+            except _Refused as error:
+                if whole and per_point is None and error.rank in CLOSED_OVER:
+                    return _whole(model, data, plate, error)
+                raise ValueError(str(error)) from error.__cause__
     finally:
         put_back()
+
+
+def check_several(data: PointData) -> None:
+    """Refuse a single point.
+
+    Raises:
+        ValueError: fewer points than two.
+    """
+    if len(data) < 2:
+        shapes = [tuple(t.shape) for t in data.rows.tensors]
+        raise ValueError(f"expected data of two points or more, got {shapes[0] if len(shapes) == 1 else shapes}")
 
 
 def only_plate(trace: poutine.Trace, wanted: str | None = None) -> str:
@@ -149,7 +148,7 @@ def only_plate(trace: poutine.Trace, wanted: str | None = None) -> str:
 
 def with_index(data: PointData, model: Model) -> PointData:
     """The same arguments with the places of all points, where the model needs an ``index`` that was not passed."""
-    if data.signature is None or "index" in data.names or not takes(model, "index"):
+    if data.signature is None or "index" in data.names or not takes(model, "index") or not any(data.is_data):
         return data
     if data.signature.parameters["index"].default is not inspect.Parameter.empty:
         return data
@@ -167,18 +166,29 @@ def _bind(model: Model, data: PointData, plate: str | None, per_point: PerPointN
         except _Refused as error:
             problems.append(error)
             continue
-        _refuse_nan(model, *found)
+        _refuse_nan(model, found.data, found.plate)
         return found
-    worst = max(problems, key=lambda p: p.rank)
-    raise ValueError(str(worst)) from worst.__cause__
+    raise max(problems, key=lambda p: p.rank)
+
+
+def _whole(model: Model, data: PointData, plate: str | None, why: _Refused) -> Bound:
+    """Arguments none of which hold rows, for a model that runs on all of its points."""
+    trace = _run(model, data)
+    if isinstance(trace, Exception):
+        raise ValueError(f"the model cannot take {data.describe()} ({_line(trace)})") from trace
+    name = only_plate(trace, plate)
+    node: Any = trace.nodes.get(name)
+    own = node is not None and node["fn"].subsample_size not in (None, node["fn"].size)
+    return Bound(data, name, str(why) if own else "")
 
 
 def _guesses(data: PointData) -> Iterator[PointData]:
     """All tensors of equally many rows, for each number of rows; and then only some of them."""
     sizes = list(dict.fromkeys(len(t) for t in data.leaves if isinstance(t, Tensor) and t.dim()))
     if not sizes:
-        raise ValueError(
-            f"expected data as an argument of the model, a tensor or array with a row per point, got {data.describe()}"
+        raise _Refused(
+            f"expected data as an argument of the model, a tensor or array with a row per point, got {data.describe()}",
+            0,
         )
     for count in sizes:
         yield data.with_data([has_rows(leaf, count) for leaf in data.leaves])
@@ -210,56 +220,55 @@ def _named(data: PointData, per_point: str | int | Iterable[str | int]) -> Point
 def _try(model: Model, data: PointData, plate: str | None, any_size: bool) -> Bound:
     """Whether the rows are where they are said to be."""
     count = len(data)
-    if count < 2:
-        shapes = [tuple(t.shape) for t in data.rows.tensors]
-        raise _Refused(f"expected data of two points or more, got {shapes[0] if len(shapes) == 1 else shapes}", 0)
-    few = torch.arange(min(PROBED, max(2, count - 1)), device=data.rows.device)
+    if not count:
+        raise _Refused(f"expected one data point or more, got {data.describe()}", -1)
+    every = torch.arange(count, device=data.rows.device)
+    few = every[: min(PROBED, max(2, count - 1))]
     first = _run(model, data, few)
-    if isinstance(first, Exception) and any_size:  # a plate, and what is in it, of a size of its own
-        few = torch.arange(count, device=data.rows.device)
-        first = _run(model, data, few)
+    if any_size and len(few) < count and (isinstance(first, Exception) or _sizes(first, plate) != {len(few)}):
+        few, first = every, _run(model, data, every)  # a plate, and what is in it, of a size of its own
     if isinstance(first, Exception):
         words = f"the model cannot take {data.describe()}; expected data as in training"
-        if not isinstance(_run(model, data, torch.arange(count, device=data.rows.device)), Exception):
+        if not isinstance(_run(model, data, every), Exception):
             words = (
                 f"the model takes all {count} rows of {', '.join(_tensors(data))} and not {len(few)} of them; size its "
                 "plate by the data, `len(x)`, with the points first in what is passed, and close over no data"
             )
         raise _Refused(f"{words} ({_line(first)})", 1) from first
-    name = only_plate(first, plate)
-    sizes = {frame.size for site in sample_sites(first) if (frame := plate_frame(site, name)) is not None}
-    if sizes != {len(few)} and any_size and len(few) < count:
-        few = torch.arange(count, device=data.rows.device)
-        first = _run(model, data, few)
-        assert not isinstance(first, Exception)
-        sizes = {frame.size for site in sample_sites(first) if (frame := plate_frame(site, name)) is not None}
-    if -1 in sizes:
-        raise _Refused(
-            f"plate {name!r} has no size and holds sites without a row per point; size it, "
-            f"pyro.plate({name!r}, len(x))",
-            4,
-        )
-    if sizes - {len(few), None}:
+    name, sizes = only_plate(first, plate), _sizes(first, plate)
+    if sizes != {len(few)}:
         got = next(size for size in sizes if size != len(few))
         raise _Refused(_other_size(name, got, len(few)), 2)
-    if None not in sizes:
-        _follow(model, data, first, few, name)
-    if sizes <= {len(few), None}:
-        _follow_to_the_end(model, data, len(few), name)
+    _follow(model, data, first, few, name)
+    _follow_to_the_end(model, data, len(few), name)
     counted = len(few) < count and _follows_itself(first, name, len(few))
     return Bound(replace(data, missing=_missing(model, data, first, few, name), counted=counted), name)
 
 
+def _sizes(trace: poutine.Trace, plate: str | None) -> set[int]:
+    """Sizes of the plate over data points."""
+    name = only_plate(trace, plate)
+    try:
+        frames = [checked_frame(site, name) for site in sample_sites(trace)]
+    except ValueError as error:
+        raise _Refused(str(error), 4) from error
+    return {frame.size for frame in frames if frame is not None}
+
+
 def _run(
-    model: Model, data: PointData, places: Tensor, latents: dict[str, Tensor] | None = None, plate: str = ""
+    model: Model,
+    data: PointData,
+    places: Tensor | None = None,
+    latents: dict[str, Tensor] | None = None,
+    plate: str = "",
 ) -> poutine.Trace | Exception:
     """The model's trace on some of the points, or why there is none; at given latents, where these are."""
     program: Any = PointProgram(model, data)
-    rows = data.rows[places]
+    rows = data.rows if places is None else data.rows[places]
     if latents is not None:
         program = poutine.condition(program, data=latents)
     try:
-        with Tiling(plate, places, 1):
+        with nullcontext() if places is None else at_places(plate, places):
             trace = poutine.trace(program).get_trace(rows, None if "index" in data.names else places)
         for site in sample_sites(trace):
             PairedTraces(trace, trace, plate).log_prob(site)  # with its mask, which may be of another size
@@ -305,12 +314,10 @@ def _follow_to_the_end(model: Model, data: PointData, tried: int, plate: str) ->
             f"number of points, that closes over no data ({_line(trace)})",
             2,
         ) from trace
-    frames = (plate_frame(site, plate) for site in sample_sites(trace))
-    got = {frame.size for frame in frames if frame is not None} - {count, None}
+    got = _sizes(trace, plate) - {count}
     if got:
         raise _Refused(_other_size(plate, got.pop(), count), 2)
-    if None not in {f.size for s in sample_sites(trace) if (f := plate_frame(s, plate)) is not None}:
-        _follow(model, data, trace, places, plate)
+    _follow(model, data, trace, places, plate)
 
 
 def _other_size(plate: str, got: int, count: int) -> str:

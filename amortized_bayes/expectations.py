@@ -344,7 +344,8 @@ def check_quadrature(model: Model, guide: Guide, *args: Any, plate: str = "data"
             return torch.stack(observed).sum(0), torch.stack(latent).sum(0)
 
         generator = torch.Generator().manual_seed(0)
-        tensor = next(a for a in args if isinstance(a, Tensor))
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensor = next((t for t in tensors if t.is_floating_point()), tensors[0])
         dtype = tensor.dtype if tensor.is_floating_point() else torch.get_default_dtype()
         for _ in range(3):
             a, b = (torch.randn(shape, generator=generator).to(tensor.device, dtype) for _ in range(2))

@@ -29,7 +29,7 @@ class PointRows:
     tensors: tuple[Tensor, ...]
 
     def __len__(self) -> int:
-        return len(self.tensors[0])
+        return len(self.tensors[0]) if self.tensors else 0
 
     def __getitem__(self, index: Any) -> PointRows:
         """The rows of some points."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import enter
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.supports import same_for_all, support_of
@@ -33,13 +35,16 @@ class LatentSites(NamedTuple):
     shared_draw: dict[str, Tensor]
 
 
-def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -> LatentSites:
-    """Run the model once and list its latent sites, without those that it marks for enumeration.
+def latent_sites(
+    model: Model, *args: Any, plate: str | None = None, per_point: PerPointNames = None, **kwargs: Any
+) -> LatentSites:
+    """Run the model and list its latent sites, without those that it marks for enumeration.
 
     Args:
         model: Pyro program with a plate over data points.
         args: arguments of the model, data of at least one point.
-        plate: name of the plate.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         kwargs: keyword arguments of the model.
 
     Raises:
@@ -54,8 +59,10 @@ def latent_sites(model: Model, *args: Any, plate: str = "data", **kwargs: Any) -
         >>> [(site.name, tuple(site.event_shape)) for site in ab.latent_sites(model, x).local]
         [('z', (2,))]
     """
+    entered = enter(latent_sites, model, None, args, kwargs, plate=plate, per_point=per_point, whole=True)
+    plate = entered.plate
     with torch.no_grad():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace = poutine.trace(entered.model).get_trace(*entered.args, **entered.kwargs)
     if not any(plate_frame(site, plate) for site in sample_sites(trace)):
         raise no_plate_error(trace, plate)
     found = LatentSites([], [], {})

@@ -54,7 +54,7 @@ class Tiling(Messenger):
         if index.dim() != 1 or index.is_floating_point():  # `subsample=x`: the data stand for their places
             index = torch.arange(len(index), device=index.device)
         tiling = cls(plate, index, num_particles)
-        tiling.full_size = site["fn"].size  # where the plate is sized by the batch, tiling would multiply it
+        tiling.full_size = traces.plate_sizes()[1]  # where the plate is sized by the batch, tiling would multiply it
         if chosen is not None and chosen < site["fn"].size:
             raise ValueError(
                 f"plate {plate!r} draws its own subsample of {chosen} points; expected the batch to be passed as "

@@ -20,7 +20,7 @@ from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["PairedTraces", "match_traces", "no_plate_error", "sample_sites", "trace_pair"]
+__all__ = ["PairedTraces", "checked_frame", "match_traces", "no_plate_error", "sample_sites", "trace_pair"]
 
 
 class PairedTraces(NamedTuple):
@@ -163,13 +163,7 @@ def match_traces(traces: PairedTraces) -> None:
     if not inside:
         raise no_plate_error(traces.model, traces.plate)
     for site in sample_sites(traces.model):
-        frame = plate_frame(site, traces.plate)
-        if frame is not None and frame.dim is None:
-            raise ValueError(f"plate {traces.plate!r} is sequential; expected `with pyro.plate(...)`, got `for ... in`")
-        if frame is not None and frame.size == -1:
-            raise ValueError(
-                f"plate {traces.plate!r} has no size, and {site['name']!r} in it no row per point; size it"
-            )
+        frame = checked_frame(site, traces.plate)
         if site["is_observed"]:
             continue
         twin = traces.guide.nodes.get(site["name"])
@@ -228,6 +222,23 @@ def _unwrapped(fn: Any) -> Any:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn
+
+
+def checked_frame(site: Any, plate: str) -> Any:
+    """The frame of a site in the plate over data points, ``None`` outside.
+
+    Raises:
+        ValueError: a plate that is a loop, or one without a size in which the site has no row per point.
+    """
+    frame = plate_frame(site, plate)
+    if frame is not None and frame.dim is None:
+        raise ValueError(f"plate {plate!r} is sequential; expected `with pyro.plate(...)`, got `for ... in`")
+    if frame is not None and frame.size == -1:
+        raise ValueError(
+            f"plate {plate!r} has no size and {site['name']!r} in it no row per point; size it, "
+            f"pyro.plate({plate!r}, len(x))"
+        )
+    return frame
 
 
 def _leave_out_data(guide: poutine.Trace) -> None:

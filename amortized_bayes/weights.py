@@ -21,13 +21,15 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import enter
 from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.shared_draw import SharedDraw
 from amortized_bayes.tiling import Tiling
 from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["LogWeights", "log_weights"]
+__all__ = ["LogWeights", "draw_weights", "log_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ def log_weights(
     *args: Any,
     num_particles: int = 1,
     num_shared: int = 1,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     num_data: int | None = None,
     **kwargs: Any,
 ) -> LogWeights:
@@ -90,10 +93,12 @@ def log_weights(
         guide: Pyro program that samples every latent site of the model, but discrete ones that the model marks
             ``infer={"enumerate": "parallel"}``: those are summed out. Sites marked ``is_auxiliary`` and factors count
             towards ``log_q``; densities of data that it observes do not.
-        args: arguments of both programs. Every tensor whose first dimension is the batch is data and is tiled.
+        args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
+            points, and whatever else the programs take.
         num_particles: S, draws of the local latents for each shared draw.
         num_shared: T, draws of the shared latents.
-        plate: name of the plate over data points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         num_data: N, where the plate is sized by the batch and not by the whole data set.
         kwargs: keyword arguments of both programs.
 
@@ -101,8 +106,9 @@ def log_weights(
         Parts of shape (T, S, B) and (T,), in nats.
 
     Raises:
-        ValueError: no such plate, a sequential plate, a guide that misses a latent site or its plate, or a site marked
-            for enumeration that cannot be enumerated for each point on its own.
+        TypeError: arguments that model or guide do not take, such as an option that is misspelt.
+        ValueError: no such plate or several, a sequential plate, a guide that misses a latent site or its plate, or a
+            site marked for enumeration that cannot be enumerated for each point on its own.
 
     Example:
         >>> import torch
@@ -114,6 +120,22 @@ def log_weights(
         >>> ab.log_weights(model, guide, x, num_particles=5, num_shared=2).local.shape
         torch.Size([2, 5, 4])
     """
+    entered = enter(log_weights, model, guide, args, kwargs, plate=plate, per_point=per_point, whole=True)
+    counts = {"num_particles": num_particles, "num_shared": num_shared, "num_data": num_data}
+    return draw_weights(entered.model, entered.guide, *entered.args, plate=entered.plate, **counts, **entered.kwargs)
+
+
+def draw_weights(
+    model: Model,
+    guide: Guide,
+    *args: Any,
+    num_particles: int = 1,
+    num_shared: int = 1,
+    plate: str = "data",
+    num_data: int | None = None,
+    **kwargs: Any,
+) -> LogWeights:
+    """:func:`log_weights` of programs whose data are the tensors with as many rows as the plate has points."""
     if num_particles < 1 or num_shared < 1:
         raise ValueError(f"expected num_particles and num_shared of 1 or more, got {num_particles} and {num_shared}")
     tiling = Tiling.of(guide, model, args, kwargs, num_particles, plate) if num_particles > 1 else None

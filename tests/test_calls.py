@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import amortized_bayes as ab
-from amortized_bayes.calls import PointProgram, bind_points
+from amortized_bayes.calls import bind_points
 from amortized_bayes.calls import with_index as with_places_added
+from amortized_bayes.point_programs import PointProgram
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -137,7 +138,7 @@ def evidence_of(name):
 def test_the_exact_posterior_weighs_the_evidence_in_every_form(name):
     model, guide, args, kwargs = FORMS[name]
     kwargs = dict(kwargs)
-    data, plate = bind_points(model, args, kwargs, per_point=kwargs.pop("per_point", None))
+    data, plate, _ = bind_points(model, args, kwargs, per_point=kwargs.pop("per_point", None))
     data = with_places_added(data, model)
     programs = PointProgram(model, data), PointProgram(guide, data, drop=["index"])
     evidence = evidence_of(name)
@@ -174,7 +175,7 @@ def test_a_model_that_reads_its_rows_by_the_plate_s_places_may_get_any_of_them(m
 
 
 def rows(model, *args, **kwargs):
-    data, plate = bind_points(model, args, kwargs)
+    data, plate, _ = bind_points(model, args, kwargs)
     return {name for name, flag in zip(data.names, data.is_data, strict=True) if flag}, plate
 
 
@@ -243,11 +244,15 @@ def with_nan(x, slope):
     ("call", "error", "words"),
     [
         (lambda: rows(closed, X), ValueError, "does not follow its rows of x: pass all data as arguments"),
-        (lambda: rows(unsized_scalar, X), ValueError, r"plate 'data' has no size and holds sites without a row"),
+        (lambda: rows(unsized_scalar, X), ValueError, r"plate 'data' has no size and 'z' in it no row per point"),
         (lambda: rows(two, X), TypeError, r"got \(Tensor\): missing a required argument: 'slope'"),
         (lambda: rows(two, X, SLOPES[:4]), ValueError, r"cannot take x of shape \(12,\), slope of shape \(4,\)"),
         (lambda: rows(two, 3.0, 4.0), ValueError, "expected data as an argument of the model"),
-        (lambda: rows(two, X[:1], SLOPES[:1]), ValueError, "expected data of two points or more, got"),
+        (
+            lambda: ab.diagnose(two, two_guide, X[:1], SLOPES[:1]),
+            ValueError,
+            "expected data of two points or more, got",
+        ),
         (lambda: rows(two, np.array(["a", "b"]), SLOPES), TypeError, "expected arrays of numbers, got one of <U1"),
         (
             lambda: rows(two, X.masked_fill(X > 1, torch.nan), SLOPES),
@@ -312,7 +317,7 @@ def test_rows_are_put_back_where_they_were():
         two(batch["x"][0], batch["slope"])
 
     batch = {"x": [X, "words"], "slope": SLOPES}
-    data, _ = bind_points(model, (batch,), {"scale": torch.ones(3)})
+    data, *_ = bind_points(model, (batch,), {"scale": torch.ones(3)})
     PointProgram(model, data)(data.rows[torch.tensor([4, 1])], torch.tensor([4, 1]))
     got, scale, index = seen[-1]
     assert torch.equal(got["x"][0], X[[4, 1]])

@@ -300,7 +300,7 @@ def test_a_likelihood_of_ones_own_of_another_shape():
     with pytest.raises(ValueError, match=r"likelihood of the shape of the data, \(6, 5\), got \(6, 2\)"):
         made(X, likelihood=lambda out: dist.Normal(out[:, :2], 1.0))
     with pytest.raises(
-        TypeError, match=r"a distribution of pyro.distributions.* got torch.distributions.normal.Normal"
+        ValueError, match=r"a distribution of pyro.distributions.* got torch.distributions.normal.Normal"
     ):
         made(X, likelihood=lambda out: torch.distributions.Normal(out, 1.0))
 

@@ -79,7 +79,7 @@ def test_arguments_by_keyword_and_no_gradients_kept():
 
 def test_model_without_the_plate_names_those_it_has():
     with pytest.raises(ValueError, match="plate 'data' over data points, found plates: 'pixels', 'points'"):
-        latent_sites(rich_model, X)
+        latent_sites(rich_model, X, plate="data")
 
 
 def test_discrete_site():

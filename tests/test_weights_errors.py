@@ -6,6 +6,7 @@ import pytest
 import torch
 from exact_evidence import assert_evidence
 
+from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.joint import log_joint
 from amortized_bayes.weights import log_weights
 
@@ -50,7 +51,6 @@ def guide_without(x):
     ("model", "guide", "message"),
     [
         (without_plate, guide_outside, "plate 'data' over data points, found plates: none"),
-        (lambda x: with_plate(x, "points"), lambda x: with_plate(x, "points"), "found plates: 'points'"),
         (in_sequence, in_sequence, "sequential"),
         (with_plate, guide_without, "misses the model's latent site 'z'"),
         (with_plate, guide_with_extra, "samples 'extra', which the model does not"),
@@ -74,6 +74,11 @@ def test_shared_site_that_the_guide_puts_inside_the_plate():
 
     with pytest.raises(ValueError, match="'shared' is inside plate 'data' in the guide but outside"):
         log_weights(model, guide, torch.zeros(3))
+
+
+def test_a_plate_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match="plate 'data' over data points, found plates: 'points'"):
+        log_weights(lambda x: with_plate(x, "points"), lambda x: with_plate(x, "points"), torch.zeros(3), plate="data")
 
 
 @pytest.mark.parametrize("counts", [{"num_particles": 0}, {"num_shared": 0}, {"num_particles": -1}])
@@ -111,3 +116,5 @@ def test_model_that_draws_its_own_subsample(linear_problem):
     assert found.num_data == 12
     with pytest.raises(ValueError, match="draws its own subsample of 4 points"):
         log_weights(model, guide, x, num_particles=2)
+    with pytest.raises(ValueError, match=r"got 4 of them where 12 were passed.*pass `subsample=index`"):
+        elbo(model, guide, x)

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from amortized_bayes.calls import Bound, PerPointNames, PointProgram, bind_points
+from amortized_bayes.calls import Bound, PerPointNames, bind_points, check_several
 from amortized_bayes.comparing.comparison import Comparison
 from amortized_bayes.comparing.encoder_input import encoder_view
 from amortized_bayes.comparing.fitted import with_own_states
@@ -21,6 +21,7 @@ from amortized_bayes.guides.registry import Fit, list_budgets, list_fits
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.joint.checks import check_model
+from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.progress import Told, Watch, watched
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.signatures import check_keywords, own_options, takes
@@ -142,6 +143,7 @@ def compare(
     with torch.random.fork_rng(devices=devices), watched(progress) as told:
         torch.manual_seed(torch_seed(seed, "start"))
         bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point)
+        check_several(bound.data)
         problem, put_back = _pose(model, own, bound, encoder_input, settings or ComparisonSettings(), seed)
         return _race(problem, fits, put_back, told, on_row)
 
@@ -155,7 +157,7 @@ def _pose(
     seed: int,
 ) -> tuple[FitProblem, Snapshot]:
     """The problem that all guides are fitted to, and what puts model and guides back to their start."""
-    (data, plate), rows = bound, bound.data.rows
+    data, plate, rows = bound.data, bound.plate, bound.data.rows
     if "index" in data.names:
         raise ValueError("expected no index: compare gives the places of the points itself")
     # without an index the plate counts the batch, and not all points as that of a guide does

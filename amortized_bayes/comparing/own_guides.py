@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from amortized_bayes.calls import Bound, PointProgram
-from amortized_bayes.guides.autoguides import PerPointGuide, per_point_guide
+from amortized_bayes.calls import Bound
+from amortized_bayes.guides.autoguides import INSTEAD, check_batches, per_point_guide
 from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide
 
@@ -21,7 +21,6 @@ __all__ = ["AsFitted", "take_guides"]
 
 PROBED = 64
 """Points on which a guide is tried."""
-INSTEAD = "fit it with pyro.infer.SVI and call diagnose(model, guide, ...)"
 
 
 class AsFitted(nn.Module):
@@ -34,18 +33,6 @@ class AsFitted(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the guide."""
         return self.guide(*args, **kwargs)
-
-
-class _OfPlaces(nn.Module):
-    """A joint autoguide, for rows at their places."""
-
-    def __init__(self, program: PerPointGuide) -> None:
-        super().__init__()
-        self.program = program
-
-    def forward(self, rows: Any, index: Tensor) -> None:
-        del rows
-        self.program.at(index)
 
 
 def take_guides(guides: Mapping[str, Guide], model: Any, bound: Bound) -> dict[str, nn.Module]:
@@ -69,12 +56,8 @@ def take_guides(guides: Mapping[str, Guide], model: Any, bound: Bound) -> dict[s
             raise ValueError(f"expected guides[{name!r}] to be a Pyro guide, got {type(guide).__name__}")
         args, kwargs = bound.data.arguments()
         guide = per_point_guide(guide, *args, plate=bound.plate, **kwargs)
-        if isinstance(guide, AutoGuide):
-            raise ValueError(
-                f"guides[{name!r}] is an {type(guide).__name__}, which draws all points at once: {INSTEAD}, or pass an "
-                "AutoDiagonalNormal, AutoMultivariateNormal or AutoLowRankMultivariateNormal"
-            )
-        program = _OfPlaces(guide) if isinstance(guide, PerPointGuide) else PointProgram(guide, bound.data)
+        check_batches(guide, f"guides[{name!r}]")
+        program = PointProgram(guide, bound.data)
         _check(name, program, model, bound)
         taken[name] = program
     return taken

@@ -19,19 +19,20 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from amortized_bayes.calls import PerPointNames, PointProgram, bind_points, with_index
+from amortized_bayes.calls import PerPointNames, check_several
 from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.diagnosis.starting import SEARCHED, chain_start
 from amortized_bayes.diagnosis.telling import Telling
 from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN
+from amortized_bayes.entrance import enter
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.flows import FlowSettings
 from amortized_bayes.guides import Amortized, Constant, Factorized, FlowGuide
-from amortized_bayes.guides.autoguides import PerPointGuide, as_per_point
+from amortized_bayes.guides.autoguides import PerPointGuide
 from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.own_family import OwnFamily
@@ -39,7 +40,7 @@ from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
 from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.progress import Watch, watched
-from amortized_bayes.signatures import check_arguments, check_keywords, own_options, takes
+from amortized_bayes.signatures import own_options
 from amortized_bayes.traces import trace_pair
 from amortized_bayes.types import Guide, Model, Row
 
@@ -170,23 +171,21 @@ def diagnose(
     """
     chosen = settings or DiagnosisSettings()
     _check_parameters(model, guide)
-    check_keywords(diagnose, model, kwargs)
-    data, plate = bind_points(model, args, kwargs, plate=plate, per_point=per_point, any_size=True)
-    guide = as_per_point(guide, plate)
-    given = with_index(data, model)
-    drop = ["index"] if len(given.names) > len(data.names) and not takes(guide, "index") else []
-    taken, named = given.arguments()
-    check_arguments(guide, taken, {name: value for name, value in named.items() if name not in drop}, "guide")
+    entered = enter(diagnose, model, guide, args, kwargs, plate=plate, per_point=per_point)
+    given = entered.data
+    assert given is not None
+    check_several(given)
+    guide = entered.guide.program
     flow = (chosen.flow or _own_flow(guide)).plain
     with watched(progress) as told:
         telling = Telling(told, on_row, seed)
         job = _Job(
-            model=PointProgram(model, given, hide=[plate] if data.counted else []),
-            guide=PointProgram(guide, given, drop=drop),
-            args=(given.rows,),
-            kwargs={},
+            model=entered.model,
+            guide=entered.guide,
+            args=entered.args,
+            kwargs=entered.kwargs,
             described=given.describe(),
-            plate=plate,
+            plate=entered.plate,
             seed=seed,
             settings=chosen,
             flow=flow,

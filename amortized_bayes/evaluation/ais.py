@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import enter
 from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.hmc import anneal
 from amortized_bayes.evaluation.psis import ess
@@ -60,7 +62,8 @@ def ais(
     guide: Start,
     *args: Any,
     settings: AISSettings | None = None,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -73,9 +76,11 @@ def ais(
         guide: Pyro program for its latents, or Gaussians of one's own on the unconstrained space, as ``q`` of
             :func:`amortized_bayes.inference.optimize.optimize_local`; may be ``None`` where both start and mass do
             without it.
-        args: arguments of both programs, data of B points.
+        args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
+            points, and whatever else the programs take.
         settings: how the chains walk.
-        plate: name of the plate over data points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate (a Bayesian decoder's weights), held as they are.
         seed: of all draws; torch's global generator is left as it was.
         progress: called with transitions done and transitions in all.
@@ -96,10 +101,11 @@ def ais(
         torch.Size([4])
     """
     settings = settings or AISSettings()
-    joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
+    entered = enter(ais, model, guide, args, kwargs, plate=plate, per_point=per_point)
+    joint = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     tick = Ticker(progress, settings, walks=1)
     walks = []
-    for chunk in chunks(joint, found_start(joint, guide), settings, seed, tick):
+    for chunk in chunks(joint, found_start(joint, entered.guide), settings, seed, tick):
         state = chunk.draw_start(settings.num_chains)
         walks.append(chunk.keep(anneal(chunk.density, state, chunk.ladder, chunk.generator, tick=tick)))
     log_weights, acceptance, divergences = (torch.cat(part, -1) for part in zip(*walks, strict=True))

@@ -23,6 +23,8 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import enter
 from amortized_bayes.evaluation.ais import mean_and_error
 from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.hmc import anneal, start_chains
@@ -40,7 +42,7 @@ from amortized_bayes.joint import (
 )
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import log_weights
+from amortized_bayes.weights import draw_weights
 
 __all__ = ["UPPER_END", "BDMCResult", "Difficulty", "bdmc"]
 
@@ -129,7 +131,8 @@ def bdmc(
     *args: Any,
     settings: AISSettings | None = None,
     certificate: CertificateSettings | None = None,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -141,10 +144,12 @@ def bdmc(
         model: Pyro program with a plate over data points.
         guide: Pyro program for its latents, whose q must follow the data; ``None`` as in
             :func:`amortized_bayes.evaluation.ais.ais`; or a search for the start of any points.
-        args: arguments of both programs: real data, whose place the simulated data take, and covariates, which stay.
+        args: arguments of both programs, as of ``ais``: real data, whose place the simulated data take, and covariates,
+            which stay.
         settings: of the chains; without a target used as they are.
         certificate: how many points, and the target.
-        plate: name of the plate over data points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate.
         seed: of all draws.
         progress: called with transitions done and transitions in all, anew for each number of temperatures.
@@ -167,7 +172,9 @@ def bdmc(
     """
     settings, wanted = settings or AISSettings(), certificate or CertificateSettings()
     target_gap, max_temperatures = wanted.target_gap, wanted.max_temperatures
-    real = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
+    entered = enter(bdmc, model, guide, args, kwargs, plate=plate, per_point=per_point)
+    guide = entered.guide
+    real = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     num_points = min(wanted.num_points, real.num_points)
     some = real.select(torch.arange(num_points))
     simulated, z = simulated_points(real, num_points, seed, "simulate")
@@ -284,4 +291,4 @@ def _weights(joint: LogJoint, q: Guide | Gaussian | None) -> Tensor:
     assert q is not None
     args, kwargs = joint.arguments
     model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, q))
-    return log_weights(model, guide, *args, plate=joint.plate, **kwargs).local[0]
+    return draw_weights(model, guide, *args, plate=joint.plate, **kwargs).local[0]

@@ -24,6 +24,8 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import Entered, enter
 from amortized_bayes.evaluation.chunking import PointChunk, SharedDraw, point_chunks
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold, psis_khat
 from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, weight_blocks
@@ -35,7 +37,7 @@ from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import sample_sites, trace_pair
 from amortized_bayes.types import Guide, Model
-from amortized_bayes.weights import log_weights
+from amortized_bayes.weights import draw_weights
 
 __all__ = ["MAX_ROWS", "SHARED_DRAWS", "Elbo", "Estimate", "elbo", "iwae", "log_predictive"]
 
@@ -98,7 +100,8 @@ def elbo(
     guide: Guide,
     *args: Any,
     num_draws: int = 20,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     num_data: int | None = None,
     analytic_kl: bool = True,
     local_reparametrization: bool = False,
@@ -110,9 +113,11 @@ def elbo(
     Args:
         model: Pyro program with a plate over data points.
         guide: Pyro program that samples every latent site of the model.
-        args: arguments of both programs, the data first; tensors of as many rows are taken in chunks with them.
+        args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
+            points, and whatever else the programs take.
         num_draws: draws of local and shared latents.
-        plate: name of the plate over data points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         num_data: N, where the plate is sized by the batch.
         analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`.
         local_reparametrization: likewise.
@@ -133,14 +138,15 @@ def elbo(
         >>> bool((found.value < model.log_evidence(x)).all())
         True
     """
-    options = {"analytic_kl": analytic_kl, "local_reparametrization": local_reparametrization}
+    entered = enter(elbo, model, guide, args, kwargs, plate=plate, per_point=per_point, whole=True)
+    options = {"analytic_kl": analytic_kl, "local_reparametrization": local_reparametrization, "num_data": num_data}
 
     def evaluate(chunk: PointChunk) -> tuple[Tensor, ...]:
-        found = chunk.weights(expected_log_weights, model, guide, num_data=num_data, **options)
+        found = chunk.weights(expected_log_weights, entered.model, entered.guide, **options)
         kl = (found.log_q - found.log_prior)[0, 0]
         return found.log_likelihood[0, 0], kl, (found.shared / found.num_data).expand_as(kl)
 
-    draws = list(_draws(list(point_chunks(args, kwargs, chunk_size, plate)), num_draws, evaluate))
+    draws = list(_draws(_chunks(entered, chunk_size), num_draws, evaluate))
     likelihood, kl, shared = (torch.stack([found[i] for _, found in draws]) for i in range(3))
     of_draws = likelihood - kl + shared
     value, error, shared_error = _over_draws(of_draws, bool(draws[0][0].values))
@@ -154,7 +160,8 @@ def iwae(
     *args: Any,
     num_particles: int = 100,
     num_shared: int | None = None,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     num_data: int | None = None,
     max_rows: int = MAX_ROWS,
     **kwargs: Any,
@@ -182,13 +189,15 @@ def iwae(
         >>> ab.iwae(model, guide, x, num_particles=50).value.shape
         torch.Size([4])
     """
+    entered = enter(iwae, model, guide, args, kwargs, plate=plate, per_point=per_point, whole=True)
+    model, guide = entered.model, entered.guide
     streamed = num_particles > STREAM_ABOVE
-    chunks = list(point_chunks(args, kwargs, POINTS_STREAMED if streamed else max_rows // num_particles, plate))
+    chunks = _chunks(entered, POINTS_STREAMED if streamed else max_rows // num_particles)
 
     def evaluate(chunk: PointChunk) -> tuple[Tensor, Tensor]:
         if streamed:
             return _streamed(chunk, model, guide, num_particles, max_rows)
-        weights = chunk.weights(log_weights, model, guide, num_particles=num_particles).local[0]
+        weights = chunk.weights(draw_weights, model, guide, num_particles=num_particles).local[0]
         value, error = _log_mean_exp(weights)
         if num_particles < MIN_DRAWS:
             return value, error
@@ -222,7 +231,8 @@ def log_predictive(
     *args: Any,
     num_particles: int = 16,
     num_shared: int = 32,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     local_reparametrization: bool = False,
     max_rows: int = MAX_ROWS,
     **kwargs: Any,
@@ -243,7 +253,8 @@ def log_predictive(
         args: as of :func:`elbo`.
         num_particles: S.
         num_shared: T.
-        plate: name of the plate over data points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         local_reparametrization: give each of the T S draws, of each point, weights of its own without drawing them. For
             the same number of draws the value is higher, by 0.7 nats in the case above, and points share no noise; an
             evaluation costs two matrix products. See :func:`~amortized_bayes.expectations.expected_log_weights`.
@@ -263,10 +274,12 @@ def log_predictive(
         >>> ab.log_predictive(model, guide, x, num_particles=50).value.shape
         torch.Size([4])
     """
+    entered = enter(log_predictive, model, guide, args, kwargs, plate=plate, per_point=per_point, whole=True)
+    model, guide = entered.model, entered.guide
 
     def evaluate(chunk: PointChunk) -> tuple[Tensor, Tensor]:
         if not local_reparametrization:
-            return _log_mean_exp(chunk.weights(log_weights, model, guide, num_particles=num_particles).local[0])
+            return _log_mean_exp(chunk.weights(draw_weights, model, guide, num_particles=num_particles).local[0])
         mean = LogMeanExp()
         options = {"analytic_kl": False, "local_reparametrization": True}  # weights, and no expectations
         most = min(max_rows, ROWS_AT_ONCE) // len(chunk.places) if chunk.places else 1
@@ -275,7 +288,7 @@ def log_predictive(
             mean.add(found.local.reshape(times, -1))
         return mean.value, mean.standard_error
 
-    chunks = list(point_chunks(args, kwargs, max_rows // num_particles, plate))
+    chunks = _chunks(entered, max_rows // num_particles)
     _check_scales(chunks[0], model, guide)
     draws = list(_draws(chunks, 1 if local_reparametrization else num_shared, evaluate))
     of_theta = torch.stack([found for _, (found, _) in draws])  # (T, B)
@@ -284,6 +297,12 @@ def log_predictive(
     shared_error = _over_draws(relative, bool(draws[0][0].values))[2]
     alone = len(draws) == 1 and not draws[0][0].values
     return Estimate(value, draws[0][1][1] if alone else error, shared_error)
+
+
+def _chunks(entered: Entered, size: int) -> list[PointChunk]:
+    if entered.subsample:
+        raise ValueError(entered.subsample)
+    return list(point_chunks(entered.args, entered.kwargs, size, entered.plate))
 
 
 def _draws(

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
 from torch.overrides import TorchFunctionMode
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import enter
 from amortized_bayes.per_point import ACTIVE_VARIANCE
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
@@ -37,10 +39,18 @@ class MeanPrediction(NamedTuple):
 
 
 @torch.no_grad()
-def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data", **kwargs: Any) -> MeanPrediction:
+def mean_prediction(
+    model: Model,
+    guide: Guide,
+    *args: Any,
+    plate: str | None = None,
+    per_point: PerPointNames = None,
+    **kwargs: Any,
+) -> MeanPrediction:
     """Set every latent, shared ones too, to the mean of its factor in the guide, and decode.
 
-    A constrained site is set to its transformed location, which is its median.
+    A constrained site is set to its transformed location, which is its median. Arguments are those of
+    :func:`~amortized_bayes.elbo`.
 
     Raises:
         ValueError: not exactly one observed site inside the plate, or a guide that does not fit the model.
@@ -55,6 +65,8 @@ def mean_prediction(model: Model, guide: Guide, *args: Any, plate: str = "data",
         >>> ab.mean_prediction(model, guide, x).observed.shape
         torch.Size([4, 3])
     """
+    entered = enter(mean_prediction, model, guide, args, kwargs, plate=plate, per_point=per_point, whole=True)
+    model, guide, args, kwargs, plate, *_ = entered
     with _Means(), said_of("guide", args, kwargs):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     with said_of("model, with the guide's means,", args, kwargs):

@@ -21,7 +21,7 @@ from torch import Tensor
 from amortized_bayes.evaluation.psis import MIN_DRAWS, heaviest, khat_threshold, tail_khat
 from amortized_bayes.joint import LogJoint, captured_or_plain, read_gaussian
 from amortized_bayes.types import Guide
-from amortized_bayes.weights import log_weights
+from amortized_bayes.weights import draw_weights
 
 __all__ = ["ROWS_AT_ONCE", "LogMeanExp", "blocks", "weight_blocks"]
 
@@ -80,7 +80,7 @@ def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: i
         model, program = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
         for block in blocks(num_particles, max_rows // joint.num_points):
             with joint.indexed():
-                yield log_weights(model, program, *args, num_particles=block, plate=joint.plate, **kwargs).local[0]
+                yield draw_weights(model, program, *args, num_particles=block, plate=joint.plate, **kwargs).local[0]
         return
     size = min(num_particles, max(1, min(max_rows, ROWS_AT_ONCE) // joint.num_points))
     inputs = joint.inputs(size)

@@ -43,7 +43,7 @@ from torch.utils import _pytree as pytree
 from amortized_bayes.guides.conditionals import SAID, JointGaussian, free_value
 from amortized_bayes.types import Guide, LatentSite
 
-__all__ = ["PerPointGuide", "as_per_point", "per_point_guide"]
+__all__ = ["INSTEAD", "PerPointGuide", "as_per_point", "check_batches", "per_point_guide"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ TIED = 0.01
 """A correlation between two points above this is said."""
 LOOKED_AT = 1_000
 """Latents of points among which correlations are looked for."""
+
+INSTEAD = "fit it with pyro.infer.SVI and call diagnose(model, guide, ...)"
 
 _said: WeakSet[Any] = WeakSet()
 
@@ -124,6 +126,19 @@ def as_per_point(guide: Guide, plate: str) -> Guide:
             )
             logger.warning(words + "product of what it says of each, whose ELBO is no lower", _kind(guide), tied)
     return found
+
+
+def check_batches(guide: Guide, name: str) -> None:
+    """Refuse an autoguide that cannot be fitted to batches of points.
+
+    Raises:
+        ValueError: an autoguide that draws all points at once.
+    """
+    if isinstance(guide, AutoGuide):
+        raise ValueError(
+            f"{name} is an {_kind(guide)}, which draws all points at once: {INSTEAD}, or pass an AutoDiagonalNormal, "
+            "AutoMultivariateNormal or AutoLowRankMultivariateNormal"
+        )
 
 
 class PerPointGuide(nn.Module):

@@ -94,12 +94,12 @@ class LocalGuide(Registered, ABC):
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Locations and log scales, concatenated, ``(B, 2 D)``, of data ``x`` (B, ...) at places ``index`` (B,)."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> None:
+    def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:
         """Sample every latent site, called as the model is: with data ``(B, ...)`` and perhaps their places ``(B,)``.
 
         Further arguments of the model are ignored, unless ``seen`` reads them.
         """
-        x, index = self.read(*args, **kwargs)
+        x, index = self.read(*args, **kwargs, **({} if index is None else {"index": index}))
         if self.shared is not None:
             self.shared()
         size = len(x) if index is None else self.num_data

@@ -64,8 +64,9 @@ class Seen(nn.Module):
         return twin
 
 
-def first_and_index(x: Any, index: Any = None, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
+def first_and_index(x: Any, *args: Any, index: Any = None, **kwargs: Any) -> tuple[Any, Tensor | None]:
     """Data and places from the arguments of a model ``model(x)`` or ``model(x, index)``; others are ignored."""
-    del args, kwargs
+    del kwargs
+    index = args[0] if index is None and args else index
     is_places = isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool
     return x, index if is_places else None

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import Entered, enter
+from amortized_bayes.guides.autoguides import check_batches
 from amortized_bayes.inference.options import FitOptions, StepRecord
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.points import as_tensors
+from amortized_bayes.signatures import signature_of
+from amortized_bayes.trees import leaves_of
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["FitResult", "fit", "fit_steps"]
@@ -85,33 +93,40 @@ class FitResult:
 def fit(
     model: Model,
     guide: Guide,
-    data: Tensor,
-    num_steps: int,
+    *args: Any,
+    num_steps: int | None = None,
     options: FitOptions | None = None,
-    *,
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     seed: int = 0,
-    plate: str = "data",
-    pass_index: bool = True,
+    pass_index: bool | None = None,
     progress: bool = True,
+    **kwargs: Any,
 ) -> FitResult:
     """Fit a guide, and the parameters of its model, and leave what is reported in them: averaged iterates, or the last.
 
     :func:`fit_steps` is the same step by step; :class:`Training` gives more say.
 
     Args:
-        model: Pyro program called as ``model(x, index)``, or ``model(x)`` with ``pass_index=False``.
-        guide: Pyro program called likewise.
-        data: (N, ...).
+        model: Pyro program ``model(*args, **kwargs)`` with a plate over data points, of any number of them.
+        guide: Pyro program for all its latents, called likewise.
+        args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of N
+            points, and whatever else the programs take. A single tensor of integers is converted to floats. After
+            them ``num_steps``, or ``num_steps`` and ``options``, may stand by place.
         num_steps: steps to take.
         options: how to fit.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         seed: of batches and draws.
-        plate: name of the plate over data points.
-        pass_index: whether the programs take the places of the points.
+        pass_index: whether programs with a parameter ``index`` get the places of the points; by default they do.
         progress: show a bar on a terminal.
+        kwargs: keyword arguments of both programs.
 
     Raises:
         Divergence: the loss is not finite.
-        ValueError: bad options, or fewer steps than 1.
+        TypeError: no number of steps, or arguments that model or guide do not take.
+        ValueError: bad options, fewer steps than 1, no such plate, no argument with a row per point, or a model that
+            does not follow these.
 
     Example:
         >>> import torch
@@ -123,45 +138,30 @@ def fit(
         >>> ab.fit(model, guide, x, 6, ab.FitOptions(batch_size=2))
         FitResult(6 steps in 0... s, ELBO -... nats per point, too few records to say whether it is level)
     """
-    options = options or FitOptions()
+    args, num_steps, options = _split(args, num_steps, options)
+    entered = _enter(fit, model, guide, args, kwargs, plate=plate, per_point=per_point, pass_index=pass_index)
     marks = [round(num_steps * (i + 1) / NUM_RECORDS) for i in range(NUM_RECORDS)]
-    steps = fit_steps(
-        model, guide, data, num_steps, options, seed=seed, plate=plate, pass_index=pass_index, report_at=marks
-    )
-    records = list(_watched(steps, num_steps, progress))
-    return FitResult.of(records, annealed=options.annealed)
+    steps = _run(entered, num_steps, options, seed, pass_index, marks)
+    return FitResult.of(list(_watched(steps, num_steps, progress)), annealed=options.annealed)
 
 
 def fit_steps(
     model: Model,
     guide: Guide,
-    data: Tensor,
-    num_steps: int,
+    *args: Any,
+    num_steps: int | None = None,
     options: FitOptions | None = None,
-    *,
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     seed: int = 0,
-    plate: str = "data",
-    pass_index: bool = True,
+    pass_index: bool | None = None,
     report_at: Iterable[int] = (),
+    **kwargs: Any,
 ) -> Iterator[StepRecord]:
     """:func:`fit` as a generator: what is done between two records is not timed, and a fit may be left at any.
 
-    Only a fit that runs to its end leaves averaged iterates in guide and model.
-
-    Args:
-        model: as for :func:`fit`.
-        guide: likewise.
-        data: likewise.
-        num_steps: likewise.
-        options: likewise.
-        seed: likewise.
-        plate: likewise.
-        pass_index: likewise.
-        report_at: steps at which to yield a record, beside the last.
-
-    Raises:
-        Divergence: the loss is not finite.
-        ValueError: bad options, or fewer steps than 1.
+    Only a fit that runs to its end leaves averaged iterates in guide and model. Arguments and errors are those of
+    :func:`fit`; instead of ``progress`` there is ``report_at``, steps at which to yield a record beside the last.
 
     Example:
         >>> import torch
@@ -174,9 +174,81 @@ def fit_steps(
         >>> [record.step for record in ab.fit_steps(model, guide, x, 6, options, report_at=[3])]
         [3, 6]
     """
+    args, num_steps, options = _split(args, num_steps, options)
+    entered = _enter(fit_steps, model, guide, args, kwargs, plate=plate, per_point=per_point, pass_index=pass_index)
+    return _run(entered, num_steps, options, seed, pass_index, report_at)
+
+
+def _split(
+    args: tuple[Any, ...], num_steps: int | None, options: FitOptions | None
+) -> tuple[tuple[Any, ...], int, FitOptions]:
+    """Arguments of the programs, steps and options, of which the last two may stand by place after the first."""
+    if options is None and args and isinstance(args[-1], FitOptions):
+        args, options = args[:-1], args[-1]
+    if num_steps is None and len(args) > 1 and isinstance(args[-1], int):
+        args, num_steps = args[:-1], args[-1]
+    if num_steps is None:
+        raise TypeError("expected a number of steps after the data, or num_steps=, got none")
     if num_steps < 1:
         raise ValueError(f"expected num_steps of 1 or more, got {num_steps}")
-    training = Training(model, guide, data, options or FitOptions(), seed, plate=plate, pass_index=pass_index)
+    return args, num_steps, options or FitOptions()
+
+
+def _enter(
+    call: Callable[..., Any],
+    model: Model,
+    guide: Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    plate: str | None,
+    per_point: PerPointNames,
+    pass_index: bool | None,
+) -> Entered:
+    """Programs and their rows, and an autoguide that was not run yet set up on all points."""
+    args, kwargs = as_tensors((args, kwargs))
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+        args = (args[0].to(torch.get_default_dtype()),)
+    if pass_index is not False:
+        args = _with_places(model, args, kwargs)
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        with torch.no_grad(), torch.random.fork_rng():
+            guide(*args, **kwargs)
+    entered = enter(call, model, guide, args, kwargs, plate=plate, per_point=per_point)
+    check_batches(entered.guide.program, "the guide")
+    assert entered.data is not None
+    places = dict(zip(entered.data.names, entered.data.leaves, strict=True)).get("index")
+    if isinstance(places, Tensor) and not torch.equal(places.cpu(), torch.arange(len(entered.data))):
+        raise ValueError("expected no index: a fit gives the places of the points itself")
+    return entered
+
+
+def _with_places(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Arguments with the places of the points, where a model takes them last by another name than ``index``."""
+    signature = signature_of(model)
+    tensors = [leaf for leaf in leaves_of(args) if isinstance(leaf, Tensor) and leaf.dim()]
+    if signature is None or not tensors or "index" in signature.parameters:
+        return args
+    for given in (args, (*args, torch.arange(len(tensors[0]), device=tensors[0].device))):
+        try:
+            signature.bind(*given, **kwargs)
+        except TypeError:
+            continue
+        return given
+    return args
+
+
+def _run(
+    entered: Entered,
+    num_steps: int,
+    options: FitOptions,
+    seed: int,
+    pass_index: bool | None,
+    report_at: Iterable[int],
+) -> Iterator[StepRecord]:
+    model, guide = entered.model, entered.guide
+    told = pass_index is not False and (model.takes_index or guide.takes_index)
+    training = Training(model, guide, entered.args[0], options, seed, plate=entered.plate, pass_index=told)
     yield from training.run(num_steps, report_at)
     training.settle()
 

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import enter
 from amortized_bayes.flows import FlowSettings
 from amortized_bayes.inference.flow_climb import FlowChunk
 from amortized_bayes.inference.flow_points import PointFlows, gaussian_draws
@@ -89,7 +91,8 @@ def optimize_flow(
     *args: Any,
     settings: FlowSettings | None = None,
     search: FlowSearchSettings | None = None,
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -101,11 +104,13 @@ def optimize_flow(
         model: Pyro program with a plate over data points; its parameters stay as they are.
         start: a Gaussian for each point on the unconstrained space, best the q* of
             :func:`amortized_bayes.inference.optimize.optimize_local`, or what that returns.
-        args: arguments of the model, data of B points.
+        args: arguments of the model: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
+            points, and whatever else it takes.
         settings: which flow, as for a guide (a guide's own is ``guide.settings``). A contextual family is searched in
             its plain form, which contains it; ``gaussian`` continues with the start.
         search: how the best member is searched.
-        plate: name of the plate over data points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
         seed: seed of all draws; torch's global generator is left as it was.
         progress: called with steps done and steps in all.
@@ -124,7 +129,9 @@ def optimize_flow(
         >>> bool((found.gain > 0.3).all())
         True
     """
-    search, joint = search or FlowSearchSettings(), log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
+    search = search or FlowSearchSettings()
+    entered = enter(optimize_flow, model, None, args, kwargs, plate=plate, per_point=per_point)
+    joint = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     begin = _checked(start.q if isinstance(start, LocalOptimum) else start, joint)
     flows = PointFlows(joint.dim, settings or FlowSettings(), begin.loc)
     size = _points_per_chunk(joint, flows, search)

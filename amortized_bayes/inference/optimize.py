@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from amortized_bayes.calls import PerPointNames
+from amortized_bayes.entrance import enter
 from amortized_bayes.inference.families import Diagonal, Family
 from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import LocalSettings
@@ -89,7 +91,8 @@ def optimize_local(
     *args: Any,
     settings: LocalSettings | None = None,
     family: Literal["gaussian", "own"] = "gaussian",
-    plate: str = "data",
+    plate: str | None = None,
+    per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -101,12 +104,14 @@ def optimize_local(
         model: Pyro program with a plate over data points; its parameters stay as they are.
         guide: where to start: a Pyro program (its q, or a Gaussian fitted to its draws), Gaussians of one's own on the
             unconstrained space, or ``None`` for the prior's moments.
-        args: arguments of model and guide, data of B points.
+        args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
+            points, and whatever else the programs take.
         settings: how to find q*.
         family: ``"gaussian"``, factorized on the unconstrained space, or ``"own"``: that of the guide, a product over
             its sites of Gaussians, of full covariance where the guide's are, and of Gamma, Beta, Dirichlet, Weibull,
             Laplace, Student t and their like by their own parameters; sites that it draws together have one Gaussian.
-        plate: name of the plate over data points.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
         seed: of all draws; torch's global generator is left as it was.
         progress: called with runs done and runs in all.
@@ -128,7 +133,9 @@ def optimize_local(
         torch.Size([4])
     """
     settings = settings or LocalSettings()
-    joint = log_joint(model, *args, plate=plate, fixed=fixed, **kwargs)
+    entered = enter(optimize_local, model, guide, args, kwargs, plate=plate, per_point=per_point)
+    guide = entered.guide
+    joint = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     size = points_per_chunk(joint, settings.num_samples, settings.memory_budget)
     with global_seed(seed, "start"):
         kind, start = _family(joint, guide, family, settings.num_fit, size)

@@ -11,9 +11,11 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import Normal
 
+from amortized_bayes.calls import only_plate
 from amortized_bayes.joint.checks import check_guide
 from amortized_bayes.joint.density import LogJoint
 from amortized_bayes.joint.factors import Factor, read_factors
+from amortized_bayes.points import as_tensors
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import PairedTraces, sample_sites, trace_pair
@@ -70,9 +72,19 @@ def read_family(joint: LogJoint, guide: Guide) -> list[Factor] | None:
 
 
 def draw_shared(
-    guide: Guide, *args: Any, num_draws: int = 1, plate: str = "data", **kwargs: Any
+    guide: Guide, *args: Any, num_draws: int = 1, plate: str | None = None, **kwargs: Any
 ) -> list[dict[str, Tensor]]:
     """Draw the latents outside the plate from a guide: values for ``fixed``, one dict a draw.
+
+    Args:
+        guide: Pyro program.
+        args: its arguments, numpy arrays among them.
+        num_draws: how many.
+        plate: name of the plate over data points; by default the only one of the guide, or the one called ``data``.
+        kwargs: keyword arguments of the guide.
+
+    Raises:
+        ValueError: no such plate, or several.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -84,11 +96,13 @@ def draw_shared(
         >>> [sorted(draw) for draw in ab.draw_shared(guide, torch.zeros(4), num_draws=2)]
         [['slope'], ['slope']]
     """
+    args, kwargs = as_tensors((args, kwargs))
     draws = []
     for _ in range(num_draws):
         with torch.no_grad():
-            sites = sample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-            outside = (s for s in sites if not s["is_observed"] and plate_frame(s, plate) is None)
+            trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            plate = only_plate(trace, plate)
+            outside = (s for s in sample_sites(trace) if not s["is_observed"] and plate_frame(s, plate) is None)
             draws.append({s["name"]: s["value"] for s in outside if not s["infer"].get("is_auxiliary")})
     return draws
 

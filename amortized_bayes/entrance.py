@@ -1,0 +1,84 @@
+"""The one way in: what every public call makes of a model, a guide and the arguments that their author gave them.
+
+Arguments may be tensors, numpy arrays, dicts and lists of them, and whatever else the programs take. Inside, there are
+rows with a row per data point, programs that take these, and the name of one plate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from amortized_bayes.calls import PerPointNames, bind_points, with_index
+from amortized_bayes.guides.autoguides import as_per_point
+from amortized_bayes.point_programs import PointProgram
+from amortized_bayes.points import PointData
+from amortized_bayes.signatures import check_arguments, check_keywords, takes
+from amortized_bayes.types import Model
+
+__all__ = ["Entered", "enter"]
+
+
+class Entered(NamedTuple):
+    """Programs that are called with ``args`` and ``kwargs``, and their plate over data points.
+
+    Args:
+        model: takes rows.
+        guide: likewise; what was passed instead of a program (Gaussians, ``None``) is as it was.
+        args: the rows of all points.
+        kwargs: none, unless programs of rows were passed already.
+        plate: its name.
+        data: the arguments that the rows are of; ``None`` where programs of rows were passed.
+        subsample: as of :class:`~amortized_bayes.calls.Bound`.
+    """
+
+    model: Any
+    guide: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    plate: str
+    data: PointData | None = None
+    subsample: str = ""
+
+
+def enter(
+    call: Callable[..., Any],
+    model: Model,
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    plate: str | None = None,
+    per_point: PerPointNames = None,
+    whole: bool = False,
+) -> Entered:
+    """Find rows and plate, and make both programs take rows; programs that do already are taken at their word.
+
+    Args:
+        call: the public call, whose options are no arguments of the model.
+        model: Pyro program.
+        guide: Pyro program, or what stands for it.
+        args: positional arguments of both.
+        kwargs: their keyword arguments.
+        plate: name of the plate over data points; by default the only one with latent and observed sites.
+        per_point: names or positions of the arguments with a row per point; by default they are found.
+        whole: whether a model that closes over data may be run on all of its points together.
+
+    Raises:
+        TypeError: arguments that model or guide do not take, such as an option that is misspelt.
+        ValueError: as :func:`~amortized_bayes.calls.bind_points`.
+    """
+    if isinstance(model, PointProgram):
+        return Entered(model, guide, args, kwargs, plate or "data")
+    check_keywords(call, model, kwargs)
+    bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point, any_size=True, whole=whole)
+    data, plate = bound.data, bound.plate
+    given = with_index(data, model)
+    program = PointProgram(model, given, hide=[plate] if data.counted else [])
+    if callable(guide):
+        guide = as_per_point(guide, plate)
+        drop = ["index"] if len(given.names) > len(data.names) and not takes(guide, "index") else []
+        taken, named = given.arguments()
+        check_arguments(guide, taken, {name: value for name, value in named.items() if name not in drop}, "guide")
+        guide = PointProgram(guide, given, drop=drop)
+    return Entered(program, guide, (given.rows,), {}, plate, given, bound.subsample)
