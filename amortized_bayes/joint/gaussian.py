@@ -84,7 +84,7 @@ def draw_shared(
         kwargs: keyword arguments of the guide.
 
     Raises:
-        ValueError: no such plate, or several.
+        ValueError: several plates, none of them ``data``, and none named.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -101,8 +101,11 @@ def draw_shared(
     for _ in range(num_draws):
         with torch.no_grad():
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            plate = only_plate(trace, plate)
-            outside = (s for s in sample_sites(trace) if not s["is_observed"] and plate_frame(s, plate) is None)
+            if plate is None and any(site["cond_indep_stack"] for site in sample_sites(trace)):
+                plate = only_plate(trace)
+            outside = (
+                s for s in sample_sites(trace) if not s["is_observed"] and plate_frame(s, plate or "data") is None
+            )
             draws.append({s["name"]: s["value"] for s in outside if not s["infer"].get("is_auxiliary")})
     return draws
 
