@@ -23,8 +23,8 @@ FEW = Config(
     restarts=2,
     local_steps=10,
     chains=2,
-    temperatures=2,
-    max_temperatures=2,
+    temperatures=10,
+    max_temperatures=10,
     leapfrog=1,
     simulated=2,
 )
