@@ -12,14 +12,14 @@ from amortized_bayes.capture import CaptureError, capture, compiler_available
 from amortized_bayes.guides import Amortized, Constant, Factorized, MeanField
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.sites import latent_sites
-from amortized_bayes.weights import log_weights
+from amortized_bayes.weights import draw_weights
 
 N, B = 9, 4
 
 
 def elbo_and_gradients(model, guide, parameters):
     def program(x, index):
-        weights = log_weights(model, guide, x, index)
+        weights = draw_weights(model, guide, x, index)
         loss = -(weights.local.mean() + weights.shared.mean() / weights.num_data)
         return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 

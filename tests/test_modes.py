@@ -41,7 +41,7 @@ def test_no_certificate_of_simulated_points_overrules_khat_at_most_real_ones(mon
     x = torch.linspace(4.5, 5.5, 20)
     settings = ab.DiagnosisSettings(
         num_particles=400,
-        ais=ab.AISSettings(num_temperatures=80),
+        ais=ab.AISSettings(num_temperatures=80, target_acceptance=0.75),
         certificate=ab.CertificateSettings(20, 0.1, 200),
     )
     report = ab.diagnose(model, guide, x, settings=settings)
