@@ -136,13 +136,18 @@ class Forecast:
     def __init__(self, told: Told, shorter: str) -> None:
         self._told, self._shorter = told, shorter
         self._first: tuple[float, float] | None = None
+        self._last = 0.0
         self._said = False
 
     def __call__(self, done: float, everything: float) -> None:
-        """So much work is done, in any unit; what comes before the first call, such as compiling, is not counted."""
+        """So much work is done, in any unit; what comes before the first call, such as compiling, is not counted.
+
+        Where less is done than before, the work began anew: the pace is that of the new round.
+        """
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done < self._last:
             self._first = (now, done)
+        self._last = done
         began, before = self._first
         if self._said or now - began < MEASURED_FOR or done <= before:
             return

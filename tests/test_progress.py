@@ -115,3 +115,13 @@ def test_a_long_run_is_forecast_once_from_its_first_second(capsys, clock, pace, 
             forecast(done, 100)
             clock[0] += pace
     assert capsys.readouterr().err == words
+
+
+def test_work_that_begins_anew_is_forecast_from_its_new_pace(capsys, clock):
+    with watched(True) as told:
+        forecast = Forecast(told, "less work")
+        forecast(99, 1200)  # near the end of a round that was over in no time
+        for done in range(101):
+            clock[0] += 0.1
+            forecast(done, 1200)
+    assert capsys.readouterr().err == "about 2 min expected; shorter with less work\n"  # and not three hours
