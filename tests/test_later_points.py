@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import amortized_bayes as ab
-from amortized_bayes import calls
-from amortized_bayes.calls import bind_points
+from amortized_bayes.calls import bind_points, trials
 
 N = 150
 LATE = torch.where(torch.arange(N) < 110, torch.zeros(N), 1.0 + torch.arange(N))
@@ -70,7 +69,7 @@ def test_large_data_are_tried_in_part(monkeypatch):
     bind_points(model, (X,), {})
     assert max(seen) == N
     seen.clear()
-    monkeypatch.setattr(calls, "MOST_NUMBERS", 100)
+    monkeypatch.setattr(trials, "MOST_NUMBERS", 100)
     bind_points(model, (X,), {})
     assert max(seen) == 100
 

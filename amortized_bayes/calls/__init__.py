@@ -1,0 +1,13 @@
+"""How a model is called: which arguments hold a row per data point, which plate holds the points."""
+
+from amortized_bayes.calls.binding import Bound, PerPointNames, bind_points, check_several, with_index
+from amortized_bayes.calls.trials import only_plate
+
+__all__ = [
+    "Bound",
+    "PerPointNames",
+    "bind_points",
+    "check_several",
+    "only_plate",
+    "with_index",
+]

@@ -1,0 +1,236 @@
+"""Try a call: whether a model follows the rows that it is given.
+
+The model is run on some of the points, and again on the same points in the other order with their latents: the plate
+must hold as many points as were passed, and the log density of each must stay as it was. That tells data that are
+closed over, and tables that happen to have N rows, from data that are passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+from amortized_bayes.point_programs import PointProgram
+from amortized_bayes.points import PointData
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.tiling import at_places
+from amortized_bayes.traces import PairedTraces, checked_frame, no_plate_error, sample_sites
+from amortized_bayes.types import Model
+
+__all__ = ["Refused", "line", "only_plate", "refuse_nan", "run", "try_call"]
+
+PROBED = 64
+"""Points on which a model is tried first."""
+MOST_NUMBERS = 2_000_000
+"""Numbers in the points on which it is tried in the end, those of all but large data."""
+
+
+def only_plate(trace: poutine.Trace, wanted: str | None = None) -> str:
+    """The plate over data points: the one wanted, or the only one with latent and observed sites in it.
+
+    Raises:
+        ValueError: no such plate, or several.
+    """
+    inside: dict[str, set[bool]] = {}
+    for site in sample_sites(trace):
+        for frame in site["cond_indep_stack"]:
+            inside.setdefault(frame.name, set()).add(bool(site["is_observed"]))
+    if wanted is not None or not inside:
+        if wanted in inside:
+            return wanted
+        raise no_plate_error(trace, wanted or "data")
+    both = [name for name, kinds in inside.items() if len(kinds) == 2] or list(inside)
+    if len(both) > 1 and "data" not in both:
+        raise ValueError(
+            f"expected the name of the plate over data points, got several that may be: {', '.join(map(repr, both))}; "
+            f"pass plate={both[0]!r}, say"
+        )
+    return "data" if "data" in both else both[0]
+
+
+class Refused(ValueError):
+    """A guess about arguments that does not hold; ``rank`` says how far it got."""
+
+    def __init__(self, words: str, rank: int) -> None:
+        super().__init__(words)
+        self.rank = rank
+
+
+def try_call(model: Model, data: PointData, plate: str | None, any_size: bool) -> tuple[PointData, str]:
+    """Whether the rows are where they are said to be."""
+    count = len(data)
+    if not count:
+        raise Refused(f"expected one data point or more, got {data.describe()}", -1)
+    every = torch.arange(count, device=data.rows.device)
+    few = every[: min(PROBED, max(2, count - 1))]
+    first = run(model, data, few)
+    if any_size and len(few) < count and (isinstance(first, Exception) or _sizes(first, plate) != {len(few)}):
+        few, first = every, run(model, data, every)  # a plate, and what is in it, of a size of its own
+    if isinstance(first, Exception):
+        words = f"the model cannot take {data.describe()}; expected data as in training"
+        if not isinstance(run(model, data, every), Exception):
+            words = (
+                f"the model takes all {count} rows of {', '.join(_tensors(data))} and not {len(few)} of them; size its "
+                "plate by the data, `len(x)`, with the points first in what is passed, and close over no data"
+            )
+        raise Refused(f"{words} ({line(first)})", 1) from first
+    name, sizes = only_plate(first, plate), _sizes(first, plate)
+    if sizes != {len(few)}:
+        got = next(size for size in sizes if size != len(few))
+        raise Refused(_other_size(name, got, len(few)), 2)
+    _follow(model, data, first, few, name)
+    _follow_to_the_end(model, data, len(few), name)
+    counted = len(few) < count and _follows_itself(first, name, len(few))
+    return replace(data, missing=_missing(model, data, first, few, name), counted=counted), name
+
+
+def _sizes(trace: poutine.Trace, plate: str | None) -> set[int]:
+    """Sizes of the plate over data points."""
+    name = only_plate(trace, plate)
+    try:
+        frames = [checked_frame(site, name) for site in sample_sites(trace)]
+    except ValueError as error:
+        raise Refused(str(error), 4) from error
+    return {frame.size for frame in frames if frame is not None}
+
+
+def run(
+    model: Model,
+    data: PointData,
+    places: Tensor | None = None,
+    latents: dict[str, Tensor] | None = None,
+    plate: str = "",
+) -> poutine.Trace | Exception:
+    """The model's trace on some of the points, or why there is none; at given latents, where these are."""
+    program: Any = PointProgram(model, data)
+    rows = data.rows if places is None else data.rows[places]
+    if latents is not None:
+        program = poutine.condition(program, data=latents)
+    try:
+        with nullcontext() if places is None else at_places(plate, places):
+            trace = poutine.trace(program).get_trace(rows, None if "index" in data.names else places)
+        for site in sample_sites(trace):
+            PairedTraces(trace, trace, plate).log_prob(site)  # with its mask, which may be of another size
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        return error
+    return trace
+
+
+def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> None:
+    """Refuse rows in the other order at which the log density of a point is another."""
+    latents, same = {}, {}
+    for site in sample_sites(first):
+        if not site["is_observed"]:
+            frame = plate_frame(site, plate)
+            value = site["value"]
+            dim = None if frame is None else frame.dim - len(site["fn"].event_shape)
+            same[site["name"]] = value
+            latents[site["name"]] = value if dim is None or value.dim() < -dim else value.flip(dim)
+    own = "" if _follows_itself(first, plate, len(places)) else plate
+    before = _densities(first, plate)
+    runs = [run(model, data, places, same, own), run(model, data, places.flip(0), latents, own)]
+    if isinstance(runs[0], Exception) or not _close(before, _densities(runs[0], plate)):
+        return  # a model that is random given its latents, such as one with dropout, says nothing
+    if isinstance(runs[1], Exception) or not _close(before.flip(0), _densities(runs[1], plate)):
+        raise Refused(
+            f"log p of a point in plate {plate!r} does not follow its rows of {', '.join(_tensors(data))}: pass all "
+            "data as arguments instead of closing over them, and name those with a row per point, per_point=('x', ...)",
+            3,
+        )
+
+
+def _follow_to_the_end(model: Model, data: PointData, tried: int, plate: str) -> None:
+    """Refuse a plate of another size, and rows that log p does not follow, where only later points show it."""
+    per_point = sum(tensor[0].numel() for tensor in data.rows.tensors)
+    count = min(len(data), max(tried, MOST_NUMBERS // max(1, per_point)))
+    if count == tried:
+        return
+    places = torch.arange(count, device=data.rows.device)
+    trace = run(model, data, places)
+    if isinstance(trace, Exception):
+        raise Refused(
+            f"the model takes {tried} rows of {', '.join(_tensors(data))} and not {count} of them; expected one of any "
+            f"number of points, that closes over no data ({line(trace)})",
+            2,
+        ) from trace
+    got = _sizes(trace, plate) - {count}
+    if got:
+        raise Refused(_other_size(plate, got.pop(), count), 2)
+    _follow(model, data, trace, places, plate)
+
+
+def _other_size(plate: str, got: int, count: int) -> str:
+    return (
+        f"expected plate {plate!r} to hold the points that the model is given, got {got} of them where {count} were "
+        "passed: size it by the data, `len(x)`, or take `index` and pass `subsample=index`, and close over no data"
+    )
+
+
+def _follows_itself(trace: poutine.Trace, plate: str, count: int) -> bool:
+    node: Any = trace.nodes.get(plate)
+    return node is None or node["fn"].size == count
+
+
+def _missing(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> tuple[str, ...]:
+    """Sites that Pyro makes for what ``obs_mask`` leaves out, if nothing else depends on what is drawn there."""
+    sites = {site["name"]: site for site in sample_sites(first)}
+    ends = ("_unobserved", "_observed")
+    names = [n for n in sites if n.endswith(ends[0]) and n.removesuffix(ends[0]) + ends[1] in sites]
+    if not names:
+        return ()
+    others = {n: s["value"] for n, s in sites.items() if n not in names and not s["is_observed"]}
+    own = "" if _follows_itself(first, plate, len(places)) else plate
+    again = run(model, data, places, others, own)
+    if isinstance(again, Exception) or not _close(_densities(first, plate, names), _densities(again, plate, names)):
+        return ()
+    return tuple(names)
+
+
+def _densities(trace: poutine.Trace, plate: str, without: Sequence[str] = ()) -> Tensor:
+    """Log p(x, z) of each point, ``(B,)``."""
+    traces = PairedTraces(trace, trace, plate)
+    sites = [site for site in sample_sites(trace) if plate_frame(site, plate) is not None]
+    parts = [traces.log_prob(site) for site in sites if site["name"] not in without]
+    return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def refuse_nan(model: Model, data: PointData, plate: str) -> None:
+    """Refuse data that are not finite where they make the log density of a point so."""
+    floats = [t for t in data.rows.tensors if t.is_floating_point()]
+    bad = torch.zeros(len(data), dtype=torch.bool, device=data.rows.device)
+    for tensor in floats:
+        bad |= ~tensor.reshape(len(tensor), -1).isfinite().all(-1)
+    count = sum(int((~t.isfinite()).sum()) for t in floats)
+    for places in bad.nonzero().flatten().split(1000) if count else ():
+        few = places if len(places) > 1 else torch.cat([places, places])
+        trace = run(model, data, few)
+        if isinstance(trace, Exception):
+            trace = run(model, data, few, plate=plate)
+        if isinstance(trace, Exception):
+            raise ValueError(f"expected finite data, got {count} values that are nan or infinite ({line(trace)})")
+        traces = PairedTraces(trace, trace, plate)
+        for site in sample_sites(trace):
+            if not traces.log_prob(site).isfinite().all():
+                raise ValueError(
+                    f"expected finite data, got {count} values that are nan or infinite, at {int(bad.sum())} points, "
+                    f"which make log p of {site['name']!r} so; mask them (obs_mask=, or poutine.mask) or leave them out"
+                )
+
+
+def _tensors(data: PointData) -> list[str]:
+    return [name for name, is_data in zip(data.names, data.is_data, strict=True) if is_data]
+
+
+def line(error: Exception) -> str:
+    """The first line of what it says."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
