@@ -32,6 +32,9 @@ from typing import (
     get_type_hints,
 )
 
+from amortized_bayes.plain_files import read_plain
+from amortized_bayes.plain_yaml import MOST_BYTES, parse_yaml
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -44,6 +47,7 @@ __all__ = [
     "Settings",
     "flag",
     "load_config",
+    "parse_config",
     "to_mapping",
 ]
 
@@ -141,7 +145,16 @@ def load_config(cls: type[Config], path: Path | str, base: Config | None = None)
     Raises ``ValueError`` of one line, with the path: for a file that cannot be read or is no mapping, a key that is
     unknown or missing, a value of the wrong type, and what ``cls`` itself refuses.
     """
-    return _build(cls, base, _read(Path(path)), str(path), "")
+    try:
+        data = read_plain(Path(path), links=True, most=MOST_BYTES)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    return parse_config(cls, data, path, base)
+
+
+def parse_config(cls: type[Config], data: bytes, source: Path | str, base: Config | None = None) -> Config:
+    """Make a ``cls`` of the bytes of a YAML file, read from ``source``; see :func:`load_config`."""
+    return _build(cls, base, parse_yaml(data, source), str(source), "")
 
 
 def to_mapping(config: DataclassInstance) -> dict[str, Any]:
@@ -155,23 +168,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _read(path: Path) -> Any:
-    """Content of a YAML file."""
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a YAML text in UTF-8, got byte {error.start} that is none") from error
-    except yaml.MarkedYAMLError as error:
-        place = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{path}{place}: expected YAML, got {_one_line(error.problem)}") from error
-    except Exception as error:  # the reader, and what constructors of dates and tags raise: no closed list
-        raise ValueError(f"{path}: expected YAML, got {_one_line(error) or type(error).__name__}") from error
 
 
 def _build(cls: type[Config], base: Config | None, mapping: Any, source: str, prefix: str) -> Config:

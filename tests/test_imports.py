@@ -28,6 +28,8 @@ LAYERS = (
         "registration",
         "program_errors",
         "errors",
+        "plain_files",
+        "plain_yaml",
         "points",
         "signatures",
         "supports",
@@ -93,6 +95,7 @@ NEIGHBOURS = {
     ("likelihoods", "binomial"),
     ("registration", "errors"),
     ("experiments", "diagnosis"),
+    ("results", "configuration"),
 }
 """Files of one layer that may meet beside those of one folder."""
 NEVER_TORCH = ("labels", "selection", "plotting", "presenting")

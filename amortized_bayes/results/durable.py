@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from amortized_bayes.plain_files import open_plain, read_plain
+
 __all__ = [
     "append_line",
     "check_generations",
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 _LEFTOVERS = ".*.tmp"
+MOST_CHECKSUMS = 10_000
+"""Bytes of a file of checksums."""
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
 """What file systems answer that cannot sync a folder at all, or will not let it be opened: nothing to be done."""
 
@@ -107,7 +111,7 @@ def remove_leftovers(folder: Path) -> None:
 def open_for_append(path: Path) -> int:
     """Open a file of lines, made if it is not there, and return its descriptor. Raises ``ValueError``."""
     with writing(path):
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, alone=True)
 
 
 def append_line(descriptor: int, line: str) -> None:
@@ -125,11 +129,11 @@ def append_line(descriptor: int, line: str) -> None:
 
 def cut_torn_line(path: Path) -> bytes:
     """Cut off a last line that has no newline, and return its bytes (empty: nothing was torn)."""
-    data = path.read_bytes() if path.exists() else b""
+    data = read_plain(path) if os.path.lexists(path) else b""
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         with writing(path):
-            descriptor = os.open(path, os.O_WRONLY)
+            descriptor = open_plain(path, os.O_WRONLY, alone=True)
             try:
                 os.ftruncate(descriptor, whole)
                 os.fsync(descriptor)
@@ -146,11 +150,12 @@ def take_lock(path: Path) -> int:
     import fcntl
 
     with writing(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = open_plain(path, os.O_RDWR | os.O_CREAT, alone=True)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        holder = holder if holder.isdigit() else "unknown"
         os.close(descriptor)
         if not isinstance(error, BlockingIOError):
             raise ValueError(f"cannot lock {path}: {error.strerror or error}") from error
@@ -217,8 +222,8 @@ def _previous(path: Path) -> Path:
 def _known(path: Path) -> set[str]:
     """Checksums of every generation of ``path`` that may be on disk."""
     try:
-        text = path.with_suffix(".sha256").read_text(encoding="ascii", errors="replace")
-    except OSError:
+        text = read_plain(path.with_suffix(".sha256"), most=MOST_CHECKSUMS).decode("ascii", "replace")
+    except (OSError, ValueError):
         return set()
     return {line.split()[0] for line in text.splitlines() if line.strip()}
 
@@ -226,8 +231,8 @@ def _known(path: Path) -> set[str]:
 def _whole(path: Path, known: set[str]) -> bytes | None:
     """Bytes of ``path`` if their checksum is among ``known``."""
     try:
-        data = path.read_bytes()
-    except OSError:
+        data = read_plain(path)
+    except (OSError, ValueError):
         return None
     return data if sha256(data) in known else None
 

@@ -13,10 +13,14 @@ def yaml_bytes(config: Mapping[str, Any]) -> bytes:
     """Return the bytes of ``config.yaml``. Raises ``ValueError`` for what YAML cannot hold as plain values."""
     import yaml
 
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:  # a list that comes twice is written twice
+            return True
+
     try:
         # escaped, because PyYAML writes some line ends of Unicode (U+0085) so that they come back as blanks
-        return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=False, width=100).encode()
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+        return yaml.dump(dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=False, width=100).encode()
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"config: expected texts, numbers, lists and mappings, got {one_line(error)}") from error
 
 
