@@ -70,9 +70,9 @@ def test_both_reports_have_one_face(report, tmp_path):
 def test_a_file_of_one_kind_is_refused_as_the_other(comparison, diagnosis, tmp_path):
     comparison.save(tmp_path / "comparison")
     diagnosis.save(tmp_path / "diagnosis")
-    with pytest.raises(ValueError, match="to hold 'amortized_bayes diagnosis 1', got 'amortized_bayes comparison 1'"):
+    with pytest.raises(ValueError, match="to hold 'amortized_bayes diagnosis 2', got 'amortized_bayes comparison 2'"):
         ab.Diagnosis.load(tmp_path / "comparison")
-    with pytest.raises(ValueError, match="to hold 'amortized_bayes comparison 1'"):
+    with pytest.raises(ValueError, match="to hold 'amortized_bayes comparison 2'"):
         ab.Comparison.load(tmp_path / "diagnosis")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amortized_bayes.reports import storage
 from amortized_bayes.results.durable import write_atomically
+from amortized_bayes.results.encoding import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +113,11 @@ class Report(ABC):
         Raises:
             ValueError: no such file, or one that is truncated, changed or of another kind.
         """
-        return cls._unpack(*storage.load(cls.KIND, path))
+        groups, header = storage.load(cls.KIND, path)
+        try:
+            return cls._unpack(groups, header)
+        except Exception as error:  # its checksum holds, so another program wrote it: no closed list
+            raise ValueError(f"{path} holds no {cls.KIND} that can be read: {one_line(error)}") from error
 
     def to_xarray(self) -> Any:
         """The arrays behind all numbers as an ``xarray.DataTree``, as ArviZ takes and returns them.
