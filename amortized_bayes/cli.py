@@ -22,13 +22,20 @@ import tyro
 from amortized_bayes.commands.claims import Claims
 from amortized_bayes.commands.download import Download
 from amortized_bayes.commands.run import Run, defaults, flags_of_run, given_flags
-from amortized_bayes.commands.runs import List, Plot, Table
+from amortized_bayes.commands.runs import List, Plot, Table, Verify
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import ALIASES, EXPERIMENTS, experiment
 
 __all__ = ["main"]
 
-LOOKING: dict[str, type] = {"list": List, "plot": Plot, "table": Table, "claims": Claims, "download": Download}
+LOOKING: dict[str, type] = {
+    "list": List,
+    "plot": Plot,
+    "table": Table,
+    "verify": Verify,
+    "claims": Claims,
+    "download": Download,
+}
 """Commands that are no experiments."""
 DESCRIPTION = (
     "Amortized against factorized and constant variational inference: what does it cost to share the inference? "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import amortized_bayes
-from amortized_bayes.results import RunFolder, durable
+from amortized_bayes.results import RunFolder, durable, seals
 from amortized_bayes.types import ROW_FIELDS, Row
 
 ROOT = Path(amortized_bayes.__file__).parents[1]
@@ -27,6 +28,13 @@ def row(**changes: Any) -> Row:
 
 def create(out: Path, name: str | None = "run", experiment: str = "widths") -> RunFolder:
     return RunFolder.create(out, experiment, {"seed": 0, "widths": (1, 2)}, {"device": "cpu"}, name)
+
+
+def reseal(run: Path, **more: str) -> None:
+    """Let a finished run pass for one that was kept as it is now."""
+    known = json.loads((run / "FINISHED").read_bytes())["sha256"]
+    sums = {file: durable.sha256((run / file).read_bytes()) for file in known if (run / file).exists()}
+    (run / "FINISHED").write_bytes(seals.seal("finished", sums | more))
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:

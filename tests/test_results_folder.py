@@ -164,13 +164,18 @@ def test_list_and_find(tmp_path: Path) -> None:
     (out / "gaps" / "half-made").mkdir()
     shutil.copytree(second.path, out / "gaps" / "broken")
     (out / "gaps" / "broken" / "environment.json").write_text("{")
-    infos = list_runs(out)
+    *infos, damaged = sorted(list_runs(out), key=lambda info: info.status == "damaged")
+    assert damaged[:5] == (out / "gaps" / "broken", "gaps", "broken", "damaged", 0)
+    assert damaged.damage.endswith("environment.json: changed since it was written")
     assert [info[:5] for info in infos] == [
         (first.path, "widths", "first", "finished", 2),
         (second.path, "gaps", "second", "unfinished", 0),
         (third.path, "gaps", "first", "unfinished", 0),
     ]
     assert find_run(out, "latest") == third.path
+    os.utime(damaged.path)  # now it may be the latest
+    with pytest.raises(ValueError, match=r"the latest run is damaged: .*broken/environment.json: changed"):
+        find_run(out, "latest")
     assert find_run(out, "second") == second.path
     assert find_run(out, "gaps/first") == third.path
     assert find_run(out, str(second.path)) == second.path

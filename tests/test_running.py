@@ -1,6 +1,7 @@
 """The life of a run: an experiment added by one file and one line, and all that the mechanism gives it."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 import wing
 import yaml
 from toy import coins
+from wing import files
 
 from amortized_bayes import cli, experiments
 from amortized_bayes.experiments import plans, running, spec, sweep
@@ -193,7 +195,13 @@ def lose_the_rows(run):
     (run / "rows.jsonl").write_text("".join(line for line in lines if '"coin": 0.2' not in line))
 
 
-@pytest.mark.parametrize("damage", [lose_the_array, cut_the_array, swap_the_arrays, lose_the_rows])
+def change_a_row(run):
+    data = (run / "rows.jsonl").read_bytes()
+    at = data.index(b'"value": ', data.index(b'"coin": 0.2')) + 11
+    (run / "rows.jsonl").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
+@pytest.mark.parametrize("damage", [lose_the_array, cut_the_array, swap_the_arrays, lose_the_rows, change_a_row])
 def test_a_finished_job_whose_results_are_damaged_is_run_again(command, tmp_path, monkeypatch, damage):
     thrown = []
 
@@ -213,9 +221,19 @@ def test_a_finished_job_whose_results_are_damaged_is_run_again(command, tmp_path
     (folder.path / "FINISHED").unlink()
     thrown.clear()
     damage(folder.path)
+    if damage is not lose_the_array:  # what is gone can pass for nothing else
+        kept = files(folder.path)
+        refused = command("coins", "--resume", "latest")
+        assert refused.code == 2
+        assert re.search(r"is damaged: (arrays/coin=0.2.npz:|rows.jsonl: rows of coin=0.2) changed", refused.err)
+        assert files(folder.path) == kept
+        assert thrown == []
+        repaired = command("verify", folder.path, "--repair")
+        assert repaired.code == 0, repaired.out
+        assert "coin=0.2: a resume runs it again" in repaired.out
     resumed = command("coins", "--resume", "latest")
     assert resumed.code == 0, resumed.err
-    assert "coin=0.2 is run again: " in resumed.out
+    assert ("coin=0.2 is run again: " in resumed.out) == (damage is lose_the_array)
     assert thrown == ["coin=0.2", "coin=0.3"]  # what was made of it too
     after = only_run(tmp_path).rows()
     pd.testing.assert_frame_equal(after.drop(columns="seconds"), before.drop(columns="seconds"))

@@ -1,4 +1,4 @@
-"""``list``, ``plot`` and ``table``: runs on disk."""
+"""``list``, ``plot``, ``table`` and ``verify``: runs on disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import tyro
 from amortized_bayes.experiments import experiment
 from amortized_bayes.progress import counted
 from amortized_bayes.results import RunFolder, find_run, list_runs
+from amortized_bayes.results.verification import covered
 
-__all__ = ["List", "Plot", "Table"]
+__all__ = ["List", "Plot", "Table", "Verify"]
 
 RunName = Annotated[str, tyro.conf.Positional]
 NO_PAIRS = tyro.conf.FlagCreatePairsOff
@@ -33,6 +34,9 @@ class List:
         del given
         found = list_runs(self.out)
         for info in found:
+            if info.damage:
+                print(f"{info.experiment}/{info.name}  damaged  {info.damage}")
+                continue
             part = f"  for {info.part_of}" if info.part_of else ""
             done = f"{counted(info.num_jobs, 'job')} done"
             print(f"{info.experiment}/{info.name}  {info.status}  {done}  started {info.started}{part}")
@@ -62,6 +66,7 @@ class Plot:
         if self.into is not None and self.into.exists() and not self.into.is_dir():
             raise ValueError(f"expected a folder as --into, got {self.into}: a file")
         folder = RunFolder.open(find_run(self.out, self.name))
+        folder.check()
         for path in draw(experiment(folder.experiment), folder, self.into):
             print(path)
 
@@ -88,6 +93,39 @@ class Table:
         from amortized_bayes.presenting import tell
 
         folder = RunFolder.open(find_run(self.out, self.name))
+        folder.check()
         tell(experiment(folder.experiment), folder, wide=self.wide, claims=self.claims)
-        for problem in folder.verify() if folder.finished else []:
-            print(f"warning: {problem}")
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Compare every file of a run with the checksum that it was kept with; exits with 1 where something is wrong.
+
+    Args:
+        name: The run: its path, its name, or latest.
+        out: Folder with results.
+        repair: Leave out what is damaged. A finished run no longer expects files that are gone; in an unfinished one,
+            jobs whose rows or files have changed are run again when it is resumed.
+    """
+
+    name: RunName = "latest"
+    out: Path = Path("results")
+    repair: Annotated[bool, NO_PAIRS] = False
+
+    def run(self, given: list[str]) -> None:
+        """Print a line for each thing that is wrong, or that nothing is."""
+        del given
+        path = Path(self.name) if Path(self.name).is_dir() else find_run(self.out, self.name)
+        folder = RunFolder(path)
+        for line in folder.repair() if self.repair else []:
+            print(line)
+        problems = folder.verify()
+        for problem in problems:
+            print(problem)
+        if problems:
+            print(f"{path} is damaged: {counted(len(problems), 'problem')}", flush=True)
+            raise SystemExit(1)
+        known, others = covered(path)
+        print(f"{path} is whole: {counted(len(known), 'file')} as kept")
+        if others:
+            print(f"no results, so not compared: {', '.join(others)}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.results import RunFolder, find_run
 
@@ -37,7 +36,7 @@ def prepare(config: Any, lab: Lab) -> Any:
 
 def checkpoint_config(checkpoint: str, lab: Lab) -> VAEConfig:
     """The configuration of a run of ``train``, by its path, which may be relative to the folder of results."""
-    return load_config(VAEConfig, RunFolder.open(lab.out / checkpoint).path / "config.yaml")
+    return RunFolder.open(lab.out / checkpoint).config(VAEConfig)
 
 
 def datasets(config: Any, lab: Lab) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from amortized_bayes.configuration import load_config, to_mapping
+from amortized_bayes.configuration import to_mapping
 from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.forecast import Forecast
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def left(self) -> list[Job]:
-        """Jobs that are still to be run: those that are not done, or whose results are damaged, and what reads them."""
+        """Jobs that are still to be run: those that are not done, or whose files are gone, and what reads them."""
         done = set() if self.folder is None else self.folder.done().keys() - self.folder.damaged().keys()
         left: dict[str, Job] = {}
         for job in self.jobs:
@@ -154,13 +154,15 @@ def resumed_plan(name: str, text: str, lab: Lab, most: int = 1) -> Plan:
     """A run to resume: with the configuration, the note and the data that it was started with.
 
     Raises:
-        ValueError: no such run, one of another kind, one that is finished, or other data than it was started on.
+        ValueError: no such run, one of another kind, one that is finished or damaged, or other data than it was started
+            on.
     """
     folder = RunFolder.open(find_run(lab.out, text, name, ("unfinished",)))
     if folder.finished:
         raise ValueError(f"expected an unfinished run to resume, got {folder.path}, which is finished")
     module = experiment(name)
-    config = load_config(module.Config, folder.path / "config.yaml")
+    folder.check()
+    config = folder.config(module.Config)
     lab = replace(lab, out=folder.path.absolute().parents[1])
     before, now = folder.environment(), checksums(module, config, lab)
     known = before.get("data")

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from amortized_bayes.configuration import load_config, to_mapping
+from amortized_bayes.configuration import to_mapping
 from amortized_bayes.experiments import EXPERIMENTS, experiment
 from amortized_bayes.experiments.executors import Executor, Inline, Processes
 from amortized_bayes.experiments.forecast import Forecast
@@ -137,7 +137,7 @@ class _Workshop:
     def _plan(self, path: Path) -> Plan:
         if path not in self.plans:
             folder = RunFolder.open(path)
-            config = load_config(experiment(folder.experiment).Config, path / "config.yaml")
+            config = folder.config(experiment(folder.experiment).Config)
             lab = replace(self.lab, folder=folder)
             self.plans[path] = Plan(folder.experiment, config, lab, folder.environment(), folder)
         return self.plans[path]

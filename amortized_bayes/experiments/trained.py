@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments.settings import VAEConfig, model_factors, serves
 from amortized_bayes.experiments.setup import ImageData, build_vae
 from amortized_bayes.experiments.spec import FailedAt, job_key
@@ -64,7 +63,7 @@ def load_trained(folder: RunFolder, images: Callable[[VAEConfig], ImageData], ep
     """
     if folder.experiment != "train":
         raise ValueError(f"expected a run of train as checkpoint, got {folder.path}, a run of {folder.experiment}")
-    config = load_config(VAEConfig, folder.path / "config.yaml")
+    config = folder.config(VAEConfig)
     key = model_key(config)
     status = folder.done().get(key)
     if status == "failed":
@@ -132,10 +131,10 @@ def find_trained(
     for info in reversed(list_runs(out)):
         if info.experiment == "train" and info.status in statuses:
             try:
-                found = load_config(VAEConfig, info.path / "config.yaml")
+                folder = RunFolder.open(info.path)
+                found = folder.config(VAEConfig)
             except ValueError:  # of a configuration that this version cannot read
                 continue
-            folder = RunFolder.open(info.path)
             if serves(found, config) and _is_on(folder, data):
                 return folder
     return None

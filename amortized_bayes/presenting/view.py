@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from amortized_bayes.plain_yaml import parse_yaml
 from amortized_bayes.results import RunFolder
-from amortized_bayes.results.rows import check_row, good_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +30,11 @@ class RunView:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.rows: pd.DataFrame = folder.rows()
-        self.config: Mapping[str, Any] = yaml.safe_load((folder.path / "config.yaml").read_text("utf-8")) or {}
+        self.config: Mapping[str, Any] = parse_yaml(folder.read("config.yaml"), folder.path / "config.yaml") or {}
         self.jobs: dict[str, dict[str, Factor]] = {key: {} for key, end in folder.done().items() if end == "ok"}
         """Factors of each finished job: those that all its rows share."""
         of_job: dict[str, list[dict[str, Factor]]] = {}
-        for line in good_lines(folder.path / "rows.jsonl", check_row):
+        for line in folder.lines():
             of_job.setdefault(line["job"], []).append(line["factors"])
         for key in self.jobs:
             first, *others = of_job.get(key, [{}])

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from amortized_bayes.results.durable import write_atomically
 from amortized_bayes.results.encoding import one_line
-from amortized_bayes.results.places import check_name, file_inside, saved_file
+from amortized_bayes.results.places import check_name, file_inside
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["load_arrays", "save_arrays"]
+__all__ = ["arrays_of", "save_arrays"]
 
 
 def save_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
@@ -32,14 +32,12 @@ def save_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
     return path
 
 
-def load_arrays(run: Path, name: str) -> dict[str, np.ndarray]:
-    """Return the arrays saved under ``name``; see ``RunFolder.load_arrays``."""
+def arrays_of(data: bytes, path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays in the bytes of an ``.npz`` file; ``path`` is named in errors."""
     import numpy as np
 
-    names = {path.stem for path in (run / "arrays").glob("[!.]*.npz")}
-    path = saved_file(run, "arrays", name, names, "npz")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)
     except Exception as error:  # zip, zlib and the npy header each raise types of their own
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from error

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amortized_bayes.results.durable import load_generation, save_generation
+from amortized_bayes.results.durable import save_generation
 from amortized_bayes.results.encoding import one_line
-from amortized_bayes.results.places import check_name, file_inside, saved_file
+from amortized_bayes.results.places import check_name, file_inside
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["checkpoint_names", "load_metadata", "load_tensors", "metadata_of", "save_tensors"]
+__all__ = ["checkpoint_names", "metadata_of", "save_tensors", "tensors_of"]
 
 
 def save_tensors(
@@ -36,29 +36,29 @@ def save_tensors(
     return path
 
 
-def load_tensors(run: Path, name: str) -> dict[str, np.ndarray]:
-    """Return the arrays of checkpoint ``name``; see ``RunFolder.load_tensors``."""
+def tensors_of(data: bytes, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays in the bytes of checkpoint ``name``."""
     from safetensors.numpy import load
 
-    data = load_generation(_checkpoint(run, name))
     try:
         return load(data)
     except Exception as error:  # the checksum holds, so this was never a checkpoint
         raise ValueError(f"checkpoint {name!r} cannot be read: {one_line(error)}") from error
 
 
-def load_metadata(run: Path, name: str) -> dict[str, str]:
-    """Return the texts saved with checkpoint ``name``; see ``RunFolder.load_metadata``."""
-    data = load_generation(_checkpoint(run, name))
+def metadata_of(data: bytes, what: str) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file: eight bytes say how long it is, then it comes, as JSON.
+
+    Raises ``ValueError`` that says of ``what``.
+    """
     try:
-        return metadata_of(data)
-    except (ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"checkpoint {name!r} cannot be read: {one_line(error)}") from error
-
-
-def metadata_of(data: bytes) -> dict[str, str]:
-    """Return the texts in the header of a safetensors file: eight bytes say how long it is, then it comes, as JSON."""
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        texts = header.get("__metadata__", {})
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError("expected texts")
+    except (ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{what} cannot be read: {one_line(error)}") from error
+    return texts
 
 
 def checkpoint_names(run: Path) -> set[str]:
@@ -66,7 +66,3 @@ def checkpoint_names(run: Path) -> set[str]:
     folder = run / "checkpoints"
     files = [*folder.glob("[!.]*.safetensors"), *folder.glob("[!.]*.sha256")]
     return {file.stem for file in files if not file.stem.endswith(".previous")}
-
-
-def _checkpoint(run: Path, name: str) -> Path:
-    return saved_file(run, "checkpoints", name, checkpoint_names(run), "safetensors")

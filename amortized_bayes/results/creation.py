@@ -11,7 +11,8 @@ from typing import Any
 
 from amortized_bayes.results.durable import sha256, sync_folder, write_atomically, writing
 from amortized_bayes.results.encoding import json_bytes, yaml_bytes
-from amortized_bayes.results.places import check_name
+from amortized_bayes.results.places import REQUIRED, check_name
+from amortized_bayes.results.seals import seal
 
 __all__ = ["create_run"]
 
@@ -27,6 +28,7 @@ def create_run(
         "rows.jsonl": b"",
         "done.jsonl": b"",
     }
+    files["STARTED"] = seal("started", {file: sha256(files[file]) for file in REQUIRED[:2]})  # last: it is whole
     parent = Path(out) / check_name("experiment", experiment)
     default = f"{now:%Y%m%d-%H%M%S}-{sha256(files['config.yaml'])[:8]}"
     path = _make_folder(parent, check_name("run", default if name is None else name), unique=name is None)

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from amortized_bayes.plain_files import check_folder
 from amortized_bayes.results import durable
-from amortized_bayes.results.arrays import load_arrays, save_arrays
-from amortized_bayes.results.checkpoints import load_metadata, load_tensors, save_tensors
+from amortized_bayes.results.arrays import save_arrays
+from amortized_bayes.results.checkpoints import save_tensors
 from amortized_bayes.results.creation import create_run
 from amortized_bayes.results.durable import sha256, write_atomically, writing
-from amortized_bayes.results.encoding import json_bytes
-from amortized_bayes.results.places import REQUIRED, check_name
-from amortized_bayes.results.rows import check_mark, check_row, good_lines, to_frame
+from amortized_bayes.results.places import check_name
+from amortized_bayes.results.reading import RunReader
+from amortized_bayes.results.repair import repair
+from amortized_bayes.results.rows import Line, check_mark, check_row, good_lines, mark, to_frame
+from amortized_bayes.results.seals import Seals, read_file, seal
 from amortized_bayes.results.summary import summarise
-from amortized_bayes.results.verification import checksums, problems, wrong_files
+from amortized_bayes.results.verification import checksums
 from amortized_bayes.types import Row
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 __all__ = ["RunFolder"]
 
 
-class RunFolder:
+class RunFolder(RunReader):
     """One run on disk. Made by ``create`` or ``open``; ``with run:`` locks it for writing.
 
     ``recovered`` says in words what a crash before had left torn, and was cut off on entering. Every method that
@@ -37,13 +39,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.experiment, self.name = Path(os.path.abspath(path)).parts[-2:]
+        super().__init__(path)
         self.recovered: list[str] = []
         self._lock: int | None = None
         self._files: dict[str, int] = {}
         self._done: dict[str, str] = {}
         self._rows: Counter[str] = Counter()
+        self._sums: defaultdict[str, Any] = defaultdict(hashlib.sha256)
         self._kept: dict[str, dict[str, str]] = {}
 
     @classmethod
@@ -62,26 +64,17 @@ class RunFolder:
         """
         return cls(create_run(out, experiment, config, environment, name))
 
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a run folder. Raises ``ValueError`` that says which file is missing."""
-        path = Path(path)
-        if not path.is_dir():
-            raise ValueError(f"expected a run folder, got {path}: no such folder")
-        missing = [file for file in REQUIRED if not (path / file).is_file()]
-        if missing:
-            raise ValueError(f"expected a run folder, got {path}: no {missing[0]} in it")
-        return cls(path)
-
     def __enter__(self) -> Self:
+        check_folder(self.path)
         self._lock = durable.take_lock(self.path / "lock")
         try:
             if not self.finished:
                 self._recover()
-                self._done = self.done()
-                self._rows, self._kept = Counter(), {}
+                self.check()
+                self._done, self._kept = self.done(), {}
                 for file in ("rows.jsonl", "done.jsonl"):
                     self._files[file] = durable.open_for_append(self.path / file)
+                self._count_rows()
         except BaseException:
             self.__exit__()
             raise
@@ -94,11 +87,6 @@ class RunFolder:
         if self._lock is not None:
             durable.release_lock(self._lock)
         self._lock = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether ``finish`` was called: nothing is written to this run any more."""
-        return (self.path / "FINISHED").exists()
 
     def append(self, row: Row, job: str = "") -> None:
         """Append one row, as one line by one write.
@@ -113,18 +101,30 @@ class RunFolder:
             raise ValueError(f"job {job!r} of {self.path} is done already: expected rows of another job")
         with writing(self.path / "rows.jsonl"):
             durable.append_line(files["rows.jsonl"], line)
+        self._count(line.encode(), job)
+
+    def _count(self, line: bytes, job: str) -> None:
+        """Keep how many rows a job has, and their running checksum, for its mark."""
         self._rows[job] += 1
+        self._sums[job].update(line + b"\n")
+
+    def _count_rows(self) -> None:
+        """Count the rows on disk of jobs that are not done."""
+        self._rows.clear()
+        self._sums.clear()
+        for line in self._lines("rows.jsonl"):
+            if line.content["job"] not in self._done:
+                self._count(line.data, line.content["job"])
 
     def mark_done(self, key: str, status: str = "ok") -> None:
         """Sync the rows to disk, then record that the job ``key`` has ended, ``"ok"`` or ``"failed"``.
 
-        The mark says how many rows the job has, and the checksum of each file that was saved for it, or for no job in
-        particular since the mark before.
+        The mark says how many rows the job has, their checksum, and that of each file that was saved for it, or for no
+        job in particular since the mark before.
         """
         files = self._writable()
         kept = {**self._kept.get("", {}), **self._kept.get(key, {})}
-        mark = {"job": key, "status": status, "rows": self._rows[key], "files": kept}
-        line = json.dumps(check_mark(mark))
+        line = json.dumps(mark(key, status, self._rows[key], kept, self._sums[key].hexdigest()))
         if key in self._done:
             return
         with writing(self.path / "done.jsonl"):
@@ -135,30 +135,19 @@ class RunFolder:
         for job in ("", key):
             self._kept.pop(job, None)
 
-    def damaged(self) -> dict[str, str]:
-        """Return the jobs whose results are no longer those that they were marked with, and what is wrong with each."""
-        counts = Counter(line["job"] for line in good_lines(self.path / "rows.jsonl", check_row))
-        found = {}
-        for mark in good_lines(self.path / "done.jsonl", check_mark):
-            wrong = wrong_files(self.path, mark["files"])
-            if counts[mark["job"]] < mark["rows"]:
-                wrong.append(f"rows.jsonl: {counts[mark['job']]} of {mark['rows']} rows")
-            if wrong:
-                found[mark["job"]] = wrong[0]
-        return found
-
     def forget(self, keys: Collection[str]) -> None:
         """Take back the marks of jobs, which are then run again."""
         self._writable()
-        kept = [line for line in good_lines(self.path / "done.jsonl", check_mark) if line["job"] not in keys]
+        kept = [line for line in self._lines("done.jsonl") if line.content["job"] not in keys]
         self._rewrite("done.jsonl", kept)
-        self._done = {line["job"]: line["status"] for line in kept}
+        self._done = {line.content["job"]: line.content["status"] for line in kept}
+        self._count_rows()
 
     def done(self) -> dict[str, str]:
         """Return the keys of the jobs that have ended, and how each did: ``"ok"`` or ``"failed"``."""
         if self._files:  # locked: nobody else adds any
             return dict(self._done)
-        return {line["job"]: line["status"] for line in good_lines(self.path / "done.jsonl", check_mark)}
+        return super().done()
 
     def drop_unfinished_rows(self) -> int:
         """Rewrite the rows without those of jobs that are not done: the first step of a resume.
@@ -167,48 +156,31 @@ class RunFolder:
         """
         self._writable()
         keep = {"", *self.done()}
-        lines = good_lines(self.path / "rows.jsonl", check_row)
-        kept = [line for line in lines if line["job"] in keep]
+        lines = self._lines("rows.jsonl")
+        kept = [line for line in lines if line.content["job"] in keep]
         if len(kept) < len(lines):
             self._rewrite("rows.jsonl", kept)
+            self._count_rows()
         return len(lines) - len(kept)
 
     def sort(self, keys: Sequence[str]) -> None:
         """Put rows and marks in the order of the jobs ``keys``, whichever of them was done first."""
         self._writable()
         place = {key: number for number, key in enumerate(("", *keys))}
-        for file, check in (("rows.jsonl", check_row), ("done.jsonl", check_mark)):
-            lines = good_lines(self.path / file, check)
-            ordered = sorted(lines, key=lambda line: place.get(line["job"], len(place)))
+        for file in ("rows.jsonl", "done.jsonl"):
+            lines = self._lines(file)
+            ordered = sorted(lines, key=lambda line: place.get(line.content["job"], len(place)))
             if ordered != lines:
                 self._rewrite(file, ordered)
 
-    def _rewrite(self, file: str, lines: list[dict[str, Any]]) -> None:
-        data = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in lines).encode()
-        write_atomically(self.path / file, data)
+    def _lines(self, file: str) -> list[Line]:
+        check = check_row if file == "rows.jsonl" else check_mark
+        return good_lines(read_file(self.path, file), self.path / file, check)
+
+    def _rewrite(self, file: str, lines: list[Line]) -> None:
+        write_atomically(self.path / file, b"".join(line.data + b"\n" for line in lines))
         os.close(self._files.pop(file))
         self._files[file] = durable.open_for_append(self.path / file)
-
-    def rows(self, job: str | None = None) -> pd.DataFrame:
-        """Return the rows of jobs that are done, or of one ``job``, as a frame, in the order of writing.
-
-        Each factor is a column; see :func:`amortized_bayes.results.rows.to_frame`. Raises ``ValueError`` naming a line
-        that is no row.
-        """
-        lines = good_lines(self.path / "rows.jsonl", check_row)
-        keep = {"", *self.done()} if job is None else {job}
-        return to_frame(line for line in lines if line["job"] in keep)
-
-    def environment(self) -> dict[str, Any]:
-        """Return what ``environment.json`` says. Raises ``ValueError`` where it cannot be read."""
-        path = self.path / "environment.json"
-        try:
-            content = json.loads(path.read_bytes())
-            if not isinstance(content, dict):
-                raise ValueError(f"expected a mapping, got {type(content).__name__}")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        return content
 
     def save_tensors(
         self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, job: str = ""
@@ -220,25 +192,10 @@ class RunFolder:
         self._writable()
         self._keep(save_tensors(self.path, name, tensors, metadata), job)
 
-    def load_tensors(self, name: str) -> dict[str, np.ndarray]:
-        """Return the arrays of checkpoint ``name``, checked against its checksum.
-
-        Where it does not match, the generation before is used, with a warning; without one, raises ``ValueError``.
-        """
-        return load_tensors(self.path, name)
-
-    def load_metadata(self, name: str) -> dict[str, str]:
-        """Return the metadata saved with checkpoint ``name``; checks and errors as ``load_tensors``."""
-        return load_metadata(self.path, name)
-
     def save_arrays(self, name: str, job: str = "", /, **arrays: np.ndarray) -> None:
         """Save what figures need of ``job`` as ``arrays/<name>.npz``. Raises ``ValueError`` for an array of objects."""
         self._writable()
         self._keep(save_arrays(self.path, name, arrays), job)
-
-    def load_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Return the arrays saved under ``name``. Nothing is unpickled. Raises ``ValueError`` for a damaged file."""
-        return load_arrays(self.path, name)
 
     def save_file(self, name: str, data: bytes, job: str = "") -> None:
         """Write a file of ``job``, such as ``diagnosis_train.safetensors``, whole or not at all."""
@@ -253,23 +210,38 @@ class RunFolder:
     def finish(self) -> None:
         """Close the run for good: write ``summary.csv``, and the checksums of all files to ``FINISHED``.
 
-        Raises ``ValueError`` where rows of a job are there that was not marked done.
+        Raises ``ValueError`` where rows of a job are there that was not marked done, and where a file is not what it
+        was kept as: ``FINISHED`` would certify it.
         """
         files = self._writable()
-        lines = good_lines(self.path / "rows.jsonl", check_row)
-        unfinished = sorted({line["job"] for line in lines} - self._done.keys() - {""})
+        seals = Seals(self.path)
+        rows = [line.content for line in seals.rows()]
+        unfinished = sorted({line["job"] for line in rows} - self._done.keys() - {""})
         if unfinished:
             raise ValueError(f"{self.path} cannot be finished: job {unfinished[0]!r} has rows and is not marked done")
-        text = summarise(self.rows()).to_csv(index=False, lineterminator="\n")
+        if seals.marks.keys() != self._done.keys():
+            raise ValueError(f"{self.path} cannot be finished: marks are gone from done.jsonl; resume the run")
+        text = summarise(to_frame(rows)).to_csv(index=False, lineterminator="\n")
         write_atomically(self.path / "summary.csv", text.encode(errors="backslashreplace"))
         with writing(self.path / "rows.jsonl"):
             os.fsync(files["rows.jsonl"])
-        content = {"finished": datetime.now(UTC).isoformat(), "sha256": checksums(self.path)}
-        write_atomically(self.path / "FINISHED", json_bytes(content))
+        write_atomically(self.path / "FINISHED", seal("finished", checksums(self.path, seals)))
 
-    def verify(self) -> list[str]:
-        """Return a line for each thing that is wrong: a file missing or changed, a bad line, a bad checkpoint."""
-        return problems(self.path)
+    def repair(self) -> list[str]:
+        """Leave out what is damaged, and return a line for each thing that was done.
+
+        Of a finished run, files that are gone are no longer expected. Of an unfinished one, lines that cannot be read
+        go, and so do the marks of jobs whose rows or files have changed: a resume runs these again. Raises
+        ``ValueError`` where something else is damaged, which nothing gives again.
+        """
+        check_folder(self.path)
+        lock = durable.take_lock(self.path / "lock")
+        try:
+            if not self.finished:
+                self._recover()
+            return repair(self.path)
+        finally:
+            durable.release_lock(lock)
 
     def _writable(self) -> dict[str, int]:
         """Descriptors of the files of lines, if this process may write to the run."""
@@ -281,6 +253,7 @@ class RunFolder:
 
     def _recover(self) -> None:
         for folder in (self.path, self.path / "checkpoints", self.path / "arrays"):
+            check_folder(folder)
             durable.remove_leftovers(folder)
         for file in ("rows.jsonl", "done.jsonl"):
             torn = durable.cut_torn_line(self.path / file)

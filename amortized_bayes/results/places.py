@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from amortized_bayes.plain_files import check_folder
 from amortized_bayes.results.durable import sync_folder, writing
 
 __all__ = ["REQUIRED", "check_name", "file_inside", "saved_file"]
@@ -26,6 +27,7 @@ def check_name(what: str, name: str) -> str:
 def file_inside(run: Path, folder: str, file: str) -> Path:
     """Return the path of ``file`` in ``folder`` of ``run``; the folder is made if it is not there."""
     path = run / folder / file
+    check_folder(path.parent)
     if not path.parent.is_dir():
         with writing(path):
             path.parent.mkdir(exist_ok=True)

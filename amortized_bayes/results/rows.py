@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import operator
 import re
 import reprlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amortized_bayes.types import ROW_FIELDS, Factor
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["JOB_STATUSES", "bad_lines", "check_mark", "check_row", "good_lines", "read_lines", "to_frame"]
+__all__ = [
+    "JOB_STATUSES",
+    "Line",
+    "check_mark",
+    "check_row",
+    "good_lines",
+    "mark",
+    "read_lines",
+    "rows_checksums",
+    "to_frame",
+]
 
 _STATUSES = ("ok", "vacuous", "failed")
 JOB_STATUSES = ("ok", "failed")
@@ -85,17 +97,44 @@ def _number(field: str, value: Any, whole: bool | None = None) -> int | float:
 
 
 def check_mark(line: dict[str, Any]) -> dict[str, Any]:
-    """Check a line of ``done.jsonl``: a job, how it ended, how many rows it has, and the files that it left.
+    """Check a line of ``done.jsonl``: see :func:`mark`. Raises ``ValueError``.
 
-    Raises ``ValueError``.
+    Marks of runs that an older version finished have no checksums: ``FINISHED`` covers them.
     """
     kinds = {"job": str, "status": str, "rows": int, "files": dict}
-    good = line.keys() == kinds.keys() and all(isinstance(line[name], kind) for name, kind in kinds.items())
+    sealed = {"rows_sha256": str, "sha256": str}
+    expected = kinds | sealed if sealed.keys() & line.keys() else kinds
+    good = line.keys() == expected.keys() and all(isinstance(line[name], kind) for name, kind in expected.items())
     if not good or not line["job"] or line["status"] not in JOB_STATUSES:
         raise ValueError(
             f"expected the key of a job, {' or '.join(JOB_STATUSES)}, rows and files, got {reprlib.repr(line)}"
         )
+    if expected is not kinds and line["sha256"] != _checksum(line):
+        raise ValueError("changed since it was written")
     return line
+
+
+def mark(job: str, status: str, rows: int, files: Mapping[str, str], rows_sha256: str) -> dict[str, Any]:
+    """Return a line of ``done.jsonl``.
+
+    Args:
+        job: its key.
+        status: how it ended.
+        rows: how many it has.
+        files: checksums of the files that it left.
+        rows_sha256: the checksum of its rows, line by line.
+
+    Raises:
+        ValueError: no key, or an unknown status.
+    """
+    line = {"job": job, "status": status, "rows": rows, "files": dict(files), "rows_sha256": rows_sha256}
+    return check_mark(line | {"sha256": _checksum(line)})
+
+
+def _checksum(line: Mapping[str, Any]) -> str:
+    """Of a mark, without the checksum in it."""
+    plain = {name: value for name, value in line.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def to_frame(lines: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -133,36 +172,39 @@ def _column(values: list[Any]) -> pd.Series:
     return pd.Series([None if v is None else str(v) if kinds != {str} else v for v in values], dtype=object)
 
 
-def read_lines(path: Path, check: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any] | ValueError]:
-    """Yield the objects of a file of lines, or in their place what is wrong with them. A torn last line is left out."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        yield ValueError(f"{path} cannot be read: {error.strerror}")
-        return
+class Line(NamedTuple):
+    """A line of a file: its bytes, without the newline, and the object that it holds."""
+
+    data: bytes
+    content: dict[str, Any]
+
+
+Check = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def read_lines(data: bytes, file: Path, check: Check) -> Iterator[Line | ValueError]:
+    """Yield the lines of a file, or in their place what is wrong with them. A torn last line is left out."""
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
             decoded = json.loads(line, parse_constant=float)
-            yield check(decoded if isinstance(decoded, dict) else {"": decoded})
+            yield Line(line, check(decoded if isinstance(decoded, dict) else {"": decoded}))
         except (ValueError, RecursionError) as error:
-            yield ValueError(f"{path} line {number}: {error}")
+            yield ValueError(f"{file} line {number}: {error}")
 
 
-def bad_lines(path: Path, check: Callable[[dict[str, Any]], dict[str, Any]]) -> list[str]:
-    """Return what is wrong with a file of lines, one text each, a torn last line with them."""
-    if not path.is_file():
-        return []  # said already
-    errors = [f"{line}" for line in read_lines(path, check) if isinstance(line, ValueError)]
-    bad = [error.removeprefix(f"{path.parent}/") for error in errors]
-    data = path.read_bytes()
-    return bad if data.endswith(b"\n") or not data else [*bad, f"{path.name}: the last line is torn"]
-
-
-def good_lines(path: Path, check: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the objects of a file of lines. Raises ``ValueError`` for the first that is wrong."""
+def good_lines(data: bytes, file: Path, check: Check) -> list[Line]:
+    """Return the lines of a file. Raises ``ValueError`` for the first that is wrong."""
     good = []
-    for line in read_lines(path, check):
+    for line in read_lines(data, file, check):
         if isinstance(line, ValueError):
             raise line
         good.append(line)
     return good
+
+
+def rows_checksums(lines: Iterable[Line]) -> dict[str, str]:
+    """Return the checksum of the rows of each job, from lines of ``rows.jsonl``."""
+    running: defaultdict[str, Any] = defaultdict(hashlib.sha256)
+    for line in lines:
+        running[line.content["job"]].update(line.data + b"\n")
+    return {job: sha256.hexdigest() for job, sha256 in running.items()}

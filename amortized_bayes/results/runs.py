@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from amortized_bayes.results.folder import RunFolder
-from amortized_bayes.results.rows import check_mark, read_lines
 
 __all__ = ["RunInfo", "find_run", "list_runs"]
 
@@ -15,8 +15,9 @@ __all__ = ["RunInfo", "find_run", "list_runs"]
 class RunInfo(NamedTuple):
     """One line of ``list_runs``.
 
-    ``status`` is ``"finished"``, ``"failed"`` (finished, and every job of it failed) or ``"unfinished"``, ``started``
-    is UTC in ISO form, ``part_of`` names the run that this one was started for, if any.
+    ``status`` is ``"finished"``, ``"failed"`` (finished, and every job of it failed), ``"unfinished"`` or
+    ``"damaged"``, where ``damage`` says in a line what cannot be read; ``started`` is UTC in ISO form, ``part_of``
+    names the run that this one was started for, if any.
     """
 
     path: Path
@@ -26,25 +27,38 @@ class RunInfo(NamedTuple):
     num_jobs: int
     started: str
     part_of: str
+    damage: str = ""
 
 
 def list_runs(out: Path) -> list[RunInfo]:
-    """Return every run under ``out`` that can be read, the oldest first; nothing where there is no such folder."""
+    """Return every run under ``out``, the oldest first; nothing where there is no such folder.
+
+    Settings, ``environment.json`` and marks are compared with what they were kept as; all else is when it is read.
+    Folders whose start was interrupted are no runs.
+    """
     infos = []
     for config in Path(out).glob("[!.]*/[!.]*/config.yaml"):
         try:
             run = RunFolder.open(config.parent)
-            about = run.environment()
-            started = str(about["started"])
-        except (OSError, ValueError, LookupError):
+        except (OSError, ValueError):
             continue
-        lines = [line for line in read_lines(run.path / "done.jsonl", check_mark) if not isinstance(line, ValueError)]
-        marks = {line["job"]: line["status"] for line in lines}
-        failed = bool(marks) and set(marks.values()) == {"failed"}
-        status = ("failed" if failed else "finished") if run.finished else "unfinished"
-        part_of = str(about.get("part_of", ""))
-        infos.append(RunInfo(run.path, run.experiment, run.name, status, len(marks), started, part_of))
+        infos.append(_info(run))
     return sorted(infos, key=lambda info: (info.started, info.experiment, info.name))
+
+
+def _info(run: RunFolder) -> RunInfo:
+    try:
+        run.read("config.yaml")
+        about, marks = run.environment(), run.done()
+        started = str(about["started"])
+    except (OSError, ValueError, LookupError) as error:
+        made = datetime.fromtimestamp(run.path.lstat().st_mtime, UTC).isoformat()
+        damage = f"no time in environment.json: {error}" if isinstance(error, LookupError) else f"{error}"
+        return RunInfo(run.path, run.experiment, run.name, "damaged", 0, made, "", damage)
+    failed = bool(marks) and set(marks.values()) == {"failed"}
+    status = ("failed" if failed else "finished") if run.finished else "unfinished"
+    part_of = str(about.get("part_of", ""))
+    return RunInfo(run.path, run.experiment, run.name, status, len(marks), started, part_of)
 
 
 def find_run(out: Path, text: str, experiment: str | None = None, statuses: tuple[str, ...] = ()) -> Path:
@@ -53,19 +67,23 @@ def find_run(out: Path, text: str, experiment: str | None = None, statuses: tupl
     ``latest`` is the run that was started last, of those of ``experiment`` and with one of ``statuses`` where these are
     given; runs that another run started for itself count only where their kind is asked for and has no other.
 
-    Raises ``ValueError`` where there is none, more than one, or where a run of another kind is meant.
+    Raises ``ValueError`` where there is none, more than one, where a run of another kind is meant, or where ``latest``
+    may be one that is damaged.
     """
     if text != "latest" and (Path(text) / "config.yaml").is_file():
         return _of_kind(RunFolder.open(Path(text)).path, experiment)
     infos = list_runs(out)
     if text == "latest":
+        statuses = (*statuses, "damaged") if statuses else ()
         meant = [i for i in infos if experiment in (None, i.experiment) and (not statuses or i.status in statuses)]
         meant = [i for i in meant if not i.part_of] or [i for i in meant if experiment is not None]
         if not meant:
-            kind = " ".join([" or ".join(statuses), "run"]).strip()
+            kind = " ".join([" or ".join(statuses[:-1]), "run"]).strip()
             article = "an" if kind.startswith("un") else "a"
             of = f" of {experiment}" if experiment else ""
             raise ValueError(f"expected {article} {kind}{of} under {out}, got none")
+        if meant[-1].damage:
+            raise ValueError(f"the latest run is damaged: {meant[-1].damage}; name another, or see `verify`")
         return meant[-1].path
     found = [info.path for info in infos if text in (info.name, f"{info.experiment}/{info.name}")]
     if len(found) == 1:
