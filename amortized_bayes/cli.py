@@ -25,6 +25,7 @@ from amortized_bayes.commands.run import Run, defaults, flags_of_run, given_flag
 from amortized_bayes.commands.runs import List, Plot, Table, Verify
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import ALIASES, EXPERIMENTS, experiment
+from amortized_bayes.terminal import close_quietly, open_missing, plain, plain_output
 
 __all__ = ["main"]
 
@@ -50,17 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Set the environment variable ``AMORTIZED_BAYES_TRACEBACK`` to see where an error was raised.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    open_missing()
     try:
         command = _parse(given)
-        command.run(given)
+        with plain_output():
+            command.run(given)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_quietly()
         sys.exit(141)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"error: {lines[0]}", file=sys.stderr)
+        print(f"error: {plain(lines[0])}", file=sys.stderr)
+        close_quietly()
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from amortized_bayes.terminal import plain
+
 __all__ = ["Forecast", "Progress", "Told", "Watch", "counted", "duration", "watched"]
 
 Watch = Callable[[str, int, int], None]
@@ -78,13 +80,15 @@ class Progress:
             state: the last ELBO, say.
         """
         left = "" if seconds_left is None or fraction >= 1 else f", {duration(seconds_left)} left"
-        line = "  ".join(filter(None, (f"{min(fraction, 1.0):.0%}{left}", job, f"{stage} {done:,}/{total:,}", state)))
+        parts = (f"{min(fraction, 1.0):.0%}{left}", job, f"{stage} {done:,}/{total:,}", state)
+        line = plain("  ".join(filter(None, parts)))
         now = time.monotonic()
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, description=line, completed=fraction)
         elif self.notebook and (now - self.last_line >= MOVED_EVERY or not self.width):
             self.last_line = now
-            print("\r" + line.ljust(self.width), end="", file=self.file, flush=True)
+            raw = getattr(self.file, "rich_proxied_file", self.file)
+            print("\r" + line.ljust(self.width), end="", file=raw, flush=True)
             self.width = len(line)
         elif not self.notebook and now - self.last_line >= PLAIN_EVERY:
             self.last_line = now
@@ -92,6 +96,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
+        line = plain(line)
         if self.bar is not None:
             self.bar.console.print(line, markup=False, highlight=False)
         else:

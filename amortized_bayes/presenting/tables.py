@@ -23,6 +23,7 @@ from amortized_bayes.presenting.claims import Line
 from amortized_bayes.presenting.published import FOLDER, Published, find, read_published, sources
 from amortized_bayes.results.summary import summarise
 from amortized_bayes.selection import Found
+from amortized_bayes.terminal import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,8 +165,9 @@ def print_claims(lines: Sequence[Line], console: Console | None = None) -> None:
         for line in lines:
             if line.dataset == dataset:
                 claim = line.claim
-                printed.add_row(claim.text, claim.published[dataset], claim.source, line.measured, line.verdict)
-        title = f"Published claims (other settings: compare orderings), {labels.dataset_label(dataset)}"
+                cells = (claim.text, claim.published[dataset], claim.source, line.measured, line.verdict)
+                printed.add_row(*map(plain, cells))
+        title = f"Published claims (other settings: compare orderings), {plain(labels.dataset_label(dataset))}"
         console.print(f"{title}\n", printed, "", sep="\n")
 
 
@@ -173,6 +175,8 @@ def _print(
     title: str, headings: Sequence[str], cells: Sequence[Sequence[str]], caption: str, console: Console, names: int
 ) -> None:
     """Print a table that is not cut anywhere; ``names`` columns at the left are repeated where it is split."""
+    title, caption, headings = plain(title), plain(caption), [*map(plain, headings)]
+    cells = [[*map(plain, line)] for line in cells]
     spaces = [max(len(line[place]) for line in cells) for place in range(len(headings))]
     if _width(map(max, spaces, map(len, headings))) > console.width:
         headings = ["\n".join(_wrapped(heading, space)) for heading, space in zip(headings, spaces, strict=True)]
