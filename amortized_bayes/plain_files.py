@@ -11,7 +11,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["check_folder", "open_plain", "read_plain"]
+__all__ = ["check_folder", "memory_bytes", "open_plain", "read_plain"]
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -59,14 +59,20 @@ def read_plain(path: Path, *, links: bool = False, most: int | None = None) -> b
     """The bytes of the plain file at ``path``; see :func:`open_plain`.
 
     Raises:
-        ValueError: something else than a plain file is there, or it has more than ``most`` bytes.
+        ValueError: something else than a plain file is there, or it has more than ``most`` bytes, or than memory has.
         OSError: it cannot be read.
     """
     with open(open_plain(path, os.O_RDONLY, links=links), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if most is not None and size > most:
+        most = memory_bytes() if most is None else most
+        if size > most:
             raise ValueError(f"{path}: expected a file of at most {most:,} bytes, got {size:,}")
         return file.read()
+
+
+def memory_bytes() -> int:
+    """Bytes of memory of this machine; a file with holes may say that it is longer."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_folder(path: Path) -> None:

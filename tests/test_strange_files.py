@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from run_folders import create, row
 
+import amortized_bayes as ab
 from amortized_bayes import plain_files
+from amortized_bayes.data.arrays import read_user_arrays
 from amortized_bayes.results import RunFolder, durable
 
 ONE = np.ones(1)
@@ -101,6 +103,15 @@ def test_settings_from_a_pipe_or_a_device_are_refused(tmp_path, refused, kind):
     os.mkfifo(tmp_path / "pipe")
     path = "/dev/zero" if kind == "device" else tmp_path / "pipe"
     assert f": a {kind}\n" in refused("sweep", "--config", path, "--dry-run")
+
+
+def test_data_from_a_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(ValueError, match=r"pipe.npy cannot be read: expected a plain file, got .*: a pipe"):
+        read_user_arrays(tmp_path / "pipe.npy")
+    for kind in (ab.Diagnosis, ab.Comparison):
+        with pytest.raises(ValueError, match="expected a plain file, got"):
+            kind.load(tmp_path / "pipe.npy")
 
 
 def test_a_link_that_comes_in_between_is_not_followed(monkeypatch, tmp_path):

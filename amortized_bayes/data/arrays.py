@@ -6,7 +6,7 @@ such a size, or neither has, the array is refused. Channels come first in what i
 ``train`` and, if wanted, ``test`` (or ``x_train`` and ``x_test``), or a single array of any name. Without a test array
 a tenth of the rows becomes one.
 ``uint8`` are grey values up to 255 (or bits, if none is above 1); everything else becomes ``float32``.
-Files are opened with ``allow_pickle=False``: a file of Python objects is refused, never run.
+A file of Python objects is refused, never run; so is one that claims more than it holds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from amortized_bayes.numpy_files import read_numpy
+from amortized_bayes.plain_files import open_plain
 from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Dataset, Images
 
@@ -61,28 +63,19 @@ def read_numpy_file(path: Path, keys: Collection[str] | None = None) -> tuple[di
 
     Raises ``ValueError`` if the file is missing, damaged, no numpy file, or holds Python objects.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"expected a numpy file, got {str(path)!r}: no such file")
     try:
-        with open(path, "rb") as file:
-            start = file.read(6)
-            if start != b"\x93NUMPY" and start[:4] != b"PK\x03\x04":
-                raise ValueError(f"expected .npy or .npz content, got the first bytes {start.hex(' ') or 'of nothing'}")
+        with open(open_plain(path, os.O_RDONLY, links=True), "rb") as file:
+            arrays = read_numpy(file, keys)
             file.seek(0)
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {"array": loaded}, sha256
-            return {key: loaded[key] for key in loaded.files if keys is None or key in keys}, sha256
+            return arrays, hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"expected a numpy file, got {str(path)!r}: no such file") from None
     except Exception as error:  # flipped bits were seen to give TokenError, SyntaxError, RuntimeError, zlib.error, ...
         raise ValueError(f"{path} cannot be read: {_explain(error)}") from None
 
 
 def _explain(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "allow_pickle" in text:
-        return "expected numbers, got Python objects, and those are never unpickled"
     return text if text.startswith("expected") else f"expected a sound numpy file, got {type(error).__name__}: {text}"
 
 

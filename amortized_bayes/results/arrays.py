@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amortized_bayes.numpy_files import read_numpy
 from amortized_bayes.results.durable import write_atomically
 from amortized_bayes.results.encoding import one_line
 from amortized_bayes.results.places import check_name, file_inside
@@ -34,10 +35,7 @@ def save_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
 
 def arrays_of(data: bytes, path: Path) -> dict[str, np.ndarray]:
     """Return the arrays in the bytes of an ``.npz`` file; ``path`` is named in errors."""
-    import numpy as np
-
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_numpy(io.BytesIO(data))
     except Exception as error:  # zip, zlib and the npy header each raise types of their own
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
