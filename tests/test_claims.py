@@ -10,8 +10,20 @@ from amortized_bayes import labels
 from amortized_bayes.cli import main
 from amortized_bayes.experiments import EXPERIMENTS
 from amortized_bayes.guides.registry import Fit
-from amortized_bayes.presenting.claim_tests import Dead, Largest, Less, Quotient, Shown, Term, Times, Told, verdict
-from amortized_bayes.presenting.claims import CLAIMS, claims_found
+from amortized_bayes.presenting.claim_list import CLAIMS
+from amortized_bayes.presenting.claim_tests import (
+    Dead,
+    Largest,
+    Less,
+    Quotient,
+    Shown,
+    Signed,
+    Term,
+    Times,
+    Told,
+    verdict,
+)
+from amortized_bayes.presenting.claims import claims_found
 from amortized_bayes.presenting.claims_page import claims_page
 from amortized_bayes.presenting.tables import plain_console, print_claims
 from amortized_bayes.results.rows import to_frame
@@ -80,6 +92,21 @@ def test_the_hardest_class_is_harder_than_every_other(fifth, holds):
     told = only(Largest(Term("gap"), "label", 5).told(found))
     assert told.holds is holds
     assert told.words.endswith("largest other 3: 3.00±0.10")
+
+
+@pytest.mark.parametrize(("value", "holds"), [(0.5, True), (-0.5, False), (0.1, None)])
+def test_a_number_has_a_sign_by_two_errors(value, holds):
+    found = rows({"a": [(value, 0.1)]})
+    told = only(Signed(term("a")).told(found))
+    assert told.holds is holds
+    assert told.words.startswith(f"a: {value:.2f}±0.10")
+    opposite = only(Signed(term("a"), -1).told(found)).holds
+    assert opposite is (None if holds is None else not holds)
+
+
+def test_a_sign_needs_every_seed_and_an_error():
+    assert only(Signed(term("b")).told(rows({"a": [(1.0, 0.1)]}))).holds is None
+    assert only(Signed(term("a")).told(rows({"a": [(1.0, None)]}))).holds is None
 
 
 def test_parts_come_to_one_verdict():
@@ -153,7 +180,7 @@ def test_every_claim_can_be_computed():
                 if isinstance(one := getattr(test, name, None), Term):
                     assert one.metric in labels.METRICS
                     assert one.where.keys() <= labels.FACTORS.keys()
-            assert isinstance(test, Shown | Times | Less | Quotient | Largest | Dead) or hasattr(test, "k")
+            assert isinstance(test, Shown | Signed | Times | Less | Quotient | Largest | Dead) or hasattr(test, "k")
     assert {d for c in CLAIMS for d in c.published if "19%" in c.text} == {"saw-series"}  # never quoted for images
 
 
@@ -168,16 +195,23 @@ def test_a_table_of_claims_is_printed_for_each_data_set(capsys):
 
 
 def test_the_page_names_runs_and_says_where_there_is_none(tmp_path):
-    made_runs.sweep(("mnist",), (0, 1), (1, 16, 64, 256)).save(tmp_path)
-    page = claims_page(tmp_path)
-    assert "no run yet | **cannot be told yet** |" in page  # of models
-    (folder,) = (tmp_path / "sweep").iterdir()
-    about = folder / "environment.json"
-    about.write_text(about.read_text().replace("{", '{"preset": "quick",', 1))
-    page = claims_page(tmp_path)
+    made = made_runs.sweep(("mnist",), (0, 1), (1, 16, 64, 256))
+    made.save(tmp_path / "unnamed")
+    page = claims_page(tmp_path / "unnamed")  # of a run without a preset nothing is said
+    assert "no run yet | **cannot be told yet** |" in page
+    run = made.save(tmp_path / "quick", preset="quick")
+    page = claims_page(tmp_path / "quick")
     closing = next(line for line in page.splitlines() if line.startswith("| A-VI closes the gap to F-VI from k = 64"))
     assert closing.endswith("[1] | **holds** |")
-    assert f"`sweep/{folder.name}`" in page
+    assert f"`sweep/{run.name}`" in page
+
+
+def test_a_damaged_run_is_not_left_out(tmp_path):
+    run = made_runs.sweep(("mnist",)).save(tmp_path, preset="quick")
+    about = run.path / "environment.json"
+    about.write_text(about.read_text().replace("quick", "paper"))
+    with pytest.raises(ValueError, match=rf"{run.name}.*environment\.json"):
+        claims_page(tmp_path)
 
 
 def test_the_command_writes_the_page_or_says_what_is_missing(tmp_path, capsys):

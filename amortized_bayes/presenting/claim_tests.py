@@ -30,7 +30,20 @@ from amortized_bayes.types import Factor
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Closes", "Dead", "Largest", "Less", "Quotient", "Shown", "Term", "Test", "Times", "Told", "verdict"]
+__all__ = [
+    "Closes",
+    "Dead",
+    "Largest",
+    "Less",
+    "Quotient",
+    "Shown",
+    "Signed",
+    "Term",
+    "Test",
+    "Times",
+    "Told",
+    "verdict",
+]
 
 MISSING = "not measured with every seed"
 CONVERGED = 1.0
@@ -115,6 +128,21 @@ class Less:
         reach = 2 * difference.error  # nan where there is no error: then nothing is sure
         holds = True if difference.value - reach > 0 else False if difference.value + reach < 0 else None
         yield Told(holds, f"{self.smaller.shown(rows)} against {self.larger.shown(rows)}")
+
+
+@dataclass(frozen=True)
+class Signed:
+    """That a number is above zero, or with ``sign`` of -1 below."""
+
+    term: Term
+    sign: int = 1
+
+    def told(self, rows: pd.DataFrame) -> Iterator[Told]:
+        """Compare it with two of its errors."""
+        found = self.term.mean(rows)
+        name = ", ".join(labels.value_label(factor, value) for factor, value in self.term.where.items())
+        holds = None if found is None else _sure(self.sign * found.value, found.error)
+        yield Told(holds, f"{name}: {self.term.shown(rows)}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from amortized_bayes import labels
-from amortized_bayes.presenting.claims import CLAIMS, Claim, tell_claim
+from amortized_bayes.presenting.claim_list import CLAIMS, Claim
+from amortized_bayes.presenting.claims import tell_claim
 from amortized_bayes.results import RunFolder, list_runs
 from amortized_bayes.results.summary import summarise
 
@@ -39,7 +40,7 @@ def claims_page(out: Path) -> str:
     """The page, from the finished runs under ``out``; of several runs that could answer, the latest does.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or one of them is damaged.
     """
     runs = list(_finished(out))
     if not runs:
@@ -57,6 +58,8 @@ def claims_page(out: Path) -> str:
 def _finished(out: Path) -> Iterator[_Run]:
     number = 0
     for info in list_runs(out):
+        if info.damage:
+            raise ValueError(f"{info.path}: {info.damage}")
         if info.status == "finished" and info.experiment in {claim.experiment for claim in CLAIMS}:
             folder = RunFolder.open(info.path)
             number += 1
@@ -64,8 +67,8 @@ def _finished(out: Path) -> Iterator[_Run]:
 
 
 def _whose(claim: Claim) -> str:
-    """The source without its tables."""
-    return claim.source.removeprefix("rerun of ").split(", Table")[0].split(", from")[0]
+    """The source without its tables and sections."""
+    return claim.source.removeprefix("rerun of ").split(", Table")[0].split(", section")[0].split(", from")[0]
 
 
 def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterator[str]:
