@@ -13,7 +13,7 @@ from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, captured_or_plain
 from amortized_bayes.seeding import torch_generator, torch_seed
 
-__all__ = ["FlowChunk"]
+__all__ = ["BLOCK", "MEMORY", "FlowChunk", "Program", "rate_at"]
 
 Program = Callable[..., Sequence[Tensor]]
 
@@ -38,6 +38,9 @@ class FlowChunk:
         seed: of all draws.
     """
 
+    largest: int | None = None
+    """Points that a chunk has at most, whatever the memory."""
+
     def __init__(
         self,
         joint: LogJoint,
@@ -59,7 +62,7 @@ class FlowChunk:
         inputs = (*self.start, *self.joint.inputs(search.num_samples))
         groups = [{"params": [value], "lr": search.learning_rate * _share(value)} for value in values]
         adam = torch.optim.Adam(groups, fused=True)  # works entry by entry: no point sees the moments of another
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _schedule(step / search.num_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: rate_at(step / search.num_steps))
         usual, noise = torch.zeros_like(self.start.loc[:, 0]), torch.empty(0)
         for step in range(search.num_steps):
             if step % BLOCK == 0:
@@ -176,7 +179,7 @@ def _share(value: Tensor) -> float:
     return min(1.0, 32 / value.shape[-1]) if value.dim() == 3 else 1.0
 
 
-def _schedule(done: float) -> float:
+def rate_at(done: float) -> float:
     """Share of the highest step size: a cosine down to 0 after a short rise."""
     return min(1.0, done / 0.1 + 0.01) * 0.5 * (1 + math.cos(math.pi * done))
 

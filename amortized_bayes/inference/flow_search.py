@@ -27,6 +27,7 @@ from torch import Generator, Tensor
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.flows import FlowSettings
+from amortized_bayes.inference.coupling_chunk import CouplingChunk, kernel_serves
 from amortized_bayes.inference.flow_climb import FlowChunk
 from amortized_bayes.inference.flow_points import PointFlows, gaussian_draws
 from amortized_bayes.inference.optimize import LocalOptimum
@@ -134,14 +135,15 @@ def optimize_flow(
     joint = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     begin = _checked(start.q if isinstance(start, LocalOptimum) else start, joint)
     flows = PointFlows(joint.dim, settings or FlowSettings(), begin.loc)
-    size = _points_per_chunk(joint, flows, search)
+    kind = CouplingChunk if kernel_serves(joint, flows, search) else FlowChunk
+    size = min(_points_per_chunk(joint, flows, search), kind.largest or joint.num_points)
     num_chunks = math.ceil(joint.num_points / size)
     program, reports, parameters = None, [], []
     for number in range(num_chunks):
         # Every chunk has the one size that the captured program serves: the last is filled up from the first points.
         points = torch.arange(number * size, (number + 1) * size, device=joint.device) % joint.num_points
         part = Gaussian(begin.loc[points], begin.scale[points])
-        chunk = FlowChunk(joint.select(points), part, flows, search, points.tolist(), seed)
+        chunk = kind(joint.select(points), part, flows, search, points.tolist(), seed)
         program = chunk.climb(program, _shifted(progress, number * search.num_steps, num_chunks * search.num_steps))
         reports.append(chunk.report())
         parameters.append(chunk.parameters)
