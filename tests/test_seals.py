@@ -50,7 +50,7 @@ def flipped(data, place, bit):
     return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
 
-@pytest.mark.parametrize("command", ["table", "plot"])
+@pytest.mark.parametrize("command", ["table", "plot", "claims"])
 def test_no_damage_to_any_file_of_a_finished_run_is_printed_or_drawn(run, call, command, monkeypatch):
     monkeypatch.setattr("amortized_bayes.presenting.figures._figure", lambda *_: None)  # drawing is not the matter
     arguments = [command, "--out", run.parents[1]] if command == "claims" else [command, run]
@@ -261,6 +261,7 @@ def test_a_damaged_run_is_not_passed_over(run, call):
     out = run.parents[1]
     made_runs.gaps().save(out)
     (run / "config.yaml").write_text("seed: 1\n")
+    assert "config.yaml: changed since it was written" in call("claims", "--out", out).err
     os.utime(run)
     assert "the latest run is damaged" in call("table", "--out", out).err
     assert f"gaps/{run.name}  damaged  " in call("list", "--out", out).out

@@ -62,6 +62,7 @@ def _finished(out: Path) -> Iterator[_Run]:
             raise ValueError(f"{info.path}: {info.damage}")
         if info.status == "finished" and info.experiment in {claim.experiment for claim in CLAIMS}:
             folder = RunFolder.open(info.path)
+            folder.check()
             number += 1
             yield _Run(number, folder, str(folder.environment().get("preset", "")), summarise(folder.rows()))
 
