@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import amortized_bayes as ab
 from amortized_bayes.inference.options import FitOptions
+from amortized_bayes.reports import storage
 
 X = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
 FAST = {"capture": "off", "batch_size": 6}
@@ -74,6 +75,40 @@ def test_a_file_of_one_kind_is_refused_as_the_other(comparison, diagnosis, tmp_p
         ab.Diagnosis.load(tmp_path / "comparison")
     with pytest.raises(ValueError, match="to hold 'amortized_bayes comparison 2'"):
         ab.Comparison.load(tmp_path / "diagnosis")
+
+
+def rename(groups, header):
+    groups[next(iter(groups))] = {f"{name}x": value for name, value in groups[next(iter(groups))].items()}
+
+
+def lose(groups, header):
+    groups.clear()
+
+
+def forget(groups, header):
+    header.pop(next(iter(header)))
+
+
+def mistake(groups, header):
+    for name in header:
+        header[name] = ["nonsense"]
+
+
+def cut(groups, header):
+    for found in groups.values():
+        for name, value in list(found.items())[:1]:
+            found[name] = value[..., :0]
+
+
+@pytest.mark.parametrize("change", [rename, lose, forget, mistake, cut])
+def test_a_file_of_another_program_is_one_line(report, change, tmp_path):
+    """Its checksum holds."""
+    groups, header = report._pack()
+    groups, header = {name: dict(found) for name, found in groups.items()}, dict(header)
+    change(groups, header)
+    (tmp_path / "report").write_bytes(storage.dump(report.KIND, groups, header))
+    with pytest.raises(ValueError, match=r"\A[^\n]*report holds no (comparison|diagnosis) that can be read: [^\n]+\Z"):
+        type(report).load(tmp_path / "report")
 
 
 def test_errors_of_shared_draws_and_rows_survive_the_file(comparison, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.labels import describe, metric_name
+from amortized_bayes.plain_files import check_folder
 from amortized_bayes.progress import Progress, counted, duration
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
@@ -48,6 +49,7 @@ class Reporting(ExitStack):
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
+            check_folder(folder.path / "tensorboard")
             self.writer = self.enter_context(SummaryWriter(str(folder.path / "tensorboard")))
 
     def show(self, forecast: Forecast, job: str, stage: str, done: int, total: int, state: str) -> None:

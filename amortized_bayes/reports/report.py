@@ -115,9 +115,11 @@ class Report(ABC):
         """
         groups, header = storage.load(cls.KIND, path)
         try:
-            return cls._unpack(groups, header)
+            report = cls._unpack(groups, header)
+            str(report)  # what cannot be told is none
         except Exception as error:  # its checksum holds, so another program wrote it: no closed list
             raise ValueError(f"{path} holds no {cls.KIND} that can be read: {one_line(error)}") from error
+        return report
 
     def to_xarray(self) -> Any:
         """The arrays behind all numbers as an ``xarray.DataTree``, as ArviZ takes and returns them.

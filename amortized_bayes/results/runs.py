@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from amortized_bayes.results.environment_file import parse_environment
 from amortized_bayes.results.folder import RunFolder
+from amortized_bayes.results.seals import Seals
 
 __all__ = ["RunInfo", "find_run", "list_runs"]
 
@@ -48,15 +50,17 @@ def list_runs(out: Path) -> list[RunInfo]:
 
 def _info(run: RunFolder) -> RunInfo:
     try:
-        run.read("config.yaml")
-        about, marks = run.environment(), run.done()
+        seals = Seals(run.path)
+        seals.read("config.yaml")
+        about = parse_environment(seals.read("environment.json"), run.path / "environment.json")
+        marks = {job: mark["status"] for job, mark in seals.marks.items()}
         started = str(about["started"])
     except (OSError, ValueError, LookupError) as error:
         made = datetime.fromtimestamp(run.path.lstat().st_mtime, UTC).isoformat()
         damage = f"no time in environment.json: {error}" if isinstance(error, LookupError) else f"{error}"
         return RunInfo(run.path, run.experiment, run.name, "damaged", 0, made, "", damage)
     failed = bool(marks) and set(marks.values()) == {"failed"}
-    status = ("failed" if failed else "finished") if run.finished else "unfinished"
+    status = ("failed" if failed else "finished") if seals.finished else "unfinished"
     part_of = str(about.get("part_of", ""))
     return RunInfo(run.path, run.experiment, run.name, status, len(marks), started, part_of)
 
