@@ -165,6 +165,14 @@ def test_rows_from_before_an_interruption_count_if_they_are_kept(tmp_path):
     assert run.verify() == []
 
 
+@pytest.mark.parametrize("place", ["/", "empty", "empty/none"])
+def test_what_is_no_run_is_not_verified(tmp_path, monkeypatch, refused, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for command in ("verify", "table"):
+        assert "expected a run" in refused(command, place)
+
+
 def test_a_changed_job_is_taken_back_and_no_other(tmp_path):
     run = half_done(tmp_path)
     with RunFolder.open(run.path) as again:
@@ -262,6 +270,9 @@ def test_a_damaged_run_is_not_passed_over(run, call):
     made_runs.gaps().save(out)
     (run / "config.yaml").write_text("seed: 1\n")
     assert "config.yaml: changed since it was written" in call("claims", "--out", out).err
+    (run / "config.yaml").unlink()
+    assert "no config.yaml in it" in call("claims", "--out", out).err
+    assert "no config.yaml in it" in call("table", run).err
     os.utime(run)
     assert "the latest run is damaged" in call("table", "--out", out).err
     assert f"gaps/{run.name}  damaged  " in call("list", "--out", out).out

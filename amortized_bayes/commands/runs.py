@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import tyro
 from amortized_bayes.experiments import experiment
 from amortized_bayes.progress import counted
 from amortized_bayes.results import RunFolder, find_run, list_runs
+from amortized_bayes.results.places import REQUIRED
 from amortized_bayes.results.verification import covered
 
 __all__ = ["List", "Plot", "Table", "Verify"]
@@ -116,7 +118,7 @@ class Verify:
         """Print a line for each thing that is wrong, or that nothing is."""
         del given
         path = Path(self.name) if Path(self.name).is_dir() else find_run(self.out, self.name)
-        folder = RunFolder(path)
+        folder = RunFolder(path) if any(os.path.lexists(path / file) for file in REQUIRED) else RunFolder.open(path)
         for line in folder.repair() if self.repair else []:
             print(line)
         problems = folder.verify()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -38,18 +39,14 @@ def list_runs(out: Path) -> list[RunInfo]:
     Settings, ``environment.json`` and marks are compared with what they were kept as; all else is when it is read.
     Folders whose start was interrupted are no runs.
     """
-    infos = []
-    for config in Path(out).glob("[!.]*/[!.]*/config.yaml"):
-        try:
-            run = RunFolder.open(config.parent)
-        except (OSError, ValueError):
-            continue
-        infos.append(_info(run))
+    found = {path.parent for seal in ("STARTED", "FINISHED") for path in Path(out).glob(f"[!.]*/[!.]*/{seal}")}
+    infos = [_info(RunFolder(path)) for path in found]
     return sorted(infos, key=lambda info: (info.started, info.experiment, info.name))
 
 
 def _info(run: RunFolder) -> RunInfo:
     try:
+        RunFolder.open(run.path)
         seals = Seals(run.path)
         seals.read("config.yaml")
         about = parse_environment(seals.read("environment.json"), run.path / "environment.json")
@@ -74,7 +71,7 @@ def find_run(out: Path, text: str, experiment: str | None = None, statuses: tupl
     Raises ``ValueError`` where there is none, more than one, where a run of another kind is meant, or where ``latest``
     may be one that is damaged.
     """
-    if text != "latest" and (Path(text) / "config.yaml").is_file():
+    if text != "latest" and any(os.path.lexists(Path(text) / file) for file in ("config.yaml", "STARTED", "FINISHED")):
         return _of_kind(RunFolder.open(Path(text)).path, experiment)
     infos = list_runs(out)
     if text == "latest":
