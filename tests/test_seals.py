@@ -12,6 +12,7 @@ from run_folders import create, reseal, row
 from wing import files
 
 from amortized_bayes.results import RunFolder, durable, find_run, list_runs
+from amortized_bayes.results.rows import mark
 
 CHANGED = "changed since it was written"
 FLIPS, CUTS = 4, 1
@@ -205,9 +206,9 @@ def test_a_checkpoint_of_a_job_on_its_way_has_a_generation_before(tmp_path):
 
 def test_runs_of_the_format_before_are_read(run):
     (run / "STARTED").unlink()
-    marks = [json.loads(line) for line in (run / "done.jsonl").read_text().splitlines()]
-    old = [{name: mark[name] for name in ("job", "status", "rows", "files")} for mark in marks]
-    (run / "done.jsonl").write_text("".join(f"{json.dumps(mark)}\n" for mark in old))
+    lines = [json.loads(line) for line in (run / "done.jsonl").read_text().splitlines()]
+    old = [{name: line[name] for name in ("job", "status", "rows", "files")} for line in lines]
+    (run / "done.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in old))
     reseal(run)
     content = json.loads((run / "FINISHED").read_bytes())
     del content["format"], content["seal"]
@@ -233,6 +234,15 @@ def test_a_run_of_a_newer_format_is_refused(tmp_path, made, seal):
 def test_a_seal_names_files_of_its_run_only(run, name):
     reseal(run, **{name: durable.sha256(b"")})
     assert RunFolder(run).verify()[0] == "FINISHED: cannot be read"
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "/etc/passwd", "", "a\0b"])
+def test_a_mark_names_files_of_its_run_only(tmp_path, name):
+    run = half_done(tmp_path)
+    line = json.dumps(mark("c", "ok", 0, {name: durable.sha256(b"")}, durable.sha256(b"")))
+    with (run.path / "done.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    assert run.verify() == ["done.jsonl: expected files of the run in the mark of c"]
 
 
 ABOUT = {

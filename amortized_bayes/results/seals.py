@@ -121,6 +121,8 @@ class Seals:
             mark = line.content
             if not self.finished and "sha256" not in mark:
                 raise ValueError(f"{run / 'done.jsonl'}: expected marks with checksums, got one of an older version")
+            if not all(map(_is_inside, mark["files"])):
+                raise ValueError(f"{run / 'done.jsonl'}: expected files of the run in the mark of {mark['job']}")
             self.marks[mark["job"]] = mark
             if not self.finished:
                 self.of_files |= mark["files"]
