@@ -41,7 +41,7 @@ class FlowKind(NamedTuple):
 FLOWS: dict[str, FlowKind] = {
     "planar": FlowKind("z + u tanh(w·z + b) (Rezende & Mohamed, 2015)", "PlanarLayer", 1.2),
     "realnvp": FlowKind(
-        "affine couplings (Dinh, Sohl-Dickstein & Bengio, 2017)", "AffineLayer", 3.6, has_halves=True, invertible=True
+        "affine couplings (Dinh, Sohl-Dickstein & Bengio, 2017)", "AffineLayer", 1.8, has_halves=True, invertible=True
     ),
     "sylvester": FlowKind("z + Q R tanh(S Q'z + b) (van den Berg et al., 2018)", "SylvesterLayer", 2.8),
     "spline": FlowKind(

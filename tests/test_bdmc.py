@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.evaluation import annealing, hmc
 from amortized_bayes.evaluation import bdmc as bdmc_module
-from amortized_bayes.evaluation import hmc
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.hmc import ChainState, PathDensity
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
@@ -159,6 +159,26 @@ def test_what_is_certified_did_not_choose_the_settings(w: Tensor, monkeypatch: p
     assert not torch.isclose(certified[:, None], pilots[-1][None]).all(-1).any()
     assert result.highest_gap == pytest.approx(result.mean_gap + 1.645 * result.gap_error)
     assert result.reached == (result.highest_gap <= 1.5)
+
+
+def test_rounds_of_the_search_share_a_program(w: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for the pilot's points, whatever the rounds, and one for those of the certificate; the numbers stay."""
+    linear, captured = LinearGaussian(w), []
+    x, few = linear.evidence.sample((40,)), AISSettings(num_temperatures=5, start="prior", mass="unit")
+    capture, sandwich = annealing.captured_or_plain, bdmc_module._sandwich
+
+    def found() -> BDMCResult:
+        captured.clear()
+        return bdmc(linear.model, None, x, settings=few, certificate=CertificateSettings(40, target_gap=1.5))
+
+    monkeypatch.setattr(annealing, "captured_or_plain", lambda *args: captured.append(args) or capture(*args))
+    shared = found()
+    assert len(captured) == 2
+    monkeypatch.setattr(bdmc_module, "_sandwich", lambda *args: sandwich(*args[:6]))
+    each = found()
+    assert len(captured) > 2
+    assert torch.equal(each.gap, shared.gap)
+    assert each.settings == shared.settings
 
 
 def test_simulated_points_are_compared_with_real_ones(w: Tensor) -> None:

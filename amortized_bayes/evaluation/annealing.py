@@ -25,7 +25,7 @@ from amortized_bayes.joint import (
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide
 
-__all__ = ["Chunk", "Ticker", "chunks"]
+__all__ = ["Chunk", "Programs", "Ticker", "chunks"]
 
 FEW = 4
 """Pilot chains of a point where there are several chunks: a program of their own is captured in less than they save."""
@@ -75,9 +75,16 @@ class Ticker:
 
 
 def chunks(
-    joint: LogJoint, guide: Guide | Gaussian | None, settings: AISSettings, seed: int, tick: Ticker
+    joint: LogJoint,
+    guide: Guide | Gaussian | None,
+    settings: AISSettings,
+    seed: int,
+    tick: Ticker,
+    programs: Programs | None = None,
 ) -> Iterator[Chunk]:
     """Cut the points into chunks of one size, and tune the ladder of each on pilot chains.
+
+    ``programs`` of an earlier walk of as many points of this model are used again.
 
     Raises:
         ValueError: no guide where the settings need one, or one that does not fit.
@@ -87,7 +94,7 @@ def chunks(
     size = points_per_chunk(joint, settings.num_chains, settings.memory_budget)
     tick.num_chunks = math.ceil(joint.num_points / size)
     num_pilots = settings.num_chains if tick.num_chunks == 1 else min(FEW, settings.num_chains)
-    programs = _Programs(settings)
+    programs = programs or Programs(settings)
     for number in range(tick.num_chunks):
         points = torch.arange(number * size, (number + 1) * size)
         part = joint.select(points % joint.num_points)
@@ -107,7 +114,7 @@ def chunks(
         )
 
 
-class _Programs:
+class Programs:
     """The density of any chunk of one size, captured once for each number of chains."""
 
     def __init__(self, settings: AISSettings) -> None:

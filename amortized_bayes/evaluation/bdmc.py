@@ -26,7 +26,7 @@ from torch import Tensor
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.evaluation.ais import mean_and_error
-from amortized_bayes.evaluation.annealing import Ticker, chunks
+from amortized_bayes.evaluation.annealing import Programs, Ticker, chunks
 from amortized_bayes.evaluation.hmc import anneal, start_chains
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings, Progress
 from amortized_bayes.evaluation.simulation import simulate
@@ -214,9 +214,9 @@ def _enough_temperatures(
     progress: Progress | None,
 ) -> AISSettings:
     """Settings with as many temperatures as bring the gap of the pilot's points down to the target, if any do."""
-    start = found_start(pilot[0], guide)
+    start, programs = found_start(pilot[0], guide), Programs(settings)  # rounds differ by the temperatures alone
     while True:
-        found = _sandwich(*pilot, start, settings, seed, progress)
+        found = _sandwich(*pilot, start, settings, seed, progress, programs)
         gap = found.highest_gap if math.isfinite(found.highest_gap) else found.mean_gap
         if gap <= target_gap or settings.num_temperatures >= max_temperatures:
             return settings
@@ -234,10 +234,11 @@ def _sandwich(
     settings: AISSettings,
     seed: int,
     progress: Progress | None,
+    programs: Programs | None = None,
 ) -> BDMCResult:
     tick = Ticker(progress, settings, walks=2)
     forward, backward = [], []
-    for chunk in chunks(joint, guide, settings, seed, tick):
+    for chunk in chunks(joint, guide, settings, seed, tick, programs):
         up = chunk.draw_start(settings.num_chains)
         forward.append(chunk.keep(anneal(chunk.density, up, chunk.ladder, chunk.generator, tick=tick)))
         exact = z[chunk.points.to(z.device)].expand(settings.num_chains, -1, -1).contiguous()
