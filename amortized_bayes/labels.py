@@ -74,12 +74,10 @@ METRICS: dict[str, Metric] = {
     "final_iwae_gain": Metric("IWAE - ELBO"),
     "kl": Metric("KL", "KL of z from its prior"),
     "reconstruction": Metric("reconstruction", "reconstruction, the mean of log p(x|z) under q"),
-    "gradient_norm": Metric("gradient norm", "norm of the gradient", 1, ""),
-    "gradient_rms": Metric("norm/√parameters", "norm of the gradient over √(number of parameters)", 4, ""),
-    "gradient_ratio": Metric("encoder/decoder", "norm of the gradient, encoder over decoder", unit=""),
-    "gradient_rms_ratio": Metric(
-        "encoder/decoder, over √parameters", "norm over √(number of parameters), encoder over decoder", unit=""
-    ),
+    "gradient_norm": Metric("gradient norm", digits=1, unit=""),
+    "gradient_rms": Metric("norm/√parameters", "gradient norm/√parameters", 4, ""),
+    "gradient_ratio": Metric("encoder/decoder", "gradient norm, encoder/decoder", unit=""),
+    "gradient_rms_ratio": Metric("encoder/decoder, over √parameters", "norm/√parameters, encoder/decoder", unit=""),
     "final_kl": Metric("KL", "KL of z from its prior"),
     "final_kl_shared": Metric("KL of weights", "KL of the weights from their prior"),
     "active_units": Metric("active units", digits=0, unit=""),

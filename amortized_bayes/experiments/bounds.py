@@ -31,10 +31,12 @@ from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Factor, Guide, Model
 
 __all__ = [
+    "CERTIFICATE",
     "PointBounds",
     "bound_rows",
     "bounds_job",
     "bounds_work",
+    "certificate",
     "chains_of",
     "choose",
     "class_rows",
@@ -55,6 +57,8 @@ STAR = "elbo_star_"
 """Before the family, in names of arrays, of the best q of each point."""
 ELBO_DRAWS = 1_000
 MAX_ROWS = 20_000
+CERTIFICATE = "certificate"
+"""What it is called while it runs."""
 
 
 def choose(images: Tensor, count: int, seed: int, *names: str) -> np.ndarray:
@@ -86,10 +90,8 @@ def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
     return _named("elbo", Estimate(log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))))
 
 
-def shared_bounds(
-    trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab
-) -> tuple[PointBounds, Measured]:
-    """What belongs to decoder and points alone: the best q of each family, log p(x), and the certificate of AIS.
+def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab) -> PointBounds:
+    """What belongs to decoder and points alone: the best q of each family, and log p(x).
 
     The Gaussian is searched from the guide's answer, the others from the best Gaussian.
     """
@@ -115,22 +117,27 @@ def shared_bounds(
             progress=partial(lab.watch, f"q* {family}"),
         )
         found |= _named(f"{STAR}{family}", Estimate(best.elbo_star, best.standard_error))
-    ais_settings = chains_of(config)
-    lower = ais(model, guide, x, settings=ais_settings, seed=seed, progress=partial(lab.watch, "ais"))
-    both = bdmc(
-        model,
-        guide,
-        x,
-        settings=ais_settings,
-        certificate=CertificateSettings(config.simulated),
-        seed=seed,
-        progress=partial(lab.watch, "certificate"),
-    )
+    lower = ais(model, guide, x, settings=chains_of(config), seed=seed, progress=partial(lab.watch, "ais"))
     with global_seed(seed, "iwae"):
         weighted = iwae(model, guide, x, num_particles=config.particles)
     found |= _named("log_p_lower", Estimate(lower.log_p, lower.standard_error))
     found |= _named("iwae", Estimate(weighted.value, weighted.standard_error))
-    return found, Measured("certificate_gap", both.mean_gap, both.gap_error, "points")
+    return found
+
+
+def certificate(trained: Trained, config: BoundsConfig, lab: Lab) -> Measured:
+    """How far AIS is from log p(x) at points that the model simulates: of the model, whichever points are measured."""
+    seed = trained.config.seed
+    both = bdmc(
+        trained.model,
+        trained.guide,
+        some_points(trained, "train", config.simulated, seed)[1],
+        settings=chains_of(config),
+        certificate=CertificateSettings(config.simulated),
+        seed=seed,
+        progress=partial(lab.watch, CERTIFICATE),
+    )
+    return Measured("certificate_gap", both.mean_gap, both.gap_error, "points")
 
 
 def bounds_job(factors: Mapping[str, Factor], model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Job:
@@ -146,28 +153,29 @@ def bounds_job(factors: Mapping[str, Factor], model: VAEConfig, points: int, con
 
 def model_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
     """All bounds of a trained model at training points, and its gaps with the best q of its own family."""
-    yield from split_bounds(lab.trained(model), "train", points, config, lab)
+    trained = lab.trained(model)
+    yield from split_bounds(trained, "train", points, config, lab)
+    yield certificate(trained, config, lab)
 
 
 def split_bounds(
     trained: Trained, split: str, points: int, config: BoundsConfig, lab: Lab
 ) -> Iterator[Measured | Arrays]:
-    """All bounds of a model at points of a split, and its gaps with the best q of its own family."""
+    """Bounds of a model at points of a split, and its gaps with the best q of its own family; no certificate."""
     seed = trained.config.seed
     places, x = some_points(trained, split, points, seed)
     found = elbo_of(trained.model, trained.guide, x, seed)
-    shared, certificate = shared_bounds(trained, x, config, seed, lab)
+    shared = shared_bounds(trained, x, config, seed, lab)
     yield from guide_bounds(found | shared, {}, trained.config.family, places=places)
-    yield certificate
 
 
 def decoder_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab) -> Iterator[Measured | Arrays]:
     """What belongs to decoder and points alone, for guides that are measured at these points later."""
     trained = lab.trained(model)
     places, x = some_points(trained, "train", points, model.seed)
-    found, certificate = shared_bounds(trained, x, config, model.seed, lab)
+    found = shared_bounds(trained, x, config, model.seed, lab)
     yield from bound_rows(found)
-    yield certificate
+    yield certificate(trained, config, lab)
     yield Arrays({"places": places, **found, **lab.labels(trained, "train", places)})
 
 
@@ -184,7 +192,7 @@ def guide_bounds(
 
 
 def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -> list[Work]:
-    """Costs of :func:`shared_bounds`, in decoder evaluations with gradient."""
+    """Costs of :func:`shared_bounds` and :func:`certificate`, in decoder evaluations with gradient."""
 
     def evaluations(stage: str, each: float) -> Work:
         return lab.evaluation_work(stage, model, points * each)
@@ -194,7 +202,7 @@ def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -
         evaluations("q* gaussian", 10 * config.local_steps + ELBO_DRAWS),
         *(evaluations(f"q* {f}", FLOWS[f].search_cost * 10 * config.flow_steps) for f in config.best_families[1:]),
         evaluations("ais", 1.2 * gradients),
-        evaluations("certificate", 2.4 * gradients * min(1.0, config.simulated / points) + config.particles / 2),
+        evaluations(CERTIFICATE, 2.4 * gradients * config.simulated / points + config.particles / 2),
     ]
 
 

@@ -109,23 +109,26 @@ def _own_bounds(config: Config, family: str) -> BoundsConfig:
 
 
 def _work(config: Config, lab: Lab, model: VAEConfig) -> list[Work]:
-    from amortized_bayes.experiments.bounds import bounds_work
+    from amortized_bayes.experiments.bounds import CERTIFICATE, bounds_work
 
     parts = bounds_work(_own_bounds(config, model.family), model, config.points, lab)
-    return [part._replace(stage=f"{split} {part.stage}") for split in SPLITS for part in parts]
+    own = [part for part in parts if part.stage != CERTIFICATE]
+    of_model = [part for part in parts if part.stage == CERTIFICATE]
+    return [*(part._replace(stage=f"{split} {part.stage}") for split in SPLITS for part in own), *of_model]
 
 
 def _measure(config: Config, lab: Lab, trained: Trained) -> Iterator[Measured | Arrays]:
     """Bounds and gaps of both splits, what is between them, KL and reconstruction."""
-    from amortized_bayes.experiments.bounds import split_bounds
+    from amortized_bayes.experiments.bounds import certificate, split_bounds
     from amortized_bayes.experiments.training import kl_and_reconstruction
     from amortized_bayes.per_point import mean_over_points
 
+    wanted = _own_bounds(config, trained.config.family)
     arrays, gaps = {}, {}
     for split in SPLITS:
         own = replace(lab, report=lambda stage, *rest, split=split: lab.report(f"{split} {stage}", *rest))
         curves = kl_and_reconstruction(trained, split, config.curve_points)
-        bounds = split_bounds(trained, split, config.points, _own_bounds(config, trained.config.family), own)
+        bounds = split_bounds(trained, split, config.points, wanted, own)
         for item in (*curves, *bounds):
             if isinstance(item, Measured):
                 yield item._replace(factors={**item.factors, "split": split})
@@ -133,5 +136,7 @@ def _measure(config: Config, lab: Lab, trained: Trained) -> Iterator[Measured | 
                 arrays |= {f"{split}_{name}": value for name, value in item.arrays.items()}
         gaps[split] = mean_over_points(arrays[f"{split}_amortization_gap"])
     (train, train_error), (test, test_error) = (gaps[split] for split in SPLITS)
+    found = certificate(trained, wanted, lab)  # of the model: one for both
+    yield from (found._replace(factors={**found.factors, "split": split}) for split in SPLITS)
     yield measured("generalization_gap", (test - train, math.hypot(test_error, train_error)))  # of different points
     yield Arrays(arrays)

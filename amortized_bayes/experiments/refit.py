@@ -72,7 +72,7 @@ FIGURES = {
             ("refit_gain",),
             hue="set",
             apart="flips",
-            log="y",
+            own_scale=True,
             title="{dataset}: IWAE gained by an encoder refit to A; B is other images",
         ),
     )

@@ -243,7 +243,8 @@ class Points:
 class Lines:
     """Curves against step or seconds, one per value of ``hue``, or one per metric; bands over seeds.
 
-    Values of the factor ``style`` are told apart by the kind of line, those of ``hue`` by colour and marker.
+    Values of the factor ``style`` are told apart by the kind of line, those of ``hue`` by colour and marker. Panels of
+    the values of ``apart`` have one y axis, unless ``own_scale`` says that their shapes compare and not their sizes.
     """
 
     x: str
@@ -251,6 +252,7 @@ class Lines:
     hue: str = ""
     style: str = ""
     apart: str = ""
+    own_scale: bool = False
     log: str = ""
     where: Where = field(default_factory=dict)
     title: str = ""

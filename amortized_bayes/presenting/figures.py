@@ -85,7 +85,7 @@ def _named(pattern: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame
 
 
 def _figure(panels: Sequence[Panel], run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """The panels beside each other, those of one declaration with one y axis; ``None`` where no row is for any."""
+    """The panels beside each other, mostly with one y axis for a declaration; ``None`` where no row is for any."""
     first = panels[0]
     if isinstance(first, Drawn):
         return drawn.DRAWN[first.function](run, rows, **first.options)
@@ -100,7 +100,8 @@ def _figure(panels: Sequence[Panel], run: RunView, rows: pd.DataFrame) -> Figure
             draw(axes)
             axes.set_title(heading)
             beside = [other for other, one in zip(all_axes, ready, strict=True) if one[0] == place]
-            if axes is beside[-1]:
+            panel = panels[place]
+            if axes is beside[-1] and not (isinstance(panel, Lines) and panel.own_scale):
                 limits = [other.get_ylim() for other in beside]
                 for other in beside:
                     other.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
