@@ -165,6 +165,16 @@ def test_long_searches_for_couplings_in_single_precision_are_served(monkeypatch)
     assert not served("realnvp", 4)
 
 
+def test_chunks_are_as_large_as_the_cache() -> None:
+    sizes = [
+        CouplingChunk.most_points(PointFlows(dim, FlowSettings("realnvp", hidden=hidden), torch.zeros(0)))
+        for dim, hidden in ((50, (100, 100)), (2, (16,)), (50, (500, 500)))
+    ]
+    assert sizes[0] == 20
+    assert sizes[1] > 1000
+    assert sizes[2] == 10
+
+
 def test_a_source_that_does_not_compile_is_said_and_done_without(monkeypatch, caplog) -> None:
     monkeypatch.setattr(coupling_kernel, "SOURCE", '#error "planted"')
     monkeypatch.setattr(coupling_chunk, "coupling_kernel", coupling_kernel.coupling_kernel.__wrapped__)
@@ -179,7 +189,7 @@ def test_the_search_ends_where_the_general_one_does(monkeypatch) -> None:
     found = []
     for least in (math.inf, 0.0):
         monkeypatch.setattr(coupling_chunk, "PAYS_FROM", least)
-        monkeypatch.setattr(CouplingChunk, "largest", 2)
+        monkeypatch.setattr(CouplingChunk, "most_points", lambda _: 2)
         found.append(optimize_flow(curved, search.start, search.x, settings=search.settings, search=settings))
     general, own = found
     assert (own.gain > 5 * own.gain_error).all()

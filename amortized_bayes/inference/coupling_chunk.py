@@ -21,6 +21,8 @@ from amortized_bayes.joint import LogJoint, captured_or_plain
 __all__ = ["CouplingChunk", "Packing", "kernel_serves"]
 
 BETAS = (0.9, 0.999)
+FEWEST, CACHE = 10, 17.5e6
+"""Points of a chunk at least, and bytes of a cache that are there for parameters and moments."""
 PAYS_FROM = 2e9
 """Moves of a parameter from which building the kernel, ten seconds or so where it is not kept from before, pays."""
 
@@ -79,8 +81,10 @@ class CouplingChunk(FlowChunk):
     The same steps on the same draws: results differ by the rounding of float32.
     """
 
-    largest = 20
-    """So many points and their moments stay in a cache of the usual size from one step to the next."""
+    @classmethod
+    def most_points(cls, flows: PointFlows) -> int:
+        """So many that their parameters and moments stay in the cache, and that a product of log p has enough rows."""
+        return max(FEWEST, int(CACHE / sum(12 * p.numel() for p in flows.point.parameters())))
 
     def climb(self, program: Program | None, progress: Callable[[int], None]) -> Program:
         """Take all steps, by a captured gradient of log p or, with ``None``, by one captured here; return it."""

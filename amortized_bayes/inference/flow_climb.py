@@ -38,9 +38,6 @@ class FlowChunk:
         seed: of all draws.
     """
 
-    largest: int | None = None
-    """Points that a chunk has at most, whatever the memory."""
-
     def __init__(
         self,
         joint: LogJoint,
@@ -55,6 +52,11 @@ class FlowChunk:
         self.parameters = flows.init(start, [torch_seed(seed, "flow", "init", point) for point in points])
         self.values = [*self.parameters.values(), torch.zeros_like(start.loc), torch.zeros_like(start.loc)]
         self.num_skipped = torch.zeros(len(points), dtype=torch.long, device=joint.device)
+
+    @classmethod
+    def most_points(cls, flows: PointFlows) -> int | None:
+        """Points that a chunk has at most, whatever the memory."""
+        return None
 
     def climb(self, program: Program | None, progress: Callable[[int], None]) -> Program:
         """Take all steps, by a captured program or, with ``None``, by one captured here; return it."""

@@ -136,8 +136,9 @@ def optimize_flow(
     begin = _checked(start.q if isinstance(start, LocalOptimum) else start, joint)
     flows = PointFlows(joint.dim, settings or FlowSettings(), begin.loc)
     kind = CouplingChunk if kernel_serves(joint, flows, search) else FlowChunk
-    size = min(_points_per_chunk(joint, flows, search), kind.largest or joint.num_points)
+    size = min(_points_per_chunk(joint, flows, search), kind.most_points(flows) or joint.num_points)
     num_chunks = math.ceil(joint.num_points / size)
+    size = math.ceil(joint.num_points / num_chunks)  # of one size, or the last would be filled up for nothing
     program, reports, parameters = None, [], []
     for number in range(num_chunks):
         # Every chunk has the one size that the captured program serves: the last is filled up from the first points.
