@@ -53,6 +53,9 @@ class Listener:
     def row(self, row):
         self.rows.append(row)
 
+    def arrays(self, job, arrays):
+        pass
+
 
 def a_lab(out: Path) -> Lab:
     def nested(name, config):

@@ -327,11 +327,14 @@ def test_an_interrupted_tuning_goes_on_to_its_sweep(call, place, monkeypatch):
 
 
 def test_tensorboard_is_there_or_is_asked_for(call, place):
-    found = call("train", *MODEL, "--tensorboard")
+    found = call("train", *MODEL, "--log", "tensorboard")
     if found.code:
-        assert found.err.startswith("error: expected the package tensorboard for --tensorboard: pip install ")
+        assert found.err.startswith("error: expected the package tensorboard for --log tensorboard: pip install ")
         assert found.err.count("\n") == 1
         assert not list_runs(place / "results")
         return
     (info,) = list_runs(place / "results")
-    assert any((info.path / "tensorboard").iterdir())
+    (events,) = (info.path / "tensorboard").iterdir()
+    written = events.read_bytes()
+    for tag in (b"elbo/", b"original/", b"reconstruction/"):
+        assert tag in written

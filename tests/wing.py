@@ -82,6 +82,9 @@ class Recorder:
     def row(self, row: Any) -> None:
         pass
 
+    def arrays(self, job: str, arrays: Any) -> None:
+        pass
+
 
 @contextmanager
 def uncaptured() -> Iterator[None]:

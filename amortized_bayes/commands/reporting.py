@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.labels import describe, metric_name
@@ -12,6 +13,9 @@ from amortized_bayes.plain_files import check_folder
 from amortized_bayes.progress import Progress, counted, duration
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Reporting"]
 
@@ -25,7 +29,7 @@ class Reporting(ExitStack):
     """Tells a terminal, and TensorBoard if asked to, how a run goes.
 
     Args:
-        tensorboard: whether to write curves for it, into the run's folder.
+        tensorboard: whether to write curves and images for it, into the run's folder.
 
     Raises:
         ValueError: TensorBoard is asked for and not installed.
@@ -34,7 +38,7 @@ class Reporting(ExitStack):
     def __init__(self, *, tensorboard: bool = False) -> None:
         if tensorboard and find_spec("tensorboard") is None:
             raise ValueError(
-                "expected the package tensorboard for --tensorboard: pip install 'amortized_bayes[tensorboard]'"
+                "expected the package tensorboard for --log tensorboard: pip install 'amortized_bayes[tensorboard]'"
             )
         super().__init__()
         self.tensorboard, self.writer = tensorboard, None
@@ -73,3 +77,12 @@ class Reporting(ExitStack):
         if self.writer is not None and row.step and row.value is not None:
             shown: Any = [str(v) for name, v in row.factors.items() if name not in ("seed", "dataset")]
             self.writer.add_scalar("/".join([row.metric, *shown]), row.value, row.step)
+
+    def arrays(self, job: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Pass images on to TensorBoard: originals, what a model makes of them, and draws from it."""
+        if self.writer is None:
+            return
+        from amortized_bayes.presenting.pictures import pictures_of
+
+        for name, images in pictures_of(arrays).items():
+            self.writer.add_images(f"{name}/{job}", images, dataformats="NHWC")

@@ -38,7 +38,7 @@ class Run(Generic[C]):
         data_dir: Folder with data sets; by default AMORTIZED_BAYES_DATA, then the cache, then a download.
         out: Folder for results; models that were trained there before are shared.
         wide: Print every table, those too that need a wide terminal.
-        tensorboard: Write curves for TensorBoard too, into the run's folder.
+        log: Where else to write curves, and images with their reconstructions: tensorboard, into the run's folder.
     """
 
     setting: C
@@ -51,7 +51,7 @@ class Run(Generic[C]):
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     wide: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    log: Annotated[Literal["tensorboard"] | None, tyro.conf.arg(metavar="tensorboard")] = None
     name: tyro.conf.Suppress[str] = ""
 
     def run(self, given: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ class Run(Generic[C]):
         from amortized_bayes.experiments.running import run
 
         try:
-            with Reporting(tensorboard=self.tensorboard) as reporting:
+            with Reporting(tensorboard=self.log == "tensorboard") as reporting:
                 return run(plan, reporting)
         except KeyboardInterrupt:
             place = "" if self.out == Path("results") else f" --out {self.out}"

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from amortized_bayes.configuration import to_mapping
@@ -55,6 +56,10 @@ class Reporter(Protocol):
 
     def row(self, row: Row) -> None:
         """Take in a row."""
+        ...
+
+    def arrays(self, job: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take in the arrays of a job."""
         ...
 
 
@@ -306,6 +311,7 @@ class _Execution(ExitStack):
             folder.save_file(item.name, item.data, key)
         elif isinstance(item, Arrays):
             folder.save_arrays(key, key, **item.arrays)
+            self.reporter.arrays(key, item.arrays)
         else:
             folder.save_tensors(f"{key}.{item.name}" if item.name else key, item.tensors, item.texts, key)
 

@@ -9,7 +9,6 @@ of a fit of the sweep; ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from itertools import product
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
 from amortized_bayes.presenting.fits import of_guide, widths
+from amortized_bayes.presenting.pictures import PICTURE, as_images
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWN"]
 
-PICTURE = "picture_"
-"""How names of arrays begin that hold images to be drawn."""
 SIZES = np.array([1e3, 1e4, 1e5, 1e6])
 """Numbers of data points for which memory is drawn."""
 
@@ -62,7 +60,7 @@ def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
         name = labels.guide_label(guide, k)
         for job in run.find({"dataset": dataset, "seed": seed, "guide": guide, "k": k})[:1]:
             arrays = run.arrays(job)
-            if "reconstruction" not in arrays or (original := _as_images(arrays["original"])) is None:
+            if "reconstruction" not in arrays or (original := as_images(arrays["original"])) is None:
                 return None
             seen[name] = arrays["reconstruction"].reshape(original.shape)
             if (error := of_guide(finals, "final_mse_test", guide, k)) is not None:
@@ -97,14 +95,6 @@ def _with_all_epochs(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """ELBO of each point with the largest budget."""
     budgets = [int(name.removeprefix("elbo_")) for name in arrays if name.removeprefix("elbo_").isdecimal()]
     return arrays[f"elbo_{max(budgets)}"] if budgets else None
-
-
-def _as_images(pixels: np.ndarray) -> np.ndarray | None:
-    """Images as they are, and vectors as squares if they can be; ``None`` for others."""
-    if pixels.ndim > 2:
-        return pixels
-    side = math.isqrt(pixels.shape[1])
-    return pixels.reshape(-1, side, side) if side * side == pixels.shape[1] else None
 
 
 def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
