@@ -21,6 +21,7 @@ import tyro
 
 from amortized_bayes.commands.claims import Claims
 from amortized_bayes.commands.download import Download
+from amortized_bayes.commands.report import Report
 from amortized_bayes.commands.run import Run, defaults, flags_of_run, given_flags
 from amortized_bayes.commands.runs import List, Plot, Table, Verify
 from amortized_bayes.configuration import SettingError
@@ -34,6 +35,7 @@ LOOKING: dict[str, type] = {
     "plot": Plot,
     "table": Table,
     "verify": Verify,
+    "report": Report,
     "claims": Claims,
     "download": Download,
 }

@@ -46,7 +46,10 @@ def test_extreme_points_are_kept_as_images(run, model):
     for split in ("train", "test"):
         arrays = run.load_arrays(key_of(run, split))
         for name in ("largest", "smallest"):
-            assert arrays[f"picture_{name}_gap"].shape[1:] == (8, 8)
+            pictures = arrays[f"picture_{name}_gap"]
+            assert pictures.shape[1:] == (8, 8)
+            assert arrays[f"picture_{name}_gap_reconstruction"].shape == pictures.shape
+            assert 0 < arrays[f"picture_{name}_gap_reconstruction"].std() < 0.5
         worst = arrays["places"][arrays["amortization_gap"].argmax()]
         pixels = getattr(model.data, split)[int(worst)].reshape(8, 8)
         assert (arrays["picture_largest_gap"][0] == pixels.numpy()).all()

@@ -36,7 +36,7 @@ LAYERS = (
         "signatures",
         "supports",
     ),
-    ("data", "results", "configuration", "running", "enumeration"),
+    ("data", "results", "configuration", "running", "enumeration", "page"),
     ("models", "guides"),
     (
         "labels",
@@ -102,7 +102,7 @@ NEIGHBOURS = {
     ("results", "configuration"),
 }
 """Files of one layer that may meet beside those of one folder."""
-NEVER_TORCH = ("labels", "selection", "plotting", "presenting")
+NEVER_TORCH = ("labels", "selection", "plotting", "presenting", "page")
 
 
 def part_of(module):

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.figure import Figure
+from strict_html import read_strictly
 
 import amortized_bayes as ab
 from amortized_bayes.inference.options import FitOptions
@@ -66,6 +67,35 @@ def test_both_reports_have_one_face(report, tmp_path):
     pd.testing.assert_frame_equal(again.summary(), report.summary())
     assert str(again) == str(report)
     assert repr(again) == repr(report)
+
+
+def test_both_reports_have_a_page(report):
+    found = read_strictly(report.to_html("<script>alert(1)</script>"))
+    shown = "".join(found.texts)
+    assert "<script>alert(1)</script>" in shown
+    assert report.verdict.words.split("\n")[0] in shown
+    assert all(words in shown for words in report.verdict.reasons)
+    assert found.tags.count("svg") == 2
+    assert "Not shown" not in shown
+    part = read_strictly(report._repr_html_(), whole=False)
+    assert part.tags.count("svg") == 2
+    assert "html" not in part.tags
+
+
+def test_what_cannot_be_drawn_is_named(comparison):
+    failed = tuple(f._replace(elbo=None) for f in comparison.fits)
+    page = ab.Comparison(failed, comparison.num_data, comparison.seed).to_html()
+    shown = "".join(read_strictly(page).texts)
+    assert "✗ failed" in shown
+    assert "? no verdict" in shown
+    assert "Not shown" in shown
+
+
+def test_a_page_judges_as_the_report_does(diagnosis):
+    shown = "".join(read_strictly(diagnosis.to_html()).texts)
+    assert ("✓ certified" in shown) == diagnosis.certified
+    assert ("✗ not converged" in shown) == (not diagnosis.converged)
+    assert ("? no verdict" in shown) == diagnosis.verdict.abstains
 
 
 def test_a_file_of_one_kind_is_refused_as_the_other(comparison, diagnosis, tmp_path):

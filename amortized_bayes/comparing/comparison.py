@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -14,6 +14,7 @@ from amortized_bayes.comparing.fitted import FittedGuide
 from amortized_bayes.comparing.measures import Measure
 from amortized_bayes.comparing.rows import finding_row, fit_rows
 from amortized_bayes.guides.registry import Fit, guide_entry
+from amortized_bayes.page.parts import Badge, Part
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.reports.report import Group, Report
 from amortized_bayes.types import Row
@@ -132,6 +133,21 @@ class Comparison(Report):
         from amortized_bayes.plotting import family_gap_figure
 
         return family_gap_figure(self.to_rows())
+
+    def _badges(self) -> Iterator[Badge]:
+        for status in ("failed", "vacuous"):
+            if found := [f.label for f in self.fits if f.status == status]:
+                yield Badge("bad", status, "; ".join(found))
+        if self.reference is None:
+            yield Badge("open", "no verdict", "no F-VI fit succeeded")
+        elif found := [f.label for f in self.fits if f.elbo is not None and not self._is_settled(f.fit)]:
+            yield Badge("bad", "not converged", "; ".join(found))
+
+    def _parts(self) -> Iterator[tuple[str, Callable[[], Part]]]:
+        from amortized_bayes.page.svg import drawing
+
+        yield "family gap", lambda: drawing(self.plot(), "family gap of each guide against the width of the encoder")
+        yield "curves", lambda: drawing(self.plot_curves(), "nats behind the reference against steps and seconds")
 
     def plot_curves(self) -> Figure:
         """Draw nats behind the reference against iterations and seconds, a point for each budget."""

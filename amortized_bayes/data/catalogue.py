@@ -36,6 +36,7 @@ class KnownDataset(NamedTuple):
         binarization: what ``auto`` means for it, ``fixed`` (drawn once, by seed) or ``threshold`` (above one half).
         network: what ``auto`` means for the networks of a VAE.
         labels_from: the data set whose grey images its binary ones were drawn from, and which lends them its labels.
+        classes: names of its classes, in the order of their labels; digits need none.
     """
 
     label: str
@@ -47,6 +48,7 @@ class KnownDataset(NamedTuple):
     binarization: Literal["fixed", "threshold"] = "fixed"
     network: Literal["dense", "deep-convolutional"] = "dense"
     labels_from: str = ""
+    classes: tuple[str, ...] = ()
 
 
 DATASETS: dict[str, KnownDataset] = {
@@ -64,6 +66,10 @@ DATASETS: dict[str, KnownDataset] = {
         partial(list_idx_files, "fashion-mnist"),
         partial(download_idx_set, "fashion-mnist"),
         binarization="threshold",  # as Cremer, Li & Duvenaud (2018) do
+        classes=(
+            *("T-shirt", "trouser", "pullover", "dress", "coat"),
+            *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        ),
     ),
     "binarized-mnist": KnownDataset(
         "binarized MNIST",
@@ -82,6 +88,7 @@ DATASETS: dict[str, KnownDataset] = {
         partial(download_files, "cifar10", CIFAR_FILES.folder, (ARCHIVE,)),
         network="deep-convolutional",
         binarization="threshold",  # each colour channel, as Cremer, Li & Duvenaud (2018) do
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "digits": KnownDataset("digits", "digits", lambda _: read_digits()),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,9 +18,12 @@ from amortized_bayes.diagnosis.verdict import (
     Reliability,
     Verdict,
     give_verdict,
+    is_certified,
+    is_converged,
 )
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
+from amortized_bayes.page.parts import Badge, Part
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.reports.report import Group, Report
 
@@ -104,7 +107,22 @@ class Diagnosis(Report):
     @property
     def verdict(self) -> Verdict:
         """What is to blame, in words."""
-        reliability = Reliability(
+        relation, source = (str(self.settings.get(*p)) for p in (("relation", OWN), ("source", "other")))
+        return give_verdict(self.gaps(), self._reliability, self._residual, relation, source)
+
+    @property
+    def certified(self) -> bool:
+        """Whether the certificate of the AIS bound holds, and says something of the real points."""
+        return is_certified(self._reliability)
+
+    @property
+    def converged(self) -> bool:
+        """Whether what the search for q* would still gain is small beside each gap."""
+        return is_converged(self.gaps(), self._residual)
+
+    @property
+    def _reliability(self) -> Reliability:
+        return Reliability(
             self.certificate,
             self.why_uncertified,
             self.target_gap,
@@ -112,9 +130,10 @@ class Diagnosis(Report):
             self.doubtful,
             self.mean("iwae") - self.mean("log_p_lower"),
         )
-        residual = None if "flow" in self.settings else self.mean("residual")  # the search for a flow reports none
-        relation, source = (str(self.settings.get(*p)) for p in (("relation", OWN), ("source", "other")))
-        return give_verdict(self.gaps(), reliability, residual, relation, source)
+
+    @property
+    def _residual(self) -> float | None:
+        return None if "flow" in self.settings else self.mean("residual")  # the search for a flow reports none
 
     def estimate(self, name: str) -> Estimate:
         """Values ``(B,)`` averaged over the T draws of shared latents, and their Monte Carlo errors."""
@@ -202,6 +221,24 @@ class Diagnosis(Report):
         from amortized_bayes.diagnosis.figure import gap_figure
 
         return gap_figure(self.to_frame(), self.summary(), str(self.verdict))
+
+    def _badges(self) -> Iterator[Badge]:
+        yield Badge("good", "certified") if self.certified else Badge("bad", "not certified", self.why_uncertified)
+        if not self.converged:
+            yield Badge("bad", "not converged", "the search for q*")
+        if self.verdict.abstains:
+            yield Badge("open", "no verdict")
+
+    def _parts(self) -> Iterator[tuple[str, Callable[[], Part]]]:
+        from amortized_bayes.diagnosis.points import bounds_figure, hardest_points
+        from amortized_bayes.page.svg import drawing
+
+        frame = self.to_frame()
+        yield "gaps", lambda: drawing(self.plot(), "mean gaps, and the share of points with at most each gap")
+        label = "the ladder of bounds, and the gap of each point against k-hat"
+        edge = khat_threshold(self.num_particles)
+        yield "bounds", lambda: drawing(bounds_figure(frame, edge), label, self.evidence())
+        yield "hardest points", lambda: hardest_points(frame)
 
     def _pack(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         found = {} if self.certificate is None else self.certificate._asdict()

@@ -26,6 +26,8 @@ __all__ = [
     "Reliability",
     "Verdict",
     "give_verdict",
+    "is_certified",
+    "is_converged",
 ]
 
 MAX_DOUBTFUL = 0.1
@@ -170,6 +172,16 @@ def give_verdict(
     gap = part if cause == "amortization" else gaps.approximation
     least = "at least " if relation == CONTAINS else ""
     return Verdict(f"{cause} {least}{_say(gap)}, {gap.mean / total:.0%} of the total: {advice}", cause)
+
+
+def is_certified(reliability: Reliability) -> bool:
+    """Whether the certificate of the AIS bound holds, and says something of the real points."""
+    return not _certificate_fails(reliability) and reliability.doubtful <= MOST
+
+
+def is_converged(gaps: Gaps, residual: float | None) -> bool:
+    """Whether what q* would still gain is small beside each gap; without a residual nothing is known against it."""
+    return residual is None or not list(_unfinished(gaps, residual))
 
 
 def _gaps_fail(gaps: Gaps, residual: float | None, relation: str) -> Iterator[str]:

@@ -17,7 +17,10 @@ from amortized_bayes.experiments.spec import Measured, Work, measured
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.per_point import mean_over_points
 
-__all__ = ["diagnosis_settings", "diagnosis_work", "report_arrays", "report_rows"]
+__all__ = ["JUDGEMENTS", "diagnosis_settings", "diagnosis_work", "report_arrays", "report_rows"]
+
+JUDGEMENTS = ("certified", "converged")
+"""What a report says of itself, as rows of 1 or 0."""
 
 
 def diagnosis_settings(config: Any) -> DiagnosisSettings:
@@ -68,6 +71,8 @@ def report_rows(report: Diagnosis, family: str) -> Iterator[Measured]:
     if len(khat := khat[np.isfinite(khat)]):  # weights that are equal have none
         yield measured("k_hat", mean_over_points(khat))
     yield Measured("doubtful", report.doubtful)
+    for name in JUDGEMENTS:
+        yield Measured(name, float(getattr(report, name)))
     yield Measured("acceptance", float(report.mean("acceptance")))
     residual = float(report.mean("residual"))
     if residual == residual:  # flows have none

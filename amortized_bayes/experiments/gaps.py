@@ -20,6 +20,7 @@ from amortized_bayes.experiments.spec import (
     Arrays,
     Bars,
     Drawn,
+    Ecdf,
     File,
     Gaps,
     Job,
@@ -127,6 +128,7 @@ FIGURES = {
         Ladder(("elbo", "elbo_star", "iwae", "log_p_lower"), "split", title="The ladder of bounds: {model}"),
         Scatter("k_hat", "inference_gap", "split", edge=(0.7, "weights unreliable beyond")),
     ),
+    "ecdf": Ecdf(GAPS, "split", title="How many points lose how much: {model}"),
     "difficulty": Scatter(
         "log_p_lower", "amortization_gap", "split", title="What q* gains, by how difficult a point is: {model}"
     ),
@@ -170,18 +172,24 @@ def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays |
         progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
     )
     arrays, labels = report_arrays(report), lab.labels(trained, split, places)
+    pictures = _extremes(x, arrays["amortization_gap"], trained, config.seed)
     yield from report_rows(report, trained.config.family.removesuffix(CONTEXTUAL))
     yield from class_rows(arrays, labels.get("labels"))
     yield File(f"diagnosis_{split}.safetensors", report.to_bytes())
-    yield Arrays({"places": places, **arrays, **labels, **_extremes(x, arrays["amortization_gap"], trained)})
+    yield Arrays({"places": places, **arrays, **labels, **pictures})
 
 
-def _extremes(x: Tensor, gap: np.ndarray, trained: Trained) -> dict[str, np.ndarray]:
-    """Images of the points that lose most by the encoder, and of those that lose least; vectors have none."""
+def _extremes(x: Tensor, gap: np.ndarray, trained: Trained, seed: int) -> dict[str, np.ndarray]:
+    """Images of the points that lose most and least by the encoder, with reconstructions; vectors have none."""
     from amortized_bayes.data import to_pictures
+    from amortized_bayes.experiments.trained import reconstruct
 
     shape, order = trained.data.image_shape, gap.argsort()
     if shape is None:
         return {}
-    pictures, count = to_pictures(x.cpu().numpy(), shape), min(EXTREMES, len(order))
-    return {"picture_largest_gap": pictures[order[::-1][:count]], "picture_smallest_gap": pictures[order[:count]]}
+    found = {}
+    for name, places in (("largest_gap", order[::-1][:EXTREMES]), ("smallest_gap", order[:EXTREMES])):
+        images = x[places.copy()]
+        found[f"picture_{name}"] = to_pictures(images.cpu().numpy(), shape)
+        found[f"picture_{name}_reconstruction"] = to_pictures(reconstruct(trained, images, seed).cpu().numpy(), shape)
+    return found

@@ -40,6 +40,7 @@ __all__ = [
     "Checkpoint",
     "Column",
     "Drawn",
+    "Ecdf",
     "FailedAt",
     "File",
     "Gaps",
@@ -295,6 +296,19 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Ecdf:
+    """Share of data points below a value, from the arrays of jobs: a line for each metric ``y`` and value of ``hue``.
+
+    Values of the factor ``hue`` are told apart by colour and marker, metrics by the kind of line.
+    """
+
+    y: tuple[str, ...]
+    hue: str
+    where: Where = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Ladder:
     """Bounds from the loosest to the tightest, from arrays of jobs: distances to the last one, paired by data point."""
 
@@ -312,4 +326,4 @@ class Drawn:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-Panel = Points | Lines | Bars | Gaps | Scatter | Ladder | Drawn
+Panel = Points | Lines | Bars | Gaps | Scatter | Ecdf | Ladder | Drawn

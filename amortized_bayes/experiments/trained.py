@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyro
 import torch
 
+from amortized_bayes.evaluation.errors import mean_latents
 from amortized_bayes.experiments.settings import VAEConfig, model_factors, serves
 from amortized_bayes.experiments.setup import ImageData, build_vae
 from amortized_bayes.experiments.spec import FailedAt, job_key
 from amortized_bayes.guides import LocalGuide
+from amortized_bayes.joint import global_seed
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.results import RunFolder, list_runs
 
@@ -24,6 +27,7 @@ __all__ = [
     "load_state",
     "load_trained",
     "model_key",
+    "reconstruct",
     "state_of",
 ]
 
@@ -118,6 +122,14 @@ def state_of(model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
         for prefix, module in (("model", model), ("guide", guide))
         for name, value in module.state_dict().items()
     }
+
+
+@torch.no_grad()
+def reconstruct(trained: Trained, x: torch.Tensor, seed: int) -> torch.Tensor:
+    """Means of the pixels ``(B, P)`` given the means of q at points ``(B, P)``; a Bayesian decoder is drawn once."""
+    with pyro.validation_enabled(False), global_seed(seed, "reconstruct"):
+        weights = trained.model.weights()
+        return trained.model.observation(trained.model.decode(mean_latents(trained.guide, x), weights)).mean
 
 
 def find_trained(

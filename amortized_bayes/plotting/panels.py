@@ -17,7 +17,17 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from amortized_bayes.plotting.annotations import format_tick, log_scale
 from amortized_bayes.plotting.style import MARKERS, PALETTE, GuideStyle
 
-__all__ = ["Series", "bend", "draw_bars", "draw_dots", "draw_lines", "draw_points", "series_style", "zero_line"]
+__all__ = [
+    "LINES",
+    "Series",
+    "bend",
+    "draw_bars",
+    "draw_dots",
+    "draw_lines",
+    "draw_points",
+    "series_style",
+    "zero_line",
+]
 
 LINES = ("-", "--", "-.", ":")
 

@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from amortized_bayes import labels, selection
 from amortized_bayes.data.catalogue import short_name
-from amortized_bayes.experiments.spec import Bars, Drawn, Gaps, Ladder, Lines, Panel, Points, Scatter
+from amortized_bayes.experiments.spec import Bars, Drawn, Ecdf, Gaps, Ladder, Lines, Panel, Points, Scatter
 from amortized_bayes.plotting import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.panels import (
@@ -29,13 +29,14 @@ from amortized_bayes.plotting.panels import (
 )
 from amortized_bayes.presenting import drawn
 from amortized_bayes.presenting.cells import fill
+from amortized_bayes.presenting.classes import with_class_names
 from amortized_bayes.presenting.point_panels import BELOW, Ready, of_points
 from amortized_bayes.presenting.view import RunView
 from amortized_bayes.results.summary import summarise
 
-__all__ = ["draw_figures"]
+__all__ = ["Drawing", "draw_figures", "drawn_figures"]
 
-ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
+ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What may go wrong in drawing one figure; the others are drawn all the same."""
 CLOCKS = {"step": "steps", "seconds": "training time (seconds)"}
 LINES_WIDTH = 4.6
@@ -46,6 +47,42 @@ LABEL = 42
 """Characters of a y label in a line."""
 
 
+class Drawing(NamedTuple):
+    """A declared figure, drawn for a run.
+
+    Args:
+        name: of its file.
+        panels: that were declared.
+        figure: ``None`` where the run has nothing for it.
+        problem: why it could not be drawn.
+    """
+
+    name: str
+    panels: Sequence[Panel]
+    figure: Figure | None
+    problem: str = ""
+
+
+def drawn_figures(
+    figures: Mapping[str, Panel | Sequence[Panel]], run: RunView, rows: pd.DataFrame
+) -> Iterator[Drawing]:
+    """Every figure that is declared, drawn where the rows and arrays of a run allow.
+
+    Args:
+        figures: by file name; of a name with ``{dataset}`` or ``{number}`` there is one per data set.
+        run: to be drawn.
+        rows: of the run.
+    """
+    rows = with_class_names(rows)
+    for pattern, panels in figures.items():
+        panels = (panels,) if isinstance(panels, Panel) else tuple(panels)
+        for name, part in _named(pattern, rows):
+            try:
+                yield Drawing(name, panels, _figure(panels, run, part))
+            except ERRORS as error:
+                yield Drawing(name, panels, None, " ".join(str(error).split()))
+
+
 def draw_figures(
     figures: Mapping[str, Panel | Sequence[Panel]],
     run: RunView,
@@ -54,21 +91,16 @@ def draw_figures(
 ) -> list[Path]:
     """Draw every figure that the rows allow into the run's folder or ``into``, and return the files.
 
-    Args:
-        figures: by file name; of a name with ``{dataset}`` or ``{number}`` there is one per data set.
-        run: to be drawn.
-        rows: of the run.
-        into: another folder.
+    Arguments are those of :func:`drawn_figures`, and another folder.
     """
     saved: list[Path] = []
-    for pattern, panels in figures.items():
-        panels = (panels,) if isinstance(panels, Panel) else tuple(panels)
-        for name, part in _named(pattern, rows):
-            try:
-                figure = _figure(panels, run, part)
-                saved += [] if figure is None else save_figure(figure, into or run.folder.path, name)
-            except ERRORS as error:
-                print(f"figure {name} cannot be drawn: {' '.join(str(error).split())}")
+    for name, _, figure, problem in drawn_figures(figures, run, rows):
+        try:
+            saved += [] if figure is None else save_figure(figure, into or run.folder.path, name)
+        except ERRORS as error:
+            problem = " ".join(str(error).split())
+        if problem:
+            print(f"figure {name} cannot be drawn: {problem}")
     return saved
 
 
@@ -117,7 +149,7 @@ def _ready(panel: Panel, run: RunView, rows: pd.DataFrame) -> Iterator[tuple[str
     if isinstance(panel, Drawn):
         raise ValueError(f"expected {panel.function} alone in its figure")
     rows = selection.where(rows, panel.where)
-    if isinstance(panel, Gaps | Scatter | Ladder):
+    if isinstance(panel, Gaps | Scatter | Ladder | Ecdf):
         if (dots := of_points(panel, run)) is not None:
             yield "", dots
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from amortized_bayes import labels, selection
-from amortized_bayes.guides.registry import ALREADY, Fit
+from amortized_bayes.guides.registry import ALREADY, GUIDES, Fit
 from amortized_bayes.selection import Found
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "of_guide",
     "ratio",
     "shares",
+    "unsettled",
     "widths",
     "within",
 ]
@@ -117,6 +118,18 @@ def closes_gap(rows: pd.DataFrame, k: int) -> bool | None:
     if gap is None or whole is None or not whole.value > 0 or not is_sound(rows, Fit("amortized", k)):
         return None
     return is_below(gap, CLOSED * whole.value)
+
+
+def unsettled(rows: pd.DataFrame) -> list[Fit]:
+    """Fits whose gap to the reference is no larger than what the last doubling of the epochs gained them, or F-VI."""
+    gains = {fit: gain.value for fit in all_fits(rows) if (gain := of_guide(rows, "unconverged_by", *fit))}
+    of_reference = [gain for fit, gain in gains.items() if fit.guide in GUIDES and GUIDES[fit.guide].is_reference]
+    found = []
+    for fit in gains:
+        gap = of_guide(rows, "family_gap", *fit)
+        if gap is not None and gap.value != 0 and abs(gap.value) <= max(gains[fit], *of_reference, 0.0):
+            found.append(fit)
+    return found
 
 
 def is_below(found: Found, edge: float) -> bool | None:

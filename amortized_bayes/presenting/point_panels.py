@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from amortized_bayes import labels
-from amortized_bayes.experiments.spec import Gaps, Ladder, Scatter
+from amortized_bayes.experiments.spec import Ecdf, Gaps, Ladder, Scatter
 from amortized_bayes.per_point import mean_over_points
-from amortized_bayes.plotting.panels import Series, bend, draw_dots, draw_points, series_style
+from amortized_bayes.plotting.panels import LINES, Series, bend, draw_dots, draw_points, series_style
 from amortized_bayes.presenting.view import RunView
 from amortized_bayes.types import Factor
 
@@ -24,10 +24,12 @@ BELOW: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
 """A legend that hides no mark."""
 
 
-def of_points(panel: Gaps | Scatter | Ladder, run: RunView) -> Ready | None:
+def of_points(panel: Gaps | Scatter | Ecdf | Ladder, run: RunView) -> Ready | None:
     """What draws a panel of data points; ``None`` where no job left its arrays."""
     if isinstance(panel, Gaps):
         return _gaps(panel, run)
+    if isinstance(panel, Ecdf):
+        return _ecdf(panel, run)
     return _scatter(panel, run) if isinstance(panel, Scatter) else _ladder(panel, run)
 
 
@@ -61,6 +63,38 @@ def _gaps(panel: Gaps, run: RunView) -> Ready | None:
         axes.legend(ncols=2, **BELOW)
 
     return draw, 2.6 + 0.9 * points["place"].nunique()
+
+
+def _ecdf(panel: Ecdf, run: RunView) -> Ready | None:
+    """The share of points whose value is at most x."""
+    found = [
+        (
+            f"{labels.metric_name(metric)}, {labels.value_label(panel.hue, value)}",
+            place,
+            nth,
+            values,
+        )
+        for place, (value, arrays) in enumerate(_arrays(run, panel.hue, panel.where, panel.y))
+        for nth, metric in enumerate(panel.y)
+        if len(values := arrays[metric][np.isfinite(arrays[metric])])
+    ]
+    if not found:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for name, place, nth, values in found:
+            line = {"markevery": max(1, len(values) // 6), "markersize": 3.5, "linewidth": 1.2}
+            look = {**series_style(place, LINES[nth % len(LINES)]).line(), **line}
+            axes.ecdf(values, label=name, **look)
+        bend(axes, "x")
+        if axes.get_xlim()[0] < 0:
+            axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel(f"gap of each data point ({labels.metric_label(panel.y[0]).unit.split()[0]})")
+        axes.set_ylabel("share of points at or below")
+        axes.legend(ncols=2, **BELOW)
+
+    return draw, 5.2
 
 
 def _scatter(panel: Scatter, run: RunView) -> Ready | None:

@@ -16,7 +16,7 @@ from amortized_bayes.results.summary import summarise
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FINDINGS", "best_guides", "notes", "sentences"]
+__all__ = ["FINDINGS", "best_guides", "notes", "sentences", "told_apart"]
 
 NEVER_NEGATIVE = ("approximation_gap", "amortization_gap", "inference_gap", "optimization_gap")
 """Gaps that no optimum lets fall below zero: one that does shows noise, or a search that fell short."""
@@ -58,7 +58,7 @@ def _common_notes(finals: pd.DataFrame) -> Iterator[str]:
 
 def _failures(finals: pd.DataFrame) -> Iterator[str]:
     failed = cast("pd.DataFrame", finals[finals["status"] == "failed"])
-    for name, row in zip(_names(finals, failed), failed.to_dict("records"), strict=True):
+    for name, row in zip(told_apart(finals, failed), failed.to_dict("records"), strict=True):
         reason = f" ({row['note']})" if row["note"] else ""
         step = f" at step {row['step']:,}" if row["step"] else ""
         yield f"{_upper(name) or 'It'} failed{step}{reason}."
@@ -72,7 +72,7 @@ def _vacuous(finals: pd.DataFrame) -> Iterator[str]:
         return
     seeds: dict[str, set[int]] = {}
     own = dead["seed"] if "seed" in dead.columns else [0] * len(dead)
-    for name, seed in zip(_names(finals, dead, ignored=selection.SAME_JOB), own, strict=True):
+    for name, seed in zip(told_apart(finals, dead, ignored=selection.SAME_JOB), own, strict=True):
         seeds.setdefault(name, set()).add(int(seed))
     every = set(finals["seed"].dropna().astype(int)) if "seed" in finals.columns else {0}
     who = "; ".join((name or "the model") + with_seeds(some, every) for name, some in seeds.items())
@@ -83,7 +83,7 @@ def _negative_gaps(finals: pd.DataFrame) -> Iterator[str]:
     """Gaps that lie below zero by more than two of their errors."""
     below = finals[finals["metric"].isin(NEVER_NEGATIVE) & (finals["value"] < -2 * finals["standard_error"].fillna(0))]
     below = selection.where(cast("pd.DataFrame", below), {"label": None})
-    for name, row in zip(_names(finals, below), below.to_dict("records"), strict=True):
+    for name, row in zip(told_apart(finals, below), below.to_dict("records"), strict=True):
         value, error, whose = row["value"], row["standard_error"], f" of {name}" if name else ""
         z = f" ± {error:.2f} (z = {value / error:.1f})" if error and error > 0 else ""
         gap = labels.metric_name(row["metric"]).split(":")[0]
@@ -95,8 +95,8 @@ def _missing_certificates(finals: pd.DataFrame) -> Iterator[str]:
     bounds, checked = (
         cast("pd.DataFrame", finals[finals["metric"] == name]) for name in ("log_p_lower", "certificate_gap")
     )
-    known = set(_names(finals, checked))
-    names = [name for name in _names(finals, bounds) if name not in known]
+    known = set(told_apart(finals, checked))
+    names = [name for name in told_apart(finals, bounds) if name not in known]
     if names:
         whose = f" of {'; '.join(names)}" if any(names) else ""
         yield f"AIS{whose} has no certificate: it was not checked on points drawn from the model."
@@ -110,7 +110,7 @@ def notes(finals: pd.DataFrame) -> Iterator[str]:
     chosen = cast("pd.DataFrame", finals[(finals["note"].fillna("") != "") & (finals["status"] != "failed")])
     common = {sentence.removesuffix(".") for sentence in _common_notes(finals)}
     said: dict[str, None] = {}
-    for name, note in zip(_names(finals, chosen), chosen["note"], strict=True):
+    for name, note in zip(told_apart(finals, chosen), chosen["note"], strict=True):
         phrases = [phrase for phrase in note.split("; ") if _upper(phrase) not in common]
         if phrases:
             text = "; ".join(phrases).rstrip(".")
@@ -134,8 +134,8 @@ FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {"sweep": sweep, "notes": 
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def _names(rows: pd.DataFrame, some: pd.DataFrame, ignored: tuple[str, ...] = ()) -> list[str]:
-    """Each row of ``some`` named by the factors that vary among ``rows``."""
+def told_apart(rows: pd.DataFrame, some: pd.DataFrame, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Name each row of ``some`` by the factors that vary among ``rows``."""
     same = selection.factors_of(rows)
     varying = [name for name in selection.factor_names(rows) if name not in same and name not in ignored]
     if "k" in varying and "guide" in rows.columns and "guide" not in varying:

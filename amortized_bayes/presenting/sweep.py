@@ -49,7 +49,7 @@ def sweep(finals: pd.DataFrame) -> Iterator[str]:
     """Yield what a sweep found of each data set."""
     for key, rows in selection.groups(finals, ("dataset",)):
         label = labels.dataset_label(str(key["dataset"]))
-        if (rows["metric"] == "final_elbo").any():
+        if "guide" in rows.columns and (rows["metric"] == "final_elbo").any():
             yield from (f"{label}: {sentence}." for sentence in _about(rows))
 
 

@@ -18,8 +18,10 @@ from rich.table import Table as Printed
 
 from amortized_bayes import labels, selection
 from amortized_bayes.experiments.spec import Column, Table
+from amortized_bayes.page.parts import Table as Filled
 from amortized_bayes.presenting.cells import cell, fill
 from amortized_bayes.presenting.claims import Line
+from amortized_bayes.presenting.classes import with_class_names
 from amortized_bayes.presenting.published import FOLDER, Published, find, read_published, sources
 from amortized_bayes.results.summary import summarise
 from amortized_bayes.selection import Found
@@ -28,7 +30,7 @@ from amortized_bayes.terminal import plain
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["STATUS", "plain_console", "print_claims", "print_tables"]
+__all__ = ["STATUS", "claim_tables", "filled_tables", "plain_console", "print_claims", "print_tables"]
 
 STATUS = "status"
 """A column that says which lines are vacuous or failed; added where one is."""
@@ -56,13 +58,28 @@ def print_tables(
         ValueError: a table whose lines leave open which number is meant.
     """
     console = console or plain_console()
-    finals = summarise(rows)
     for table in tables:
         if wide or not table.wide:
-            numbers = read_published(table.published, published) if table.published else []
-            chosen = selection.where(finals, table.where)
-            for _, part in selection.groups(chosen, table.apart) or [({}, chosen)]:
-                _print_one(table, part, numbers, console)
+            for filled in filled_tables(table, rows, published):
+                _print(filled, console)
+
+
+def filled_tables(table: Table, rows: pd.DataFrame, published: Path = FOLDER) -> Iterator[Filled]:
+    """What a declared table shows of a run's rows: one table, or one for each value of its factors ``apart``.
+
+    Args:
+        table: what to show.
+        rows: of a run.
+        published: the folder of published numbers.
+
+    Raises:
+        ValueError: a table whose lines leave open which number is meant.
+    """
+    numbers = read_published(table.published, published) if table.published else []
+    chosen = selection.where(with_class_names(summarise(rows)), table.where)
+    for _, part in selection.groups(chosen, table.apart) or [({}, chosen)]:
+        if (filled := _fill(table, part, numbers)) is not None:
+            yield filled
 
 
 def plain_console() -> Console:
@@ -70,7 +87,8 @@ def plain_console() -> Console:
     return Console(markup=False, highlight=False)
 
 
-def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], console: Console) -> None:
+def _fill(table: Table, rows: pd.DataFrame, numbers: list[Published]) -> Filled | None:
+    """A table with its texts; ``None`` where no row is for it."""
     seeds = 1 if "seed" in (*table.rows, *table.apart) else selection.num_seeds(rows)
     columns = [c if isinstance(c, Column) else Column(c) for c in table.columns if c != STATUS]
     matched: list[Published] = []
@@ -81,7 +99,7 @@ def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], conso
         names = names or ([""] if numbers else [])
         headings, lines = [*map(_heading, columns), STATUS], list(_lines(table, columns, rows, seeds, numbers, matched))
     if not lines:
-        return
+        return None
     needed = [n for n, h in enumerate(headings) if any(own[n] for _, own in lines) or (h in table.columns)]
     cells = [[*called, *(own[n] for n in needed)] for called, own in lines]
     over = f"± standard error over {seeds} seeds" if seeds > 1 else "± one standard error"
@@ -90,7 +108,7 @@ def _print_one(table: Table, rows: pd.DataFrame, numbers: list[Published], conso
     if matched:
         caption += ["[n]: ours lies n standard errors above the published value", *sources(matched)]
     headings = [*names, *(headings[n] for n in needed)]
-    _print(fill(table.title, rows), headings, cells, "; ".join(caption), console, len(names))
+    return Filled(fill(table.title, rows), headings, cells, "; ".join(caption), len(names), (STATUS,))
 
 
 Cells = tuple[list[str], list[str]]
@@ -158,25 +176,32 @@ def _compared(found: Found, published: Published) -> str:
 def print_claims(lines: Sequence[Line], console: Console | None = None) -> None:
     """Print what was claimed beside what a run finds, a table per data set."""
     console = console or plain_console()
-    for dataset in dict.fromkeys(line.dataset for line in lines):
+    for table in claim_tables(lines):
         printed = _new_table()
-        for heading in ("claim", "published", "source", "this run", "verdict"):
+        for heading in table.headings:
             printed.add_column(heading, overflow="fold")
-        for line in lines:
-            if line.dataset == dataset:
-                claim = line.claim
-                cells = (claim.text, claim.published[dataset], claim.source, line.measured, line.verdict)
-                printed.add_row(*map(plain, cells))
-        title = f"Published claims (other settings: compare orderings), {plain(labels.dataset_label(dataset))}"
-        console.print(f"{title}\n", printed, "", sep="\n")
+        for line in table.cells:
+            printed.add_row(*map(plain, line))
+        console.print(f"{plain(table.title)}\n", printed, "", sep="\n")
 
 
-def _print(
-    title: str, headings: Sequence[str], cells: Sequence[Sequence[str]], caption: str, console: Console, names: int
-) -> None:
-    """Print a table that is not cut anywhere; ``names`` columns at the left are repeated where it is split."""
-    title, caption, headings = plain(title), plain(caption), [*map(plain, headings)]
-    cells = [[*map(plain, line)] for line in cells]
+def claim_tables(lines: Sequence[Line]) -> Iterator[Filled]:
+    """What was claimed beside what a run finds, a table per data set."""
+    headings = ("claim", "published", "source", "this run", "verdict")
+    for dataset in dict.fromkeys(line.dataset for line in lines):
+        cells = [
+            (line.claim.text, line.claim.published[dataset], line.claim.source, line.measured, line.verdict)
+            for line in lines
+            if line.dataset == dataset
+        ]
+        title = f"Published claims (other settings: compare orderings), {labels.dataset_label(dataset)}"
+        yield Filled(title, headings, cells, texts=headings[1:])
+
+
+def _print(table: Filled, console: Console) -> None:
+    """Print a table that is not cut anywhere; columns of names are repeated where it is split."""
+    title, caption, names = plain(table.title), plain(table.caption), table.names
+    headings, cells = [*map(plain, table.headings)], [[*map(plain, line)] for line in table.cells]
     spaces = [max(len(line[place]) for line in cells) for place in range(len(headings))]
     if _width(map(max, spaces, map(len, headings))) > console.width:
         headings = ["\n".join(_wrapped(heading, space)) for heading, space in zip(headings, spaces, strict=True)]
@@ -188,7 +213,7 @@ def _print(
         shown, rest = left + rest[: max(fitting, default=1)], rest[max(fitting, default=1) :]
         printed = _new_table()
         for place in shown:
-            is_text = place < names or headings[place] == STATUS
+            is_text = place < names or headings[place] in table.texts
             printed.add_column(headings[place], justify="left" if is_text else "right", overflow="fold")
         for line in cells:
             printed.add_row(*(line[place] for place in shown))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from torch import Tensor
 
+from amortized_bayes.page.parts import Badge, Page, Part
+from amortized_bayes.page.rendering import render, render_fragment
 from amortized_bayes.reports import storage
+from amortized_bayes.reports.contents import contents
 from amortized_bayes.results.durable import write_atomically
 from amortized_bayes.results.encoding import one_line
 
@@ -85,6 +88,14 @@ class Report(ABC):
     def _pack(self) -> tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]]:
         """Groups of tensors, and everything else as JSON can hold it."""
 
+    @abstractmethod
+    def _badges(self) -> Iterator[Badge]:
+        """Judgements in a word or two."""
+
+    @abstractmethod
+    def _parts(self) -> Iterator[tuple[str, Callable[[], Part]]]:
+        """What a page shows besides verdict and summary, by name; a part that cannot be made raises."""
+
     @classmethod
     @abstractmethod
     def _unpack(cls, groups: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> Self:
@@ -120,6 +131,25 @@ class Report(ABC):
         except Exception as error:  # its checksum holds, so another program wrote it: no closed list
             raise ValueError(f"{path} holds no {cls.KIND} that can be read: {one_line(error)}") from error
         return report
+
+    def to_html(self, title: str = "") -> str:
+        """One page about it: a whole HTML document that needs nothing from outside, and has no scripts.
+
+        Args:
+            title: its name; by default the kind of the report.
+
+        Example:
+            ``pathlib.Path("report.html").write_text(report.to_html("my model"), encoding="utf-8")``
+        """
+        return render(self._page(title))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return render_fragment(self._page(""))
+
+    def _page(self, title: str) -> Page:
+        sections = contents(self.verdict, self.summary, self._parts())
+        return Page(title or self.KIND.capitalize(), repr(self), [""], [list(self._badges())], sections)
 
     def to_xarray(self) -> Any:
         """The arrays behind all numbers as an ``xarray.DataTree``, as ArviZ takes and returns them.

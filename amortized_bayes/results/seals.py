@@ -26,7 +26,7 @@ from amortized_bayes.results.encoding import json_bytes
 from amortized_bayes.results.places import REQUIRED
 from amortized_bayes.results.rows import Line, check_mark, check_row, good_lines, rows_checksums
 
-__all__ = ["FORMAT", "Seals", "read_file", "read_kept", "read_seal", "seal"]
+__all__ = ["FORMAT", "Seals", "finish_record", "read_file", "read_kept", "read_seal", "seal"]
 
 FORMAT = 2
 """Of run folders. Finished runs of format 1, without this number, are read too."""
@@ -65,6 +65,18 @@ def read_seal(run: Path, name: str) -> dict[str, str]:
     if (number > 1 or "seal" in content) and content.get("seal") != _own(content):
         raise ValueError(f"{path}: {CHANGED}")
     return checksums
+
+
+def finish_record(run: Path) -> tuple[str, dict[str, str]]:
+    """Return when a run finished, UTC in ISO form, and the checksums that it kept then; nothing of an unfinished one.
+
+    Raises:
+        ValueError: as :func:`read_seal`.
+    """
+    if not os.path.lexists(run / "FINISHED"):
+        return "", {}
+    checksums = read_seal(run, "FINISHED")
+    return str(json.loads(read_file(run, "FINISHED", _MOST_BYTES)).get("finished", "")), checksums
 
 
 def _own(content: Mapping[str, Any]) -> str:
