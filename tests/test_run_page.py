@@ -155,8 +155,13 @@ def test_runs_stand_side_by_side_with_what_differs(tmp_path):
 def test_a_hostile_run_is_only_shown(tmp_path):
     made = made_runs.Made("sweep")
     made.job({"dataset": ATTACK, "seed": 0, "guide": ATTACK, "k": 1}, [("final_elbo", -9.0, {}, {"note": ATTACK})])
-    about = {"command": f"sweep; rm -rf / {ATTACK}", "platform": ATTACK, "git": [1], "data": {ATTACK: {ATTACK: ATTACK}}}
-    folder = made.save(tmp_path, {"a": ATTACK, "b": '"><img src=x>'}, about)
+    about = {
+        "command": f"sweep; rm -rf / {ATTACK}",
+        "platform": ATTACK,
+        "git": {"commit": ATTACK},
+        "data": {ATTACK: {ATTACK: ATTACK}},
+    }
+    folder = made.save(tmp_path, **about)
     folder = RunFolder.open(folder.path.rename(folder.path.with_name("<script>alert(1)<script>")))
     text = shown(folder, folder)
     assert "sweep/<script>alert(1)<script>" in text

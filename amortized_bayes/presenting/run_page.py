@@ -144,10 +144,7 @@ class _Run:
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
         about, shared = self.about, selection.factors_of(self.rows) if len(self.rows) else {}
-        of_git = about.get("git")
-        git: Mapping[str, Any] = of_git if isinstance(of_git, dict) else {}
-        packages = about.get("packages")
-        versions: Mapping[str, Any] = packages if isinstance(packages, dict) else {}
+        git, versions = about.get("git") or {}, about.get("packages", {})
         seeds = sorted({str(seed) for seed in self.rows["seed"].dropna()}) if "seed" in self.rows.columns else []
         yield "experiment", self.folder.experiment
         yield "data", ", ".join(labels.dataset_label(str(name)) for name in self._datasets())
@@ -170,13 +167,8 @@ class _Run:
         """The command, the configuration and the checksums."""
         yield Code(_command(self.folder.experiment, str(self.about.get("command", ""))))
         yield Code(self.folder.read("config.yaml").decode("utf-8", "replace"), "config.yaml")
-        data = self.about.get("data")
-        sums = [
-            f"{checksum}  {name}: {file}"
-            for name, files in (data.items() if isinstance(data, dict) else [])
-            for file, checksum in (files.items() if isinstance(files, dict) else [])
-        ]
-        if sums:
+        data = self.about.get("data", {}).items()
+        if sums := [f"{checksum}  {name}: {file}" for name, files in data for file, checksum in files.items()]:
             yield Code("\n".join(sums), "checksums of the data (SHA-256)")
         if self.kept:
             text = "\n".join(f"{checksum}  {file}" for file, checksum in self.kept.items())
