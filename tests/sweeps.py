@@ -100,6 +100,8 @@ def numbers(frame: pd.DataFrame) -> list[list]:
 class Prototypes(LocalGuide):
     """Each point uses the Gaussian of the nearest of its first few points: between constant and amortized VI."""
 
+    prototypes: torch.Tensor
+
     def __init__(self, sites, num_data, prototypes, **options):
         super().__init__(sites, num_data, **options)
         self.register_buffer("prototypes", prototypes)
