@@ -1,5 +1,6 @@
 """What every test starts from and must leave as it was: seeds, param store, torch's global switches, the network."""
 
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyro
+import pyro.infer.util
 import pytest
 import torch
 from torch import Tensor
-from wing import TINY, go
+from wing import TINY, go, uncaptured
 
 from amortized_bayes import cli
 from amortized_bayes.comparing import fitting
@@ -70,6 +72,14 @@ def _no_trace():
     pyro.clear_param_store()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks():
+    """Ask of what is synced that it is open, and no more: a disk takes milliseconds for each of thousands of files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file if isinstance(file, int) else file.fileno()))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Refuse connections to other machines."""
@@ -114,6 +124,13 @@ def linear_problem(float64):
             pyro.sample("z", model.posterior(x))
 
     return LinearProblem(model, x, exact_guide)
+
+
+@pytest.fixture(name="uncaptured")
+def uncaptured_fixture():
+    """Programs of a few steps, run as they are."""
+    with uncaptured():
+        yield
 
 
 @pytest.fixture

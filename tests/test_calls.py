@@ -24,7 +24,7 @@ EVIDENCE = dist.Normal(torch.zeros(N), (SLOPES**2 + NOISE**2).sqrt()).log_prob(X
 QUICK = ab.DiagnosisSettings(
     num_particles=25,
     ais=ab.AISSettings(num_chains=2, num_temperatures=2, num_pilot=2),
-    local=ab.LocalSettings(max_steps=10, num_samples=4),
+    local=ab.LocalSettings(max_steps=10, max_rounds=1, num_samples=4),
     certificate=ab.CertificateSettings(2, 0.5, 2),
 )
 

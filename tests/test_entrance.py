@@ -12,7 +12,7 @@ import amortized_bayes as ab
 pytestmark = pytest.mark.usefixtures("float64")
 
 CHAINS = ab.AISSettings(num_chains=2, num_temperatures=2, num_pilot=2)
-LOCAL = ab.LocalSettings(max_steps=10, num_samples=4, num_score=20)
+LOCAL = ab.LocalSettings(max_steps=10, max_rounds=1, num_samples=4, num_score=20)
 SEARCH = ab.FlowSearchSettings(num_steps=1, num_kept=2, num_score=20, num_samples=2)
 FIT = ab.FitOptions(batch_size=5, capture="off", learning_rate=0.0, shared_learning_rate=0.0)
 

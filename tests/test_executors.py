@@ -101,6 +101,7 @@ def assert_same(one, other):
 # The same results -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_sweep_is_the_same_side_by_side(tmp_path):
     config = replace(sweeps.TINY, widths=(1,))
     alone, _ = start("sweep", config, tmp_path / "1", 1)
@@ -178,6 +179,7 @@ def test_another_error_ends_the_run_with_its_own_words(tmp_path, signs):
         start("relay", relay.Config(str(signs() / "nowhere")), tmp_path / "out", 2)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on_later(tmp_path, signs):
     out, config = tmp_path / "out", relay.Config(str(signs("kill.3")))
     with pytest.raises(ChildProcessError) as killed:
@@ -232,6 +234,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("killed", marks=pytest.mark.slow)])
 def test_an_interrupted_run_leaves_no_process_and_goes_on_later(tmp_path, signs, how):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 import torch
 
 from amortized_bayes.capture import CaptureError
-from amortized_bayes.experiments import plans, running
+from amortized_bayes.experiments import bounds, diagnosing, plans, running
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
 from amortized_bayes.experiments.setup import build_vae
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference import capturing
+from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import replay
 from amortized_bayes.results import RunFolder, find_run
 from amortized_bayes.types import ROW_FIELDS
@@ -88,7 +90,7 @@ class Recorder:
 
 @contextmanager
 def uncaptured() -> Iterator[None]:
-    """Run programs as they are: for a few steps, capturing them costs more than it saves."""
+    """Run programs as they are, and search q* in one round: for a few steps, capturing costs more than it saves."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise CaptureError("there are too few steps")
@@ -96,6 +98,8 @@ def uncaptured() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (capturing, replay):
             patch.setattr(module, "capture", refuse)
+        for module in (bounds, diagnosing):
+            patch.setattr(module, "LocalSettings", partial(LocalSettings, max_rounds=1))
         yield
 
 

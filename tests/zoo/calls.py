@@ -22,7 +22,7 @@ TINY_DIAGNOSIS = ab.DiagnosisSettings(
     num_particles=25,
     ais=ab.AISSettings(num_temperatures=4, num_chains=2, num_leapfrog=1, num_pilot=2, num_fit=10),
     certificate=ab.CertificateSettings(4, 0.1, 4),
-    local=LocalSettings(max_steps=10, num_samples=4, num_score=20, num_residual=10, num_fit=10),
+    local=LocalSettings(max_steps=10, max_rounds=1, num_samples=4, num_score=20, num_residual=10, num_fit=10),
 )
 
 
