@@ -26,6 +26,7 @@ from amortized_bayes.commands.run import Run, defaults, flags_of_run, given_flag
 from amortized_bayes.commands.runs import List, Plot, Table, Verify
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import ALIASES, EXPERIMENTS, experiment
+from amortized_bayes.stopping import EXIT_CODE, Stopped, heeding
 from amortized_bayes.terminal import close_quietly, open_missing, plain, plain_output
 
 __all__ = ["main"]
@@ -50,14 +51,18 @@ TRACEBACK = "AMORTIZED_BAYES_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 when it worked, 2 with one line when its input was wrong, 130 when interrupted.
 
+    Asked to stop by SIGTERM or SIGUSR1, a run keeps its state and leaves within ten seconds, with one line and exit
+    code 75.
+
     Set the environment variable ``AMORTIZED_BAYES_TRACEBACK`` to see where an error was raised.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_missing()
     try:
-        command = _parse(given)
-        with plain_output():
-            command.run(given)
+        with heeding():
+            command = _parse(given)
+            with plain_output():
+                command.run(given)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         close_quietly()
         sys.exit(141)
@@ -68,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {plain(lines[0])}", file=sys.stderr)
         close_quietly()
         sys.exit(2)
+    except Stopped as stop:
+        print(f"stopped by {stop}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -121,23 +121,24 @@ MUTANTS = (
     Mutant(
         "a budget starts with Adam's moments of the one before",
         "comparing/fitting.py",
-        "        training.load_state(begin)\n",
-        "        moments = {k: v for k, v in training.state().items() if k.startswith('adam') or 'moment' in k}\n"
-        "        training.load_state(begin | moments)\n",
+        "                    training.load_state(begin)\n",
+        "                    now = training.state()\n"
+        "                    moved = {k: v for k, v in now.items() if k.startswith('adam') or 'moment' in k}\n"
+        "                    training.load_state(begin | moved)\n",
         AFRESH,
     ),
     Mutant(
         "a budget goes on from the one before",
         "comparing/fitting.py",
-        "        training.load_state(begin)\n",
-        "",
+        "                    training.load_state(begin)\n",
+        "                    pass\n",
         AFRESH,
     ),
     Mutant(
         "'not converged by' from a fresh fit",
         "comparing/fitting.py",
-        "    train(training, rest * per_epoch, of_all)",
-        "    training.load_state(begin)\n    train(training, rest * per_epoch, of_all)",
+        "        train(training, rest * per_epoch, of_all, loop, begin=top)",
+        "        training.load_state(begin)\n        train(training, rest * per_epoch, of_all, loop, begin=0)",
         "test_ladder.py::test_the_top_goes_on_from_the_half",
     ),
     Mutant(

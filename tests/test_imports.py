@@ -35,6 +35,8 @@ LAYERS = (
         "points",
         "signatures",
         "supports",
+        "keeping",
+        "stopping",
     ),
     ("data", "results", "configuration", "running", "enumeration", "page"),
     ("models", "guides"),
@@ -98,6 +100,7 @@ NEIGHBOURS = {
     ("bernoulli_fusion", "graphs"),
     ("likelihoods", "binomial"),
     ("registration", "errors"),
+    ("keeping", "stopping"),
     ("experiments", "diagnosis"),
     ("results", "configuration"),
 }

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from wing import BOUNDS, TINY, assert_same_weights, cut, go, interrupt, only, resume, stop_at, values, weights
+from wing import BOUNDS, TINY, QuickLab, assert_same_weights, cut, go, interrupt, only, resume, stop_at, values, weights
 
 from amortized_bayes.experiments import training
 from amortized_bayes.experiments.decoder_capacity import Config
@@ -21,12 +21,23 @@ STOPPING = replace(
 )
 
 
-pytestmark = pytest.mark.usefixtures("few_evaluations")
+pytestmark = pytest.mark.usefixtures("few_evaluations", "keeping_all")
+
+
+@pytest.fixture
+def keeping_all(monkeypatch):
+    monkeypatch.setattr(QuickLab, "every", 0.0)
 
 
 @pytest.fixture
 def few_evaluations(monkeypatch):
     monkeypatch.setattr(training, "NUM_EVALUATIONS", 10)
+
+
+def steps_kept(folder, config):
+    """Steps of the state that a training has kept of itself."""
+    (name,) = (n for n in folder.load_unfinished(model_key(config))[0] if n.endswith("/0.0.steps"))
+    return int(folder.load_unfinished(model_key(config))[0][name])
 
 
 @pytest.mark.parametrize(
@@ -44,8 +55,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_rows(tmp_path, chang
     whole = go("train", config, tmp_path / "whole")
     folder = cut("train", config, tmp_path, stop_at("training", 41))
     assert not folder.done()
-    kept = folder.load_tensors(f"{model_key(config)}.training")
-    assert int(kept["steps"]) == 40
+    assert steps_kept(folder, config) == 40
     resume("train", tmp_path)
     assert_same_weights(folder, whole)
     assert values(folder.rows()) == values(whole.rows())
@@ -75,7 +85,7 @@ def test_a_run_cut_after_its_last_step_goes_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "iwae", interrupt)
         folder = cut("train", TINY, tmp_path)
-    assert int(folder.load_tensors(f"{model_key(TINY)}.training")["steps"]) == 8
+    assert steps_kept(folder, TINY) == 8
     resume("train", tmp_path)
     assert_same_weights(folder, whole)
     assert values(folder.rows()) == values(whole.rows())
@@ -171,7 +181,7 @@ def test_an_interrupted_run_is_resumed_by_who_needs_its_model(tmp_path):
 
 def test_what_is_wrong_with_a_checkpoint_of_a_training_is_said(tmp_path):
     folder = cut("train", LONG, tmp_path, stop_at("training", 41))
-    for path in folder.path.glob("checkpoints/*training*.safetensors"):
+    for path in folder.path.glob("checkpoints/*unfinished*.safetensors"):
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match="does not match its checksum"):
         resume("train", tmp_path)

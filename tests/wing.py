@@ -23,6 +23,7 @@ from amortized_bayes.inference import capturing
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import replay
 from amortized_bayes.results import RunFolder, find_run
+from amortized_bayes.stopping import EVERY
 from amortized_bayes.types import ROW_FIELDS
 
 CPU = torch.device("cpu")
@@ -54,6 +55,12 @@ Watch = Callable[[str, str, int], None]
 
 class QuickLab(Lab):
     """Forecasts at a guess, without the few steps of training that a forecast rests on."""
+
+    every = EVERY
+    """Seconds between two states that a job keeps; 0 in tests that kill it anywhere."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **{"keep_every": self.every, **named})
 
     def _step_seconds(self, config: VAEConfig) -> float:
         build_vae(config, self.images(config))

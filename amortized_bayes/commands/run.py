@@ -12,6 +12,7 @@ import tyro
 
 from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments import experiment
+from amortized_bayes.stopping import EVERY, Stopped
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.plans import Plan
@@ -31,12 +32,15 @@ class Run(Generic[C]):
         preset: Settings that all other flags start from.
         config: YAML file of settings to start from, such as a run's config.yaml; flags beside it win.
         resume: Run to resume: its path, its name, or latest. It keeps its own settings and what is finished.
+        accept_changes: Resume a run although the machine, the packages or the data are others than at its start; the
+            rows that it adds are marked.
         dry_run: Print the jobs, the time and the disk space that the run would take, and stop.
         device: Device to run on; auto uses a GPU if there is one.
         jobs: Number of jobs that run side by side, each in its own process; by default the number of cores, or
             OMP_NUM_THREADS where that is set, and 1 on a GPU. Results do not depend on it.
         data_dir: Folder with data sets; by default AMORTIZED_BAYES_DATA, then the cache, then a download.
         out: Folder for results; models that were trained there before are shared.
+        checkpoint_every: Seconds between two checkpoints of a job under way; fewer are written where writing is slow.
         wide: Print every table, those too that need a wide terminal.
         log: Where else to write curves, and images with their reconstructions: tensorboard, into the run's folder.
     """
@@ -45,11 +49,13 @@ class Run(Generic[C]):
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "quick"
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = EVERY
     wide: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     log: Annotated[Literal["tensorboard"] | None, tyro.conf.arg(metavar="tensorboard")] = None
     name: tyro.conf.Suppress[str] = ""
@@ -62,6 +68,8 @@ class Run(Generic[C]):
         """
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"expected --jobs of 1 or more, got {self.jobs}")
+        if not self.checkpoint_every >= 0:
+            raise ValueError(f"expected --checkpoint-every of 0 seconds or more, got {self.checkpoint_every}")
         print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
         plan = self._plan(given)
         for said in filter(None, (plan.about.get("note"), plan.about.get("settings"))):
@@ -85,10 +93,10 @@ class Run(Generic[C]):
 
         device, about = _machine(self.device)
         most = self.jobs or _jobs_at_once(device)
-        lab = Lab(self.out, device, self.data_dir)
+        lab = Lab(self.out, device, self.data_dir, self.checkpoint_every)
         lab.nested = self._nested
         if self.resume is not None:
-            plan = resumed_plan(self.name, self.resume, lab, most)
+            plan = resumed_plan(self.name, self.resume, lab, most, environment() | about, accept=self.accept_changes)
             assert plan.folder is not None
             kept = [f"--{flag}" for flag in given_flags(given) if flag.replace("-", "_") not in SHARED]
             ignored = f"; ignored: {', '.join(kept)}" if kept else ""
@@ -115,9 +123,12 @@ class Run(Generic[C]):
         try:
             with Reporting(tensorboard=self.log == "tensorboard") as reporting:
                 return run(plan, reporting)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped) as stop:
             place = "" if self.out == Path("results") else f" --out {self.out}"
-            print(f"what is finished is kept: `{plan.name} --resume latest{place}` resumes the run", file=sys.stderr)
+            hint = f"`{plan.name} --resume latest{place}` resumes the run"
+            if isinstance(stop, Stopped):
+                raise Stopped(f"{stop}: what is done is kept, {hint}") from None
+            print(f"what is finished is kept: {hint}", file=sys.stderr)
             raise
 
 

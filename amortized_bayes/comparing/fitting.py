@@ -29,6 +29,7 @@ from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec, guide_entry
 from amortized_bayes.inference.local import fresh_factors
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.keeping import Loop, kept, known
 from amortized_bayes.per_point import is_vacuous
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites
@@ -198,21 +199,27 @@ def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start
     return guide.to(device=problem.data.device, dtype=problem.dtype)
 
 
-def train(training: Training, num_steps: int, watch: Watch) -> None:
-    """Take ``num_steps`` more steps and report progress.
+def train(training: Training, num_steps: int, watch: Watch, loop: Loop | None = None, begin: int | None = None) -> None:
+    """Take ``num_steps`` steps from ``begin`` on, or from here, report progress, and offer the state to a ``loop``.
 
     Raises:
         Divergence: the loss is not finite.
     """
-    before = training.steps
-    for record in training.run(num_steps, range(before, before + num_steps, max(1, num_steps // TICKS))):
-        watch(record.step - before, num_steps, record.elbo)
+    begin = training.steps if begin is None else begin
+    ticks, stop = range(begin, begin + num_steps, max(1, num_steps // TICKS)), begin + num_steps
+    due = (lambda: False) if loop is None else (lambda: loop.due)
+    for record in training.run(stop - training.steps, ticks, begin, due) if training.steps < stop else ():
+        watch(record.step - begin, num_steps, record.elbo)
+        if loop is not None:
+            loop.offer()
 
 
 def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None) -> Iterator[tuple[Evaluation, Elbo]]:
     """Fit with every budget and stand at the top in the end; yield what each rung below the top is worth.
 
-    A fit that starts at another's answer has one rung, its start, and goes on from there.
+    A fit that starts at another's answer has one rung, its start, and goes on from there. One that goes on after a kill
+    yields the rungs that it has climbed before again; it then stands where the last of them was left, or, of those
+    before that one, anywhere.
 
     Raises:
         Divergence: the loss, or what is measured, is not finite.
@@ -220,6 +227,7 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
     training, budgets = fitting.training, problem.budgets
     per_epoch, rest = training.batches.per_epoch, problem.epochs - budgets[-1]
     afresh = budgets if fitting.start is None else []
+    rungs: list[tuple[Evaluation, Elbo]] = []
     total, done = (sum(afresh) + rest) * per_epoch, 0
 
     def of_all(step: int, _: int, elbo: float) -> None:
@@ -228,15 +236,40 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
     training.prepare(total)
     _seed_evaluations(problem, problem.stream(fitting.fit))
     begin = {name: tensor.clone() for name, tensor in training.state().items()}
-    for epochs in afresh:
-        training.load_state(begin)
-        train(training, epochs * per_epoch, of_all)
-        done += epochs * per_epoch
-        yield _rung(problem, fitting, epochs)
-    if not afresh:
-        yield _rung(problem, fitting, budgets[-1])
-    training.options = training.options.settled
-    train(training, rest * per_epoch, of_all)
+    half: dict[str, Tensor] = {}
+    with kept("climb", lambda: [training.state(), half, rungs]) as loop:
+        if loop.found is not None:
+            now, half, climbed = loop.found
+            rungs += [_rung_again(rung) for rung in climbed]
+            training.load_state(half or now)
+            yield from rungs
+            training.load_state(now)
+        for number, epochs in enumerate(afresh):
+            if number >= len(rungs):
+                if loop.found is None or number > len(loop.found[2]):
+                    training.load_state(begin)
+                train(training, epochs * per_epoch, of_all, loop, begin=0)
+                rungs.append(_rung(problem, fitting, epochs))
+                yield rungs[-1]
+            done += epochs * per_epoch
+        if not afresh and not rungs:
+            rungs.append(_rung(problem, fitting, budgets[-1]))
+            yield rungs[-1]
+        training.options = training.options.settled
+        top = budgets[-1] * per_epoch if afresh else 0
+        if loop.kept and not half:
+            half = {name: tensor.clone() for name, tensor in training.state().items()}
+        train(training, rest * per_epoch, of_all, loop, begin=top)
+
+
+def _rung_again(state: Any) -> tuple[Evaluation, Elbo]:
+    """A rung from the state of a loop."""
+    (epochs, step, seconds, measures), elbo = state
+    return Evaluation(epochs, step, seconds, _measures(measures)), Elbo(*elbo)
+
+
+def _measures(found: Mapping[str, Any]) -> dict[str, Measure]:
+    return {name: Measure(*measure) for name, measure in found.items()}
 
 
 def _rung(problem: FitProblem, fitting: Fitting, epochs: int) -> tuple[Evaluation, Elbo]:
@@ -266,13 +299,14 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     captured, examples = training.captured, {}
     notes = {"capture_seconds": captured.backend if captured else "uncaptured"}
     with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
-        found, values = final_measures(problem, fitting.model, fitting.guide)
+        measures, terms = known("final", lambda: final_measures(problem, fitting.model, fitting.guide))
+        found, values = _measures(measures), Elbo(*terms)
         if held is not None:
             model, guide, *_ = answer = _for_test(problem, fitting, held.test)
             # factors of equal quality beside each guide's own q(theta): else it would be q(z) that differs
             own = guide_entry(fitting.fit.guide).per_point
             proposal = answer if own else _fresh(problem, fitting, held.test[: held.predictive_points])
-            found |= held_measures(problem, held, model, guide, proposal.guide)
+            found |= _measures(known("held", lambda: held_measures(problem, held, model, guide, proposal.guide)))
             notes |= {"final_mse_test": answer.note, "log_predictive": proposal.note}
             if held.shown:
                 few = torch.tensor(held.shown, device=held.test.device)

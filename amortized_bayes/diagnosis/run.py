@@ -38,6 +38,7 @@ from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
+from amortized_bayes.keeping import known
 from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.progress import Watch, watched
 from amortized_bayes.signatures import own_options
@@ -247,7 +248,7 @@ def _estimate(
 ) -> Estimates:
     """All estimates of all points, given one draw of the shared latents: the ``number``th."""
     joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
-    found = guide_estimates(joint, job.guide, job.settings.num_particles, job.seed)
+    found = known("guide", lambda: guide_estimates(joint, job.guide, job.settings.num_particles, job.seed))
     job.telling.estimates(found, number)
     options = {"fixed": fixed, **job.common}
     local = {"settings": job.settings.local, "progress": job.telling.stage("q*")}

@@ -15,11 +15,13 @@ chain's place are kept for both ends, so a change of temperature costs none.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
+
+from amortized_bayes.keeping import kept
 
 __all__ = [
     "ChainState",
@@ -81,6 +83,12 @@ class ChainState(NamedTuple):
 
     z: Tensor
     ends: PathEnds
+
+    @classmethod
+    def again(cls, found: Sequence[Any]) -> ChainState:
+        """Chains from what a loop has kept of them."""
+        z, ends = found
+        return cls(z, PathEnds(*ends))
 
 
 class TransitionInfo(NamedTuple):
@@ -212,22 +220,35 @@ def anneal(
     Forwards E[w] = Z_1 / Z_0, backwards E[1 / w] = Z_0 / Z_1, for normalizing constants Z. Both walks have the same
     T - 1 transitions, in reverse order. Memory does not depend on T.
     """
-    num_steps = len(ladder.betas) - 1
+    num_steps, gone = len(ladder.betas) - 1, 0
     log_weights = torch.zeros(state.z.shape[:2], dtype=torch.float64, device=state.z.device)
     acceptance = torch.zeros_like(log_weights[0])
     divergences = torch.zeros_like(acceptance, dtype=torch.long)
-    for step in reversed(range(num_steps)) if backwards else range(num_steps):
-        rise = state.ends.log_end.double() - state.ends.log_start.double()
-        log_weights += (ladder.betas[step + 1] - ladder.betas[step]).double() * rise
-        place = step if backwards else step + 1
-        if 0 < place < num_steps:
-            beta, step_size = ladder.betas[place], ladder.step_sizes[place - 1]
-            state, info = hmc_transition(
-                density, state, beta, step_size, ladder.inverse_mass, ladder.num_leapfrog, generator
-            )
-            acceptance += info.acceptance.double().mean(0) / (num_steps - 1)
-            divergences += info.divergent.sum(0)
-            tick()
+    steps = range(num_steps)[::-1] if backwards else range(num_steps)
+
+    def now() -> list[object]:
+        return [gone, None if gone == num_steps else state, log_weights, acceptance, divergences]
+
+    with kept("walk", now, generator) as loop:
+        if loop.found is not None:
+            gone, chains, log_weights, acceptance, divergences = loop.found
+            state = state if chains is None else ChainState.again(chains)
+            for _ in range(min(gone, num_steps - 1)):
+                tick()
+        for step in steps[gone:]:
+            rise = state.ends.log_end.double() - state.ends.log_start.double()
+            log_weights += (ladder.betas[step + 1] - ladder.betas[step]).double() * rise
+            place = step if backwards else step + 1
+            if 0 < place < num_steps:
+                beta, step_size = ladder.betas[place], ladder.step_sizes[place - 1]
+                state, info = hmc_transition(
+                    density, state, beta, step_size, ladder.inverse_mass, ladder.num_leapfrog, generator
+                )
+                acceptance += info.acceptance.double().mean(0) / (num_steps - 1)
+                divergences += info.divergent.sum(0)
+                tick()
+            gone += 1
+            loop.offer()
     # NaN comes from a start that either end gives no density: no weight forwards, no bound backwards.
     return Walk(log_weights.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), acceptance, divergences)
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, hmc_transition
 from amortized_bayes.evaluation.settings import AISSettings
+from amortized_bayes.keeping import kept
 
 __all__ = ["tune"]
 
@@ -36,14 +37,23 @@ def tune(
     grid = _spaced("linear" if settings.schedule == "linear" else "sigmoid", settings.num_pilot).to(state.z)
     log_step = torch.full_like(inverse_mass[:, 0], math.log(FIRST_STEP * inverse_mass.shape[-1] ** -0.25))
     steps, spread = [], [_spread(state)]
-    for place in [1] * settings.num_warm_up + list(range(1, settings.num_pilot + 1)):
-        state, info = hmc_transition(
-            density, state, grid[place], log_step.exp(), inverse_mass, settings.num_leapfrog, generator
-        )
-        log_step = log_step + (GAIN * (info.acceptance.mean(0) - settings.target_acceptance)).clamp(min=LEAST)
-        steps.append(log_step)
-        spread.append(_spread(state))
-        tick()
+    places = [1] * settings.num_warm_up + list(range(1, settings.num_pilot + 1))
+    with kept("pilot", lambda: [None if len(steps) == len(places) else state, steps, spread], generator) as loop:
+        if loop.found is not None:
+            chains, steps, spread = loop.found
+            state = state if chains is None else ChainState.again(chains)
+            log_step = steps[-1]
+            for _ in steps:
+                tick()
+        for place in places[len(steps) :]:
+            state, info = hmc_transition(
+                density, state, grid[place], log_step.exp(), inverse_mass, settings.num_leapfrog, generator
+            )
+            log_step = log_step + (GAIN * (info.acceptance.mean(0) - settings.target_acceptance)).clamp(min=LEAST)
+            steps.append(log_step)
+            spread.append(_spread(state))
+            tick()
+            loop.offer()
     steps, spread = steps[settings.num_warm_up :], torch.stack([spread[0], *spread[1 + settings.num_warm_up :]])
     smooth = torch.nn.functional.avg_pool1d(torch.stack(steps, -1)[:, None], 5, 1, 2, count_include_pad=False)[:, 0].T
     if settings.schedule == "adaptive":

@@ -26,6 +26,7 @@ from amortized_bayes.flows import FLOWS
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
 from amortized_bayes.joint import global_seed, log_joint
+from amortized_bayes.keeping import known
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Factor, Guide, Model
@@ -75,8 +76,8 @@ def some_points(trained: Trained, split: str, count: int, seed: int, *names: str
 
 def same_points(model: VAEConfig, key: str, lab: Lab) -> tuple[Trained, Tensor, dict[str, np.ndarray]]:
     """A trained model, the training images that the job ``key`` chose, and the arrays that it left."""
-    trained, known = lab.trained(model), lab.arrays(key)
-    return trained, _at(trained.data.train, known["places"]), known
+    trained, found = lab.trained(model), lab.arrays(key)
+    return trained, _at(trained.data.train, found["places"]), found
 
 
 def _at(images: Tensor, places: np.ndarray) -> Tensor:
@@ -85,9 +86,13 @@ def _at(images: Tensor, places: np.ndarray) -> Tensor:
 
 def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
     """L[q] of a guide."""
-    with global_seed(seed, "elbo"):
-        log_w = torch.cat(list(weight_blocks(log_joint(model, x), guide, ELBO_DRAWS, MAX_ROWS))).double()
-    return _named("elbo", Estimate(log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))))
+
+    def compute() -> tuple[Tensor, Tensor]:
+        with global_seed(seed, "elbo"):
+            log_w = torch.cat(list(weight_blocks(log_joint(model, x), guide, ELBO_DRAWS, MAX_ROWS))).double()
+        return log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))
+
+    return _named("elbo", Estimate(*known("elbo", compute)))
 
 
 def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, lab: Lab) -> PointBounds:
@@ -118,10 +123,14 @@ def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, 
         )
         found |= _named(f"{STAR}{family}", Estimate(best.elbo_star, best.standard_error))
     lower = ais(model, guide, x, settings=chains_of(config), seed=seed, progress=partial(lab.watch, "ais"))
-    with global_seed(seed, "iwae"):
-        weighted = iwae(model, guide, x, num_particles=config.particles)
+
+    def weighted() -> tuple[Tensor, Tensor | None]:
+        with global_seed(seed, "iwae"):
+            bound = iwae(model, guide, x, num_particles=config.particles)
+        return bound.value, bound.standard_error
+
     found |= _named("log_p_lower", Estimate(lower.log_p, lower.standard_error))
-    found |= _named("iwae", Estimate(weighted.value, weighted.standard_error))
+    found |= _named("iwae", Estimate(*known("iwae", weighted)))
     return found
 
 
@@ -180,14 +189,14 @@ def decoder_bounds(model: VAEConfig, points: int, config: BoundsConfig, lab: Lab
 
 
 def guide_bounds(
-    found: PointBounds, known: PointBounds, family: str, **more: np.ndarray
+    found: PointBounds, before: PointBounds, family: str, **more: np.ndarray
 ) -> Iterator[Measured | Arrays]:
-    """Bounds of a guide and its gaps, overall and by class, beside what is known of its points; ``more`` is kept."""
-    gaps = gaps_of({**known, **found}, family)
+    """Bounds of a guide and its gaps, overall and by class, beside what was found before; ``more`` is kept."""
+    gaps = gaps_of({**before, **found}, family)
     arrays = {**found, **{name: gap.value.numpy() for name, gap in gaps.items()}}
     yield from bound_rows(found)
     yield from (measured(name, (gap.mean, gap.mean_error)) for name, gap in gaps.items())
-    yield from class_rows(arrays, known.get("labels"))
+    yield from class_rows(arrays, before.get("labels"))
     yield Arrays({**more, **arrays})
 
 

@@ -19,6 +19,7 @@ from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.keeping import kept
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
 
@@ -66,23 +67,29 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
     training = Training(model, guide, data.train, vae_options(wanted), wanted.seed)
     total = wanted.epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
+    ticks = evaluations | {round(total * i / 200) for i in range(1, 200)}
     best, state, since = -math.inf, copy.deepcopy(guide.state_dict()), 0
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(wanted.seed, "encoder looks"))
-        records = training.run(total, evaluations | {round(total * i / 200) for i in range(1, 200)})
-        for record in taken_in_training(records, guide):
-            lab.watch("encoder", record.step, total, f"ELBO {record.elbo:.1f}")
-            if data.validation is None or record.step not in evaluations:
-                continue
-            with training.averaged():
-                value = elbo(model, guide, data.validation.float(), num_draws=VALIDATION_DRAWS).value.mean().item()
-                if not math.isfinite(value):
-                    raise Divergence(record.step, value)
-                since += 1
-                if value > best:
-                    best, state, since = value, copy.deepcopy(guide.state_dict()), 0
-            if since >= PATIENCE:
-                break
+        with kept("encoder", lambda: [training.state(), best, state, since]) as loop:
+            if loop.found is not None:
+                now, best, state, since = loop.found
+                training.load_state(now)
+            left = total - training.steps if since < PATIENCE else 0
+            records = training.run(left, ticks, 0, lambda: loop.due) if left else iter(())
+            for record in taken_in_training(records, guide):
+                lab.watch("encoder", record.step, total, f"ELBO {record.elbo:.1f}")
+                if data.validation is not None and record.step in evaluations:
+                    with training.averaged():
+                        value = elbo(model, guide, data.validation.float(), num_draws=VALIDATION_DRAWS).value.mean()
+                        if not math.isfinite(value := value.item()):
+                            raise Divergence(record.step, value)
+                        since += 1
+                        if value > best:
+                            best, state, since = value, copy.deepcopy(guide.state_dict()), 0
+                loop.offer()
+                if since >= PATIENCE:
+                    break
     if data.validation is None:
         training.settle()
     else:

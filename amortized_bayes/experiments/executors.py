@@ -19,9 +19,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, Self
+
+from amortized_bayes.stopping import SIGNALS, heed
 
 __all__ = ["Executor", "Inline", "Processes"]
 
@@ -50,6 +52,10 @@ class Executor(Protocol):
             Exception: what the task raised, if it is carried out at once.
             ChildProcessError: a process died.
         """
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Pass on to all tasks under way that they shall stop; called from a signal handler."""
         ...
 
     def wait(self) -> None:
@@ -84,6 +90,9 @@ class Inline:
     def start(self, task: Any) -> None:
         """Carry a task out."""
         self.perform(task, lambda message: self.handle(task, message))
+
+    def ask_to_stop(self) -> None:
+        """The task knows: it is carried out in this process."""
 
     def wait(self) -> None:
         """No task is under way."""
@@ -125,7 +134,7 @@ class Processes:
             for process in processes:
                 process.join(PATIENCE)
         for process in processes:
-            process.terminate()
+            process.kill()  # they would heed a gentler signal
         self.pool.shutdown(cancel_futures=True)
         self.writer.close()  # the last one: the reader comes to an end
         self.thread.join()
@@ -142,6 +151,12 @@ class Processes:
         except BrokenProcessPool as error:
             raise ChildProcessError(DIED) from error
         future.add_done_callback(self._ended)
+
+    def ask_to_stop(self) -> None:
+        """Send the processes a signal that they heed."""
+        for process in set(multiprocessing.active_children()) - self.others:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid or 0, signal.SIGUSR1)
 
     def wait(self) -> None:
         """Wait for a message, and hand it on."""
@@ -168,9 +183,12 @@ class Processes:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back meanwhile, and for good from processes that are started here; none is lost."""
+    """Hold Ctrl-C back meanwhile, and for good from processes that are started here; none is lost.
+
+    The signals that ask a program to stop are held back too, until a process heeds them.
+    """
     held: list[int] = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *SIGNALS})  # processes inherit it
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if is_main else None
     try:
@@ -191,6 +209,7 @@ _here: dict[str, Any] = {}
 
 def _begin(prepare: Callable[[], Perform], writer: Connection, lock: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heed()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def send(task: Any, message: Any) -> None:

@@ -23,11 +23,12 @@ from amortized_bayes.experiments.setup import (
     load_vae_images,
     vae_options,
 )
-from amortized_bayes.experiments.spec import Work
+from amortized_bayes.experiments.spec import Checkpoint, Work
 from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
+from amortized_bayes.stopping import EVERY
 from amortized_bayes.types import Dataset
 
 __all__ = ["Lab", "Watch", "seconds_per_step"]
@@ -58,6 +59,7 @@ class Lab:
         out: folder with results; models trained there before are shared.
         device: where to compute.
         data_dir: where to look for data first.
+        keep_every: seconds between two states that a job keeps of itself, at least.
         folder: the run that jobs write to; ``None`` while jobs are only listed.
         report: called with a stage of the running job, what is done of it, all of it, and a state in words.
         nested: runs another experiment to its end, in a run of its own; returns nothing in a dry run.
@@ -67,6 +69,7 @@ class Lab:
     out: Path
     device: torch.device
     data_dir: Path | None = None
+    keep_every: float = EVERY
     folder: RunFolder | None = None
     report: Watch = lambda *_: None
     nested: Callable[[str, Any], RunFolder | None] = lambda *_: None
@@ -117,12 +120,14 @@ class Lab:
         """Rows of a job."""
         return self.run.rows(key)
 
-    def unfinished(self, key: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]] | None:
-        """What a job that was interrupted has kept under ``name``: tensors and texts; ``None`` for a new job."""
+    def kept(self, key: str, name: str) -> Checkpoint:
+        """What a job that goes on after a kill had kept under ``name``, to be kept again.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
         place = f"{key}.{name}"
-        if not (self.run.path / "checkpoints" / f"{place}.safetensors").exists():
-            return None
-        return self.run.load_tensors(place), self.run.load_metadata(place)
+        return Checkpoint(self.run.load_tensors(place), self.run.load_metadata(place), name)
 
     # data and models
 

@@ -14,6 +14,7 @@ import torch
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
+from amortized_bayes.experiments.changes import differences
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors, serves
@@ -150,12 +151,22 @@ def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapp
     return replace(plan, about={**plan.about, "threads": threads, "jobs": plan.workers})
 
 
-def resumed_plan(name: str, text: str, lab: Lab, most: int = 1) -> Plan:
+def resumed_plan(
+    name: str, text: str, lab: Lab, most: int = 1, now: Mapping[str, Any] | None = None, *, accept: bool = False
+) -> Plan:
     """A run to resume: with the configuration, the note and the data that it was started with.
 
+    Args:
+        name: of the experiment.
+        text: which run.
+        lab: where jobs get what they need.
+        most: how many jobs may run side by side.
+        now: what ``environment.json`` would say of a new run; ``None``: the data alone are compared.
+        accept: go on with what differs, and mark the rows.
+
     Raises:
-        ValueError: no such run, one of another kind, one that is finished or damaged, or other data than it was started
-            on.
+        ValueError: no such run, one of another kind, one that is finished or damaged, or another machine, other
+            packages or data than it was started with.
     """
     folder = RunFolder.open(find_run(lab.out, text, name, ("unfinished",)))
     if folder.finished:
@@ -164,16 +175,26 @@ def resumed_plan(name: str, text: str, lab: Lab, most: int = 1) -> Plan:
     folder.check()
     config = folder.config(module.Config)
     lab = replace(lab, out=folder.path.absolute().parents[1])
-    before, now = folder.environment(), checksums(module, config, lab)
+    before, found = folder.environment(), checksums(module, config, lab)
     known = before.get("data")
     if not isinstance(known, dict):
         raise ValueError(f"{folder.path / 'environment.json'}: expected checksums of the data, got {known!r}")
-    changed = [data for data, sums in known.items() if now.get(data) != sums]
-    if changed:
+    changed = [data for data, sums in known.items() if found.get(data) != sums]
+    if changed and not accept:
         raise ValueError(
             f"expected the data that {folder.path} was started on, got other files of {', '.join(changed)}"
         )
-    return Plan(name, config, lab, before, folder, most)
+    about = {**(now or {}), "data": found}
+    differing = differences(before, about)
+    if differing and not accept:
+        raise ValueError(
+            f"expected the setting that {folder.path} was started in, got {', '.join(differing)}; --accept-changes "
+            "resumes it, and marks the rows that it adds"
+        )
+    if not differing:
+        return Plan(name, config, lab, before, folder, most)
+    note = "; ".join(filter(None, (before.get("note"), f"resumed after changes: {', '.join(differing)}")))
+    return Plan(name, config, lab, {**before, "note": note}, folder, most)
 
 
 def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) -> tuple[Any, dict[str, str]]:

@@ -16,6 +16,7 @@ from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
+from amortized_bayes.keeping import kept
 
 __all__ = ["refit"]
 
@@ -52,10 +53,22 @@ def refit(
             values[name] = bound.double().cpu().numpy()
         return values
 
-    yield 0, 0.0, found()
     each = training.batches.per_epoch
     total = config.refit_epochs * each
-    records = training.run(total, range(config.every * each, total, config.every * each))
-    for record in taken_in_training(records, guide):
-        lab.watch("refit", record.step, total, f"ELBO {record.elbo:.1f}")
-        yield record.step, record.seconds, found()
+    wanted = [*range(config.every * each, total, config.every * each), total]
+    told: list[tuple[int, float, dict[str, np.ndarray]]] = []
+    with kept("refit", lambda: [training.state(), told]) as loop:
+        if loop.found is None:
+            told.append((0, 0.0, found()))
+        else:
+            state, known = loop.found
+            training.load_state(state)
+            told += [(step, seconds, values) for step, seconds, values in known]
+        yield from told
+        left = total - training.steps
+        for record in taken_in_training(training.run(left, wanted, 0, lambda: loop.due), guide) if left else ():
+            lab.watch("refit", record.step, total, f"ELBO {record.elbo:.1f}")
+            if record.step in wanted:
+                told.append((record.step, record.seconds, found()))
+                yield told[-1]
+            loop.offer()

@@ -26,6 +26,7 @@ import torch
 
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.experiments import EXPERIMENTS, experiment
+from amortized_bayes.experiments.changes import differences
 from amortized_bayes.experiments.executors import Executor, Inline, Processes
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.experiments.lab import Lab
@@ -33,7 +34,9 @@ from amortized_bayes.experiments.plans import Plan, checksums, training_title, u
 from amortized_bayes.experiments.settings import VAEConfig, serves
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured
 from amortized_bayes.experiments.trained import find_trained
+from amortized_bayes.keeping import CannotKeep, Keeper, Kept
 from amortized_bayes.results import RunFolder, environment
+from amortized_bayes.stopping import Stopped, asked, patience
 from amortized_bayes.types import Factor, Row
 
 __all__ = ["Reporter", "run"]
@@ -68,8 +71,9 @@ def run(plan: Plan, reporter: Reporter) -> RunFolder:
 
     Raises:
         ValueError: input that no job can work with, or a disk that refuses.
-        ChildProcessError: a process that ran jobs was killed; what is finished is kept.
-        KeyboardInterrupt: what is finished is kept.
+        ChildProcessError: a process that ran jobs was killed; what is finished is kept, and checkpoints of the others.
+        KeyboardInterrupt: likewise.
+        Stopped: a signal asked for it; jobs under way have written checkpoints, if there was time.
     """
     forecast = plan.forecast  # before there is a folder: it finds most of what is wrong with the input
     folder = plan.folder or RunFolder.create(plan.lab.out, plan.name, to_mapping(plan.config), plan.about)
@@ -111,12 +115,12 @@ class _Stage(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """How a job ended, ``"ok"`` or ``"failed"``."""
+    """How a job ended, ``"ok"`` or ``"failed"``; ``"stopped"`` where the program was asked to stop."""
 
     status: str
 
 
-Item = Measured | Arrays | Checkpoint | File
+Item = Measured | Arrays | Checkpoint | File | Kept
 
 
 @dataclass
@@ -136,8 +140,17 @@ class _Workshop:
         plan = self._plan(task.run)
         plan.lab.report = lambda *stage: send(_Stage(*stage))
         (job,) = (job for job in plan.jobs if job.key == task.job)
-        with using_threads(plan.threads):
-            send(_Ended(_run_job(job, send)))
+        assert plan.folder is not None
+        found = plan.folder.load_unfinished(job.key)
+        keeper = Keeper(send, None if found is None else Kept(*found), self.lab.keep_every)
+        with using_threads(plan.threads), keeper.watching():
+            try:
+                status = _run_job(job, send)
+            except Stopped:
+                status = "stopped"
+            except CannotKeep as error:
+                raise error.__cause__ or error from None
+        send(_Ended(status))
 
     def _plan(self, path: Path) -> Plan:
         if path not in self.plans:
@@ -148,10 +161,12 @@ class _Workshop:
         return self.plans[path]
 
 
-def _workshop(experiments: Mapping[str, str], out: Path, device: torch.device, data_dir: Path | None) -> _Workshop:
+def _workshop(
+    experiments: Mapping[str, str], out: Path, device: torch.device, data_dir: Path | None, keep_every: float
+) -> _Workshop:
     """A workshop in another process, which learns of experiments that were added while this one ran."""
     EXPERIMENTS.update(experiments)
-    return _Workshop(Lab(out, device, data_dir))
+    return _Workshop(Lab(out, device, data_dir, keep_every))
 
 
 def _run_job(job: Job, send: Callable[[Item], None]) -> str:
@@ -191,8 +206,10 @@ class _Execution(ExitStack):
         """Run the jobs that are left, each after those that it reads and the models that it needs, and finish."""
         self._open(self.plan)
         waiting = self._steps()
-        with self._executor() as executor:
+        with self._executor() as executor, patience(executor.ask_to_stop):
             while waiting or self.running:
+                if asked():
+                    self._wait_for_the_last(executor)
                 ready = (step for step in waiting if step.waits <= self.over)
                 step = next(ready, None) if len(self.running) < executor.workers else None
                 with self._named():
@@ -203,11 +220,21 @@ class _Execution(ExitStack):
                         self._start(step, executor)
         self._finish(self.plan)
 
+    def _wait_for_the_last(self, executor: Executor) -> None:
+        """Take in what jobs under way keep of themselves before they stop.
+
+        Raises:
+            Stopped: always, then.
+        """
+        while self.running:
+            executor.wait()
+        raise Stopped(asked())
+
     def _executor(self) -> Executor:
         lab = self.plan.lab
         if self.forecast.workers == 1:
             return Inline(_Workshop(lab, self.plans), self._take)
-        prepare = partial(_workshop, dict(EXPERIMENTS), lab.out, lab.device, lab.data_dir)
+        prepare = partial(_workshop, dict(EXPERIMENTS), lab.out, lab.device, lab.data_dir, lab.keep_every)
         return Processes(self.forecast.workers, prepare, self._take)
 
     def _steps(self) -> list[_Step]:
@@ -286,6 +313,11 @@ class _Execution(ExitStack):
             self._show()
         elif isinstance(message, _Ended):
             assert plan.folder is not None
+            if message.status == "stopped":
+                del self.running[task]
+                if not asked():
+                    raise ChildProcessError("a worker process was asked to stop")
+                return
             plan.folder.mark_done(task.job, message.status)
             if step.key != task.job:
                 self._finish(plan)
@@ -307,6 +339,8 @@ class _Execution(ExitStack):
             row = _row(item, key, plan)
             folder.append(row, key)
             self.reporter.row(row)
+        elif isinstance(item, Kept):
+            folder.save_unfinished(key, item.tensors, item.texts)
         elif isinstance(item, File):
             folder.save_file(item.name, item.data, key)
         elif isinstance(item, Arrays):
@@ -320,7 +354,7 @@ class _Execution(ExitStack):
         lab = replace(self.plan.lab, folder=None)
         sums = checksums(experiment("train"), config, lab)
         folder = find_trained(lab.out, config, ("unfinished",), sums)
-        if folder is None:
+        if folder is None or differences(folder.environment(), self.plan.about):
             assert self.plan.folder is not None
             part_of = f"{self.plan.name}/{self.plan.folder.name}"
             kept = {name: value for name, value in self.plan.about.items() if name in ("note", "device", "threads")}

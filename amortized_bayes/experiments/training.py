@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterator
 
@@ -23,6 +22,7 @@ from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import Divergence, StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
+from amortized_bayes.keeping import Loop, kept, known
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.per_point import PointValues, is_vacuous, mean_over_points
 
@@ -38,7 +38,7 @@ PICTURES = 10
 
 
 def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint | Arrays]:
-    """Train a model, from its last checkpoint if there is one; yield its curves, checkpoints and final numbers.
+    """Train a model; yield its curves, copies of it on the way, and final numbers.
 
     Raises:
         Divergence: the loss, or a number measured on the way, is not finite.
@@ -50,48 +50,42 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint | Array
     training = Training(model, guide, source, vae_options(config), config.seed, transform=transform)
     rows: list[Measured] = []
     best: tuple[float, int] = (-math.inf, 0)
-    if (kept := lab.unfinished(model_key(config), "training")) is not None:
-        tensors, texts = kept
-        training.load_state({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()})
-        rows = [Measured(**row) for row in json.loads(texts["rows"])]
-        score, step = json.loads(texts["best"])
-        best = (float(score), int(step))
-        yield from rows
-    stops_early = data.validation is not None  # of too few images none are held out
-    patient = not stops_early or _evaluations_since(config, training, best[1]) < config.patience
     state: dict[str, np.ndarray] | None = None
+    stops_early = data.validation is not None  # of too few images none are held out
     copies = {epoch * training.batches.per_epoch: epoch for epoch in config.keep_epochs}
     evaluations = _evaluations(config, training)
-    wanted = evaluations.union(copies)
-    for record in _remaining(config, training, (model, guide), lab, wanted) if patient else ():
-        if record.step in copies:
-            with training.averaged():
-                copied = state_of(model, guide)
-            yield Checkpoint(copied, name=copy_name(copies[record.step]))
-        if record.step not in evaluations:
-            continue
-        with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
-            found = _on_the_way(config, data, model, guide, record)
-            _refuse_infinite(record.step, found)
-            score = next((m.value for m in found if m.metric == "elbo" and m.factors["split"] == "validation"), None)
-            better = score is not None and score > best[0]
-            if better and score is not None:
-                best, state = (score, record.step), state_of(model, guide)
-        rows += found
-        yield from found
-        if better and state is not None:
-            yield Checkpoint(state, name="best")
-        texts = {"rows": json.dumps([row._asdict() for row in rows]), "best": json.dumps(best)}
-        yield Checkpoint({k: v.detach().cpu().numpy() for k, v in training.state().items()}, texts, "training")
-        if stops_early and _evaluations_since(config, training, best[1]) >= config.patience:
-            break
+    with kept("training", lambda: [training.state(), rows, best, state]) as loop:
+        if loop.found is not None:
+            now, told, best, state = loop.found
+            training.load_state(now)
+            rows += [Measured(*row) for row in told]
+            yield from rows
+            yield from (lab.kept(model_key(config), copy_name(copies[s])) for s in copies if s <= training.steps)
+        patient = not (stops_early and _is_over(config, training, best[1], evaluations))
+        records = _remaining(config, training, (model, guide), lab, evaluations.union(copies), loop)
+        for record in records if patient else ():
+            if record.step in copies:
+                with training.averaged():
+                    copied = state_of(model, guide)
+                yield Checkpoint(copied, name=copy_name(copies[record.step]))
+            if record.step in evaluations:
+                with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
+                    found = _on_the_way(config, data, model, guide, record)
+                    _refuse_infinite(record.step, found)
+                    scores = (m.value for m in found if m.metric == "elbo" and m.factors["split"] == "validation")
+                    score = next(scores, None)
+                    if score is not None and score > best[0]:
+                        best, state = (score, record.step), state_of(model, guide)
+                rows += found
+                yield from found
+            loop.offer()
+            if stops_early and _is_over(config, training, best[1], evaluations):
+                break
     training.settle()
     if stops_early:
-        if state is None and (kept := lab.unfinished(model_key(config), "best")) is not None:
-            state = kept[0]
         assert state is not None
         load_state(model, guide, state, "the best iterate")
-    yield from _final(config, data, model, guide, training)
+    yield from (Measured(*row) for row in known("final", lambda: _final(config, data, model, guide, training)))
     if data.image_shape is not None:
         yield Arrays(_pictures(config, data, model, guide))
     yield Checkpoint(state_of(model, guide), {"model": model_key(config)})
@@ -104,22 +98,32 @@ def _evaluations(config: VAEConfig, training: Training) -> set[int]:
 
 
 def _remaining(
-    config: VAEConfig, training: Training, programs: tuple[nn.Module, nn.Module], lab: Lab, wanted: Collection[int]
+    config: VAEConfig,
+    training: Training,
+    programs: tuple[nn.Module, nn.Module],
+    lab: Lab,
+    wanted: Collection[int],
+    loop: Loop,
 ) -> Iterator[StepRecord]:
-    """Take the steps that are left and yield the records of those that are wanted, with programs in evaluation mode."""
+    """Take the steps that are left; yield the records of those that are wanted, and of those whose state is kept.
+
+    Programs are then in evaluation mode.
+    """
     total = config.epochs * training.batches.per_epoch
     ticks = {round(total * i / 500) for i in range(1, 500)}
     if training.steps >= total:
         return
-    records = training.run(total - training.steps, ticks.union(wanted), begin=0)
+    records = training.run(total - training.steps, ticks.union(wanted), begin=0, due=lambda: loop.due)
     for record in taken_in_training(records, *programs):
         lab.watch("training", record.step, total, f"ELBO {record.elbo:.1f}")
-        if record.step in wanted:
+        if record.step in wanted or loop.due:
             yield record
 
 
-def _evaluations_since(config: VAEConfig, training: Training, step: int) -> float:
-    return (training.steps - step) / max(1, config.epochs * training.batches.per_epoch / NUM_EVALUATIONS)
+def _is_over(config: VAEConfig, training: Training, best: int, evaluations: Collection[int]) -> bool:
+    """Whether this is an evaluation, and the best one is too long ago."""
+    each = max(1, config.epochs * training.batches.per_epoch / NUM_EVALUATIONS)
+    return training.steps in evaluations and (training.steps - best) / each >= config.patience
 
 
 def _on_the_way(

@@ -104,11 +104,15 @@ def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
 
     from amortized_bayes.comparing.fitting import start_fit, train
     from amortized_bayes.comparing.measures import fit_elbo, over_points
+    from amortized_bayes.keeping import kept
 
     problem = place.problem()
     fitting = start_fit(problem, fit, options=place.options(fit, rates))
     training = fitting.training
-    train(training, _epochs(problem.epochs) * training.batches.per_epoch, place.watch(STAGE))
+    with kept("trial", training.state) as loop:
+        if loop.found is not None:
+            training.load_state(loop.found)
+        train(training, _epochs(problem.epochs) * training.batches.per_epoch, place.watch(STAGE), loop, begin=0)
     with pyro.validation_enabled(False), training.averaged():
         found = over_points(fit_elbo(problem, fitting.model, fitting.guide, DRAWS))
     if found.value is None or not math.isfinite(found.value):

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from amortized_bayes.inference.flow_points import Parameters, PointFlows, gaussian_draws
 from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, captured_or_plain
+from amortized_bayes.keeping import kept
 from amortized_bayes.seeding import torch_generator, torch_seed
 
 __all__ = ["BLOCK", "MEMORY", "FlowChunk", "Program", "rate_at"]
@@ -58,30 +59,48 @@ class FlowChunk:
         """Points that a chunk has at most, whatever the memory."""
         return None
 
-    def climb(self, program: Program | None, progress: Callable[[int], None]) -> Program:
-        """Take all steps, by a captured program or, with ``None``, by one captured here; return it."""
+    def climb(self, program: Program | None, progress: Callable[[int], None]) -> Program | None:
+        """Take all steps, by a captured program or, with ``None``, by one captured here; return it.
+
+        Steps that were taken before a kill are not taken again.
+        """
         search, streams, values = self.search, self._streams("climb"), self.values
         inputs = (*self.start, *self.joint.inputs(search.num_samples))
-        groups = [{"params": [value], "lr": search.learning_rate * _share(value)} for value in values]
+        rates = [search.learning_rate * _share(value) for value in values]
+        groups = [{"params": [value], "lr": rate} for value, rate in zip(values, rates, strict=True)]
         adam = torch.optim.Adam(groups, fused=True)  # works entry by entry: no point sees the moments of another
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: rate_at(step / search.num_steps))
-        usual, noise = torch.zeros_like(self.start.loc[:, 0]), torch.empty(0)
-        for step in range(search.num_steps):
-            if step % BLOCK == 0:
-                noise = self._paired_noise(streams)
-            tensors = (noise[step % BLOCK], *inputs)
-            if program is None:
-                program = captured_or_plain(self._program, (*tensors, *values), self._others(tensors))
-            norm, *gradients = program(*tensors, *values)
-            factor, usual = self._cut(norm, usual)
-            if bool((factor < 1).any()):  # seldom: a pass over all gradients costs as much as that of Adam
-                gradients = [_scaled(gradient, factor) for gradient in gradients]
-            for value, gradient in zip(values, gradients, strict=True):
-                value.grad = gradient
-            adam.step()
-            schedule.step()
-            progress(step + 1)
-        assert program is not None
+        moments = [[torch.zeros_like(value), torch.zeros_like(value)] for value in values]
+        usual, noise, step = torch.zeros_like(self.start.loc[:, 0]), torch.empty(0), 0
+
+        def now() -> list[object]:
+            return [step, values, None if step == search.num_steps else moments, usual, self.num_skipped]
+
+        with kept("flow", now, *streams) as loop:
+            if loop.found is not None:
+                step, known, moments, usual, self.num_skipped = loop.found
+                for value, before in zip(values, known, strict=True):
+                    value.copy_(before)
+            for value, (first, second) in zip(values, moments or [], strict=bool(moments)):
+                count = torch.tensor(float(step), device=value.device)
+                adam.state[value] = {"step": count, "exp_avg": first, "exp_avg_sq": second}
+            while step < search.num_steps:
+                if step % BLOCK == 0:
+                    loop.offer()  # here no draws are left that were made at once
+                    noise = self._paired_noise(streams)
+                tensors = (noise[step % BLOCK], *inputs)
+                if program is None:
+                    program = captured_or_plain(self._program, (*tensors, *values), self._others(tensors))
+                norm, *gradients = program(*tensors, *values)
+                factor, usual = self._cut(norm, usual)
+                if bool((factor < 1).any()):  # seldom: a pass over all gradients costs as much as that of Adam
+                    gradients = [_scaled(gradient, factor) for gradient in gradients]
+                for value, gradient in zip(values, gradients, strict=True):
+                    value.grad = gradient
+                for group, rate in zip(adam.param_groups, rates, strict=True):
+                    group["lr"] = rate * rate_at(step / search.num_steps)
+                adam.step()
+                step += 1
+                progress(step)
         return program
 
     @torch.no_grad()

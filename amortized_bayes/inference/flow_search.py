@@ -33,6 +33,7 @@ from amortized_bayes.inference.flow_points import PointFlows, gaussian_draws
 from amortized_bayes.inference.optimize import LocalOptimum
 from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, log_joint
+from amortized_bayes.keeping import known
 from amortized_bayes.types import Model
 
 __all__ = ["FlowOptimum", "FlowSearchSettings", "optimize_flow"]
@@ -146,7 +147,7 @@ def optimize_flow(
         part = Gaussian(begin.loc[points], begin.scale[points])
         chunk = kind(joint.select(points), part, flows, search, points.tolist(), seed)
         program = chunk.climb(program, _shifted(progress, number * search.num_steps, num_chunks * search.num_steps))
-        reports.append(chunk.report())
+        reports.append(known("flow score", chunk.report))
         parameters.append(chunk.parameters)
     columns, own = (
         {name: torch.cat([part[name] for part in parts])[: joint.num_points] for name in parts[0]}

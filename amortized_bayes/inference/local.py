@@ -17,6 +17,7 @@ from amortized_bayes.guides.factorized import Factorized
 from amortized_bayes.inference.options import FitOptions, cosine
 from amortized_bayes.inference.streams import batch_length, cuda_devices
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.keeping import kept
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import LatentSite
 
@@ -143,16 +144,23 @@ def _fit_rows(
     training = Training(frozen_model, guide, data, options, seed, plate=plate)
     per_epoch = training.batches.per_epoch
     training.prepare(visits[1] * per_epoch)
-    done, before, fresh = 0, None, None
-    while fresh is None or (not fresh.settled and 2 * done <= visits[1]):
-        more = done or visits[0]
-        for _ in training.run(more * per_epoch):
-            pass
-        done, height = done + more, height / math.sqrt(2)
-        values = _local_elbo(training)
-        gain = (math.nan, math.nan) if before is None else mean_over_points(values - before)
-        fresh, before = Fresh(frozen_model, guide, done, *gain), values
-    return fresh
+    done, before, gain = 0, None, (math.nan, math.nan)
+    with kept("fresh factors", lambda: [training.state(), done, height, before, gain]) as loop:
+        if loop.found is not None:
+            state, done, height, before, gain = loop.found
+            training.load_state(state)
+        while True:
+            fresh = Fresh(frozen_model, guide, done, *gain)
+            if done and (fresh.settled or 2 * done > visits[1]):
+                return fresh
+            more = done or visits[0]
+            begin, stop = done * per_epoch, (done + more) * per_epoch
+            for _ in training.run(stop - training.steps, begin=begin, due=lambda: loop.due):
+                loop.offer()
+            done, height = done + more, height / math.sqrt(2)
+            values = _local_elbo(training)
+            gain = (math.nan, math.nan) if before is None else mean_over_points(values - before)
+            before = values
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from amortized_bayes.joint import (
     points_per_chunk,
     read_family,
 )
+from amortized_bayes.keeping import known
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide, Model
 
@@ -207,7 +208,11 @@ def _choose(joint: LogJoint, slots: Slots, start: Tensor, max_rows: int, generat
     Kept draws, which decide elsewhere, are few, and not common to both where torch draws them by itself: a start that
     is off by a tenth of a nat may look better.
     """
-    before, last = (_score(joint, slots, rows, max_rows, generator) for rows in (start, slots.rows))
+    before, last = known(
+        "q* choice",
+        lambda: [_score(joint, slots, rows, max_rows, generator) for rows in (start, slots.rows)],
+        generator,
+    )
     stays = last[0] - before[0] >= -2 * torch.hypot(last[1], before[1])  # a NaN does not
     measured, slots.best = slots.best, torch.where(stays[:, None], slots.rows, start)
     slots.evaluations += 2 * slots.settings.num_score
@@ -217,7 +222,8 @@ def _choose(joint: LogJoint, slots: Slots, start: Tensor, max_rows: int, generat
 @torch.no_grad()
 def _report(joint: LogJoint, slots: Slots, size: int, generator: torch.Generator) -> LocalOptimum:
     settings, family, count = slots.settings, slots.family, joint.num_points
-    value, error = _score(joint, slots, slots.best, size * settings.num_samples, generator)
+    rows = size * settings.num_samples
+    value, error = known("q* score", lambda: _score(joint, slots, slots.best, rows, generator), generator)
     residual, residual_error = slots.residual[:count], slots.residual_error[:count]
     evaluations = (slots.evaluations + settings.num_score).reshape(settings.num_restarts, -1).sum(0)
     early, best = slots.stopped_early[:count], slots.best[:count]

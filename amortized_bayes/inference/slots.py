@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +17,7 @@ from torch import Generator, Tensor
 from amortized_bayes.inference.families import Family
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import LogJoint, captured_or_plain
+from amortized_bayes.keeping import Loop, kept
 
 __all__ = ["Slots"]
 
@@ -26,6 +28,12 @@ EPS = 1e-8
 MIN_SLOTS = 8
 MIN_BATCHES = 5
 """Batches of draws behind the error of a residual."""
+STATE = (
+    *("rows", "best", "best_score", "moments", "steps", "clock", "windows_left", "stopped_early", "evaluations"),
+    *("residual", "residual_error", "pace", "start_log_w", "last", "number", "left", "active", "queue", "turn"),
+    "moving",
+)
+"""What a search changes: of each run; its round, and who is in it; its turn within a window, and what moves there."""
 
 
 class Slots:
@@ -69,41 +77,59 @@ class Slots:
         self.kept = [noise / spread for noise in kept]  # of variance 1: what is quadratic in a latent alone has no luck
         self.start_log_w = start.new_zeros(len(self.kept) * settings.num_samples // 2, runs)
         self.last = torch.zeros_like(self.best_score)
+        self.number, self.left = 0, torch.arange(runs, device=points.device)
+        self.active, self.queue = self.left[:0], self.left[:0]
+        self.turn, self.moving = 0, list[Any]()
         self.size = self.num_slots = min(size, runs)
         self.programs: dict[int, Callable[..., Sequence[Tensor]]] = {}
 
     @torch.no_grad()
     def run(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Optimize all runs; ``best`` has the last rows, or the start where they were no better."""
-        runs = torch.arange(len(self.points), device=self.points.device)
-        for number in range(self.settings.max_rounds):
-            if number:
-                self._restart(runs, GROWTH**number)
-            self._round(runs, progress)
-            self.measure(runs)
-            # Who was far once is held to the tolerance itself; of all others chance alone would send many on.
-            luck = 0.0 if number else 2 * self.residual_error[runs]
-            runs = runs[self.residual[runs] > self.settings.tolerance + luck]
-            if not len(runs):
-                return
+        with kept("q*", self._state, self.generator) as loop:
+            if loop.found is not None:
+                self._load_state(loop.found)
+            while self.number < self.settings.max_rounds and len(self.left):
+                if not len(self.active):
+                    self._begin_round()
+                self._round(progress, loop)
+                self.measure(self.left)
+                # Who was far once is held to the tolerance itself; of all others chance alone would send many on.
+                luck = 0.0 if self.number else 2 * self.residual_error[self.left]
+                self.left = self.left[self.residual[self.left] > self.settings.tolerance + luck]
+                self.number += 1
 
-    def _round(self, queue: Tensor, progress: Callable[[int, int], None] | None) -> None:
-        """Take each run of the queue to the end of its time."""
+    def _begin_round(self) -> None:
+        """Let all that are left begin, from where they are, as many as there are slots."""
+        if self.number:
+            self._restart(self.left, GROWTH**self.number)
+        self._resize(len(self.left))
+        self.active, self.queue = self.left[: self.num_slots], self.left[self.num_slots :]
+        self._evaluate(self.active, first=True)
+
+    def _round(self, progress: Callable[[int, int], None] | None, loop: Loop) -> None:
+        """Take each run to the end of its time."""
         total = len(self.points)
-        self._resize(len(queue))
-        active, queue = queue[: self.num_slots], queue[self.num_slots :]
-        self._evaluate(active, first=True)
-        while len(active):
-            self._resize(len(active) + len(queue))
-            self._climb(active)
-            self._evaluate(active)
-            kept = active[self.windows_left[active] > 0]
-            entering, queue = queue[: self.num_slots - len(kept)], queue[self.num_slots - len(kept) :]
+        while len(self.active):
+            self._resize(len(self.active) + len(self.queue))
+            self._climb(self.active, loop)
+            self._evaluate(self.active)
+            going = self.active[self.windows_left[self.active] > 0]
+            free = self.num_slots - len(going)
+            entering, self.queue = self.queue[:free], self.queue[free:]
             if len(entering):
                 self._evaluate(entering, first=True)
-            active = torch.cat([kept, entering])
+            self.active = torch.cat([going, entering])
             if progress is not None:
-                progress(total - len(queue) - len(active), total)
+                progress(total - len(self.queue) - len(self.active), total)
+
+    def _state(self) -> dict[str, object]:
+        """Everything that the search changes."""
+        return {name: getattr(self, name) for name in STATE}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        for name in STATE:
+            setattr(self, name, state[name])
 
     @torch.no_grad()
     def measure(self, runs: Tensor) -> None:
@@ -131,14 +157,17 @@ class Slots:
         distance = (2 * self.residual[runs, None]).sqrt().to(self.rows)
         self.pace[runs] = self.family.pace(self.best[runs], distance).clamp(1.0, fastest)
 
-    def _climb(self, active: Tensor) -> None:
+    def _climb(self, active: Tensor, loop: Loop) -> None:
         """A window of Adam on the active runs, each with its own clock and step count."""
         evaluate = self._bind(active)
         settings, rates = self.settings, self.family.rates * self.pace[active]
-        rows, moments, steps, clock = self.rows[active], self.moments[:, active], self.steps[active], self.clock[active]
-        velocity = (1 - clock) / (self.windows_left[active, None] * self.window)
-        frame = self.family.frame(rows)
-        for _ in range(self.window):
+        if not self.turn:
+            rows, clock = self.rows[active], self.clock[active]
+            velocity = (1 - clock) / (self.windows_left[active, None] * self.window)
+            moved = [rows, self.moments[:, active], self.steps[active], clock, velocity]
+            self.moving = [self.family.frame(rows), *moved]
+        frame, rows, moments, steps, clock, velocity = self.moving
+        while self.turn < self.window:
             drawn = self.family.draw(rows, self._pairs((len(active), self.joint.dim)), frame)
             gradient = -drawn.pull(evaluate(drawn.z)[1]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             steps += 1
@@ -148,6 +177,9 @@ class Slots:
             rate = settings.learning_rate * 0.5 * (1 + torch.cos(math.pi * clock.clamp(max=1)))
             spread = (moments[1] / (1 - BETAS[1] ** steps)).sqrt() + EPS
             rows = self.family.move(rows, -rates * rate * moments[0] / (1 - BETAS[0] ** steps) / spread, frame)
+            self.turn, self.moving[1] = self.turn + 1, rows
+            loop.offer()
+        self.turn, self.moving = 0, []
         self.rows[active], self.moments[:, active], self.steps[active] = rows, moments, steps
         self.clock[active] = clock
         self.evaluations[active] += self.window * settings.num_samples

@@ -215,11 +215,18 @@ class Training:
         x = self._batch(index)
         return self.transform(x) if self.transform else x
 
-    def run(self, num_steps: int, report_at: Iterable[int] = (), begin: int | None = None) -> Iterator[StepRecord]:
+    def run(
+        self,
+        num_steps: int,
+        report_at: Iterable[int] = (),
+        begin: int | None = None,
+        due: Callable[[], bool] = lambda: False,
+    ) -> Iterator[StepRecord]:
         """Take ``num_steps`` more steps and yield a record at the last and at each step in ``report_at``.
 
         Steps are counted from the start of the first run. Only steps are timed, not what the caller
         does between records. ``begin`` is the step at which the run began of which this is the rest, for schedules.
+        A record is yielded after any step where ``due`` says so, for a caller that keeps :meth:`state` now and then.
 
         Raises:
             Divergence: the loss is not finite, or a thousand times worse than at the start.
@@ -235,10 +242,11 @@ class Training:
             while self.steps < stop:
                 losses.append(self._step((self.steps - begin) / (stop - begin)))
                 self.steps += 1
-                if self.steps in marks or len(losses) == CHECK_EVERY:
+                marked = self.steps in marks or due()
+                if marked or len(losses) == CHECK_EVERY:
                     last = self._check(losses)
                     losses = []
-                    if self.steps in marks:
+                    if marked:
                         self.seconds += time.perf_counter() - start
                         with self.stream.paused(), pyro.validation_enabled(validate):
                             yield StepRecord(self.steps, self.seconds, -last)

@@ -22,6 +22,7 @@ from amortized_bayes.results.repair import repair
 from amortized_bayes.results.rows import Line, check_mark, check_row, good_lines, mark, to_frame
 from amortized_bayes.results.seals import Seals, read_file, seal
 from amortized_bayes.results.summary import summarise
+from amortized_bayes.results.unfinished import has_unfinished, remove_unfinished, unfinished_name
 from amortized_bayes.results.verification import checksums
 from amortized_bayes.types import Row
 
@@ -134,6 +135,8 @@ class RunFolder(RunReader):
         self._done[key] = status
         for job in ("", key):
             self._kept.pop(job, None)
+        if status == "ok":  # of a job that failed, the last good state stays
+            remove_unfinished(self.path, key)
 
     def forget(self, keys: Collection[str]) -> None:
         """Take back the marks of jobs, which are then run again."""
@@ -192,6 +195,18 @@ class RunFolder(RunReader):
         self._writable()
         self._keep(save_tensors(self.path, name, tensors, metadata), job)
 
+    def save_unfinished(self, job: str, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+        """Save what ``job``, which is not done, needs to go on from here; its end removes it."""
+        self._writable()
+        save_tensors(self.path, unfinished_name(job), tensors, texts)
+
+    def load_unfinished(self, job: str) -> tuple[dict[str, np.ndarray], dict[str, str]] | None:
+        """Return what a job saved that is not done, ``None`` for one that starts; checks and errors as others."""
+        if not has_unfinished(self.path, job):
+            return None
+        name = unfinished_name(job)
+        return self.load_tensors(name), self.load_metadata(name)
+
     def save_arrays(self, name: str, job: str = "", /, **arrays: np.ndarray) -> None:
         """Save what figures need of ``job`` as ``arrays/<name>.npz``. Raises ``ValueError`` for an array of objects."""
         self._writable()
@@ -221,6 +236,8 @@ class RunFolder(RunReader):
             raise ValueError(f"{self.path} cannot be finished: job {unfinished[0]!r} has rows and is not marked done")
         if seals.marks.keys() != self._done.keys():
             raise ValueError(f"{self.path} cannot be finished: marks are gone from done.jsonl; resume the run")
+        for job in (job for job, status in self._done.items() if status == "ok"):  # a kill may have left some of it
+            remove_unfinished(self.path, job)
         text = summarise(to_frame(rows)).to_csv(index=False, lineterminator="\n")
         write_atomically(self.path / "summary.csv", text.encode(errors="backslashreplace"))
         with writing(self.path / "rows.jsonl"):

@@ -33,11 +33,21 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "threads": threads,
         "packages": versions,
         "git": _git_state(Path(__file__).resolve().parents[1]),
     }
+
+
+def _processor() -> str | None:
+    """The kind of processor, whose vector units decide how sums are rounded."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _git_state(package: Path) -> dict[str, Any] | None:

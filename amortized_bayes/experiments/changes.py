@@ -1,0 +1,46 @@
+"""What differs between the machine, programs and data that a run was started with and those that it is resumed with.
+
+Results are the same bit for bit only where nothing of this differs. Threads are not compared: their number belongs to
+the run, and is used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["PACKAGES", "differences"]
+
+PACKAGES = ("torch", "pyro-ppl", "torchvision", "numpy", "pandas", "scikit-learn")
+"""Packages that numbers depend on."""
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A text for each difference between two ``environment.json``; what one of them does not know is no difference.
+
+    Example:
+        >>> differences({"python": "3.11.2", "packages": {"torch": "2.12.0"}}, {"packages": {"torch": "2.13.0"}})
+        ['torch 2.12.0 -> 2.13.0']
+    """
+    return [f"{name} {old} -> {new}" for name, old, new in _pairs(before, now) if None not in (old, new) and old != new]
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """A name, and what it stands for then and now."""
+    for name in ("python", "processor", "device"):
+        yield name, before.get(name), now.get(name)
+    packages = [_mapping(about, "packages") for about in (before, now)]
+    for name in PACKAGES:
+        yield name, packages[0].get(name), packages[1].get(name)
+    commits = [str(_mapping(about, "git").get("commit") or "")[:10] or None for about in (before, now)]
+    yield "commit", *commits
+    data = [_mapping(about, "data") for about in (before, now)]
+    for name in data[0]:
+        sums = [_mapping(each, name) for each in data]
+        for file in sorted({*sums[0], *sums[1]}):
+            yield f"{name}/{file}", *(each.get(file, "none")[:10] for each in sums)
+
+
+def _mapping(about: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = about.get(name)
+    return value if isinstance(value, Mapping) else {}
