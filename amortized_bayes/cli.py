@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         close_quietly()
         sys.exit(2)
     except Stopped as stop:
-        print(f"stopped by {stop}", file=sys.stderr)
+        print(f"stopped by {plain(str(stop))}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

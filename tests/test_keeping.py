@@ -74,7 +74,7 @@ def assert_same(one, other):
         assert torch.equal(a.nan_to_num(nan=7.5), b.nan_to_num(nan=7.5))
 
 
-def assert_survives(compute, kills=2):
+def assert_survives(compute, kills=1):
     """Killed at some moments, and again right after, it gives what it gives alone, and what it gives with a keeper."""
     alone, whole = compute(), Disk()
     assert_same(run(compute, whole), alone)
@@ -209,9 +209,9 @@ def guide():
     return ab.Amortized(ab.latent_sites(MODEL, X).local, num_data=5, observed=3, width=4)
 
 
-@pytest.mark.parametrize("restarts", [1, 2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_search_for_the_best_gaussians(guide, restarts):
-    settings = ab.LocalSettings(max_steps=20, num_windows=4, max_rounds=2, num_score=50, num_restarts=restarts)
+    settings = ab.LocalSettings(max_steps=8, num_windows=2, max_rounds=2, num_score=50, num_restarts=restarts)
     settings = ab.LocalSettings(**{**vars(settings), "memory_budget": 1.0, "tolerance": 1e-4})
     assert_survives(lambda: tuple(ab.optimize_local(MODEL, guide, X, settings=settings)[:6]))
 
@@ -229,7 +229,7 @@ def test_the_search_in_a_family_that_draws_by_itself():
         with pyro.plate("data", len(x)):
             pyro.sample("rate", dist.Gamma(torch.full((3,), 3.0), torch.full((3,), 2.0)))
 
-    settings = ab.LocalSettings(max_steps=12, num_windows=3, max_rounds=2, num_score=50, tolerance=0.0)
+    settings = ab.LocalSettings(max_steps=8, num_windows=2, max_rounds=2, num_score=50, tolerance=0.0)
 
     def search():
         return tuple(ab.optimize_local(model, guide, counts, settings=settings, family="own")[:6])
@@ -237,7 +237,7 @@ def test_the_search_in_a_family_that_draws_by_itself():
     assert_survives(search)
 
 
-@pytest.mark.parametrize("family", ["realnvp", "auxiliary"])
+@pytest.mark.parametrize("family", ["realnvp", pytest.param("auxiliary", marks=pytest.mark.slow)])
 def test_the_search_for_the_best_flows(guide, family):
     start = ab.optimize_local(MODEL, guide, X, settings=ab.LocalSettings(max_steps=10))
     flow = ab.FlowSettings(family, num_flows=1, hidden=(4,))
@@ -253,7 +253,9 @@ def test_the_search_for_the_best_flows(guide, family):
 AIS = {"num_chains": 3, "num_temperatures": 6, "num_pilot": 4}
 
 
-@pytest.mark.parametrize("settings", [{}, {"start": "prior", "mass": "unit", "memory_budget": 2000.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"start": "prior", "memory_budget": 2000.0}, marks=pytest.mark.slow)], ids=str
+)
 def test_annealed_chains(guide, settings):
     assert_survives(lambda: tuple(ab.ais(MODEL, guide, X, settings=ab.AISSettings(**AIS, **settings))))
 
@@ -280,7 +282,7 @@ def test_fresh_factors():
 
 
 @pytest.mark.parametrize("capture", ["off", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fit", [Fit("amortized", 2), Fit("factorized")])
+@pytest.mark.parametrize("fit", [Fit("amortized", 2), pytest.param(Fit("factorized"), marks=pytest.mark.slow)])
 def test_the_ladder_of_a_fit(fit, capture):
     from test_ladder import problem_of
 
