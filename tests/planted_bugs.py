@@ -137,8 +137,8 @@ MUTANTS = (
     Mutant(
         "'not converged by' from a fresh fit",
         "comparing/fitting.py",
-        "        train(training, rest * per_epoch, of_all, loop, begin=top)",
-        "        training.load_state(begin)\n        train(training, rest * per_epoch, of_all, loop, begin=0)",
+        "        go(rest * per_epoch, top)",
+        "        training.load_state(begin)\n        go(rest * per_epoch, 0)",
         "test_ladder.py::test_the_top_goes_on_from_the_half",
     ),
     Mutant(

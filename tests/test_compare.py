@@ -278,9 +278,9 @@ def test_fvi_from_avi_starts_at_the_parameters_of_its_model_too(x, monkeypatch):
     """At those of the best A-VI with half of the epochs; every other fit starts at the model's own, at each rung."""
     scales = []
 
-    def watched(training, num_steps, watch, *rest, **more):
+    def watched(training, num_steps, watch):
         begin = pyro.param("scale").item()
-        train(training, num_steps, watch, *rest, **more)
+        train(training, num_steps, watch)
         scales.append((type(training.guide).__name__, begin, pyro.param("scale").item()))
 
     train = fitting.train

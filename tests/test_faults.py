@@ -268,7 +268,8 @@ def test_of_two_that_start_on_one_folder_one_refuses(tmp_path, times):
     config = replace(CONFIG, pause=0.02)
     for number in range(times):
         out = tmp_path / f"{number}"
-        assert in_child(lambda out=out: start(out, config), lambda o=out: Disk(MONKEY, o, ("fsync",), 30, kill_me))
+        killed = in_child(lambda out=out: start(out, config), lambda o=out: Disk(MONKEY, o, ("fsync",), 30, kill_me))
+        assert killed == -signal.SIGKILL
         pid = os.fork()
         if not pid:
             os._exit(refused(out))

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pyro
@@ -87,6 +88,7 @@ def assert_survives(compute, kills=1):
         if disk.kill_at:
             with pytest.raises(Killed):
                 run(compute, disk)
+        assert disk.kept is not None
         before, loops = disk.count, len(json.loads(disk.kept.texts["loops"]))
         assert_same(run(compute, disk), alone)
         assert disk.count - before <= whole.count - moment + loops  # the rest alone is done again
@@ -250,7 +252,7 @@ def test_the_search_for_the_best_flows(guide, family):
     assert_survives(found)
 
 
-AIS = {"num_chains": 3, "num_temperatures": 6, "num_pilot": 4}
+AIS: dict[str, Any] = {"num_chains": 3, "num_temperatures": 6, "num_pilot": 4}
 
 
 @pytest.mark.parametrize(

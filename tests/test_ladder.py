@@ -52,9 +52,9 @@ def watched_rungs(monkeypatch):
     """State before and after each rung, its steps and its options."""
     found = []
 
-    def watched(training, num_steps, watch, *rest, **more):
+    def watched(training, num_steps, watch):
         before = state_of(training)
-        train(training, num_steps, watch, *rest, **more)
+        train(training, num_steps, watch)
         found.append((before, state_of(training), num_steps, training.options))
 
     train = fitting.train

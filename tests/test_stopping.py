@@ -175,7 +175,7 @@ def half_done(tmp_path):
     out = tmp_path / "out"
     plan = plans.new_plan(
         *("wander", wander.Config(steps=10), wing.QuickLab(out, wing.CPU, keep_every=0.0), ["config"]),
-        {"threads": 1, "packages": {"torch": "1.0"}, "note": "old"},
+        {"threads": 1, "packages": {"torch": "1.0"}},
     )
     with pytest.raises(KeyboardInterrupt):
         running.run(plan, wing.Recorder(wing.stop_at("walk", 6, "job 2/2")))
@@ -188,10 +188,10 @@ def test_a_run_in_another_setting_is_refused_or_goes_on_and_is_marked(half_done)
         resume(half_done, now=now)
     folder = resume(half_done, now=now, accept=True)
     notes = {row["walk"]: row["note"] for row in folder.rows().to_dict("records")}
-    assert notes == {0: "old", 1: "old; resumed after changes: torch 1.0 -> 2.0"}
+    assert notes == {0: "", 1: "resumed after changes: torch 1.0 -> 2.0"}
     assert folder.verify() == []
 
 
 def test_a_run_in_the_same_setting_is_not_marked(half_done):
     folder = resume(half_done, now={"packages": {"torch": "1.0"}})
-    assert set(folder.rows()["note"]) == {"old"}
+    assert set(folder.rows()["note"]) == {""}

@@ -27,7 +27,7 @@ from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.guides import LocalGuide, MeanField
 from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec, guide_entry
 from amortized_bayes.inference.local import fresh_factors
-from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import Loop, kept, known
 from amortized_bayes.per_point import is_vacuous
@@ -46,6 +46,7 @@ __all__ = [
     "start_at",
     "start_fit",
     "train",
+    "train_kept",
 ]
 
 FRESH_VISITS = (50, 400)
@@ -199,19 +200,32 @@ def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start
     return guide.to(device=problem.data.device, dtype=problem.dtype)
 
 
-def train(training: Training, num_steps: int, watch: Watch, loop: Loop | None = None, begin: int | None = None) -> None:
-    """Take ``num_steps`` steps from ``begin`` on, or from here, report progress, and offer the state to a ``loop``.
+def train(training: Training, num_steps: int, watch: Watch) -> None:
+    """Take ``num_steps`` more steps and report progress.
 
     Raises:
         Divergence: the loss is not finite.
     """
-    begin = training.steps if begin is None else begin
-    ticks, stop = range(begin, begin + num_steps, max(1, num_steps // TICKS)), begin + num_steps
-    due = (lambda: False) if loop is None else (lambda: loop.due)
+    for _ in _taken(training, num_steps, watch, training.steps):
+        pass
+
+
+def train_kept(training: Training, num_steps: int, watch: Watch, loop: Loop, begin: int) -> None:
+    """As :func:`train`, of which the first steps may be taken: it takes those up to ``num_steps`` after ``begin``.
+
+    The state is offered to the loop.
+    """
+    for _ in _taken(training, num_steps, watch, begin, lambda: loop.due):
+        loop.offer()
+
+
+def _taken(
+    training: Training, num_steps: int, watch: Watch, begin: int, due: Callable[[], bool] = lambda: False
+) -> Iterator[StepRecord]:
+    stop, ticks = begin + num_steps, range(begin, begin + num_steps, max(1, num_steps // TICKS))
     for record in training.run(stop - training.steps, ticks, begin, due) if training.steps < stop else ():
         watch(record.step - begin, num_steps, record.elbo)
-        if loop is not None:
-            loop.offer()
+        yield record
 
 
 def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None) -> Iterator[tuple[Evaluation, Elbo]]:
@@ -233,6 +247,12 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
     def of_all(step: int, _: int, elbo: float) -> None:
         watch(done + step, total, elbo)
 
+    def go(num_steps: int, begin: int) -> None:
+        if loop.kept:
+            train_kept(training, num_steps, of_all, loop, begin)
+        else:
+            train(training, num_steps, of_all)
+
     training.prepare(total)
     _seed_evaluations(problem, problem.stream(fitting.fit))
     begin = {name: tensor.clone() for name, tensor in training.state().items()}
@@ -248,7 +268,7 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
             if number >= len(rungs):
                 if loop.found is None or number > len(loop.found[2]):
                     training.load_state(begin)
-                train(training, epochs * per_epoch, of_all, loop, begin=0)
+                go(epochs * per_epoch, 0)
                 rungs.append(_rung(problem, fitting, epochs))
                 yield rungs[-1]
             done += epochs * per_epoch
@@ -259,7 +279,7 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
         top = budgets[-1] * per_epoch if afresh else 0
         if loop.kept and not half:
             half = {name: tensor.clone() for name, tensor in training.state().items()}
-        train(training, rest * per_epoch, of_all, loop, begin=top)
+        go(rest * per_epoch, top)
 
 
 def _rung_again(state: Any) -> tuple[Evaluation, Elbo]:

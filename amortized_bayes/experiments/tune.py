@@ -102,7 +102,7 @@ def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
     """Fit a guide with one pair of rates."""
     import pyro
 
-    from amortized_bayes.comparing.fitting import start_fit, train
+    from amortized_bayes.comparing.fitting import start_fit, train_kept
     from amortized_bayes.comparing.measures import fit_elbo, over_points
     from amortized_bayes.keeping import kept
 
@@ -112,7 +112,7 @@ def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
     with kept("trial", training.state) as loop:
         if loop.found is not None:
             training.load_state(loop.found)
-        train(training, _epochs(problem.epochs) * training.batches.per_epoch, place.watch(STAGE), loop, begin=0)
+        train_kept(training, _epochs(problem.epochs) * training.batches.per_epoch, place.watch(STAGE), loop, 0)
     with pyro.validation_enabled(False), training.averaged():
         found = over_points(fit_elbo(problem, fitting.model, fitting.guide, DRAWS))
     if found.value is None or not math.isfinite(found.value):
