@@ -16,7 +16,10 @@ import amortized_bayes as ab
 from amortized_bayes import stopping
 from amortized_bayes.comparing.fitting import climb, finish_fit, start_fit
 from amortized_bayes.guides.registry import Fit
+from amortized_bayes.inference import coupling_chunk
+from amortized_bayes.inference.flow_points import PointFlows
 from amortized_bayes.inference.local import fresh_factors
+from amortized_bayes.joint import log_joint
 from amortized_bayes.keeping import Keeper, Kept, kept, known
 from amortized_bayes.seeding import torch_generator
 
@@ -250,6 +253,27 @@ def test_the_search_for_the_best_flows(guide, family):
         return best.elbo_star, best.gain, best.q, best.parameters, best.num_skipped
 
     assert_survives(found)
+
+
+def test_the_search_for_flows_by_a_kernel(guide, monkeypatch):
+    if coupling_chunk.coupling_kernel() is None:
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setattr(coupling_chunk, "PAYS_FROM", 0.0)
+    start = ab.optimize_local(MODEL, guide, X, settings=ab.LocalSettings(max_steps=10))
+    flow = ab.FlowSettings("realnvp", num_flows=1, hidden=(4,))
+    search = ab.FlowSearchSettings(num_steps=50, num_samples=4, num_kept=20, num_score=20)
+
+    def found():
+        best = ab.optimize_flow(MODEL, start, X, settings=flow, search=search)
+        return best.elbo_star, best.gain, best.q, best.parameters, best.num_skipped
+
+    assert coupling_chunk.kernel_serves(*kernel_arguments(start, flow, search))
+    assert_survives(found, kills=3)
+
+
+def kernel_arguments(start, flow, search):
+    joint = log_joint(MODEL, X)
+    return joint, PointFlows(joint.dim, flow, start.q.loc), search
 
 
 AIS: dict[str, Any] = {"num_chains": 3, "num_temperatures": 6, "num_pilot": 4}

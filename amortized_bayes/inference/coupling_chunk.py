@@ -17,6 +17,7 @@ from amortized_bayes.inference.flow_climb import BLOCK, MEMORY, FlowChunk, Progr
 from amortized_bayes.inference.flow_points import PointFlows
 from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import LogJoint, captured_or_plain
+from amortized_bayes.keeping import kept
 
 __all__ = ["CouplingChunk", "Packing", "kernel_serves"]
 
@@ -86,7 +87,7 @@ class CouplingChunk(FlowChunk):
         """So many that their parameters and moments stay in the cache, and that a product of log p has enough rows."""
         return max(FEWEST, int(CACHE / sum(12 * p.numel() for p in flows.point.parameters())))
 
-    def climb(self, program: Program | None, progress: Callable[[int], None]) -> Program:
+    def climb(self, program: Program | None, progress: Callable[[int], None]) -> Program | None:
         """Take all steps, by a captured gradient of log p or, with ``None``, by one captured here; return it."""
         kernel, search, packing = coupling_kernel(), self.search, self._packing()
         assert kernel is not None
@@ -96,30 +97,39 @@ class CouplingChunk(FlowChunk):
         rows = packing.pack(self.values)
         threads, scratch = torch.get_num_threads(), self._scratch_size(packing)
         moments, usual = rows.new_zeros(2, *rows.shape), rows.new_zeros(2, points)
-        kept, own = rows.new_empty(points, self._kept_size(packing)), rows.new_empty(threads, scratch)
+        back, own = rows.new_empty(points, self._kept_size(packing)), rows.new_empty(threads, scratch)
         z, inputs = rows.new_empty(draws * points, dim), self.joint.inputs(draws)
         numbers, slope = self._numbers(0), torch.empty(0)
         noise = upcoming = self._block(streams)
-        for step in range(search.num_steps + 1):
-            # A call ends the step before and begins this one, while a point's numbers are at hand.
-            if step and step % BLOCK == 0 and step < search.num_steps:
-                upcoming = self._block(streams)
-            around = (noise[:, (step - 1) % BLOCK], upcoming[:, step % BLOCK])
-            tensors = (numbers, loc, scale, *around, slope, z, rows, *moments, kept, *usual, own)
-            kernel(sizes, *tensors, points, noise[0].numel(), scratch, step > 0, step < search.num_steps, threads)
-            noise = upcoming
-            if step:
-                progress(step)
-            if step == search.num_steps:
-                break
-            if program is None:
-                program = captured_or_plain(self._slope, (z, *inputs), [t.flip(0) for t in (z, *inputs)])
-            (slope,) = (part.contiguous() for part in program(z, *inputs))
-            numbers = self._numbers(step)
+        step, over = 0, False
+
+        def now() -> list[object]:
+            return [step, over, rows, usual, None if over else [moments, back, z, slope, numbers, noise]]
+
+        with kept("flow", now, *streams) as loop:
+            if loop.found is not None:
+                step, over, rows, usual, more = loop.found
+                moments, back, z, slope, numbers, noise = more or (moments, back, z, slope, numbers, noise)
+            while not over:
+                # A call ends the step before and begins this one, while a point's numbers are at hand.
+                if step and step % BLOCK == 0 and step < search.num_steps:
+                    loop.offer()
+                    upcoming = self._block(streams)
+                around = (noise[:, (step - 1) % BLOCK], upcoming[:, step % BLOCK])
+                tensors = (numbers, loc, scale, *around, slope, z, rows, *moments, back, *usual, own)
+                kernel(sizes, *tensors, points, noise[0].numel(), scratch, step > 0, step < search.num_steps, threads)
+                noise = upcoming
+                if step:
+                    progress(step)
+                over = step == search.num_steps
+                if not over:
+                    if program is None:
+                        program = captured_or_plain(self._slope, (z, *inputs), [t.flip(0) for t in (z, *inputs)])
+                    (slope,) = (part.contiguous() for part in program(z, *inputs))
+                    numbers, step = self._numbers(step), step + 1
         self.values = packing.unpack(rows)
         self.parameters = dict(zip(self.parameters, self.values[:-2], strict=True))
         self.num_skipped += usual[1].long()
-        assert program is not None
         return program
 
     def _block(self, streams: Sequence[Generator]) -> Tensor:
