@@ -64,7 +64,7 @@ def heeding() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers: dict[int, Any] = {number: _answer for number in SIGNALS} | {signal.SIGALRM: _give_up}
+    handlers: dict[signal.Signals, Any] = {number: _answer for number in SIGNALS} | {signal.SIGALRM: _give_up}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     _said.clear()
     try:

@@ -33,12 +33,12 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
     for name in PACKAGES:
         yield name, packages[0].get(name), packages[1].get(name)
     commits = [str(_mapping(about, "git").get("commit") or "")[:10] or None for about in (before, now)]
-    yield "commit", *commits
+    yield "commit", commits[0], commits[1]
     data = [_mapping(about, "data") for about in (before, now)]
     for name in data[0]:
         sums = [_mapping(each, name) for each in data]
         for file in sorted({*sums[0], *sums[1]}):
-            yield f"{name}/{file}", *(each.get(file, "none")[:10] for each in sums)
+            yield f"{name}/{file}", str(sums[0].get(file, "none"))[:10], str(sums[1].get(file, "none"))[:10]
 
 
 def _mapping(about: Mapping[str, Any], name: str) -> Mapping[str, Any]:
