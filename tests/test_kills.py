@@ -88,7 +88,7 @@ def later(seconds):
 @pytest.mark.parametrize(
     ("kind", "kills"),
     [
-        ("sweep", 1),
+        pytest.param("sweep", 1, marks=pytest.mark.slow),
         ("model-gaps", 1),
         *(pytest.param(kind, 12, marks=pytest.mark.slow) for kind in CONFIGS),
     ],
