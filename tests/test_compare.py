@@ -230,7 +230,7 @@ def test_a_fit_that_fails_is_said_and_the_others_stand(x):
 
 
 def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
-    def diverge(self, num_steps, report_at=()):
+    def diverge(self, num_steps, *rest):
         raise Divergence(3, math.inf)
         yield
 
@@ -244,10 +244,10 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
 def test_a_fit_that_diverges_at_the_top_of_its_ladder_failed_and_starts_no_other(x, monkeypatch):
     run = fitting.Training.run
 
-    def diverge_later(self, num_steps, report_at=()):
+    def diverge_later(self, num_steps, *rest):
         if self.steps and type(self.guide).__name__ == "Amortized":
             raise Divergence(self.steps + 1, math.inf)
-        yield from run(self, num_steps, report_at)
+        yield from run(self, num_steps, *rest)
 
     monkeypatch.setattr(fitting.Training, "run", diverge_later)
     report = compare(normal, x)

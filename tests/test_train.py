@@ -148,13 +148,11 @@ def test_a_trained_model_is_found_by_its_settings(tmp_path, run):
 def test_of_several_the_latest_that_finished_is_taken(tmp_path):
     short = replace(TINY, epochs=1)
     first, later = go("train", short, tmp_path), go("train", short, tmp_path)
-    about = first.path / "environment.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"started": "2000-01-01T00:00:00+00:00"}))
     RunFolder.create(tmp_path, "train", to_mapping(short), {}, "unfinished")
     found = find_trained(tmp_path, short, FINISHED)
     assert found is not None
     assert found.path == later.path
-    (later.path / "config.yaml").write_text("latent_dim: many")  # which this version cannot read
+    (later.path / "config.yaml").write_text("latent_dim: many")  # it is damaged
     found = find_trained(tmp_path, short, FINISHED)
     assert found is not None
     assert found.path == first.path

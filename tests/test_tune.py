@@ -142,9 +142,9 @@ def test_a_guide_that_was_added_is_tuned_on_two_widths(tmp_path, monkeypatch):
 
 def test_trials_take_a_quarter_of_the_epochs(tmp_path, monkeypatch):
     steps = []
-    real = fitting.train
+    real = fitting.train_kept
     monkeypatch.setattr(
-        fitting, "train", lambda training, count, *rest: steps.append(count) or real(training, count, *rest)
+        fitting, "train_kept", lambda training, count, *rest: steps.append(count) or real(training, count, *rest)
     )
     config = replace(TINY_TRIALS, guides=("constant",), epochs=12)
     jobs = tune.jobs(config, a_lab(tmp_path))
