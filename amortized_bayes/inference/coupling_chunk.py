@@ -49,7 +49,7 @@ class Packing(NamedTuple):
         >>> packing = Packing((1, 8, 2), 3, 2)
         >>> rows = packing.pack([torch.ones(5, *shape) for shape in packing.shapes])
         >>> rows.shape, [part.shape for part in packing.unpack(rows)][:2]
-        (torch.Size([5, 1040]), [torch.Size([5, 8, 1]), torch.Size([5, 8])])
+        (torch.Size([5, 608]), [torch.Size([5, 8, 1]), torch.Size([5, 8])])
     """
 
     sizes: tuple[int, ...]
