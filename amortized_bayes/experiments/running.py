@@ -13,28 +13,26 @@ results do not depend on how many run side by side.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.experiments import EXPERIMENTS, experiment
 from amortized_bayes.experiments.changes import differences
 from amortized_bayes.experiments.executors import Executor, Inline, Processes
 from amortized_bayes.experiments.forecast import Forecast
-from amortized_bayes.experiments.lab import Lab
-from amortized_bayes.experiments.plans import Plan, checksums, training_title, using_threads
+from amortized_bayes.experiments.plans import Plan, checksums, training_title
 from amortized_bayes.experiments.settings import VAEConfig, serves
-from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured
+from amortized_bayes.experiments.spec import Arrays, File, Measured
 from amortized_bayes.experiments.trained import find_trained
-from amortized_bayes.keeping import CannotKeep, Keeper, Kept
+from amortized_bayes.experiments.workshop import Ended, Item, Stage, Task, Workshop, workshop
+from amortized_bayes.keeping import Kept
 from amortized_bayes.results import RunFolder, environment
 from amortized_bayes.stopping import Stopped, asked, patience
 from amortized_bayes.types import Factor, Row
@@ -98,94 +96,6 @@ class _Step(NamedTuple):
     waits: frozenset[Hashable]
 
 
-class _Task(NamedTuple):
-    """What an executor is told: the folder of a run, and the key of one of its jobs."""
-
-    run: Path
-    job: str
-
-
-class _Stage(NamedTuple):
-    """How far a stage of a job is."""
-
-    stage: str
-    done: int
-    total: int
-    state: str
-
-
-class _Ended(NamedTuple):
-    """How a job ended, ``"ok"`` or ``"failed"``; ``"stopped"`` where the program was asked to stop."""
-
-    status: str
-
-
-Item = Measured | Arrays | Checkpoint | File | Kept
-
-
-@dataclass
-class _Workshop:
-    """Carries out jobs, in any process. A run that it does not know is read from its folder; it writes to none.
-
-    Args:
-        lab: where jobs get what they need.
-        plans: known runs by their folders.
-    """
-
-    lab: Lab
-    plans: dict[Path, Plan] = field(default_factory=dict)
-
-    def __call__(self, task: _Task, send: Callable[[Item | _Stage | _Ended], None]) -> None:
-        """Run a job, and send what it yields, how far it is, and how it ended."""
-        plan = self._plan(task.run)
-        plan.lab.report = lambda *stage: send(_Stage(*stage))
-        (job,) = (job for job in plan.jobs if job.key == task.job)
-        assert plan.folder is not None
-        found = plan.folder.load_unfinished(job.key)
-        keeper = Keeper(send, None if found is None else Kept(*found), self.lab.keep_every)
-        with using_threads(plan.threads), keeper.watching():
-            try:
-                status = _run_job(job, send)
-            except Stopped:
-                status = "stopped"
-            except CannotKeep as error:
-                raise error.__cause__ or error from None
-        send(_Ended(status))
-
-    def _plan(self, path: Path) -> Plan:
-        if path not in self.plans:
-            folder = RunFolder.open(path)
-            config = folder.config(experiment(folder.experiment).Config)
-            lab = replace(self.lab, folder=folder)
-            self.plans[path] = Plan(folder.experiment, config, lab, folder.environment(), folder)
-        return self.plans[path]
-
-
-def _workshop(
-    experiments: Mapping[str, str], out: Path, device: torch.device, data_dir: Path | None, keep_every: float
-) -> _Workshop:
-    """A workshop in another process, which learns of experiments that were added while this one ran."""
-    EXPERIMENTS.update(experiments)
-    return _Workshop(Lab(out, device, data_dir, keep_every))
-
-
-def _run_job(job: Job, send: Callable[[Item], None]) -> str:
-    """Run one job, send all that it yields, its failure too, and say how it ended."""
-    items = job.run()
-    try:
-        for item in items:
-            if isinstance(item, Measured) and item.value is not None and not math.isfinite(item.value):
-                raise FailedAt(item.step, f"{item.metric} is {item.value:g}")
-            send(item)
-    except ArithmeticError as error:
-        send(Measured("failure", None, step=getattr(error, "step", 0), status="failed", note=str(error)))
-        return "failed"
-    finally:
-        if isinstance(items, Generator):  # now, not when it is forgotten: a fit has Pyro's validation off while it runs
-            items.close()
-    return "ok"
-
-
 class _Execution(ExitStack):
     """A run on its way: it starts jobs, and keeps what they yield.
 
@@ -199,7 +109,7 @@ class _Execution(ExitStack):
         super().__init__()
         self.plan, self.forecast, self.reporter = plan, forecast, reporter
         self.plans: dict[Path, Plan] = {}
-        self.running: dict[_Task, tuple[_Step, _Stage | None]] = {}
+        self.running: dict[Task, tuple[_Step, Stage | None]] = {}
         self.over: set[Hashable] = set()
 
     def run(self) -> None:
@@ -233,8 +143,8 @@ class _Execution(ExitStack):
     def _executor(self) -> Executor:
         lab = self.plan.lab
         if self.forecast.workers == 1:
-            return Inline(_Workshop(lab, self.plans), self._take)
-        prepare = partial(_workshop, dict(EXPERIMENTS), lab.out, lab.device, lab.data_dir, lab.keep_every)
+            return Inline(Workshop(lab, self.plans), self._take)
+        prepare = partial(workshop, dict(EXPERIMENTS), lab.out, lab.device, lab.data_dir, lab.keep_every)
         return Processes(self.forecast.workers, prepare, self._take)
 
     def _steps(self) -> list[_Step]:
@@ -285,7 +195,7 @@ class _Execution(ExitStack):
             self._finish(plan)
             self._end(step)
             return
-        task = _Task(plan.folder.path, key)
+        task = Task(plan.folder.path, key)
         self.running[task] = (step, None)
         executor.start(task)
 
@@ -304,14 +214,14 @@ class _Execution(ExitStack):
             hint = f"`{self.plan.name} --resume {self.plan.folder.path}` resumes the run"
             raise ChildProcessError(f"{error}, while {labels} ran; {hint}") from error
 
-    def _take(self, task: _Task, message: Item | _Stage | _Ended) -> None:
+    def _take(self, task: Task, message: Item | Stage | Ended) -> None:
         """Keep what a job yields, tell how far it is, and mark it done at its end."""
         plan, (step, _) = self.plans[task.run], self.running[task]
-        if isinstance(message, _Stage):
+        if isinstance(message, Stage):
             self.forecast.at(step.key, message.stage, message.done, message.total)
             self.running[task] = (step, message)
             self._show()
-        elif isinstance(message, _Ended):
+        elif isinstance(message, Ended):
             assert plan.folder is not None
             if message.status == "stopped":
                 del self.running[task]
