@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,11 +20,13 @@ import tyro
 
 from amortized_bayes.commands.claims import Claims
 from amortized_bayes.commands.download import Download
+from amortized_bayes.commands.mistakes import check_command, check_flags, flags_of, in_one_line
 from amortized_bayes.commands.report import Report
 from amortized_bayes.commands.run import Run, defaults, flags_of_run, given_flags
 from amortized_bayes.commands.runs import List, Plot, Table, Verify
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import ALIASES, EXPERIMENTS, experiment
+from amortized_bayes.memory import is_out_of_memory
 from amortized_bayes.stopping import EXIT_CODE, Stopped, heeding
 from amortized_bayes.terminal import close_quietly, open_missing, plain, plain_output
 
@@ -66,10 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         close_quietly()
         sys.exit(141)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        if is_out_of_memory(error):
+            lines = [f"the memory ran out ({lines[0][:200]}); use fewer or smaller layers, draws, chains, or --jobs"]
         print(f"error: {plain(lines[0])}", file=sys.stderr)
         close_quietly()
         sys.exit(2)
@@ -88,8 +93,14 @@ def _parse(given: list[str]) -> Any:
     if not asks_for_help and (not given or given[0].startswith("-")):
         given = ["sweep", *given]
     given = [ALIASES.get(given[0], given[0]), *given[1:]]
+    flags: dict[str, Any] = {}
+    if not asks_for_help:
+        check_command(given[0], [*EXPERIMENTS, *LOOKING])
+        flags = _flags(given[0])
     if "resume" in given_flags(given):  # which keeps the settings of its run: flags for others are not even read
         given = [given[0], *flags_of_run(given[1:])]
+    if flags:
+        check_flags(given[0], given[1:], flags)
     union: Any = None
     for name in EXPERIMENTS:
         member = _command(name, given if given[0] == name else [])
@@ -106,7 +117,12 @@ def _parse(given: list[str]) -> Any:
             return tyro.cli(form, **options)
     except SystemExit as stop:
         _raise_refusal(stop)
-        raise SettingError(_one_line(said.getvalue())) from None
+        raise SettingError(in_one_line(said.getvalue(), given[0], given[1:], flags)) from None
+
+
+def _flags(name: str) -> dict[str, Any]:
+    """The flags of a command, with their annotations."""
+    return flags_of(LOOKING[name]) if name in LOOKING else flags_of(Run, experiment(name).Config)
 
 
 def _command(name: str, given: list[str]) -> Any:
@@ -124,18 +140,6 @@ def _raise_refusal(stop: SystemExit) -> None:
         if isinstance(cause, SettingError):
             raise SettingError(str(cause)) from None
         cause = cause.__context__
-
-
-def _one_line(box: str) -> str:
-    """What tyro says of flags that it cannot read, in a box of several sections, in one line."""
-    lines = [line.strip("│|+╭╮╰╯ ") for line in box.splitlines()[1:]]
-    parts = " ".join("\n" if set(line) in ({"─"}, {"-"}) else line for line in lines).split("\n")
-    text, *rest = filter(None, (part.strip().rstrip(".") for part in parts))
-    more = "  ".join(rest)
-    if found := re.search(r"Available subcommands: (.+?)  ", f"{more}  "):
-        return f"expected a command among {found[1].strip()}, got {text.removeprefix('Unrecognized options: ')}"
-    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", more)
-    return f"{text}; did you mean {meant[1]}?" if meant else text
 
 
 if __name__ == "__main__":

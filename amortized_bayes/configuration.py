@@ -12,28 +12,17 @@ every class derived from ``Settings``.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import re
 import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints  # noqa: F401 (Annotated is for the example)
 
+from amortized_bayes.limits import Above, AtLeast, Different, Even, check_value
 from amortized_bayes.plain_files import read_plain
 from amortized_bayes.plain_yaml import MOST_BYTES, parse_yaml
+from amortized_bayes.refusals import nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -61,49 +50,6 @@ class SettingError(ValueError):
     """A configuration that cannot be run."""
 
 
-class AtLeast(NamedTuple):
-    """A number, or each number of a list, that is finite and not below ``least``."""
-
-    least: float
-
-    def refuses(self, value: Any) -> str:
-        """What was expected where ``value`` is out of range, else nothing."""
-        bad = any(not self.least <= item < math.inf for item in _items(value))
-        return f"of {self.least:g} or more" if bad else ""
-
-
-class Above(NamedTuple):
-    """A number, or each number of a list, that is finite and above ``bound``."""
-
-    bound: float
-
-    def refuses(self, value: Any) -> str:
-        """What was expected where ``value`` is out of range, else nothing."""
-        return f"above {self.bound:g}" if any(not self.bound < item < math.inf for item in _items(value)) else ""
-
-
-class Even(NamedTuple):
-    """An even number; ``reason`` says why."""
-
-    reason: str
-
-    def refuses(self, value: Any) -> str:
-        """What was expected where ``value`` is odd, else nothing."""
-        return f"with an even number, {self.reason}" if value % 2 else ""
-
-
-class Different(NamedTuple):
-    """A list of one or more values, each once; ``first`` of them in front where it is given."""
-
-    first: Any = None
-
-    def refuses(self, value: Any) -> str:
-        """What was expected where ``value`` is empty or repeats itself, else nothing."""
-        if self.first is not None and (not value or value[0] != self.first or len(set(value)) != len(value)):
-            return f"that start with {self.first}, each once"
-        return "" if value and len(set(value)) == len(value) else "with one or more different values"
-
-
 class Settings:
     """What frozen dataclasses of settings share: each field's annotation says which values it may have.
 
@@ -119,11 +65,10 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every field's range, then what depends on several fields."""
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            for rule in hint.__metadata__ if get_origin(hint) is Annotated else ():
-                if hasattr(rule, "refuses") and (expected := rule.refuses(value)):
-                    shown = list(value) if isinstance(value, tuple) else value
-                    raise SettingError(f"expected {flag(name)} {expected}, got {shown}")
+            try:
+                check_value(flag(name), hint, getattr(self, name))
+            except (TypeError, ValueError) as error:
+                raise SettingError(str(error)) from None
         self.check()
 
     def check(self) -> None:
@@ -133,10 +78,6 @@ class Settings:
 def flag(name: str) -> str:
     """Flag of a field on the command line."""
     return "--" + name.replace("_", "-")
-
-
-def _items(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def load_config(cls: type[Config], path: Path | str, base: Config | None = None) -> Config:
@@ -277,8 +218,8 @@ def _shown(value: Any) -> str:
 
 
 def _hint(key: Any, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1)
-    return f", did you mean {near[0]!r}?" if near else f", expected one of {', '.join(known)}"
+    near = nearest(key, known)
+    return f", did you mean {near!r}?" if near else f", expected one of {', '.join(known)}"
 
 
 def _one_line(text: object) -> str:

@@ -7,8 +7,11 @@ parameters depend on the data point through a context from the encoder. ``gaussi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from amortized_bayes.limits import Among, AtLeast, Count, Positive, limited
 
 __all__ = ["CONTEXTUAL", "FAMILIES", "FLOWS", "FlowKind", "FlowSettings"]
 
@@ -62,6 +65,7 @@ FAMILIES = ("gaussian", *FLOWS, *(name + CONTEXTUAL for name in FLOWS))
 """Every name that :class:`FlowSettings` takes."""
 
 
+@limited
 @dataclass(frozen=True)
 class FlowSettings:
     """A family of flows by name, and its size: the same for a guide and for the best flow of each point.
@@ -75,6 +79,7 @@ class FlowSettings:
         bound: half the side of the box in which splines act; outside they are the identity.
 
     Raises:
+        TypeError: an option that does not exist, or of another type.
         ValueError: an unknown family or a number out of its range.
 
     Example:
@@ -84,25 +89,16 @@ class FlowSettings:
         FlowSettings(family='planar', num_flows=8, hidden=(100, 100), context=32, num_bins=8, bound=5.0)
     """
 
-    family: str = "realnvp"
-    num_flows: int = 4
-    hidden: tuple[int, ...] = (100, 100)
-    context: int = 32
-    num_bins: int = 8
-    bound: float = 5.0
+    family: Annotated[str, Among(FAMILIES)] = "realnvp"
+    num_flows: Annotated[int, AtLeast(1, 1_000)] = 4
+    hidden: Annotated[tuple[int, ...], AtLeast(1, math.inf)] = (100, 100)
+    context: Count = 32
+    num_bins: Annotated[int, AtLeast(2, 500)] = 8  # Pyro keeps every bin above 0.001 of the box
+    bound: Positive = 5.0
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"expected a family among {', '.join(FAMILIES)}, got {self.family!r}")
-        for name, least in (("num_flows", 1), ("context", 1), ("num_bins", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} of {least} or more, got {getattr(self, name)}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"expected hidden widths of 1 or more, got {list(self.hidden)}")
-        if self.num_bins > 500:  # Pyro keeps every bin above 0.001 of the box
-            raise ValueError(f"expected num_bins of 500 or less, got {self.num_bins}")
-        if not self.bound > 0:
-            raise ValueError(f"expected a bound above 0, got {self.bound}")
+        if not self.hidden:
+            raise ValueError("expected hidden widths of 1 or more, got none")
 
     @property
     def plain(self) -> FlowSettings:

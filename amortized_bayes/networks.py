@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amortized_bayes.memory import check_network
+
 __all__ = [
     "ACTIVATIONS",
     "MLP",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 
+MOST_LAYERS = 101
+"""Hidden layers beyond 100 are a mistake: without normalization nothing that deep is fitted."""
 Activation = Literal["leaky-relu", "elu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky-relu": partial(F.leaky_relu, negative_slope=0.2),
@@ -45,7 +49,8 @@ class MLP(nn.ModuleList):
         activation: between the layers: leaky-relu (of slope 0.2), elu or tanh.
 
     Raises:
-        ValueError: fewer than two sizes, one below 1, or an unknown activation.
+        ValueError: fewer than two sizes, one below 1, too many layers, more weights than fit into memory, or an unknown
+            activation.
     """
 
     def __init__(
@@ -53,6 +58,9 @@ class MLP(nn.ModuleList):
     ) -> None:
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"expected at least two sizes of 1 or more, got {list(sizes)}")
+        if len(sizes) > MOST_LAYERS + 1:
+            raise ValueError(f"expected at most {MOST_LAYERS} layers, got {len(sizes) - 1}")
+        check_network(sizes)
         if activation not in ACTIVATIONS:
             raise ValueError(f"expected activation {' or '.join(ACTIVATIONS)}, got {activation!r}")
         layers = [nn.Linear(size_in, size_out) for size_in, size_out in pairwise(sizes)]

@@ -24,6 +24,7 @@ PLAIN_EVERY = 30.0
 """Seconds between lines where the output is no terminal."""
 MEASURED_FOR, WORTH_SAYING = 1.0, 60.0
 """Seconds of work that a forecast rests on, and above which it is said."""
+YEAR = 365.25 * 86_400
 MOVED_EVERY = 0.3
 """Seconds between versions of the line in a notebook."""
 
@@ -189,9 +190,11 @@ def counted(number: int, what: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: ``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``; a second at least."""
+    """Seconds in words: ``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``, ``"40 years"``; a second at least."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86_400:.1f} days" if seconds < YEAR else f"{seconds / YEAR:,.0f} years"

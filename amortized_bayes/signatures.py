@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
+
+from amortized_bayes.refusals import nearest
 
 __all__ = ["check_arguments", "check_keywords", "own_options", "signature_of", "takes"]
 
@@ -49,7 +50,7 @@ def check_arguments(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
         raise TypeError(f"expected the arguments of the {what}, {signature}, got ({got}): {error}") from None
 
 
-def check_keywords(call: Any, program: Any, kwargs: dict[str, Any]) -> None:
+def check_keywords(call: Any, program: Any, kwargs: dict[str, Any], what: str = "model") -> None:
     """Refuse keyword arguments that are neither options of ``call`` nor arguments of the model.
 
     Raises:
@@ -63,17 +64,17 @@ def check_keywords(call: Any, program: Any, kwargs: dict[str, Any]) -> None:
     known = [n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in kwargs:
         if name not in known and inspect.Parameter.VAR_KEYWORD not in kinds:
-            near = difflib.get_close_matches(name, [*own, *known], 1, 0.5)
-            meant = f"; did you mean {near[0]}=?" if near else ""
+            near = nearest(name, [*own, *known])
+            meant = f"; did you mean {near}=?" if near else ""
             raise TypeError(
                 f"{call.__name__} got {name}=, which is neither an option of {call.__name__} nor an argument of the "
-                f"model{meant}"
+                f"{what}{meant}"
             )
     for name, parameter in signature.parameters.items():
         if name in own and parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             raise TypeError(
-                f"the model's argument {name}= has the name of an option of {call.__name__}; expected it bound before, "
-                f"functools.partial(model, {name}=...)"
+                f"the {what}'s argument {name}= has the name of an option of {call.__name__}; expected it bound "
+                f"before, functools.partial({what}, {name}=...)"
             )
 
 

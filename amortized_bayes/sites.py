@@ -13,6 +13,7 @@ from torch.distributions import biject_to, constraints
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.enumeration import is_marked, without
+from amortized_bayes.limits import limited
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.supports import same_for_all, support_of
 from amortized_bayes.traces import no_plate_error, sample_sites
@@ -35,6 +36,7 @@ class LatentSites(NamedTuple):
     shared_draw: dict[str, Tensor]
 
 
+@limited
 def latent_sites(
     model: Model, *args: Any, plate: str | None = None, per_point: PerPointNames = None, **kwargs: Any
 ) -> LatentSites:

@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from amortized_bayes.memory import check_memory
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import sample_sites, trace_pair
 from amortized_bayes.trees import leaves_of, map_leaves
@@ -34,6 +35,7 @@ class Tiling(Messenger):
         self.batch = len(index)
         self.full_size = len(index)
         self.num_particles = num_particles
+        self._check_memory(index)
         self.index = index.repeat(num_particles)
 
     @classmethod
@@ -72,7 +74,12 @@ class Tiling(Messenger):
         def repeat(leaf: Any) -> Any:
             return leaf.repeat(self.num_particles, *(1 for _ in leaf.shape[1:])) if self.is_data(leaf) else leaf
 
+        self._check_memory(*(leaf for leaf in leaves_of((args, kwargs)) if self.is_data(leaf)))
         return map_leaves(repeat, (args, kwargs))
+
+    def _check_memory(self, *rows: Tensor) -> None:
+        size = sum(t.numel() * t.element_size() for t in rows)
+        check_memory(self.num_particles * size, f"{self.num_particles:,} particles of {self.batch:,} points")
 
     def is_data(self, leaf: object) -> bool:
         """Whether an argument holds the batch along its first dimension."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.guides.easyguides import forget_plates
+from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.shared_draw import SharedDraw
 from amortized_bayes.tiling import Tiling
 from amortized_bayes.traces import PairedTraces, trace_pair
@@ -75,15 +76,16 @@ class LogWeights(NamedTuple):
         return self.shared_log_p - self.shared_log_q
 
 
+@limited
 def log_weights(
     model: Model,
     guide: Guide,
     *args: Any,
-    num_particles: int = 1,
-    num_shared: int = 1,
+    num_particles: Count = 1,
+    num_shared: Count = 1,
     plate: str | None = None,
     per_point: PerPointNames = None,
-    num_data: int | None = None,
+    num_data: Natural | None = None,
     **kwargs: Any,
 ) -> LogWeights:
     """Draw from the guide, score under model and guide, and return the parts of the log weights.

@@ -39,7 +39,7 @@ from amortized_bayes.results.encoding import yaml_bytes
         ({"kl_warm_up": 151}, "expected --kl-warm-up of at most 60 epochs, got 151"),
         ({"binarization": "dynamic"}, "--binarization fixed for binarized-mnist, .*; --dataset mnist has grey values"),
         ({"binarization": "threshold"}, "which is binary already, got 'threshold'"),
-        ({"likelihood": "poisson"}, "expected --likelihood bernoulli or gaussian or binomial, got 'poisson'"),
+        ({"likelihood": "poisson"}, "expected --likelihood among 'bernoulli', 'gaussian', 'binomial', got 'poisson'"),
         *[
             ({"likelihood": "gaussian", "binarization": binarization}, f"--binarization auto .*got '{binarization}'")
             for binarization in ("fixed", "dynamic", "threshold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "defaults", "flags_of_run", "given_flags", "value_of"]
 
 C = TypeVar("C")
+WEEK = 7 * 86_400
+"""Seconds above which a run must be confirmed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Run(Generic[C]):
         resume: Run to resume: its path, its name, or latest. It keeps its own settings and what is finished.
         accept_changes: Resume a run although the machine, the packages or the data are others than at its start; the
             rows that it adds are marked.
+        yes: Start a run even if its forecast is longer than a week.
         dry_run: Print the jobs, the time and the disk space that the run would take, and stop.
         device: Device to run on; auto uses a GPU if there is one.
         jobs: Number of jobs that run side by side, each in its own process; by default the number of cores, or
@@ -50,6 +54,7 @@ class Run(Generic[C]):
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    yes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -117,6 +122,7 @@ class Run(Generic[C]):
         if self.dry_run:
             _print_plan(plan)
             return None
+        _check_forecast(plan, confirmed=self.yes)
         from amortized_bayes.commands.reporting import Reporting
         from amortized_bayes.experiments.running import run
 
@@ -207,6 +213,35 @@ def flags_of_run(given: Sequence[str]) -> list[str]:
         if keeps:
             kept.append(argument)
     return kept
+
+
+def _check_forecast(plan: Plan, *, confirmed: bool) -> None:
+    """Refuse a run that leaves more than the disk holds, or that takes more than a week unless that is confirmed.
+
+    Raises:
+        ValueError: it does.
+    """
+    from amortized_bayes.memory import in_words
+    from amortized_bayes.progress import counted, duration
+
+    forecast = plan.forecast
+    free = free_bytes(plan.lab.out)
+    if forecast.disk > free:
+        raise ValueError(
+            f"expected a run that fits on the disk, got one that leaves {in_words(forecast.disk)} in {plan.lab.out}, "
+            f"where {in_words(free)} are free"
+        )
+    if forecast.seconds > WEEK and not confirmed:
+        raise ValueError(
+            f"expected a run of a week at most, got {counted(len(plan.left), 'job')} of {plan.name} that take about "
+            f"{duration(forecast.seconds)}{forecast.basis}; --yes starts it all the same, --dry-run lists its jobs"
+        )
+
+
+def free_bytes(path: Path) -> float:
+    """Bytes that are free on the disk of a folder, which need not be there yet."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return float(shutil.disk_usage(there).free)
 
 
 def _print_plan(plan: Plan) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pyro import poutine
@@ -21,6 +22,7 @@ from amortized_bayes.guides.registry import Fit, list_budgets, list_fits
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.joint.checks import check_model
+from amortized_bayes.limits import AtLeast, Count, Depth, Seed, limited
 from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.progress import Told, Watch, watched
 from amortized_bayes.seeding import torch_seed
@@ -35,6 +37,7 @@ OURS = ("constant", "amortized", "factorized")
 """Guides that are compared unless others are named."""
 
 
+@limited
 @dataclass(frozen=True)
 class ComparisonSettings:
     """How :func:`compare` fits and measures.
@@ -55,29 +58,25 @@ class ComparisonSettings:
         1
     """
 
-    epochs: int = 400
-    rungs: int = 3
-    depth: int = 1
-    num_draws: int = 20
+    epochs: Annotated[int, AtLeast(2)] = 400
+    rungs: Annotated[int, AtLeast(1, 60)] = 3
+    depth: Depth = 1
+    num_draws: Count = 20
     fit: FitOptions = field(default_factory=FitOptions.recipe)
-
-    def __post_init__(self) -> None:
-        for name, least in (("depth", 0), ("epochs", 2), ("rungs", 1), ("num_draws", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} of {least} or more, got {getattr(self, name)}")
 
 
 @own_options
+@limited
 def compare(
     model: Model,
     *args: Any,
     plate: str | None = None,
     per_point: PerPointNames = None,
     encoder_input: Callable[..., Tensor] | None = None,
-    widths: Sequence[int] = (1, 16, 64),
+    widths: Annotated[Sequence[int], AtLeast(1, math.inf)] = (1, 16, 64),
     guides: Sequence[str] | Mapping[str, Guide] = OURS,
     settings: ComparisonSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool | Watch = True,
     on_row: Callable[[Row], object] | None = None,
     **kwargs: Any,
@@ -135,8 +134,8 @@ def compare(
         ['constant', 'amortized', 'factorized', 'factorized-from-amortized']
     """
     check_keywords(compare, model, kwargs)
-    if not widths or min(widths) < 1:
-        raise ValueError(f"expected widths of 1 or more, got {list(widths)}")
+    if not widths:
+        raise ValueError("expected widths of 1 or more, got none")
     own = dict(guides) if isinstance(guides, Mapping) else {}
     fits = list_fits(OURS if own or not guides else tuple(guides), tuple(widths), tuple(own))
     devices = list(range(torch.cuda.device_count()))

@@ -374,7 +374,5 @@ def _finite(found: Evaluation) -> Evaluation:
     """Refuse numbers that are not finite: steps may stay finite while what they lead to is not."""
     for metric, measure in found.measures.items():
         if measure.value is not None and not math.isfinite(measure.value):
-            error = Divergence(found.step, measure.value)
-            error.args = (f"{metric} of {measure.value:g} at step {found.step}",)
-            raise error
+            raise Divergence(found.step, measure.value, f"{metric} of {measure.value:g} at step {found.step}")
     return found

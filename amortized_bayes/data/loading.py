@@ -20,19 +20,21 @@ from amortized_bayes.data.places import (
     find_files,
     list_search_folders,
 )
+from amortized_bayes.limits import Count, Seed, limited
 from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Dataset, Images
 
 __all__ = ["load_dataset", "read_dataset", "shuffle", "where_to_put"]
 
 
+@limited
 def load_dataset(
-    name_or_path: str,
+    name_or_path: str | Path,
     *,
-    data_dir: Path | None = None,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    seed: int = 0,
+    data_dir: Path | str | None = None,
+    num_train: Count | None = None,
+    num_test: Count | None = None,
+    seed: Seed = 0,
     download: bool = True,
 ) -> Dataset:
     """Load a data set, shuffled by ``seed`` and cut to ``num_train`` and ``num_test`` rows (``None`` for all).
@@ -54,7 +56,7 @@ def load_dataset(
     return shuffle(read_dataset(name_or_path, data_dir=data_dir, download=download), seed, num_train, num_test)
 
 
-def read_dataset(name_or_path: str, *, data_dir: Path | None = None, download: bool = True) -> Dataset:
+def read_dataset(name_or_path: str | Path, *, data_dir: Path | str | None = None, download: bool = True) -> Dataset:
     """Find, read and verify a data set, its rows in the order of its files; see :func:`load_dataset`.
 
     Raises ``DataUnavailable`` and ``ValueError`` as ``load_dataset`` does.

@@ -54,7 +54,7 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "amortized_bayes"
 
 
-def list_search_folders(data_dir: Path | None) -> list[Path]:
+def list_search_folders(data_dir: Path | str | None) -> list[Path]:
     """List the folders to search, in order: ``data_dir``, the environment variable's, the cache.
 
     Raises ``ValueError`` if ``data_dir`` is given and is no folder.

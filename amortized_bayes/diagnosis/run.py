@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -39,6 +39,7 @@ from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
 from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
 from amortized_bayes.keeping import known
+from amortized_bayes.limits import AtLeast, Count, Seed, limited
 from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.progress import Watch, watched
 from amortized_bayes.signatures import own_options
@@ -50,6 +51,7 @@ __all__ = ["DiagnosisSettings", "diagnose"]
 logger = logging.getLogger(__name__)
 
 
+@limited
 @dataclass(frozen=True)
 class DiagnosisSettings:
     """How :func:`diagnose` estimates.
@@ -76,8 +78,8 @@ class DiagnosisSettings:
         3
     """
 
-    num_shared: int = 3
-    num_particles: int = 1000
+    num_shared: Count = 3
+    num_particles: Annotated[int, AtLeast(MIN_DRAWS)] = 1000
     ais: AISSettings = field(default_factory=AISSettings)
     certificate: CertificateSettings = field(default_factory=lambda: CertificateSettings(100, 0.1, 1000))
     local: LocalSettings = field(default_factory=LocalSettings)
@@ -85,11 +87,6 @@ class DiagnosisSettings:
     flow_search: FlowSearchSettings = field(default_factory=FlowSearchSettings)
 
     def __post_init__(self) -> None:
-        if self.num_shared < 1 or self.num_particles < MIN_DRAWS:
-            raise ValueError(
-                f"expected num_shared of 1 or more and num_particles of {MIN_DRAWS} or more, got {self.num_shared} "
-                f"and {self.num_particles}"
-            )
         if self.certificate.target_gap is None:
             raise ValueError("expected a certificate with a target_gap, got none")
 
@@ -123,6 +120,7 @@ class _Family(NamedTuple):
 
 
 @own_options
+@limited
 def diagnose(
     model: Model,
     guide: Guide,
@@ -130,7 +128,7 @@ def diagnose(
     plate: str | None = None,
     per_point: PerPointNames = None,
     settings: DiagnosisSettings | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool | Watch = True,
     on_row: Callable[[Row], object] | None = None,
     **kwargs: Any,

@@ -30,6 +30,7 @@ from amortized_bayes.evaluation.hmc import anneal
 from amortized_bayes.evaluation.psis import ess
 from amortized_bayes.evaluation.settings import AISSettings, Progress
 from amortized_bayes.joint import Start, found_start, log_joint
+from amortized_bayes.limits import Seed, limited
 from amortized_bayes.types import Model
 
 __all__ = ["AISResult", "AISSettings", "ais", "mean_and_error"]
@@ -57,6 +58,7 @@ class AISResult(NamedTuple):
     divergences: Tensor
 
 
+@limited
 def ais(
     model: Model,
     guide: Start,
@@ -65,7 +67,7 @@ def ais(
     plate: str | None = None,
     per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
     **kwargs: Any,
 ) -> AISResult:

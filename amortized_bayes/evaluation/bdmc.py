@@ -40,6 +40,7 @@ from amortized_bayes.joint import (
     global_seed,
     log_joint,
 )
+from amortized_bayes.limits import Seed, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import draw_weights
@@ -125,6 +126,7 @@ class BDMCResult(NamedTuple):
         return f"{words}, but those points are {how} for the encoder (z = {self.difficulty.z_score:.1f})"
 
 
+@limited
 def bdmc(
     model: Model,
     guide: Guide | FreshStart | None,
@@ -134,7 +136,7 @@ def bdmc(
     plate: str | None = None,
     per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Progress | None = None,
     **kwargs: Any,
 ) -> BDMCResult:

@@ -33,6 +33,7 @@ from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.joint import log_joint
 from amortized_bayes.joint.checks import check_guide, check_scales
+from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import sample_sites, trace_pair
@@ -94,18 +95,19 @@ class Elbo(NamedTuple):
         return mean_over_points(self)
 
 
+@limited
 @torch.no_grad()
 def elbo(
     model: Model,
     guide: Guide,
     *args: Any,
-    num_draws: int = 20,
+    num_draws: Count = 20,
     plate: str | None = None,
     per_point: PerPointNames = None,
-    num_data: int | None = None,
+    num_data: Natural | None = None,
     analytic_kl: bool = True,
     local_reparametrization: bool = False,
-    chunk_size: int = MAX_ROWS,
+    chunk_size: Count = MAX_ROWS,
     **kwargs: Any,
 ) -> Elbo:
     """ELBO of each point, from ``num_draws`` draws of all latents.
@@ -153,17 +155,18 @@ def elbo(
     return Elbo(value, error, likelihood.mean(0), kl.mean(0), shared.mean(), shared_error)
 
 
+@limited
 @torch.no_grad()
 def iwae(
     model: Model,
     guide: Guide,
     *args: Any,
-    num_particles: int = 100,
-    num_shared: int | None = None,
+    num_particles: Count = 100,
+    num_shared: Count | None = None,
     plate: str | None = None,
     per_point: PerPointNames = None,
-    num_data: int | None = None,
-    max_rows: int = MAX_ROWS,
+    num_data: Natural | None = None,
+    max_rows: Count = MAX_ROWS,
     **kwargs: Any,
 ) -> Estimate:
     """Importance-weighted bound of each point from S = ``num_particles``, averaged over T = ``num_shared`` draws.
@@ -224,17 +227,18 @@ def iwae(
     return Estimate(value, error if drawn or len(bounds) > 1 else errors[0], shared_error)
 
 
+@limited
 @torch.no_grad()
 def log_predictive(
     model: Model,
     guide: Guide,
     *args: Any,
-    num_particles: int = 16,
-    num_shared: int = 32,
+    num_particles: Count = 16,
+    num_shared: Count = 32,
     plate: str | None = None,
     per_point: PerPointNames = None,
     local_reparametrization: bool = False,
-    max_rows: int = MAX_ROWS,
+    max_rows: Count = MAX_ROWS,
     **kwargs: Any,
 ) -> Estimate:
     """Log predictive density of each test point, ``log E_q(theta) p(x|theta)``, from T times S draws.
@@ -314,8 +318,6 @@ def _draws(
 
     All chunks of a draw share the latents outside the plate. ``None`` draws are 8 where there are such, else 1.
     """
-    if num_draws is not None and num_draws < 1:
-        raise ValueError(f"expected 1 draw or more, got {num_draws}")
     count = 0
     while True:
         theta, parts = SharedDraw(chunks[0].plate), []

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
+from amortized_bayes.limits import limited
 from amortized_bayes.per_point import ACTIVE_VARIANCE
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
@@ -38,6 +39,7 @@ class MeanPrediction(NamedTuple):
     latents: Tensor
 
 
+@limited
 @torch.no_grad()
 def mean_prediction(
     model: Model,
@@ -120,6 +122,7 @@ def _local_values(trace: poutine.Trace, plate: str) -> Tensor:
     return torch.cat(found, 1)
 
 
+@limited
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Squared error of each data point averaged over its entries, ``(B,)``.
 
@@ -137,6 +140,7 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().flatten(1).mean(1)
 
 
+@limited
 def active_units(latent_means: Tensor, scales: Tensor | None = None) -> int:
     """Number of latents whose mean varies over points by more than 0.01, from means ``(N, D)``; 0 for constant VI.
 

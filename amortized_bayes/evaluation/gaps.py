@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from amortized_bayes.limits import Above, Below, limited
 from amortized_bayes.per_point import mean_over_points
 
 __all__ = ["Estimate", "Gap", "Gaps", "LogEvidence", "gaps", "log_evidence", "paired_gap"]
@@ -92,6 +93,7 @@ class Gaps(NamedTuple):
     optimization: Gap | None = None
 
 
+@limited
 def gaps(
     elbo: Estimate,
     elbo_star: Estimate,
@@ -99,7 +101,7 @@ def gaps(
     ais: Estimate | None = None,
     iwae: Estimate | None = None,
     elbo_best: Estimate | None = None,
-    confidence: float = 0.95,
+    confidence: Annotated[float, Above(0), Below(1)] = 0.95,
 ) -> Gaps:
     """Decompose the inference gap of each point.
 

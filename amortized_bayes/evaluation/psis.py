@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amortized_bayes.limits import limited
+
 __all__ = ["MIN_DRAWS", "ess", "heaviest", "khat_threshold", "psis_khat", "tail_khat"]
 
 MIN_DRAWS = 25
@@ -32,6 +34,7 @@ Float32 rounds log weights of hundreds of nats by some 1e-5, so that those of an
 """
 
 
+@limited
 def psis_khat(log_weights: Tensor) -> Tensor:
     """Pareto k̂ of each point: ``(..., S)`` log weights in nats, ``(...)`` out, float64 on the weights' device.
 

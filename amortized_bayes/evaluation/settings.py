@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from amortized_bayes.limits import Above, AtLeast, Below, Count, Positive, limited
 
 __all__ = ["AISSettings", "CertificateSettings", "Progress"]
 
@@ -12,6 +14,7 @@ Progress = Callable[[int, int], None]
 """Called with transitions done and transitions in all."""
 
 
+@limited
 @dataclass(frozen=True)
 class AISSettings:
     """How the chains walk.
@@ -33,6 +36,7 @@ class AISSettings:
             holds goes fastest), 8 GB on a GPU.
 
     Raises:
+        TypeError: an option that does not exist, or of another type.
         ValueError: a number out of its range or an unknown word.
 
     Example:
@@ -41,17 +45,17 @@ class AISSettings:
         8
     """
 
-    num_chains: int = 16
-    num_temperatures: int = 80
-    num_leapfrog: int = 2
+    num_chains: Annotated[int, AtLeast(2)] = 16
+    num_temperatures: Count = 80
+    num_leapfrog: Count = 2
     start: Literal["guide", "prior"] = "guide"
     mass: Literal["guide", "unit"] = "guide"
     schedule: Literal["adaptive", "linear", "sigmoid"] = "adaptive"
-    widen: float = 1.2
-    target_acceptance: float = 0.9
-    num_pilot: int = 20
-    num_fit: int = 100
-    memory_budget: float | None = None
+    widen: Positive = 1.2
+    target_acceptance: Annotated[float, Above(0), Below(1)] = 0.9
+    num_pilot: Annotated[int, AtLeast(2)] = 20
+    num_fit: Annotated[int, AtLeast(10)] = 100
+    memory_budget: Positive | None = None
 
     num_warm_up: ClassVar[int] = 4
 
@@ -61,21 +65,8 @@ class AISSettings:
         transitions = self.num_temperatures - 1 + self.num_warm_up + self.num_pilot
         return 2 + self.num_leapfrog * transitions
 
-    def __post_init__(self) -> None:
-        least = {"num_chains": 2, "num_temperatures": 1, "num_leapfrog": 1, "num_pilot": 2, "num_fit": 10}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"expected {name} of {bound} or more, got {getattr(self, name)}")
-        words = {"start": ("guide", "prior"), "mass": ("guide", "unit"), "schedule": ("adaptive", "linear", "sigmoid")}
-        for name, choices in words.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"expected {name} among {choices}, got {getattr(self, name)!r}")
-        if not (self.widen > 0 and 0 < self.target_acceptance < 1):
-            raise ValueError(
-                f"expected widen above 0 and target_acceptance in (0, 1), got {self.widen} and {self.target_acceptance}"
-            )
 
-
+@limited
 @dataclass(frozen=True)
 class CertificateSettings:
     """On which simulated points the chains are certified, and how closely.
@@ -87,6 +78,7 @@ class CertificateSettings:
         max_temperatures: where to stop raising it.
 
     Raises:
+        TypeError: an option that does not exist, or of another type.
         ValueError: a number out of its range.
 
     Example:
@@ -95,12 +87,6 @@ class CertificateSettings:
         200
     """
 
-    num_points: int = 200
-    target_gap: float | None = None
-    max_temperatures: int = 2000
-
-    def __post_init__(self) -> None:
-        if self.num_points < 2 or (self.target_gap is not None and not self.target_gap > 0):
-            raise ValueError(
-                f"expected num_points of 2 or more and target_gap above 0, got {self.num_points} and {self.target_gap}"
-            )
+    num_points: Annotated[int, AtLeast(2)] = 200
+    target_gap: Positive | None = None
+    max_temperatures: Count = 2000

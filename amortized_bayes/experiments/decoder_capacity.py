@@ -44,7 +44,7 @@ class Config(Settings):
     """
 
     model: VAEConfig = field(default_factory=VAEConfig)
-    layers: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0, 2, 4)
+    layers: Annotated[tuple[int, ...], Different(), AtLeast(0, 100)] = (0, 2, 4)
     points: Annotated[int, AtLeast(2)] = 100
     bounds: BoundsConfig = field(default_factory=lambda: BoundsConfig(best_families=("gaussian",)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,6 +12,7 @@ import tyro
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.settings import DATASET_HELP, LikelihoodName, check_names
 from amortized_bayes.guides.registry import GUIDES, Rates
+from amortized_bayes.limits import Depth, Natural
 
 __all__ = ["PAPER", "FitSettings", "rates_field", "rates_of", "substitutes"]
 
@@ -56,22 +58,22 @@ class FitSettings(Settings):
         "amortized",
         "factorized",
     )
-    widths: Annotated[tuple[int, ...], Different(), AtLeast(1)] = (1, 4, 16, 64, 256)
-    depth: Annotated[int, AtLeast(0)] = 1
+    widths: Annotated[tuple[int, ...], Different(), AtLeast(1, math.inf)] = (1, 4, 16, 64, 256)
+    depth: Depth = 1
     likelihood: LikelihoodName = "bernoulli"
     gaussian_scale: Literal["fixed", "learned"] = "fixed"
-    latent_dim: Annotated[int, AtLeast(1)] = 16
-    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (64,)
+    latent_dim: Natural = 16
+    hidden: Annotated[tuple[int, ...], AtLeast(1, math.inf)] = (64,)
     decoder: Literal["bayesian", "point"] = "bayesian"
     weight_prior: Literal["fan-in", "standard"] = "fan-in"
     init: Literal["common", "published"] = "common"
     epochs: Annotated[int, AtLeast(2)] = 160
-    rungs: Annotated[int, AtLeast(1)] = 5
+    rungs: Annotated[int, AtLeast(1, 60)] = 5
     batch_size: Annotated[int, AtLeast(1)] = 250
     num_train: Annotated[int, AtLeast(1)] = 10_000
     num_test: Annotated[int, AtLeast(1)] = 1_000
     local_reparametrization: bool = True
-    quadrature_nodes: Annotated[int, AtLeast(0)] = 3
+    quadrature_nodes: Annotated[int, AtLeast(0, 100)] = 3
     row_steps: Annotated[int, AtLeast(1)] = 2
     warm_up: Annotated[float, AtLeast(0)] = 0.2
     decay: bool = True

@@ -30,6 +30,7 @@ from amortized_bayes.experiments.spec import (
     Table,
 )
 from amortized_bayes.flows import CONTEXTUAL
+from amortized_bayes.limits import Seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +80,7 @@ class Config(Settings):
     max_temperatures: Annotated[int, AtLeast(1)] = 1_000
     simulated: Annotated[int, AtLeast(2)] = 100
     shared_draws: Annotated[int, AtLeast(1)] = 3
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Seed = 0
 
     def check(self) -> None:
         """The temperatures to begin with are among those that may be used."""

@@ -80,6 +80,11 @@ class Place(NamedTuple):
         basis = f"{TIMED_STEPS} steps with the widest encoder"
         return Work(stage, epochs * self.sizes.per_epoch, seconds, basis)
 
+    def evaluations(self, count: float) -> Work:
+        """What evaluating points takes, without a gradient: about half of a step of as many."""
+        work = self.work("evaluation", 1)
+        return work._replace(amount=count / 2 / self.config.batch_size)
+
     def problem(
         self, num_draws: int = 2, particles: int = 1, points: int = 1, predictive_points: int = 1
     ) -> FitProblem:

@@ -41,10 +41,12 @@ class GuideJobs(NamedTuple):
     Args:
         place: data set and seed.
         problem: makes what guides are fitted to there.
+        evaluated: how often a point is evaluated by a final evaluation, over all points and draws.
     """
 
     place: Place
     problem: Callable[[], FitProblem]
+    evaluated: float = 0.0
 
     def jobs(self) -> Iterator[Job]:
         """Every fit with all budgets, and the comparison, each after those whose results it reads."""
@@ -53,6 +55,7 @@ class GuideJobs(NamedTuple):
         for fit in self.fits():
             afresh = [] if GUIDES[fit.guide].starts_from else budgets
             work = [self.place.work(FIT, sum(afresh) + config.epochs - budgets[-1])]
+            work += [self.place.evaluations(self.evaluated)] if self.evaluated else []
             after, disk = [self.key(o) for o in self.fits(GUIDES[fit.guide].starts_from)], fit_disk(config, fit, sizes)
             yield Job(self.factors(fit.factors), partial(self.fit, fit), work=work, after=after, disk=disk)
         yield Job(self.factors(), self.compare, "comparison", after=[*map(self.key, self.fits())])

@@ -25,6 +25,7 @@ from amortized_bayes.experiments.settings import (
 )
 from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import GAPS, SEARCHED, Bars, Job, Table
+from amortized_bayes.limits import Natural, Seed
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -65,11 +66,11 @@ class Config(Settings):
     learning_rate: Annotated[float, Above(0)] = 2e-3
     schedule: Literal["burda", "cosine", "constant"] = "cosine"
     early_stopping: bool = True
-    num_flows: Annotated[int, AtLeast(1)] = 2
-    flow_hidden: Annotated[int, AtLeast(1)] = 100
+    num_flows: Annotated[int, AtLeast(1, 1_000)] = 2
+    flow_hidden: Natural = 100
     points: Annotated[int, AtLeast(2)] = 100
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Seed = 0
 
     def check(self) -> None:
         """Gaps of a family need the best q of that family, and data sets different names."""

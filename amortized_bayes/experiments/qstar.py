@@ -16,6 +16,7 @@ from amortized_bayes.configuration import AtLeast, Different, Even, Settings
 from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
 from amortized_bayes.experiments.settings import model_factors
 from amortized_bayes.experiments.spec import Arrays, Drawn, Job, Measured, Table, measured
+from amortized_bayes.limits import Seed
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -56,7 +57,7 @@ class Config(Settings):
     reference_steps: Annotated[int, AtLeast(10)] = 5_000
     reference_samples: Annotated[int, AtLeast(4), PAIRS] = 20
     score: Annotated[int, AtLeast(2)] = 1_000
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Seed = 0
 
 
 PRESETS = {

@@ -11,6 +11,7 @@ more on A than on B, and more nats the more pixels are flipped. *paper* has 200 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -56,7 +57,7 @@ class Config(Settings):
     refit_learning_rate: Annotated[float, Above(0)] = 1e-4
     every: Annotated[int, AtLeast(1)] = 5
     particles: Annotated[int, AtLeast(2)] = 50
-    seeds: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0, 1)
+    seeds: Annotated[tuple[int, ...], Different(), AtLeast(0, math.inf)] = (0, 1)
 
     def check(self) -> None:
         """Data sets have different names."""

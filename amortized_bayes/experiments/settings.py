@@ -8,6 +8,7 @@ without annealing: a few minutes on two cores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from amortized_bayes.data.catalogue import DATASETS
 from amortized_bayes.data.catalogue import display_name as dataset_name
 from amortized_bayes.flows import FAMILIES, FLOWS
 from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
+from amortized_bayes.limits import Natural, Seed
 from amortized_bayes.types import Factor
 
 __all__ = [
@@ -119,14 +121,14 @@ class VAEConfig(Settings):
     network: Literal["auto", "dense", "convolutional", "deep-convolutional"] = "auto"
     encoder: EncoderName = "standard"
     family: Family = "gaussian"
-    num_flows: Annotated[int, AtLeast(1)] = 2
-    flow_hidden: Annotated[int, AtLeast(1)] = 100
+    num_flows: Annotated[int, AtLeast(1, 1_000)] = 2
+    flow_hidden: Natural = 100
     decoder: Literal["point", "bayesian"] = "point"
     likelihood: LikelihoodName = "bernoulli"
     gaussian_scale: Literal["fixed", "learned"] = "fixed"
     activation: Literal["elu", "tanh"] = "elu"
-    latent_dim: Annotated[int, AtLeast(1)] = 50
-    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (200, 200)
+    latent_dim: Natural = 50
+    hidden: Annotated[tuple[int, ...], AtLeast(1, math.inf)] = (200, 200)
     epochs: Annotated[int, AtLeast(1)] = 60
     batch_size: Annotated[int, AtLeast(1)] = 250
     learning_rate: Annotated[float, Above(0)] = 2e-3
@@ -139,7 +141,7 @@ class VAEConfig(Settings):
     num_train: Annotated[int, AtLeast(2)] = 60_000
     num_test: Annotated[int, AtLeast(2)] = 10_000
     keep_epochs: Annotated[tuple[int, ...], AtLeast(1)] = ()
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Seed = 0
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""

@@ -11,6 +11,7 @@ Inference: When and Why?*, UAI 2024) with its known bugs fixed: hours on a GPU, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +50,7 @@ class Config(FitSettings):
         predictive_points: Number of test points on which the log predictive density is measured.
     """
 
-    seeds: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0,)
+    seeds: Annotated[tuple[int, ...], Different(), AtLeast(0, math.inf)] = (0,)
     rates_amortized: Pair = GUIDES["amortized"].rates
     rates_factorized: Pair = GUIDES["factorized"].rates
     rates_constant: Pair = GUIDES["constant"].rates
@@ -68,6 +69,8 @@ class Config(FitSettings):
                 raise SettingError(f"expected --rates-others with a guide and two rates above 0, got {[name, *rates]}")
 
 
+PREDICTIVE = 512
+"""Draws of the log predictive density of a point."""
 PUBLISHED_RATES = (1e-3, 1e-3)
 PRESETS: dict[str, Config] = {
     "quick": Config(),
@@ -138,4 +141,11 @@ def jobs(config: Config, lab: Lab) -> list[Job]:
     """All fits of each data set and seed, and the comparison."""
     places = [Place(config, lab, dataset, seed) for dataset in config.dataset for seed in config.seeds]
     numbers = (config.elbo_draws, config.iwae_particles, config.iwae_points, config.predictive_points)
-    return [job for place in places for job in GuideJobs(place, partial(place.problem, *numbers)).jobs()]
+
+    def evaluated(place: Place) -> float:
+        held = config.iwae_particles * config.iwae_points + PREDICTIVE * config.predictive_points
+        return config.elbo_draws * place.sizes.num_data + held
+
+    return [
+        job for place in places for job in GuideJobs(place, partial(place.problem, *numbers), evaluated(place)).jobs()
+    ]

@@ -49,7 +49,7 @@ class Config(Settings):
     families: Annotated[tuple[QFamily, ...], Different("gaussian")] = ("gaussian", "auxiliary", "realnvp")
     encoder_epochs: Annotated[int, AtLeast(1)] = 10
     points: Annotated[int, AtLeast(4)] = 50
-    grid: Annotated[int, AtLeast(20)] = 300
+    grid: Annotated[int, AtLeast(20, 5_000)] = 300
     steps: Annotated[int, AtLeast(10)] = 1_000
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ they used for it is not printed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from amortized_bayes.configuration import Above, AtLeast, Different, Settings
 from amortized_bayes.experiments.settings import ENCODERS, VAEConfig, check_names, data_factors
 from amortized_bayes.experiments.spec import Arrays, Job, Measured, Work
+from amortized_bayes.limits import Natural
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -61,13 +63,13 @@ class VariantsConfig(Settings):
     variants: Annotated[tuple[VariantName, ...], Different()] = tuple(VARIANTS)
     epochs: Annotated[int, AtLeast(1)] = 100
     checkpoints: Annotated[int, AtLeast(1)] = 4
-    latent_dim: Annotated[int, AtLeast(1)] = 20
+    latent_dim: Natural = 20
     batch_size: Annotated[int, AtLeast(1)] = 50
     learning_rate: Annotated[float, Above(0)] = 1e-3
     schedule: Literal["burda", "cosine", "constant"] = "constant"
     num_train: Annotated[int, AtLeast(2)] = 1_000
     num_test: Annotated[int, AtLeast(2)] = 2_000
-    seeds: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0,)
+    seeds: Annotated[tuple[int, ...], Different(), AtLeast(0, math.inf)] = (0,)
 
     def check(self) -> None:
         """Data sets need different names."""

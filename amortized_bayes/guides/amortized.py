@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from amortized_bayes.guides.local import LocalGuide, initial_parameters
+from amortized_bayes.limits import Depth, Natural, limited
 from amortized_bayes.networks import MLP, FlatPoints
 from amortized_bayes.types import LatentSite
 
@@ -27,7 +28,8 @@ class Amortized(LocalGuide):
         plate: name of the plate over data points.
 
     Raises:
-        ValueError: a width below 1 or a depth below 0.
+        TypeError: an option that does not exist, or of another type.
+        ValueError: a width below 1, a depth below 0 or above 100, or a network that does not fit into memory.
 
     Example:
         >>> import torch
@@ -40,21 +42,20 @@ class Amortized(LocalGuide):
         torch.Size([4, 4])
     """
 
+    @limited
     def __init__(
         self,
         sites: Sequence[LatentSite],
-        num_data: int,
-        observed: int,
-        width: int = 64,
-        depth: int = 1,
+        num_data: Natural,
+        observed: Natural,
+        width: Natural = 64,
+        depth: Depth = 1,
         *,
         encoder: nn.Module | None = None,
         shared: nn.Module | None = None,
         plate: str = "data",
     ) -> None:
         super().__init__(sites, num_data, shared=shared, plate=plate)
-        if width < 1 or depth < 0:
-            raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
         sizes = [observed, *[width] * depth, 2 * self.latent_dim]
         self.encoder = encoder or nn.Sequential(FlatPoints(), MLP(sizes, initial_parameters(self.latent_dim)))
 

@@ -41,6 +41,8 @@ from torch.distributions import biject_to
 from torch.utils import _pytree as pytree
 
 from amortized_bayes.guides.conditionals import SAID, JointGaussian, free_value
+from amortized_bayes.limits import limited
+from amortized_bayes.signatures import check_keywords
 from amortized_bayes.types import Guide, LatentSite
 
 __all__ = ["INSTEAD", "PerPointGuide", "as_per_point", "check_batches", "per_point_guide"]
@@ -58,6 +60,7 @@ INSTEAD = "fit it with pyro.infer.SVI and call diagnose(model, guide, ...)"
 _said: WeakSet[Any] = WeakSet()
 
 
+@limited
 def per_point_guide(autoguide: Guide, *args: Any, plate: str = "data", **kwargs: Any) -> Guide:
     """A joint autoguide as a guide of data points; any other guide as it is.
 
@@ -84,6 +87,7 @@ def per_point_guide(autoguide: Guide, *args: Any, plate: str = "data", **kwargs:
         >>> ab.elbo(model, guide, x).value.shape
         torch.Size([4])
     """
+    check_keywords(per_point_guide, getattr(autoguide, "model", autoguide), kwargs)
     if isinstance(autoguide, JOINT) and autoguide.prototype_trace is None:
         with torch.no_grad(), torch.random.fork_rng(), pyro.poutine.block():
             autoguide(*args, **kwargs)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from amortized_bayes.guides.local import LocalGuide, initial_parameters
+from amortized_bayes.guides.local import LocalGuide, checked_start, initial_parameters
+from amortized_bayes.limits import Natural, limited
 from amortized_bayes.types import LatentSite
 
 __all__ = ["Constant"]
@@ -22,6 +23,10 @@ class Constant(LocalGuide):
         shared: guide of the shared sites.
         plate: name of the plate over data points.
 
+    Raises:
+        TypeError: an option that does not exist, or of another type.
+        ValueError: ``start`` of another shape, or not finite.
+
     Example:
         >>> import torch
         >>> import amortized_bayes as ab
@@ -32,17 +37,19 @@ class Constant(LocalGuide):
         torch.Size([4, 4])
     """
 
+    @limited
     def __init__(
         self,
         sites: Sequence[LatentSite],
-        num_data: int,
+        num_data: Natural,
         *,
         start: Tensor | None = None,
         shared: nn.Module | None = None,
         plate: str = "data",
     ) -> None:
         super().__init__(sites, num_data, shared=shared, plate=plate)
-        self.parameters_of_all = nn.Parameter(initial_parameters(self.latent_dim) if start is None else start.clone())
+        chosen = initial_parameters(self.latent_dim) if start is None else start
+        self.parameters_of_all = nn.Parameter(checked_start(chosen, (2 * self.latent_dim,)))
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Repeat the one answer for each point."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from amortized_bayes.guides.local import LocalGuide, initial_parameters
+from amortized_bayes.guides.local import LocalGuide, checked_start, initial_parameters
+from amortized_bayes.limits import Natural, limited
+from amortized_bayes.memory import TRAINED, check_memory
 from amortized_bayes.networks import RowTable
 from amortized_bayes.types import LatentSite
 
@@ -24,7 +26,8 @@ class Factorized(LocalGuide):
         plate: name of the plate over data points.
 
     Raises:
-        ValueError: ``start`` of another shape.
+        TypeError: an option that does not exist, or of another type.
+        ValueError: ``start`` of another shape or not finite, or a table that does not fit into memory.
 
     Example:
         >>> import torch
@@ -36,10 +39,11 @@ class Factorized(LocalGuide):
         torch.Size([2, 4])
     """
 
+    @limited
     def __init__(
         self,
         sites: Sequence[LatentSite],
-        num_data: int,
+        num_data: Natural,
         *,
         start: Tensor | None = None,
         shared: nn.Module | None = None,
@@ -47,10 +51,9 @@ class Factorized(LocalGuide):
     ) -> None:
         super().__init__(sites, num_data, shared=shared, plate=plate)
         shape = (num_data, 2 * self.latent_dim)
-        if start is not None and start.shape != shape:
-            raise ValueError(f"expected start of shape {shape}, got {tuple(start.shape)}")
-        rows = initial_parameters(self.latent_dim).expand(shape) if start is None else start.detach()
-        self.table = RowTable(rows.clone())
+        check_memory(TRAINED * 4 * shape[0] * shape[1], f"a table of {shape[0]:,} rows of {shape[1]:,} parameters")
+        rows = initial_parameters(self.latent_dim).expand(shape) if start is None else start
+        self.table = RowTable(checked_start(rows, shape))
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Look up the rows of the points; the data do not matter."""

@@ -46,6 +46,7 @@ from amortized_bayes.guides.local import (
     placed,
 )
 from amortized_bayes.guides.transforms import softclip
+from amortized_bayes.limits import Depth, Natural, check_names, limited
 from amortized_bayes.networks import MLP, start_at
 from amortized_bayes.types import LatentSite
 
@@ -91,7 +92,8 @@ class FlowGuide(LocalGuide):
         options: ``shared`` and ``plate``, as in :class:`~amortized_bayes.guides.local.LocalGuide`.
 
     Raises:
-        ValueError: no sites, or sizes out of their range.
+        TypeError: an option that does not exist, or of another type.
+        ValueError: no sites, sizes out of their range, or a network that does not fit into memory.
 
     Example:
         >>> import torch
@@ -104,21 +106,21 @@ class FlowGuide(LocalGuide):
         torch.Size([1, 5, 4])
     """
 
+    @limited
     def __init__(
         self,
         sites: Sequence[LatentSite],
-        num_data: int,
-        observed: int,
+        num_data: Natural,
+        observed: Natural,
         settings: FlowSettings | None = None,
-        width: int = 64,
-        depth: int = 1,
+        width: Natural = 64,
+        depth: Depth = 1,
         *,
         encoder: nn.Module | None = None,
         **options: Any,
     ) -> None:
+        check_names("FlowGuide", options, ("settings", "width", "depth", "encoder", "shared", "plate"))
         super().__init__(sites, num_data, **options)
-        if width < 1 or depth < 0:
-            raise ValueError(f"expected width of 1 or more and depth of 0 or more, got {width} and {depth}")
         self.settings, self.observed = settings or FlowSettings(), observed
         self.encoder = encoder or _encoder([observed, *[width] * depth], self.latent_dim, self.settings.context_dim)
         self.flow = Flow(self.latent_dim, self.settings, observed)

@@ -28,6 +28,7 @@ from amortized_bayes.guides.transforms import (
     softclip,
     spline_size,
 )
+from amortized_bayes.memory import check_network
 from amortized_bayes.networks import start_at
 
 __all__ = ["AffineLayer", "Conditioner", "Flow", "FlowLayer", "PlanarLayer", "SplineLayer", "SylvesterLayer"]
@@ -64,6 +65,7 @@ class Conditioner(nn.Module):
             self.free = nn.Parameter(start.clone())
             return
         sizes = [inputs, *hidden]
+        check_network([*sizes, len(start)])
         layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ELU())]
         last = nn.Linear(sizes[-1], len(start))
         start_at(last, start, spread)

@@ -24,12 +24,14 @@ from torch import Size, Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from amortized_bayes.guides.seen import Seen, first_and_index
+from amortized_bayes.limits import Natural, limited
 from amortized_bayes.registration import Registered
 from amortized_bayes.types import LatentSite
 
 __all__ = [
     "INITIAL_LOG_SCALE",
     "LocalGuide",
+    "checked_start",
     "each_in_its_plates",
     "gaussian_site",
     "initial_parameters",
@@ -69,8 +71,9 @@ class LocalGuide(Registered, ABC):
         tensor([0., 0., 0., 0.])
     """
 
+    @limited
     def __init__(
-        self, sites: Sequence[LatentSite], num_data: int, *, shared: nn.Module | None = None, plate: str = "data"
+        self, sites: Sequence[LatentSite], num_data: Natural, *, shared: nn.Module | None = None, plate: str = "data"
     ) -> None:
         super().__init__()
         if not sites:
@@ -79,8 +82,6 @@ class LocalGuide(Registered, ABC):
             raise ValueError(
                 f"expected plate {plate!r} at one dim, got {', '.join(f'{s.name!r}: {s.dim}' for s in sites)}"
             )
-        if num_data < 1:
-            raise ValueError(f"expected num_data of 1 or more, got {num_data}")
         self.sites = tuple(sites)
         self.num_data = num_data
         self.shared = shared
@@ -154,6 +155,19 @@ def placed(site: LatentSite, flat: Tensor) -> Tensor:
     values = flat.reshape((*flat.shape[:-1], *unconstrained_shape(site)))
     left = len(site.around) + 1 + site.dim  # batch dimensions to the left of the plate
     return values.movedim(0, left) if left else values
+
+
+def checked_start(start: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Parameters at the start.
+
+    Raises:
+        ValueError: they are of another shape, or not finite.
+    """
+    if tuple(start.shape) != shape:
+        raise ValueError(f"expected start of shape {shape}, got {tuple(start.shape)}")
+    if not start.isfinite().all():
+        raise ValueError(f"expected start with finite values, got {int((~start.isfinite()).sum())} that are not")
+    return start.detach().clone()
 
 
 def initial_parameters(latent_dim: int) -> Tensor:

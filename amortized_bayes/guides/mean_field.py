@@ -8,7 +8,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from amortized_bayes.guides.local import gaussian_site, unconstrained_shape
+from amortized_bayes.guides.local import checked_start, gaussian_site, unconstrained_shape
+from amortized_bayes.limits import limited
+from amortized_bayes.memory import TRAINED, check_memory
+from amortized_bayes.refusals import did_you_mean
 from amortized_bayes.registration import Registered
 from amortized_bayes.types import LatentSite
 
@@ -22,6 +25,10 @@ class MeanField(Registered):
         sites: latent sites outside the plate.
         locs: start of the locations, on the unconstrained space, by site; sites that are left out start at 0.
         log_scale: start of all log scales. A small q(theta) lets the latents be learnt first.
+
+    Raises:
+        TypeError: an option that does not exist, or of another type.
+        ValueError: locations of no such site, of another shape or not finite, or too many latents for the memory.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -37,6 +44,7 @@ class MeanField(Registered):
         torch.Size([5])
     """
 
+    @limited
     def __init__(
         self, sites: Sequence[LatentSite], *, locs: Mapping[str, Tensor] | None = None, log_scale: float = -4.5
     ) -> None:
@@ -44,10 +52,18 @@ class MeanField(Registered):
         self.sites = tuple(sites)
         self.locs = nn.ParameterDict()
         self.log_scales = nn.ParameterDict()
+        shapes = {site.name: unconstrained_shape(site) for site in self.sites}
+        if unknown := [name for name in locs or {} if name not in shapes]:
+            raise ValueError(
+                f"expected locs of {', '.join(shapes) or 'no site'}, got {unknown[0]!r}"
+                f"{did_you_mean(unknown[0], shapes)}"
+            )
+        count = sum(shape.numel() for shape in shapes.values())
+        check_memory(2 * TRAINED * 4 * count, f"a Gaussian over {count:,} shared latents")
         for site in self.sites:
-            shape = unconstrained_shape(site)
+            shape = shapes[site.name]
             start = (locs or {}).get(site.name, torch.zeros(shape))
-            self.locs[_key(site)] = nn.Parameter(start.detach().clone())
+            self.locs[_key(site)] = nn.Parameter(checked_start(start, tuple(shape)))
             self.log_scales[_key(site)] = nn.Parameter(torch.full(shape, log_scale))
 
     def forward(self) -> None:

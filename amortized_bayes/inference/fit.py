@@ -18,6 +18,7 @@ from amortized_bayes.entrance import Entered, enter
 from amortized_bayes.guides.autoguides import check_batches
 from amortized_bayes.inference.options import FitOptions, StepRecord
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.limits import Count, Seed, check_value, limited
 from amortized_bayes.points import as_tensors
 from amortized_bayes.signatures import signature_of
 from amortized_bayes.trees import leaves_of
@@ -90,15 +91,16 @@ class FitResult:
         )
 
 
+@limited
 def fit(
     model: Model,
     guide: Guide,
     *args: Any,
-    num_steps: int | None = None,
+    num_steps: Count | None = None,
     options: FitOptions | None = None,
     plate: str | None = None,
     per_point: PerPointNames = None,
-    seed: int = 0,
+    seed: Seed = 0,
     pass_index: bool | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -145,15 +147,16 @@ def fit(
     return FitResult.of(list(_watched(steps, num_steps, progress)), annealed=options.annealed)
 
 
+@limited
 def fit_steps(
     model: Model,
     guide: Guide,
     *args: Any,
-    num_steps: int | None = None,
+    num_steps: Count | None = None,
     options: FitOptions | None = None,
     plate: str | None = None,
     per_point: PerPointNames = None,
-    seed: int = 0,
+    seed: Seed = 0,
     pass_index: bool | None = None,
     report_at: Iterable[int] = (),
     **kwargs: Any,
@@ -189,8 +192,7 @@ def _split(
         args, num_steps = args[:-1], args[-1]
     if num_steps is None:
         raise TypeError("expected a number of steps after the data, or num_steps=, got none")
-    if num_steps < 1:
-        raise ValueError(f"expected num_steps of 1 or more, got {num_steps}")
+    check_value("num_steps", Count, num_steps)  # which may have come by place
     return args, num_steps, options or FitOptions()
 
 

@@ -34,6 +34,8 @@ from amortized_bayes.inference.optimize import LocalOptimum
 from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, log_joint
 from amortized_bayes.keeping import known
+from amortized_bayes.limits import Seed, limited
+from amortized_bayes.memory import check_memory
 from amortized_bayes.types import Model
 
 __all__ = ["FlowOptimum", "FlowSearchSettings", "optimize_flow"]
@@ -87,6 +89,7 @@ class FlowOptimum(NamedTuple):
         return torch.where(self.improved[:, None], z, start), torch.where(self.improved, log_q, log_start)
 
 
+@limited
 def optimize_flow(
     model: Model,
     start: Gaussian | LocalOptimum,
@@ -96,7 +99,7 @@ def optimize_flow(
     plate: str | None = None,
     per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> FlowOptimum:
@@ -179,7 +182,9 @@ def _points_per_chunk(joint: LogJoint, flows: PointFlows, search: FlowSearchSett
     # A draw holds its data and, for each value of enumerated sites, some arrays of their size; z, and what each layer
     # makes of it. A parameter is there with its gradient, two moments, and twice in passing.
     draw = (1 + 5 * joint.num_values) * data + item * (20 * joint.dim + 5 * sum(p.shape[0] for p in own))
-    largest = max(1, int(budget / (search.num_samples * draw + 6 * item * sum(p.numel() for p in own))))
+    point = search.num_samples * draw + 6 * item * sum(p.numel() for p in own)
+    check_memory(point, f"the search for the flow of a point by {search.num_samples:,} draws", joint.device)
+    largest = max(1, int(budget / point))
     return math.ceil(joint.num_points / math.ceil(joint.num_points / largest))
 
 

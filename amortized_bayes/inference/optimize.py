@@ -42,6 +42,7 @@ from amortized_bayes.joint import (
     read_family,
 )
 from amortized_bayes.keeping import known
+from amortized_bayes.limits import Seed, limited
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide, Model
 
@@ -86,6 +87,7 @@ class LocalOptimum(NamedTuple):
     factors: dict[str, Distribution] | None = None
 
 
+@limited
 def optimize_local(
     model: Model,
     guide: Guide | Gaussian | None,
@@ -95,7 +97,7 @@ def optimize_local(
     plate: str | None = None,
     per_point: PerPointNames = None,
     fixed: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> LocalOptimum:
@@ -159,8 +161,6 @@ def _family(
         start = _start(joint, guide, num_fit, size)
         diagonal = Diagonal(_unit(start))
         return diagonal, diagonal.rows(start)
-    if family != "own":
-        raise ValueError(f"expected a family of 'gaussian' or 'own', got {family!r}")
     if guide is None or isinstance(guide, Gaussian):
         raise ValueError("expected a guide whose family is to be searched, got none")
     parts = [read_family(joint.select(part), guide) for part in torch.arange(joint.num_points).split(size)]

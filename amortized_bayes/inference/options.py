@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from amortized_bayes.limits import AtLeast, Below, Count, Positive, limited
 
 __all__ = ["Divergence", "FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
 
@@ -16,6 +18,7 @@ Schedule = Callable[[float], float]
 """A number as a function of the part of the run that is done, in [0, 1]."""
 
 
+@limited
 @dataclass(frozen=True)
 class FitOptions:
     """How to fit.
@@ -46,6 +49,7 @@ class FitOptions:
         adam_eps: added to Adam's denominators (not to those of rows).
 
     Raises:
+        TypeError: an option that does not exist, or of another type.
         ValueError: a number out of its range, or quadrature without local reparametrization.
 
     Example:
@@ -54,32 +58,28 @@ class FitOptions:
         0.004
     """
 
-    batch_size: int = 250
-    learning_rate: float = 4e-3
-    shared_learning_rate: float = 4e-3
-    shared_scale_learning_rate: float | None = None
-    row_learning_rate: float = 0.1
-    row_steps: int = 1
+    batch_size: Count = 250
+    learning_rate: Positive = 4e-3
+    shared_learning_rate: Positive = 4e-3
+    shared_scale_learning_rate: Positive | None = None
+    row_learning_rate: Positive = 0.1
+    row_steps: Count = 1
     analytic_kl: bool = True
     local_reparametrization: bool = False
-    quadrature_nodes: int = 0
+    quadrature_nodes: Annotated[int, AtLeast(0, 100)] = 0
     center_input: bool = False
-    average: float | None = 8.0
+    average: Annotated[float, AtLeast(0)] | None = 8.0
     average_rows: bool = True
-    capture: str = "auto"
+    capture: Literal["auto", "replay", "inductor", "off"] = "auto"
     schedule: Schedule | None = None
     entropy_weight: Schedule | None = None
     kl_weight: Schedule | None = None
     shared_kl_weight: Schedule | None = None
-    adam_beta2: float = 0.999
-    adam_eps: float = 1e-8
+    adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
+    adam_eps: Annotated[float, AtLeast(0)] = 1e-8
 
     def __post_init__(self) -> None:
-        if self.row_steps < 1:
-            raise ValueError(f"expected row_steps of 1 or more, got {self.row_steps}")
-        if not 0 <= self.adam_beta2 < 1:
-            raise ValueError(f"expected adam_beta2 in [0, 1), got {self.adam_beta2}")
-        if self.quadrature_nodes < 0 or (self.quadrature_nodes and not self.local_reparametrization):
+        if self.quadrature_nodes and not self.local_reparametrization:
             raise ValueError(
                 "expected quadrature_nodes of 1 or more with local_reparametrization, or 0, got "
                 f"{self.quadrature_nodes} with local_reparametrization={self.local_reparametrization}"
@@ -142,7 +142,7 @@ class FitOptions:
 
 
 class Divergence(ArithmeticError):
-    """The loss stopped being a number, or ran far above its start, at ``step``.
+    """The loss stopped being a number, or ran far above its start, at ``step``; or a parameter is no number after it.
 
     Example:
         >>> from amortized_bayes import Divergence
@@ -150,8 +150,8 @@ class Divergence(ArithmeticError):
         12
     """
 
-    def __init__(self, step: int, value: float) -> None:
-        super().__init__(f"loss of {value:.6g} nats per point at step {step}")
+    def __init__(self, step: int, value: float, words: str = "") -> None:
+        super().__init__(words or f"loss of {value:.6g} nats per point at step {step}")
         self.step = step
         self.value = value
 
@@ -182,6 +182,7 @@ def settling(done: float) -> float:
     return 0.5 * linear(done)
 
 
+@limited
 @dataclass(frozen=True)
 class WarmUp:
     """A weight that rises from 0 to 1 in a straight line over the first ``share`` of a run.
@@ -194,11 +195,7 @@ class WarmUp:
         (0.5, 1.0)
     """
 
-    share: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise ValueError(f"expected a share of the run in [0, 1), got {self.share}")
+    share: Annotated[float, AtLeast(0), Below(1)]
 
     def __call__(self, done: float) -> float:
         """The weight when the part ``done`` of the run is done."""

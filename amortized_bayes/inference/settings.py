@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from amortized_bayes.limits import AtLeast, Count, Even, Positive, limited
 
 __all__ = ["FlowSearchSettings", "LocalSettings"]
 
 
+PAIRS = Even("since draws come in pairs")
+
+
+@limited
 @dataclass(frozen=True)
 class LocalSettings:
     """How to find q*; a round of the default takes at most 4,100 decoder evaluations per point, and most take one.
@@ -31,6 +37,7 @@ class LocalSettings:
         memory_budget: bytes that one chunk of points may take, about; by default 64 MB, on a GPU 8 GB.
 
     Raises:
+        TypeError: an option that does not exist, or of another type.
         ValueError: a number out of its range.
 
     Example:
@@ -39,37 +46,26 @@ class LocalSettings:
         20
     """
 
-    num_samples: int = 10
-    max_steps: int = 300
-    max_rounds: int = 6
-    learning_rate: float = 1e-2
-    num_windows: int = 10
-    num_kept: int = 40
-    tolerance: float = 0.01
-    num_score: int = 500
-    num_residual: int = 100
-    num_fit: int = 100
-    num_restarts: int = 1
-    restart_spread: float = 1.0
-    memory_budget: float | None = None
+    num_samples: Annotated[int, AtLeast(4), PAIRS] = 10
+    max_steps: Count = 300
+    max_rounds: Count = 6
+    learning_rate: Positive = 1e-2
+    num_windows: Count = 10
+    num_kept: Count = 40
+    tolerance: Annotated[float, AtLeast(0)] = 0.01
+    num_score: Annotated[int, AtLeast(2)] = 500
+    num_residual: Annotated[int, AtLeast(2)] = 100
+    num_fit: Annotated[int, AtLeast(10)] = 100
+    num_restarts: Count = 1
+    restart_spread: Annotated[float, AtLeast(0)] = 1.0
+    memory_budget: Positive | None = None
 
     def __post_init__(self) -> None:
-        least = {"num_samples": 4, "num_windows": 1, "num_kept": 1, "num_score": 2, "num_residual": 2, "num_fit": 10}
-        least |= {"max_steps": self.num_windows, "max_rounds": 1, "num_restarts": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"expected {name} of {bound} or more, got {getattr(self, name)}")
-        if self.num_samples % 2:
-            raise ValueError(f"expected an even num_samples, got {self.num_samples}")
-        if not (self.learning_rate > 0 and self.tolerance >= 0):
-            raise ValueError(
-                f"expected learning_rate above 0 and tolerance of 0 or more, got {self.learning_rate} and "
-                f"{self.tolerance}"
-            )
-        if not self.restart_spread >= 0:
-            raise ValueError(f"expected restart_spread of 0 or more, got {self.restart_spread}")
+        if self.max_steps < self.num_windows:
+            raise ValueError(f"expected max_steps of {self.num_windows} or more, got {self.max_steps}")
 
 
+@limited
 @dataclass(frozen=True)
 class FlowSearchSettings:
     """How the best flow of each point is searched; the default takes 12,400 decoder evaluations per point.
@@ -84,6 +80,7 @@ class FlowSearchSettings:
         memory_budget: bytes that one chunk of points may take, about; by default 512 MB, on a GPU 8 GB.
 
     Raises:
+        TypeError: an option that does not exist, or of another type.
         ValueError: a number out of its range.
 
     Example:
@@ -92,23 +89,10 @@ class FlowSearchSettings:
         200
     """
 
-    num_samples: int = 10
-    num_steps: int = 1000
-    learning_rate: float = 5e-3
-    max_growth: float = 10.0
-    num_kept: int = 200
-    num_score: int = 1000
-    memory_budget: float | None = None
-
-    def __post_init__(self) -> None:
-        least = {"num_samples": 2, "num_steps": 1, "num_kept": 2, "num_score": 2}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"expected {name} of {bound} or more, got {getattr(self, name)}")
-        if self.num_samples % 2:
-            raise ValueError(f"expected an even num_samples, got {self.num_samples}")
-        if not (0 < self.learning_rate < math.inf and self.max_growth >= 1):
-            raise ValueError(
-                f"expected learning_rate above 0 and max_growth of 1 or more, got {self.learning_rate} and "
-                f"{self.max_growth}"
-            )
+    num_samples: Annotated[int, AtLeast(2), PAIRS] = 10
+    num_steps: Count = 1000
+    learning_rate: Positive = 5e-3
+    max_growth: Annotated[float, AtLeast(1)] = 10.0
+    num_kept: Annotated[int, AtLeast(2)] = 200
+    num_score: Annotated[int, AtLeast(2)] = 1000
+    memory_budget: Positive | None = None

@@ -29,6 +29,8 @@ from amortized_bayes.inference.capturing import Whole, captured_step
 from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
+from amortized_bayes.limits import Seed, limited
+from amortized_bayes.memory import check_memory
 from amortized_bayes.points import PointRows
 from amortized_bayes.tiling import at_places
 from amortized_bayes.types import Guide, Model
@@ -72,13 +74,14 @@ class Training:
         ...     value, error = ab.elbo(model, guide, x).mean()
     """
 
+    @limited
     def __init__(
         self,
         model: Model,
         guide: Guide,
         data: Tensor | PointRows,
         options: FitOptions,
-        seed: int = 0,
+        seed: Seed = 0,
         *,
         plate: str = "data",
         pass_index: bool = True,
@@ -97,11 +100,22 @@ class Training:
         self.capture_seconds = 0.0
         self._captured_rows: Captured | None = None
         self._uncapturable = False
+        self._check_memory()
         self.variables = Variables(model, guide, options, self._call)
         if options.quadrature_nodes:
             self._call(self._check_quadrature)
         self.batches = Batches(len(data), options.batch_size, seed, data.device)
         self.stream = Stream(seed, data)
+
+    def _check_memory(self) -> None:
+        """Refuse layers whose outputs for a batch do not fit, each with its gradient and what its activation keeps."""
+        modules = [
+            m for program in (self.model, self.guide) if isinstance(program, nn.Module) for m in program.modules()
+        ]
+        outputs = sum(module.out_features for module in modules if isinstance(module, nn.Linear))
+        size = 3 * outputs * self.options.batch_size * self.dtype.itemsize
+        what = f"a batch of {self.options.batch_size:,} points through layers of {outputs:,} units in all"
+        check_memory(size, what, self.data.device)
 
     def _call(self, program: Callable[..., object]) -> None:
         index = torch.arange(min(2, len(self.data)), device=self.data.device)
@@ -229,7 +243,8 @@ class Training:
         A record is yielded after any step where ``due`` says so, for a caller that keeps :meth:`state` now and then.
 
         Raises:
-            Divergence: the loss is not finite, or a thousand times worse than at the start.
+            Divergence: the loss is not finite, or a thousand times worse than at the start; or a parameter is not
+                finite at a record.
         """
         stop = self.steps + num_steps
         marks = {m for m in report_at if self.steps < m <= stop} | {stop}
@@ -247,6 +262,7 @@ class Training:
                     last = self._check(losses)
                     losses = []
                     if marked:
+                        self.variables.check_finite(self.steps)  # so that what is kept at a record can be gone on from
                         self.seconds += time.perf_counter() - start
                         with self.stream.paused(), pyro.validation_enabled(validate):
                             yield StepRecord(self.steps, self.seconds, -last)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from amortized_bayes.guides.mean_field import MeanField
 from amortized_bayes.inference.optim import IterateAverage, RowAdam
-from amortized_bayes.inference.options import FitOptions
+from amortized_bayes.inference.options import Divergence, FitOptions
 from amortized_bayes.networks import row_tables
 from amortized_bayes.types import Guide, Model
 
@@ -86,6 +86,21 @@ class Variables:
             self.adam.step()
         self.step_rows(index, rows, gradients[count:], multiplier)
         self.average.update()
+
+    def check_finite(self, step: int) -> None:
+        """Refuse parameters that are no numbers: a loss shows that a step late, and after the last step not at all.
+
+        Raises:
+            Divergence: one is not finite after ``step``.
+        """
+        tensors = [t.detach() for t in (*self.parameters, *(adam.table.weight for adam in self.row_adams))]
+        if all(math.isfinite(total) for total in torch.stack([t.sum().double() for t in tensors]).tolist()):
+            return  # sums first, which cost less than a look at each entry
+        for tensor in tensors:
+            bad = tensor.numel() - int(tensor.isfinite().sum())
+            if bad:
+                words = f"{bad:,} parameters of {tensor.numel():,} in a tensor are not finite after step {step}"
+                raise Divergence(step, math.nan, words)
 
     def numbers(self, multiplier: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         """What :meth:`moved` needs of the next step: the average's weight, 1/√(1 - β2^t), a rate a group; (2 + G,)."""

@@ -27,8 +27,10 @@ from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import enumerated_trace, is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
+from amortized_bayes.limits import limited
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.signatures import check_keywords
 from amortized_bayes.supports import support_of
 from amortized_bayes.tiling import Tiling, at_places
 from amortized_bayes.traces import PairedTraces, sample_sites
@@ -187,6 +189,7 @@ class LogJoint:
             return poutine.trace(model).get_trace(*args, **kwargs)
 
 
+@limited
 def log_joint(
     model: Model, *args: Any, plate: str = "data", fixed: Mapping[str, Tensor] | None = None, **kwargs: Any
 ) -> LogJoint:
@@ -212,6 +215,7 @@ def log_joint(
         >>> density(torch.zeros(7, 4, 2)).shape
         torch.Size([7, 4])
     """
+    check_keywords(log_joint, model, kwargs)
     fixed = dict(fixed or {})
     conditioned = poutine.condition(model, data=fixed) if fixed else model
     prior = poutine.block(conditioned, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])

@@ -15,9 +15,11 @@ from amortized_bayes.calls import only_plate
 from amortized_bayes.joint.checks import check_guide
 from amortized_bayes.joint.density import LogJoint
 from amortized_bayes.joint.factors import Factor, read_factors
+from amortized_bayes.limits import Count, limited
 from amortized_bayes.points import as_tensors
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.signatures import check_keywords
 from amortized_bayes.traces import PairedTraces, sample_sites, trace_pair
 from amortized_bayes.types import Guide
 
@@ -71,8 +73,9 @@ def read_family(joint: LogJoint, guide: Guide) -> list[Factor] | None:
     return _read_twice(joint, guide)[0]
 
 
+@limited
 def draw_shared(
-    guide: Guide, *args: Any, num_draws: int = 1, plate: str | None = None, **kwargs: Any
+    guide: Guide, *args: Any, num_draws: Count = 1, plate: str | None = None, **kwargs: Any
 ) -> list[dict[str, Tensor]]:
     """Draw the latents outside the plate from a guide: values for ``fixed``, one dict a draw.
 
@@ -96,6 +99,7 @@ def draw_shared(
         >>> [sorted(draw) for draw in ab.draw_shared(guide, torch.zeros(4), num_draws=2)]
         [['slope'], ['slope']]
     """
+    check_keywords(draw_shared, guide, kwargs, "guide")
     args, kwargs = as_tensors((args, kwargs))
     draws = []
     for _ in range(num_draws):

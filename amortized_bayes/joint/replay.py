@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amortized_bayes.capture import Captured, CaptureError, capture
 from amortized_bayes.joint.density import LogJoint
+from amortized_bayes.memory import check_memory
 
 __all__ = ["captured_or_plain", "only", "points_per_chunk"]
 
@@ -48,11 +49,16 @@ def only(program: Program, places: Sequence[int]) -> Program:
 
 
 def points_per_chunk(joint: LogJoint, num_chains: int, memory_budget: float | None) -> int:
-    """Points a chunk, such that all chunks have about the same size."""
+    """Points a chunk, such that all chunks have about the same size.
+
+    Raises:
+        ValueError: one point alone needs more memory than there is.
+    """
     budget = memory_budget if memory_budget is not None else (8e9 if joint.device.type == "cuda" else 64e6)
     data = sum(t[0].numel() * t.element_size() for t in joint.inputs(1))
     # A row holds its data, four or so arrays of their size (means, log densities, gradients), and z some ten times;
     # all but the data and z once for each value of the sites that are summed out.
     row = data + joint.num_values * 5 * data + 10 * joint.dim * 8
+    check_memory(num_chains * row, f"{num_chains:,} chains or draws of a point", joint.device)
     largest = max(1, int(budget / (num_chains * row)))
     return math.ceil(joint.num_points / math.ceil(joint.num_points / largest))

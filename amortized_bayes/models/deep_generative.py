@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from amortized_bayes.likelihoods import LIKELIHOODS, Likelihood
+from amortized_bayes.limits import AtLeast, Natural, limited
 from amortized_bayes.networks import MLP, Activation, fan_in
+from amortized_bayes.refusals import did_you_mean
 from amortized_bayes.registration import Registered
 
 __all__ = ["DeepGenerative"]
@@ -59,12 +61,13 @@ class DeepGenerative(Registered):
 
     zero: Tensor
 
+    @limited
     def __init__(
         self,
-        observed: int,
-        latent_dim: int,
-        hidden: Sequence[int] | nn.Module,
-        num_data: int,
+        observed: Natural,
+        latent_dim: Natural,
+        hidden: Annotated[Sequence[int], AtLeast(1, math.inf)] | nn.Module,
+        num_data: Natural,
         *,
         likelihood: str | Likelihood = "bernoulli",
         bayesian: bool = True,
@@ -73,12 +76,9 @@ class DeepGenerative(Registered):
     ) -> None:
         super().__init__()
         sizes = [latent_dim, *(() if isinstance(hidden, nn.Module) else hidden), observed]
-        if min(sizes) < 1:
-            raise ValueError(f"expected sizes of 1 or more, got {sizes}")
         if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
-            raise ValueError(f"expected a likelihood among {', '.join(LIKELIHOODS)}, got {likelihood!r}")
-        if weight_prior not in ("fan-in", "standard"):
-            raise ValueError(f"expected weight_prior fan-in or standard, got {weight_prior!r}")
+            near = did_you_mean(likelihood, LIKELIHOODS)
+            raise ValueError(f"expected a likelihood among {', '.join(LIKELIHOODS)}, got {likelihood!r}{near}")
         self.latent_dim = latent_dim
         self.num_data = num_data
         self.likelihood = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood

@@ -15,6 +15,7 @@ import torch
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
+from amortized_bayes.limits import Natural, limited
 from amortized_bayes.registration import Registered
 
 __all__ = ["LinearGaussian"]
@@ -41,7 +42,8 @@ class LinearGaussian(Registered):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, scale: float, num_data: int | None = None) -> None:
+    @limited
+    def __init__(self, weight: Tensor, bias: Tensor, scale: float, num_data: Natural | None = None) -> None:
         super().__init__()
         if weight.dim() != 2 or bias.shape != weight.shape[:1]:
             raise ValueError(f"expected weight (P, D) and bias (P,), got {tuple(weight.shape)} and {tuple(bias.shape)}")

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from amortized_bayes.guides.amortized import Amortized
 from amortized_bayes.likelihoods import LIKELIHOODS, with_levels
-from amortized_bayes.plain_vae.outputs import ENCODER_GIVES, Network
+from amortized_bayes.limits import Count, Positive, limited
+from amortized_bayes.plain_vae.outputs import Network
 from amortized_bayes.plain_vae.programs import DecoderModel, EncoderGuide, allowed_outputs
+from amortized_bayes.refusals import did_you_mean
 
 __all__ = ["VAE", "vae"]
 
@@ -46,16 +48,17 @@ class VAE(NamedTuple):
     guide: Amortized
 
 
+@limited
 def vae(
     encoder: Network,
     decoder: Network,
     likelihood: str | Callable[[Any], dist.TorchDistribution],
-    latent_dim: int,
+    latent_dim: Count,
     *,
     encoder_gives: Literal["log_variance", "log_scale", "scale", "variance"] | None = None,
     decoder_gives: Literal["logits", "probs", "mean"] | None = None,
-    scale: float | Tensor | None = None,
-    levels: int | None = None,
+    scale: Positive | Tensor | None = None,
+    levels: Count | None = None,
 ) -> VAE:
     """Take two plain PyTorch networks as the guide and the model of a VAE, with the prior N(0, I).
 
@@ -91,13 +94,6 @@ def vae(
         >>> ab.elbo(*pair, torch.ones(4, 9)).value.shape
         torch.Size([4])
     """
-    for what, network in (("encoder", encoder), ("decoder", decoder)):
-        if not callable(network):
-            raise TypeError(f"expected {what} as a network or a function, got {type(network).__name__}")
-    if latent_dim < 1:
-        raise ValueError(f"expected a latent_dim of 1 or more, got {latent_dim}")
-    if encoder_gives is not None and encoder_gives not in ENCODER_GIVES:
-        raise ValueError(f"expected encoder_gives among {', '.join(ENCODER_GIVES)}, got {encoder_gives!r}")
     chosen = _likelihood(likelihood, decoder_gives, scale, levels)
     gives = "mean" if likelihood == "gaussian" else decoder_gives
     return VAE(
@@ -111,10 +107,8 @@ def _likelihood(likelihood: Any, gives: str | None, scale: Any, levels: int | No
         known = " and scale= its value" if likelihood in LIKELIHOODS else ""
         raise ValueError(
             f"expected a likelihood among {', '.join(NAMES)}{known}, or a function of the decoder's output, "
-            f"got {likelihood!r}"
+            f"got {likelihood!r}{did_you_mean(likelihood, NAMES)}"
         )
-    if not (isinstance(likelihood, str) or callable(likelihood)):
-        raise TypeError(f"expected a likelihood by name or as a function, got {type(likelihood).__name__}")
     entry = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else None
     allowed = allowed_outputs(entry) if entry else ()
     if gives is not None and gives not in allowed:
@@ -124,7 +118,7 @@ def _likelihood(likelihood: Any, gives: str | None, scale: Any, levels: int | No
         raise ValueError(f"expected scale= with a Gaussian likelihood: {SCALES}")
     if likelihood != "gaussian" and scale is not None:
         raise ValueError("expected scale= with a Gaussian likelihood alone, got it with another")
-    if scale is not None and not bool((torch.as_tensor(scale) > 0).all()):
+    if scale is not None and not bool(((values := torch.as_tensor(scale)) > 0).all() and values.isfinite().all()):
         raise ValueError(f"expected a scale above 0, got {torch.as_tensor(scale).min().item():g}")
     if likelihood != "binomial" and levels is not None:
         raise ValueError("expected levels= with a binomial likelihood alone, got it with another")
