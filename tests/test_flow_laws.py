@@ -313,13 +313,13 @@ def test_reflections_at_once_are_reflections_in_turn(float64, batch, count):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"family": "radial"}, "expected a family among gaussian, planar, .*got 'radial'"),
+        ({"family": "radial"}, "expected family among gaussian, planar, .*got 'radial'"),
         ({"num_flows": 0}, "num_flows of 1 or more, got 0"),
         ({"context": 0}, "context of 1 or more, got 0"),
         ({"num_bins": 1}, "num_bins of 2 or more, got 1"),
-        ({"num_bins": 501}, "num_bins of 500 or less, got 501"),
-        ({"hidden": ()}, r"hidden widths of 1 or more, got \[\]"),
-        ({"hidden": (4, 0)}, r"hidden widths of 1 or more, got \[4, 0\]"),
+        ({"num_bins": 501}, "num_bins of at most 500, got 501"),
+        ({"hidden": ()}, "hidden widths of 1 or more, got none"),
+        ({"hidden": (4, 0)}, r"hidden of 1 or more, got \[4, 0\]"),
         ({"bound": 0.0}, "bound above 0, got 0.0"),
         ({"bound": float("nan")}, "bound above 0, got nan"),
     ],

@@ -104,6 +104,7 @@ def test_closed_forms_survive_a_change_of_dtype(linear_problem):
         (torch.ones(3, 2), torch.zeros(2), 1.0, r"got \(3, 2\) and \(2,\)"),
         (torch.ones(3, 2), torch.zeros(3), 0.0, "scale above 0"),
         (torch.ones(3, 2), torch.zeros(3), math.nan, "scale above 0"),
+        (torch.full((3, 2), math.nan), torch.zeros(3), 1.0, "finite weight and bias"),
     ],
 )
 def test_linear_gaussian_refuses(weight, bias, scale, message):
@@ -288,9 +289,9 @@ def test_mlp_with_elu(float64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"observed": 0}, "sizes of 1 or more"),
-        ({"latent_dim": 0}, "sizes of 1 or more"),
-        ({"hidden": [4, 0]}, "sizes of 1 or more"),
+        ({"observed": 0}, "observed of 1 or more"),
+        ({"latent_dim": 0}, "latent_dim of 1 or more"),
+        ({"hidden": [4, 0]}, "hidden of 1 or more"),
         ({"likelihood": "poisson"}, "got 'poisson'"),
         ({"weight_prior": "wide"}, "got 'wide'"),
         ({"activation": "step"}, "got 'step'"),

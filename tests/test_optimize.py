@@ -224,7 +224,7 @@ def test_units_of_the_latent_do_not_matter() -> None:
 
 def test_bad_input() -> None:
     problem = Problem(3)
-    with pytest.raises(ValueError, match="even num_samples, got 5"):
+    with pytest.raises(ValueError, match="num_samples with an even number, since draws come in pairs, got 5"):
         LocalSettings(num_samples=5)
     with pytest.raises(ValueError, match="max_steps of 10 or more, got 3"):
         LocalSettings(max_steps=3)

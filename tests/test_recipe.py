@@ -175,7 +175,7 @@ def test_row_steps_leave_everything_else_to_the_last_of_them():
 
 def test_warm_up_ends_at_the_elbo():
     assert [WarmUp(0.2)(done) for done in (0, 0.1, 0.2, 0.7, 1)] == [0, 0.5, 1, 1, 1]
-    with pytest.raises(ValueError, match=r"expected a share of the run in \[0, 1\), got 2"):
+    with pytest.raises(ValueError, match="expected share below 1, got 2"):
         WarmUp(2)
     plain = ab.FitOptions(local_reparametrization=True)
     warm = replace(plain, kl_weight=WarmUp(0.2), shared_kl_weight=WarmUp(0.2))

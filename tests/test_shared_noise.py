@@ -139,7 +139,7 @@ def test_several_draws_are_the_default_where_latents_are_shared(linear_problem, 
         alone = bound(linear_problem.model, linear_problem.exact_guide, x, num_particles=3)
         assert alone.shared_error == 0
         assert alone.standard_error.isfinite().all()
-    with pytest.raises(ValueError, match="expected 1 draw or more, got 0"):
+    with pytest.raises(ValueError, match="expected num_shared of 1 or more, got 0"):
         iwae(model, watched, x, num_shared=0)
 
 

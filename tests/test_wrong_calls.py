@@ -170,6 +170,29 @@ def test_a_wrong_value_is_one_line_that_names_its_option(name, option, value):
     one_line_of_ours(refused.value, option, "got" if "expected" in str(refused.value) else "")
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ab.Constant(SITES, 4, start=torch.full((4,), math.nan)), "expected start with finite values, got 4"),
+        (lambda: ab.Constant(SITES, 4, start=torch.zeros(3)), r"start of shape (4,), got (3,)"),
+        (lambda: ab.Factorized(SITES, 4, start=torch.full((4, 4), math.inf)), "expected start with finite values"),
+        (lambda: ab.MeanField(SITES, locs={"y": torch.zeros(2)}), "expected locs of z, got 'y'"),
+        (lambda: ab.MeanField(SITES, locs={"z": torch.full((2,), math.nan)}), "expected start with finite values"),
+        (lambda: ab.Amortized(ab.latent_sites(MODEL, X), 4, 3), "expected sites as a list of LatentSite"),
+        (lambda: ab.mean_squared_error(torch.zeros(3), torch.zeros(3)), "expected prediction of shape (B, ...)"),
+        (lambda: ab.active_units(torch.zeros(3)), "expected latent_means of shape (N, D)"),
+        (lambda: ab.active_units(torch.zeros(3, 2), torch.ones(2)), "expected scales of shape (3, 2), got (2,)"),
+        (lambda: ab.psis_khat(torch.zeros(())), "expected at least 25 draws along the last dimension, got 0"),
+        (lambda: ab.FlowSettings("realnpv"), "got 'realnpv'; did you mean 'realnvp'?"),
+        (lambda: ab.fit(MODEL, GUIDE, X, 0), "expected num_steps of 1 or more, got 0"),
+    ],
+)
+def test_wrong_shapes_and_starts_that_are_no_numbers_are_one_line(call, words):
+    with pytest.raises(Exception) as refused:  # noqa: PT011 (whatever is raised is looked at)
+        call()
+    one_line_of_ours(refused.value, words)
+
+
 NAMED = [(name, option) for name in PUBLIC for option in list(options(getattr(ab, name)))[-1:]]
 
 

@@ -137,6 +137,8 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """
     if prediction.shape != target.shape:
         raise ValueError(f"expected target of shape {tuple(prediction.shape)}, got {tuple(target.shape)}")
+    if prediction.dim() < 2:
+        raise ValueError(f"expected prediction of shape (B, ...), got {tuple(prediction.shape)}")
     return (prediction - target).square().flatten(1).mean(1)
 
 
@@ -148,12 +150,19 @@ def active_units(latent_means: Tensor, scales: Tensor | None = None) -> int:
     ``(N, D)`` of the posteriors it is for any: 0.01 is then a share of the variance of the aggregated posterior, which
     is that of the means and the mean of theirs.
 
+    Raises:
+        ValueError: other shapes, or fewer points than two.
+
     Example:
         >>> import torch
         >>> from amortized_bayes import active_units
         >>> active_units(torch.stack([torch.linspace(-1, 1, 10), torch.zeros(10)], 1))
         1
     """
+    if latent_means.dim() != 2 or len(latent_means) < 2:
+        raise ValueError(f"expected latent_means of shape (N, D), N of 2 or more, got {tuple(latent_means.shape)}")
+    if scales is not None and scales.shape != latent_means.shape:
+        raise ValueError(f"expected scales of shape {tuple(latent_means.shape)}, got {tuple(scales.shape)}")
     variance = latent_means.var(0)
     whole = 1.0 if scales is None else variance + scales.square().mean(0)
     return int((variance > ACTIVE_VARIANCE * whole).sum())

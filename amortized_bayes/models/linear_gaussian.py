@@ -15,7 +15,7 @@ import torch
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
-from amortized_bayes.limits import Natural, limited
+from amortized_bayes.limits import Natural, Positive, limited
 from amortized_bayes.registration import Registered
 
 __all__ = ["LinearGaussian"]
@@ -31,7 +31,7 @@ class LinearGaussian(Registered):
         num_data: N, the size of the plate when a batch is given by ``index``.
 
     Raises:
-        ValueError: shapes that do not fit, or a scale of 0 or less.
+        ValueError: shapes that do not fit, values that are not finite, or a scale of 0 or less.
 
     Example:
         >>> model = LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
@@ -43,12 +43,12 @@ class LinearGaussian(Registered):
     bias: Tensor
 
     @limited
-    def __init__(self, weight: Tensor, bias: Tensor, scale: float, num_data: Natural | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, scale: Positive, num_data: Natural | None = None) -> None:
         super().__init__()
         if weight.dim() != 2 or bias.shape != weight.shape[:1]:
             raise ValueError(f"expected weight (P, D) and bias (P,), got {tuple(weight.shape)} and {tuple(bias.shape)}")
-        if not scale > 0:
-            raise ValueError(f"expected a scale above 0, got {scale}")
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise ValueError("expected finite weight and bias, got nan or inf in them")
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.scale = scale
