@@ -30,6 +30,7 @@ __all__ = [
     "Different",
     "Even",
     "Natural",
+    "NotNegative",
     "Positive",
     "Seed",
     "check_names",
@@ -118,6 +119,7 @@ Natural = Annotated[int, AtLeast(1, math.inf)]
 """How many there are of what has to fit into memory."""
 Seed = Annotated[int, AtLeast(0, math.inf)]
 Positive = Annotated[float, Above(0)]
+NotNegative = Annotated[float, AtLeast(0)]
 
 
 def limited(call: C) -> C:

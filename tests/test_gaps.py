@@ -83,5 +83,5 @@ def test_bad_input() -> None:
         paired_gap(three, four)
     with pytest.raises(ValueError, match="AIS and IWAE of the same points"):
         log_evidence(three, four)
-    with pytest.raises(ValueError, match="confidence below 1, got 95"):
+    with pytest.raises(ValueError, match="between 0 and 1, got 95"):
         paired_gap(three, three, 95)

@@ -138,10 +138,11 @@ def test_jobs_say_what_they_take_and_what_they_read(tmp_path):
     assert set(jobs["comparison+dataset=digits+seed=0"].after) == everything
     for key, job in jobs.items():
         if not key.startswith("comparison"):
-            (work,) = job.work
+            work, evaluation = job.work
             # of two batches per epoch: one epoch afresh, and one more
             assert work.amount == (2 if "from" in key else 4)
             assert work.unit_seconds() > 0
+            assert evaluation.amount > 0
             assert job.disk > 0
 
 

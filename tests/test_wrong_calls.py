@@ -1,5 +1,8 @@
 """Wrong values of every kind for every option of every public call: one line of ours names it, before anything runs."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# (what is wrong here is wrong on purpose)
+
 import inspect
 import math
 import traceback
@@ -22,7 +25,7 @@ RESULTS = {"Comparison", "Diagnosis", "FitResult", "LogWeights", "VAE", "Diverge
 """What calls give; nobody makes them."""
 MAY_BE_0 = {
     *("seed", "depth", "quadrature_nodes", "average", "adam_beta2", "adam_eps", "tolerance", "restart_spread"),
-    *("share", "log_scale"),
+    *("share", "log_scale", "learning_rate", "shared_learning_rate", "shared_scale_learning_rate", "row_learning_rate"),
 }
 MAY_BE_HUGE = {"seed", "num_data", "observed", "width", "latent_dim", "num_steps_done"}
 """What has no limit of its own: sizes are held against the machine's memory."""

@@ -63,7 +63,9 @@ class MeanField(Registered):
         for site in self.sites:
             shape = shapes[site.name]
             start = (locs or {}).get(site.name, torch.zeros(shape))
-            self.locs[_key(site)] = nn.Parameter(checked_start(start, tuple(shape)))
+            if start.numel() != shape.numel():
+                raise ValueError(f"expected locs of {site.name!r} of shape {tuple(shape)}, got {tuple(start.shape)}")
+            self.locs[_key(site)] = nn.Parameter(checked_start(start, tuple(start.shape)))
             self.log_scales[_key(site)] = nn.Parameter(torch.full(shape, log_scale))
 
     def forward(self) -> None:

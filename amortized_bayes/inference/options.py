@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from amortized_bayes.limits import AtLeast, Below, Count, Positive, limited
+from amortized_bayes.limits import AtLeast, Below, Count, NotNegative, limited
 
 __all__ = ["Divergence", "FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
 
@@ -25,7 +25,7 @@ class FitOptions:
 
     Args:
         batch_size: B; the points left over at the end of an epoch are left out of it.
-        learning_rate: of the networks and shared vectors that give the local parameters.
+        learning_rate: of the networks and shared vectors that give the local parameters; 0 leaves them as they are.
         shared_learning_rate: of everything else: q(theta), and parameters of the model.
         shared_scale_learning_rate: of the log scales of q(theta); ``None`` for ``shared_learning_rate``.
         row_learning_rate: of rows of tables (factorized VI), which are visited once an epoch.
@@ -59,16 +59,16 @@ class FitOptions:
     """
 
     batch_size: Count = 250
-    learning_rate: Positive = 4e-3
-    shared_learning_rate: Positive = 4e-3
-    shared_scale_learning_rate: Positive | None = None
-    row_learning_rate: Positive = 0.1
+    learning_rate: NotNegative = 4e-3
+    shared_learning_rate: NotNegative = 4e-3
+    shared_scale_learning_rate: NotNegative | None = None
+    row_learning_rate: NotNegative = 0.1
     row_steps: Count = 1
     analytic_kl: bool = True
     local_reparametrization: bool = False
     quadrature_nodes: Annotated[int, AtLeast(0, 100)] = 0
     center_input: bool = False
-    average: Annotated[float, AtLeast(0)] | None = 8.0
+    average: NotNegative | None = 8.0
     average_rows: bool = True
     capture: Literal["auto", "replay", "inductor", "off"] = "auto"
     schedule: Schedule | None = None
@@ -76,7 +76,7 @@ class FitOptions:
     kl_weight: Schedule | None = None
     shared_kl_weight: Schedule | None = None
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
-    adam_eps: Annotated[float, AtLeast(0)] = 1e-8
+    adam_eps: NotNegative = 1e-8
 
     def __post_init__(self) -> None:
         if self.quadrature_nodes and not self.local_reparametrization:
