@@ -119,7 +119,7 @@ Natural = Annotated[int, AtLeast(1, math.inf)]
 """How many there are of what has to fit into memory."""
 Seed = Annotated[int, AtLeast(0, math.inf)]
 Positive = Annotated[float, Above(0)]
-NotNegative = Annotated[float, AtLeast(0)]
+NotNegative = Annotated[float, AtLeast(0, math.inf)]
 
 
 def limited(call: C) -> C:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from amortized_bayes.limits import AtLeast, Count, Even, Positive, limited
+from amortized_bayes.limits import AtLeast, Count, Even, NotNegative, Positive, limited
 
 __all__ = ["FlowSearchSettings", "LocalSettings"]
 
@@ -52,12 +53,12 @@ class LocalSettings:
     learning_rate: Positive = 1e-2
     num_windows: Count = 10
     num_kept: Count = 40
-    tolerance: Annotated[float, AtLeast(0)] = 0.01
+    tolerance: NotNegative = 0.01
     num_score: Annotated[int, AtLeast(2)] = 500
     num_residual: Annotated[int, AtLeast(2)] = 100
     num_fit: Annotated[int, AtLeast(10)] = 100
     num_restarts: Count = 1
-    restart_spread: Annotated[float, AtLeast(0)] = 1.0
+    restart_spread: NotNegative = 1.0
     memory_budget: Positive | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class FlowSearchSettings:
     num_samples: Annotated[int, AtLeast(2), PAIRS] = 10
     num_steps: Count = 1000
     learning_rate: Positive = 5e-3
-    max_growth: Annotated[float, AtLeast(1)] = 10.0
+    max_growth: Annotated[float, AtLeast(1, math.inf)] = 10.0
     num_kept: Annotated[int, AtLeast(2)] = 200
     num_score: Annotated[int, AtLeast(2)] = 1000
     memory_budget: Positive | None = None
