@@ -49,21 +49,23 @@ def scores_of(*pairs):
     return [m.value / m.error for m in found if m.error]
 
 
-def test_a_guide_compared_with_itself_has_z_scores_of_one(decoder):
+@pytest.mark.parametrize("times", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_guide_compared_with_itself_has_z_scores_of_one(decoder, times):
     model, guide, x = decoder
-    pairs = [[elbo(model, guide, x, torch.arange(60), num_draws=10) for _ in range(2)] for _ in range(200)]
-    assert 0.85 < spread(scores_of(*pairs)) < 1.15
+    pairs = [[elbo(model, guide, x, torch.arange(60), num_draws=10) for _ in range(2)] for _ in range(times)]
+    assert abs(spread(scores_of(*pairs)) - 1) < 3 / math.sqrt(2 * times)
     assert (
         spread(scores_of(*((a.value, b.value) for a, b in pairs))) > 2
     )  # of points alone, as if draws were not shared
 
 
-def test_with_local_reparametrization_points_share_no_noise(decoder):
+@pytest.mark.parametrize("times", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_with_local_reparametrization_points_share_no_noise(decoder, times):
     model, guide, x = decoder
     options = {"num_draws": 4, "local_reparametrization": True}
-    pairs = [[elbo(model, guide, x, torch.arange(60), **options) for _ in range(2)] for _ in range(100)]
+    pairs = [[elbo(model, guide, x, torch.arange(60), **options) for _ in range(2)] for _ in range(times)]
     assert all(found.shared_error == 0 for pair in pairs for found in pair)
-    assert 0.85 < spread(scores_of(*pairs)) < 1.15
+    assert abs(spread(scores_of(*pairs)) - 1) < 3 / math.sqrt(2 * times)
 
 
 @pytest.mark.slow
