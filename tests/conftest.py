@@ -20,6 +20,7 @@ from wing import TINY, go, uncaptured
 from amortized_bayes import cli
 from amortized_bayes.comparing import fitting
 from amortized_bayes.data import loading
+from amortized_bayes.joint import replay
 from amortized_bayes.models import LinearGaussian
 
 SEED = 20240
@@ -124,6 +125,12 @@ def linear_problem(float64):
             pyro.sample("z", model.posterior(x))
 
     return LinearProblem(model, x, exact_guide)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Programs of few calls are captured too."""
+    monkeypatch.setattr(replay, "CAPTURED_FROM", 0)
 
 
 @pytest.fixture(name="uncaptured")

@@ -95,6 +95,7 @@ def test_the_seed_decides_and_chunks_are_all_there() -> None:
     assert (once.log_p - other.log_p).abs().max() < 5
 
 
+@pytest.mark.usefixtures("captured")
 def test_no_graph_grows_with_the_temperatures() -> None:
     """Every evaluation, captured or not, gets and gives tensors without a history."""
     exact = LinearGaussian(4)
@@ -214,6 +215,7 @@ def test_several_chunks_have_fewer_pilot_chains(monkeypatch: pytest.MonkeyPatch)
         walked.clear()
 
 
+@pytest.mark.usefixtures("captured")
 def test_a_model_that_cannot_be_captured_runs_plainly(caplog: pytest.LogCaptureFixture) -> None:
     exact = LinearGaussian(4)
 

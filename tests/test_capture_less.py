@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from amortized_bayes.capture import capture
+from amortized_bayes.capture import Captured, capture
 from amortized_bayes.joint import captured_or_plain, only
+from amortized_bayes.joint.replay import CAPTURED_FROM
 
 aten = torch.ops.aten
 
@@ -78,7 +79,12 @@ def test_some_outputs_of_a_program_that_is_not_captured() -> None:
         float(x.sum().item())
         return bernoulli(logits, x)
 
-    program = captured_or_plain(stubborn, inputs(), inputs())
+    program = captured_or_plain(stubborn, inputs(), inputs(), 10_000)
     assert program is stubborn
     given = inputs()
     assert torch.equal(only(program, [1])(*given)[0], bernoulli(*given)[1])
+
+
+def test_a_program_of_few_calls_is_not_captured() -> None:
+    assert captured_or_plain(bernoulli, inputs(), inputs(), CAPTURED_FROM - 1) is bernoulli
+    assert isinstance(captured_or_plain(bernoulli, inputs(), inputs(), CAPTURED_FROM), Captured)

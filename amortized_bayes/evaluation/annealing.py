@@ -94,7 +94,7 @@ def chunks(
     size = points_per_chunk(joint, settings.num_chains, settings.memory_budget)
     tick.num_chunks = math.ceil(joint.num_points / size)
     num_pilots = settings.num_chains if tick.num_chunks == 1 else min(FEW, settings.num_chains)
-    programs = programs or Programs(settings)
+    programs = programs or Programs(settings, tick.num_chunks * settings.num_gradients)
     for number in range(tick.num_chunks):
         points = torch.arange(number * size, (number + 1) * size)
         part = joint.select(points % joint.num_points)
@@ -115,10 +115,10 @@ def chunks(
 
 
 class Programs:
-    """The density of any chunk of one size, captured once for each number of chains."""
+    """The density of any chunk of one size, captured once for each number of chains where calls are many."""
 
-    def __init__(self, settings: AISSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: AISSettings, calls: int) -> None:
+        self.settings, self.calls = settings, calls
         self.captured: dict[int, tuple[Program, Program]] = {}
 
     def density(self, joint: LogJoint, start: Gaussian, z: Tensor) -> PathDensity:
@@ -126,7 +126,7 @@ class Programs:
         inputs = (*start, *joint.inputs(len(z)))
         if len(z) not in self.captured:
             at = (z, *inputs)
-            program = captured_or_plain(_program(joint, self.settings), at, [t.flip(0) for t in at])
+            program = captured_or_plain(_program(joint, self.settings), at, [t.flip(0) for t in at], self.calls)
             self.captured[len(z)] = program, only(program, (2, 3))
         return _Bound(*self.captured[len(z)], inputs)
 

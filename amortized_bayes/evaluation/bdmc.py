@@ -216,7 +216,9 @@ def _enough_temperatures(
     progress: Progress | None,
 ) -> AISSettings:
     """Settings with as many temperatures as bring the gap of the pilot's points down to the target, if any do."""
-    start, programs = found_start(pilot[0], guide), Programs(settings)  # rounds differ by the temperatures alone
+    start, most = found_start(pilot[0], guide), max(max_temperatures, settings.num_temperatures)
+    # rounds differ by the temperatures alone
+    programs = Programs(settings, replace(settings, num_temperatures=most).num_gradients)
     while True:
         found = _sandwich(*pilot, start, settings, seed, progress, programs)
         gap = found.highest_gap if math.isfinite(found.highest_gap) else found.mean_gap

@@ -95,7 +95,7 @@ def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: i
         z = q.loc + q.scale * noise
         tensors = (z.flatten(0, 1), *inputs)
         if program is None:
-            program = captured_or_plain(density, tensors, [t.flip(0) for t in tensors])
+            program = captured_or_plain(density, tensors, [t.flip(0) for t in tensors], math.ceil(num_particles / size))
         log_q = -(0.5 * noise.square() + q.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
         yield (program(*tensors)[0].reshape(size, -1) - log_q)[:block]
 

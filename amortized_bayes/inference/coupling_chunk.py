@@ -124,7 +124,8 @@ class CouplingChunk(FlowChunk):
                 over = step == search.num_steps
                 if not over:
                     if program is None:
-                        program = captured_or_plain(self._slope, (z, *inputs), [t.flip(0) for t in (z, *inputs)])
+                        others, calls = [t.flip(0) for t in (z, *inputs)], self.num_chunks * search.num_steps
+                        program = captured_or_plain(self._slope, (z, *inputs), others, calls)
                     (slope,) = (part.contiguous() for part in program(z, *inputs))
                     numbers, step = self._numbers(step), step + 1
         self.values = packing.unpack(rows)

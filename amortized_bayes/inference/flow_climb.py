@@ -54,6 +54,9 @@ class FlowChunk:
         self.values = [*self.parameters.values(), torch.zeros_like(start.loc), torch.zeros_like(start.loc)]
         self.num_skipped = torch.zeros(len(points), dtype=torch.long, device=joint.device)
 
+    num_chunks = 1
+    """Chunks that the program serves, this one among them."""
+
     @classmethod
     def most_points(cls, flows: PointFlows) -> int | None:
         """Points that a chunk has at most, whatever the memory."""
@@ -89,7 +92,9 @@ class FlowChunk:
                     noise = self._paired_noise(streams)
                 tensors = (noise[step % BLOCK], *inputs)
                 if program is None:
-                    program = captured_or_plain(self._program, (*tensors, *values), self._others(tensors))
+                    program = captured_or_plain(
+                        self._program, (*tensors, *values), self._others(tensors), self.num_chunks * search.num_steps
+                    )
                 norm, *gradients = program(*tensors, *values)
                 factor, usual = self._cut(norm, usual)
                 if bool((factor < 1).any()):  # seldom: a pass over all gradients costs as much as that of Adam

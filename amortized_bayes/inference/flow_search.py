@@ -149,6 +149,7 @@ def optimize_flow(
         points = torch.arange(number * size, (number + 1) * size, device=joint.device) % joint.num_points
         part = Gaussian(begin.loc[points], begin.scale[points])
         chunk = kind(joint.select(points), part, flows, search, points.tolist(), seed)
+        chunk.num_chunks = num_chunks
         program = chunk.climb(program, _shifted(progress, number * search.num_steps, num_chunks * search.num_steps))
         reports.append(known("flow score", chunk.report))
         parameters.append(chunk.parameters)

@@ -234,7 +234,9 @@ class Slots:
             tensors = (z.contiguous(), *inputs)
             if self.num_slots not in self.programs:
                 others = [t.flip(0) for t in tensors]
-                self.programs[self.num_slots] = captured_or_plain(self._program, tensors, others)
+                turns = math.ceil(len(self.points) / self.num_slots)
+                calls = turns * (self.settings.max_steps + (self.settings.num_windows + 1) * len(self.kept))
+                self.programs[self.num_slots] = captured_or_plain(self._program, tensors, others, calls)
             log_p, grad = self.programs[self.num_slots](*tensors)
             return log_p[:, : len(runs)], grad[:, : len(runs)]
 

@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 Program = Callable[..., Sequence[Tensor]]
 
+CAPTURED_FROM = 200
+"""Calls from which capturing pays: it takes about as long as they do, and saves most of each. A count and no timing: a
+run is the same every time."""
+
 
 class _Cloned(NamedTuple):
     """A CUDA graph whose outputs stay: the next replay overwrites them, and a chain that stays keeps its old ones."""
@@ -29,8 +33,19 @@ class _Cloned(NamedTuple):
         return [t.clone() for t in self.captured(*inputs)]
 
 
-def captured_or_plain(program: Program, inputs: Sequence[Tensor], check_inputs: Sequence[Tensor]) -> Program:
-    """A replayed graph of ``program``, or ``program`` itself where it cannot be captured (said once, by logging)."""
+def captured_or_plain(
+    program: Program, inputs: Sequence[Tensor], check_inputs: Sequence[Tensor], calls: int
+) -> Program:
+    """A replayed graph of ``program``, or ``program`` itself where it cannot be captured (said once, by logging).
+
+    Args:
+        program: function of tensors.
+        inputs: to capture it on.
+        check_inputs: others, on which the graph must give the same.
+        calls: about how many there will be; for few the program is not captured.
+    """
+    if calls < CAPTURED_FROM:
+        return program
     try:
         captured = capture(program, inputs, check_inputs)
     except CaptureError as error:
