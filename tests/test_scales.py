@@ -14,6 +14,7 @@ import amortized_bayes as ab
 from amortized_bayes.comparing.any_model import ComparisonSettings
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.joint.density import log_joint
+from amortized_bayes.joint.gaussian import Gaussian
 
 X = torch.linspace(-1.5, 2, 12).reshape(6, 2)
 NOISE = 0.5
@@ -69,7 +70,7 @@ CALLS = {
     "bdmc": lambda model, guide, fixed: ab.bdmc(model, guide, X, settings=CHAINS, fixed=fixed),
     "optimize_local": lambda model, guide, fixed: ab.optimize_local(model, guide, X, fixed=fixed),
     "optimize_flow": lambda model, guide, fixed: ab.optimize_flow(
-        model, guide, X, settings=ab.FlowSettings("planar"), fixed=fixed
+        model, Gaussian(X, X.exp()), X, settings=ab.FlowSettings("planar"), fixed=fixed
     ),
     "log_joint": lambda model, guide, fixed: ab.log_joint(model, X, fixed=fixed),
     "compare": lambda model, guide, fixed: ab.compare(model, X, widths=(2,), settings=SHORT, progress=False),

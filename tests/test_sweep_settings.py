@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("few_visits")
         {"decoder": "point"},
         {"init": "published", "hidden": ()},
         {"elbo_draws": 1, "iwae_points": 1, "num_test": 1, "iwae_particles": 1},
-        pytest.param({"num_train": 1}, marks=pytest.mark.filterwarnings("ignore:var")),
+        {"num_train": 1},
         {"weight_prior": "standard", "local_reparametrization": False},
         pytest.param({"compile_step": "replay"}, marks=pytest.mark.slow),
     ],

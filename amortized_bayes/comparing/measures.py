@@ -141,7 +141,9 @@ def held_measures(
 
 
 def _active(problem: FitProblem, guide: LocalGuide) -> Measure:
-    """Latents that vary over training points: a fit with none is vacuous."""
+    """Latents that vary over training points: a fit with none is vacuous, and nothing varies over one point."""
+    if len(problem.index) < 2:
+        return Measure(0)
     if not isinstance(guide, LocalGuide):  # a user's own: a draw says how far its q reaches from the mean
         means, draws = (
             local_values(guide, problem.x, problem.index, plate=problem.plate, mean=m) for m in (True, False)

@@ -188,7 +188,8 @@ def hidden_units_in_use(model: Model, guide: Guide, *args: Any, **kwargs: Any) -
         poutine.replay(model, trace=trace)(*args, **kwargs)
     if len(layers.seen) < 2:
         return None
-    spreads = [h.flatten(0, -2).var(0) * weight.square().sum(0) for h, weight in layers.seen[1:]]
+    seen = [(h.flatten(0, -2), weight) for h, weight in layers.seen[1:]]
+    spreads = [h.var(0, correction=min(1, len(h) - 1)) * weight.square().sum(0) for h, weight in seen]
     return sum(int((spread > ACTIVE_VARIANCE).sum()) for spread in spreads)
 
 
