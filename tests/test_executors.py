@@ -128,6 +128,18 @@ def test_models_are_trained_side_by_side_to_the_same_weights(tmp_path):
     assert [run.environment()["part_of"] for run in runs[2][1:]] == [f"model-gaps/{runs[2][0].name}"] * 2
 
 
+@pytest.mark.usefixtures("quick")
+def test_what_holds_up_most_starts_first(tmp_path, monkeypatch):
+    plan = plans.new_plan("sweep", sweeps.TINY, wing.QuickLab(tmp_path, wing.CPU), ["config"], {}, 2)
+    inline = running.Inline
+    monkeypatch.setattr(  # side by side, but one after the other
+        running._Execution, "_executor", lambda self: inline(running.Workshop(plan.lab, self.plans), self._take)
+    )
+    order: dict[str, None] = {}
+    running.run(plan, wing.Recorder(lambda job, *_: order.setdefault(job.split(" ", 2)[2])))
+    assert list(order)[:2] == ["A-VI, k = 2", "A-VI, k = 1"]  # for both of which F-VI waits
+
+
 # Order, and threads ---------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +292,7 @@ def test_the_forecast_shares_work_out_but_no_chain():
     chain: dict[Hashable, spec.Job] = {f"n={n}": job(n, 27, [f"n={n - 1}"] if n else []) for n in range(3)}
     forecast = running.Forecast({**chain, "n=9": job(9, 7)}, 2)
     assert forecast.seconds == pytest.approx(90)
+    assert forecast.chains == pytest.approx({"n=0": 90, "n=1": 60, "n=2": 30, "n=9": 10})
     forecast.finish("n=9")
     assert forecast.fraction == pytest.approx(0.1)
     forecast.start -= 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 
 from amortized_bayes.experiments.spec import Job, Work
 
@@ -43,6 +44,15 @@ class Forecast:
         for key, own in seconds.items():
             ends[key] = own + max((ends[other] for other in self.waits[key] if other in ends), default=0.0)
         return max(sum(seconds.values()) / self.workers, *ends.values(), 0.0)
+
+    @cached_property
+    def chains(self) -> dict[Hashable, float]:
+        """Seconds of each job and of the longest chain of jobs that wait for it."""
+        found = dict.fromkeys(self.stages, 0.0)
+        for key in reversed(self.stages):
+            found[key] += self.seconds_of(key)
+            found |= {other: max(found[other], found[key]) for other in self.waits[key] if other in found}
+        return found
 
     def seconds_of(self, key: Hashable) -> float:
         """Of one job."""

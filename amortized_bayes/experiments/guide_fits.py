@@ -27,6 +27,10 @@ __all__ = ["Place", "Sizes", "fit_disk", "shown_places", "starts_others"]
 EVALUATION = 1.3
 """A fit with its evaluations takes about this times its steps."""
 TIMED_STEPS = 10
+PIXEL = 200
+"""Multiplications that the likelihood of a value takes the time of, about."""
+ROW_STEP = 0.7
+"""What a further step of the rows costs, of a whole step: the model's own parameters stay as they are."""
 SCALES_SLOWER = 4
 """How many times smaller the steps of q(theta)'s log scales are than those of its means."""
 
@@ -74,11 +78,12 @@ class Place(NamedTuple):
         load = partial(load_images, source, likelihood=likelihood, seed=self.seed, device=self.lab.device, **sizes)
         return self.lab.cached(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
 
-    def work(self, stage: str, epochs: float) -> Work:
-        """What fitting one guide takes: its steps, each as long as one with the widest encoder."""
+    def work(self, stage: str, epochs: float, fit: Fit | None = None) -> Work:
+        """What a fit takes (``None``: the widest encoder's), from timed steps of the latter, scaled by arithmetic."""
         seconds = partial(self.lab.cached, ("seconds per step", self.dataset, self.config), self._seconds_per_step)
+        own, timed = (_step_size(self.config, fit, self.sizes) for fit in (fit or self._widest, self._widest))
         basis = f"{TIMED_STEPS} steps with the widest encoder"
-        return Work(stage, epochs * self.sizes.per_epoch, seconds, basis)
+        return Work(stage, epochs * self.sizes.per_epoch * own / timed, seconds, basis)
 
     def evaluations(self, count: float) -> Work:
         """What evaluating points takes, without a gradient: about half of a step of as many."""
@@ -152,14 +157,38 @@ class Place(NamedTuple):
         from amortized_bayes.comparing.fitting import start_fit
         from amortized_bayes.experiments.lab import seconds_per_step
 
+        return EVALUATION * seconds_per_step(start_fit(self.problem(), self._widest).training, TIMED_STEPS)
+
+    @property
+    def _widest(self) -> Fit:
         wide = next((guide for guide in self.config.guides if GUIDES[guide].has_width), None)
-        fit = Fit(self.config.guides[0]) if wide is None else Fit(wide, max(self.config.widths))
-        return EVALUATION * seconds_per_step(start_fit(self.problem(), fit).training, TIMED_STEPS)
+        return Fit(self.config.guides[0]) if wide is None else Fit(wide, max(self.config.widths))
 
 
 def starts_others(fit: Fit) -> bool:
     """Whether some guide starts at the answer of this one, so that its state is kept."""
     return any(entry.starts_from == fit.guide for entry in GUIDES.values())
+
+
+def _step_size(config: FitSettings, fit: Fit, sizes: Sizes) -> float:
+    """How much a step of a fit computes per data point, in multiplications; rough, for forecasts alone."""
+    decoder = _weights(_decoder_widths(config, sizes)) * (2 if config.decoder == "bayesian" else 1)
+    model = decoder + PIXEL * sizes.observed
+    encoder = _weights(_encoder_widths(config, fit, sizes)) if GUIDES[fit.guide].has_width else 0
+    again = ROW_STEP * (config.row_steps - 1) if GUIDES[fit.guide].per_point else 0.0
+    return model * (1 + again) + encoder
+
+
+def _decoder_widths(config: FitSettings, sizes: Sizes) -> list[int]:
+    return [config.latent_dim, *config.hidden, sizes.observed]
+
+
+def _encoder_widths(config: FitSettings, fit: Fit, sizes: Sizes) -> list[int]:
+    return [sizes.observed, *[fit.k or 1] * config.depth, 2 * config.latent_dim]
+
+
+def _weights(widths: list[int]) -> int:
+    return sum(i * o + o for i, o in pairwise(widths))
 
 
 def fit_disk(config: FitSettings, fit: Fit, sizes: Sizes) -> float:
@@ -168,11 +197,9 @@ def fit_disk(config: FitSettings, fit: Fit, sizes: Sizes) -> float:
     if not starts_others(fit):
         return found
     entry, outputs = GUIDES[fit.guide], 2 * config.latent_dim
-    widths = [sizes.observed, *[fit.k or 1] * config.depth, outputs]
-    local = sum(i * o + o for i, o in pairwise(widths)) if entry.has_width else outputs
+    local = _weights(_encoder_widths(config, fit, sizes)) if entry.has_width else outputs
     local = sizes.num_data * outputs if entry.per_point else local
-    layers = [config.latent_dim, *config.hidden, sizes.observed]
-    decoder = sum(i * o + o for i, o in pairwise(layers)) * (2 if config.decoder == "bayesian" else 1)
+    decoder = _weights(_decoder_widths(config, sizes)) * (2 if config.decoder == "bayesian" else 1)
     copies = 3 if config.decay else 4  # itself, two moments, an average
     return found + 4 * copies * (local + decoder)
 

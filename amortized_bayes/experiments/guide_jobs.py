@@ -54,7 +54,7 @@ class GuideJobs(NamedTuple):
         budgets = list_budgets(config.epochs, config.rungs)
         for fit in self.fits():
             afresh = [] if GUIDES[fit.guide].starts_from else budgets
-            work = [self.place.work(FIT, sum(afresh) + config.epochs - budgets[-1])]
+            work = [self.place.work(FIT, sum(afresh) + config.epochs - budgets[-1], fit)]
             work += [self.place.evaluations(self.evaluated)] if self.evaluated else []
             after, disk = [self.key(o) for o in self.fits(GUIDES[fit.guide].starts_from)], fit_disk(config, fit, sizes)
             yield Job(self.factors(fit.factors), partial(self.fit, fit), work=work, after=after, disk=disk)

@@ -120,8 +120,7 @@ class _Execution(ExitStack):
             while waiting or self.running:
                 if asked():
                     self._wait_for_the_last(executor)
-                ready = (step for step in waiting if step.waits <= self.over)
-                step = next(ready, None) if len(self.running) < executor.workers else None
+                step = self._next(waiting) if len(self.running) < executor.workers else None
                 with self._named():
                     if step is None:
                         executor.wait()
@@ -129,6 +128,13 @@ class _Execution(ExitStack):
                         waiting.remove(step)
                         self._start(step, executor)
         self._finish(self.plan)
+
+    def _next(self, waiting: list[_Step]) -> _Step | None:
+        """What to start next: side by side, what holds up most, so that no worker is left with it at the end."""
+        ready = [step for step in waiting if step.waits <= self.over]
+        if self.forecast.workers == 1:
+            return next(iter(ready), None)
+        return max(ready, key=lambda step: self.forecast.chains[step.key], default=None)
 
     def _wait_for_the_last(self, executor: Executor) -> None:
         """Take in what jobs under way keep of themselves before they stop.

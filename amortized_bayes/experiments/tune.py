@@ -78,9 +78,9 @@ def jobs(config: Config, lab: Lab) -> list[Job]:
     found = []
     for dataset in config.dataset:
         place = Place(config, lab, dataset, TUNING_SEED)
-        work = [place.work(STAGE, _epochs(config.epochs))]
         for guide in config.guides:
             for fit in _fits(config, guide):
+                work = [place.work(STAGE, _epochs(config.epochs), fit)]
                 for rates in rates_tried(guide):
                     named = {"shared_rate": rates.shared, "local_rate": rates.local}
                     factors = {"dataset": place.name, **fit.factors, **named}
