@@ -21,7 +21,7 @@ from run_folders import create, reseal
 import amortized_bayes as ab
 from amortized_bayes.data.arrays import read_numpy_file
 from amortized_bayes.data.idx import IdxFile, read_idx
-from amortized_bayes.numpy_files import SMALL, read_numpy
+from amortized_bayes.numpy_files import read_numpy
 from amortized_bayes.results import RunFolder, durable
 
 ROOT = Path(ab.__file__).parents[1]
@@ -40,7 +40,7 @@ class Harm:
 
 
 @pytest.fixture
-def harmless(tmp_path, monkeypatch, request):
+def harmless(tmp_path, monkeypatch):
     """Where harm would show: fail where it does, or where much memory was taken."""
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
@@ -48,7 +48,7 @@ def harmless(tmp_path, monkeypatch, request):
     yield tmp_path / "harm"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < (SMALL if "lying" in request.node.name else MOST_MEMORY)  # a bzip2 block is unpacked at once
+    assert peak < MOST_MEMORY
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
 
 
@@ -93,7 +93,7 @@ HOSTILE_NUMPY = {
     "npz shape": (archive({"train.npy": header((10**12,)) + bytes(4)}), "expected 1,000,000,000,000 bytes"),
     "npz twice": (archive({"a.npy": header((1,)) + b"1"}).replace(b"a.npy", b"a.npz"), "which does not end in .npy"),
     "npz bomb": (archive(GROWN, compression=zipfile.ZIP_DEFLATED), r"at most 256,000,000 bytes, got 419,\d{3},\d{3}"),
-    "npz bz2": (archive(GROWN, compression=zipfile.ZIP_BZIP2), r"at most 256,000,000 bytes, got 419,\d{3},\d{3}"),
+    "npz bz2": (archive(GROWN, compression=zipfile.ZIP_BZIP2), r"stored or deflated, got 'train' by .* number 12"),
     "npz escape": (archive({"../../\x1b[2J.txt": b""}), r"got '../../\\x1b\[2J.txt'"),
     "zip": (archive({"train.txt": b""}), "expected arrays alone, got 'train.txt'"),
     "pt": (archive({"archive/data.pkl": b"cos\nsystem\n(S'touch ../harm'\ntR."}), "expected arrays alone"),
