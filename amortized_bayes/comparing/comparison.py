@@ -136,8 +136,11 @@ class Comparison(Report):
 
     def _badges(self) -> Iterator[Badge]:
         for status in ("failed", "vacuous"):
-            if found := [f.label for f in self.fits if f.status == status]:
-                yield Badge("bad", status, "; ".join(found))
+            whose = [f for f in self.fits if f.status == status]
+            if status == "vacuous":
+                whose = [f for f in whose if not guide_entry(f.guide).never_active]
+            if whose:
+                yield Badge("bad", status, "; ".join(f.label for f in whose))
         if self.reference is None:
             yield Badge("open", "no verdict", "no F-VI fit succeeded")
         elif found := [f.label for f in self.fits if f.elbo is not None and not self._is_settled(f.fit)]:

@@ -118,6 +118,7 @@ class GuideEntry:
         has_width: whether it is fitted once for each width k.
         per_point: whether its parameters are the training points' own, so that test points need fresh ones.
         is_reference: whether the best of its fits may be the reference of the family gap.
+        never_active: whether all points have the same q, so that its fits are vacuous by nature.
         starts_from: the guide whose best fit it starts at; such an entry is fitted along with its two guides, is no
             value of ``--guides``, and is timed against no other.
         like: for such an entry, the guide that it is otherwise: the other of the two, whose learning rates it has.
@@ -130,6 +131,7 @@ class GuideEntry:
     has_width: bool = False
     per_point: bool = False
     is_reference: bool = False
+    never_active: bool = False
     starts_from: str = ""
     like: str = ""
 
@@ -175,7 +177,11 @@ def _published_rows(count: int, spec: GuideSpec) -> Tensor:
 
 
 GUIDES: dict[str, GuideEntry] = {
-    "constant": GuideEntry("constant VI", _constant, Rates(6.4e-2, 8e-3), tuned_over=(8e-3, 1.6e-2, 3.2e-2)),
+    "constant": GuideEntry(
+        *("constant VI", _constant, Rates(6.4e-2, 8e-3)),
+        tuned_over=(8e-3, 1.6e-2, 3.2e-2),
+        never_active=True,
+    ),
     "amortized": GuideEntry("A-VI", _amortized, Rates(3.2e-2, 1.6e-2), tuned_over=(4e-3, 8e-3, 1.6e-2), has_width=True),
     "factorized": GuideEntry(
         *("F-VI", _factorized, Rates(3.2e-2, 0.4)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from amortized_bayes import labels, selection
 from amortized_bayes.page.parts import Badge
-from amortized_bayes.presenting.fits import unsettled
+from amortized_bayes.presenting.fits import of_status, unsettled
 from amortized_bayes.presenting.sentences import told_apart
 from amortized_bayes.results.summary import summarise
 
@@ -46,9 +46,7 @@ def badges(folder: RunFolder, rows: pd.DataFrame) -> Iterator[Badge]:
 
 def _fates(finals: pd.DataFrame) -> Iterator[Badge]:
     for status in ("failed", "vacuous"):
-        some = cast("pd.DataFrame", finals[finals["status"] == status])
-        if "guide" in some.columns:
-            some = cast("pd.DataFrame", some[some["guide"] != "reference"])  # which is one of the guides
+        some = of_status(finals, status)
         if len(some):
             yield Badge("bad", status, _who(finals, some, ignored=selection.SAME_JOB))
 

@@ -27,6 +27,7 @@ __all__ = [
     "is_sound",
     "never_closed",
     "of_guide",
+    "of_status",
     "ratio",
     "shares",
     "unsettled",
@@ -73,6 +74,15 @@ def never_closed(rows: pd.DataFrame, fit: Fit, share: float) -> set[int]:
     own = selection.where(rows, {"metric": "steps_to_share", "guide": fit.guide, "k": fit.k, "share": share})
     late = own["value"].isna() & ~own["note"].str.contains(ALREADY, regex=False)
     return {int(seed) for seed in own.loc[late, "seed"]}
+
+
+def of_status(rows: pd.DataFrame, status: str) -> pd.DataFrame:
+    """Rows that failed, or are vacuous and need not be: each fit for itself, constant VI left out of the vacuous."""
+    own = cast("pd.DataFrame", rows[rows["status"] == status])
+    if "guide" not in own.columns:
+        return own
+    never = [name for name, entry in GUIDES.items() if entry.never_active] if status == "vacuous" else []
+    return cast("pd.DataFrame", own[~own["guide"].isin(["reference", *never])])  # the reference is one of the guides
 
 
 def is_sound(rows: pd.DataFrame, fit: Fit) -> bool:

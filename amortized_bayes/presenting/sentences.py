@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels, selection
 from amortized_bayes.presenting.cells import with_seeds
+from amortized_bayes.presenting.fits import of_status
 from amortized_bayes.presenting.sweep import sweep
 from amortized_bayes.results.summary import summarise
 
@@ -57,7 +58,7 @@ def _common_notes(finals: pd.DataFrame) -> Iterator[str]:
 
 
 def _failures(finals: pd.DataFrame) -> Iterator[str]:
-    failed = cast("pd.DataFrame", finals[finals["status"] == "failed"])
+    failed = of_status(finals, "failed")
     for name, row in zip(told_apart(finals, failed), failed.to_dict("records"), strict=True):
         reason = f" ({row['note']})" if row["note"] else ""
         step = f" at step {row['step']:,}" if row["step"] else ""
@@ -65,9 +66,7 @@ def _failures(finals: pd.DataFrame) -> Iterator[str]:
 
 
 def _vacuous(finals: pd.DataFrame) -> Iterator[str]:
-    dead = cast("pd.DataFrame", finals[finals["status"] == "vacuous"])
-    if "guide" in dead.columns:
-        dead = cast("pd.DataFrame", dead[dead["guide"] != "reference"])  # which is one of the guides
+    dead = of_status(finals, "vacuous")
     if not len(dead):
         return
     seeds: dict[str, set[int]] = {}
