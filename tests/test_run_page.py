@@ -174,6 +174,15 @@ def test_a_hostile_run_is_only_shown(tmp_path):
     assert "'sweep;' rm" in text
 
 
+@pytest.mark.parametrize("about", [{"part_of": "gaps/x"}, {"command": "--config"}])
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_that_was_never_typed_is_made_again_from_its_settings(tmp_path, about):
+    folder = made_runs.train().save(tmp_path / "my runs", device="cpu", threads=1, **about)
+    config = folder.path / "config.yaml"
+    expected = f"OMP_NUM_THREADS=1 python run_experiments.py train --config '{config}' --device cpu"
+    assert expected in shown(folder)
+
+
 @pytest.fixture
 def call(capsys):
     def run(*arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -107,7 +108,7 @@ class Run(Generic[C]):
             ignored = f"; ignored: {', '.join(kept)}" if kept else ""
             print(f"resuming {plan.folder.path} with the settings of its config.yaml{ignored}", flush=True)
             return plan
-        about |= {"preset": self.preset, "command": " ".join(given)}
+        about |= {"preset": self.preset, "command": shlex.join(given)}
         flags = [flag.replace("-", "_") for flag in given_flags(given)]
         if self.preset == "quick" and "dataset" in flags:  # the default: to name it asks for nothing else
             flags = [flag for flag in flags if flag != "preset"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from amortized_bayes import labels
+from amortized_bayes.presenting.again import command_again
 from amortized_bayes.presenting.claim_list import CLAIMS, Claim
 from amortized_bayes.presenting.claims import tell_claim
 from amortized_bayes.results import RunFolder, list_runs
@@ -98,7 +99,6 @@ def _described(run: _Run) -> str:
     about = run.folder.environment()
     git = cast("dict[str, object]", about.get("git") or {})
     seeds = sorted({int(seed) for seed in run.finals["seed"].dropna()}) if "seed" in run.finals.columns else []
-    command = f"python run_experiments.py {about.get('command', run.folder.experiment)}"
     words = [
         f"preset *{run.preset or 'unknown'}*",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "",
@@ -107,4 +107,4 @@ def _described(run: _Run) -> str:
         f"started {str(about.get('started', ''))[:10]}",
         f"`{run.folder.experiment}/{run.folder.name}`",
     ]
-    return f"{run.number}. `{command}`: {', '.join(filter(None, words))}"
+    return f"{run.number}. `{command_again(run.folder, about)}`: {', '.join(filter(None, words))}"

@@ -5,7 +5,6 @@ What a run has no rows or arrays for is left out, and named at the end.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from amortized_bayes import labels, selection
 from amortized_bayes.experiments import experiment
 from amortized_bayes.page.parts import Code, Drawing, Facts, Missing, Page, Part, Section, Table, Words
 from amortized_bayes.page.svg import drawing
+from amortized_bayes.presenting.again import command_again
 from amortized_bayes.presenting.badges import badges
 from amortized_bayes.presenting.claims import claims_found
 from amortized_bayes.presenting.figures import drawn_figures
@@ -165,7 +165,7 @@ class _Run:
 
     def _again(self) -> Iterator[Part]:
         """The command, the configuration and the checksums."""
-        yield Code(_command(self.folder.experiment, str(self.about.get("command", ""))))
+        yield Code(command_again(self.folder, self.about))
         yield Code(self.folder.read("config.yaml").decode("utf-8", "replace"), "config.yaml")
         data = self.about.get("data", {}).items()
         if sums := [f"{checksum}  {name}: {file}" for name, files in data for file, checksum in files.items()]:
@@ -182,15 +182,6 @@ def _duration(started: Any, finished: str) -> str:
         return duration((end - start).total_seconds())
     except (TypeError, ValueError):
         return ""
-
-
-def _command(name: str, command: str) -> str:
-    """What ran, such that a shell reads every word of it as a word."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = []
-    return f"python run_experiments.py {shlex.join(words or [name])}"
 
 
 def _differences(runs: Sequence[_Run], names: Sequence[str]) -> Table:
