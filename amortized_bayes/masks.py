@@ -55,17 +55,38 @@ def scored_value(site: Any) -> Tensor:
     """The value of a site at which its density is taken: data that are nan and masked are replaced by the mean.
 
     The density there does not count. Its gradient, nan times 0, would.
+
+    Raises:
+        ValueError: there are such data, and the distribution has no finite mean.
     """
     value = site["value"]
     masked = site["mask"] is not None or _inner_mask(site["fn"])[1] is not None
     if not (masked and site["is_observed"] and isinstance(value, Tensor) and value.is_floating_point()):
         return value
+    gone = value.isnan() & ~_kept(site)
+    filled = torch.where(gone, _mean(site["fn"], value), value)
+    if get_proxy_mode() is None and bool((gone & ~filled.isfinite()).any()):  # else it was before, as in _masks_more
+        raise ValueError(
+            f"expected numbers behind the mask of {site['name']!r}, got nan: its {_family(site['fn'])} has no finite "
+            "mean to put there; put any value of its support there, which does not count"
+        )
+    return filled
+
+
+def _mean(fn: Any, value: Tensor) -> Tensor:
+    """The mean of a distribution, the next whole number of a discrete one; nan where there is none."""
     try:
-        mean = site["fn"].mean.detach()
+        mean = fn.mean.detach()
     except (NotImplementedError, AttributeError):
-        return value
-    mean = mean.round() if site["fn"].support.is_discrete else mean
-    return torch.where(value.isnan() & ~_kept(site), mean, value)
+        return value.new_full((), math.nan)
+    return mean.round() if fn.support.is_discrete else mean
+
+
+def _family(fn: Any) -> str:
+    """The name of a distribution without what is wrapped around it."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def is_masked(site: Any) -> bool:
@@ -122,5 +143,5 @@ def _kept(site: Any) -> Tensor:
     for part, events in ((site["mask"], len(fn.event_shape)), (mask, len(fn.event_shape) - depth)):
         if part is not None:
             whole = torch.as_tensor(part, device=value.device)
-            kept = kept & whole.reshape(*whole.shape, *[1] * events)
+            kept = kept & whole.reshape((*whole.shape, *[1] * events))
     return kept

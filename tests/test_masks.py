@@ -166,3 +166,27 @@ def test_a_model_that_closes_over_its_data_is_refused():
 
     with pytest.raises(ValueError, match="to hold the points that the model is given, got 6 of them where 5 were"):
         ab.compare(model, x, progress=False)
+
+
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_nan_behind_a_mask_is_refused_where_a_distribution_has_no_mean(mean, inside):
+    x = x_of()[:, 0].masked_fill(~KEPT, math.nan)
+
+    def model(x, kept):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            seen = dist.Normal(z, 1.0) if mean else dist.Cauchy(z, 1.0)
+            with poutine.mask(mask=torch.tensor(True) if inside else kept):
+                pyro.sample("x", seen.mask(kept) if inside else seen, obs=x)
+
+    def guide(x, kept):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    if mean:
+        assert ab.elbo(model, guide, x, KEPT).value.isfinite().all()
+        return
+    with pytest.raises(ValueError, match=r"expected numbers behind the mask of 'x', got nan: its Cauchy has no finite"):
+        ab.elbo(model, guide, x, KEPT)
+    assert ab.elbo(model, guide, x.nan_to_num(0.0), KEPT).value.isfinite().all()
