@@ -22,7 +22,7 @@ from amortized_bayes.commands.claims import Claims
 from amortized_bayes.commands.download import Download
 from amortized_bayes.commands.mistakes import check_command, check_flags, flags_of, in_one_line
 from amortized_bayes.commands.report import Report
-from amortized_bayes.commands.run import Run, defaults, flags_of_run, given_flags
+from amortized_bayes.commands.run import Run, defaults
 from amortized_bayes.commands.runs import List, Plot, Table, Verify
 from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments import ALIASES, EXPERIMENTS, experiment
@@ -97,9 +97,6 @@ def _parse(given: list[str]) -> Any:
     if not asks_for_help:
         check_command(given[0], [*EXPERIMENTS, *LOOKING])
         flags = _flags(given[0])
-    if "resume" in given_flags(given):  # which keeps the settings of its run: flags for others are not even read
-        given = [given[0], *flags_of_run(given[1:])]
-    if flags:
         check_flags(given[0], given[1:], flags)
     union: Any = None
     for name in EXPERIMENTS:

@@ -14,7 +14,7 @@ import yaml
 from toy import coins
 from wing import files
 
-from amortized_bayes import cli, experiments
+from amortized_bayes import cli, experiments, results
 from amortized_bayes.experiments import plans, running, spec, sweep
 from amortized_bayes.results import RunFolder, list_runs
 
@@ -158,15 +158,81 @@ def interrupted(command, monkeypatch, after):
 
 def test_a_resumed_run_keeps_settings_and_finished_jobs(command, tmp_path, monkeypatch):
     interrupted(command, monkeypatch, after=1)
-    resumed = command("coins", "--resume", "latest", "--throws", 7)
-    assert resumed.code == 0, resumed.err
-    assert "ignored: --throws" in resumed.out
     folder = only_run(tmp_path)
+    other = command("coins", "--resume", "latest", "--throws", 7, "--coins", 0.1, 0.2, 0.3)
+    assert other.code == 2
+    words = f"expected the settings of {folder.path} beside --resume, or none, got --throws 7, which is 100 there"
+    assert other.err.startswith(f"error: {words}")
+    for flags, word in (
+        (("--preset", "paper"), "got --preset paper, which is quick there"),
+        (("--throw", 7), "did you mean --throws?"),
+        (("--fresh",), "expected --resume or --fresh"),
+    ):
+        assert word in command("coins", "--resume", "latest", *flags).err
+    resumed = command("coins", "--resume", "latest", "--throws", 100, "--preset", "quick", "--jobs", 1)
+    assert resumed.code == 0, resumed.err
     rows = folder.rows()
     assert rows[rows["metric"] == "throws"]["value"].tolist() == [100.0] * 3
     again = command("coins", "--resume", folder.path)
     assert again.code == 2
     assert "which is finished" in again.err
+
+
+CODE = {"commit": "a" * 40, "dirty": False}
+
+
+@pytest.fixture
+def commit(monkeypatch):
+    """Have the code be that of some commit."""
+    plain = results.environment
+
+    def become(**git):
+        monkeypatch.setattr(results, "environment", lambda: plain() | {"git": CODE | git})
+
+    become()
+    return become
+
+
+def test_the_same_command_again_goes_on(command, tmp_path, monkeypatch, commit):
+    interrupted(command, monkeypatch, after=1)
+    folder, line = only_run(tmp_path), "which has the same settings and is unfinished (--fresh: a new run)"
+    assert f"going on with {folder.path}, {line}" in command("coins", "--coins", 0.1, 0.2, 0.3, "--dry-run").out
+    again = command("coins", "--coins", 0.1, 0.2, 0.3)
+    assert again.code == 0, again.err
+    assert again.out.count(line) == 1
+    assert only_run(tmp_path).finished
+    assert "going on" not in command("coins", "--coins", 0.1, 0.2, 0.3).out  # which is finished
+    assert len(list_runs(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "git", "line"),
+    [
+        (("--fresh",), {}, ""),
+        (("--seed", 1), {}, ""),
+        (
+            (),
+            {"commit": "b" * 40},
+            "and is unfinished, but expected the setting that .* commit aaaaaaaaaa -> bbbbbbbbbb;",
+        ),
+        ((), {"dirty": True}, "but code without a commit; `coins --resume .*` resumes it"),
+    ],
+)
+def test_another_command_starts_anew(command, tmp_path, monkeypatch, commit, flags, git, line):
+    interrupted(command, monkeypatch, after=1)
+    commit(**git)
+    other = command("coins", "--coins", 0.1, 0.2, 0.3, *flags)
+    assert other.code == 0, other.err
+    assert [info.status for info in list_runs(tmp_path)] == ["unfinished", "finished"]
+    assert bool(re.search(f"a new run: .* has the same settings.*{line}", other.out)) == bool(line)
+
+
+def test_a_run_that_another_process_holds_is_not_started_over(command, tmp_path, monkeypatch, commit):
+    interrupted(command, monkeypatch, after=1)
+    with only_run(tmp_path):
+        refused = command("coins", "--coins", 0.1, 0.2, 0.3)
+    assert refused.code == 2
+    assert "is in use by process" in refused.err
 
 
 def test_a_run_stopped_before_its_last_mark_is_finished_on_resuming(command, tmp_path, monkeypatch):

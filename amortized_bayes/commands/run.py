@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from amortized_bayes.commands.flags import given_flags, value_of
+from amortized_bayes.commands.resuming import refuse_other_settings, run_to_resume
 from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments import experiment
 from amortized_bayes.stopping import EVERY, Stopped
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from amortized_bayes.experiments.plans import Plan
     from amortized_bayes.results import RunFolder
 
-__all__ = ["Run", "defaults", "flags_of_run", "given_flags", "value_of"]
+__all__ = ["Run", "defaults"]
 
 C = TypeVar("C")
 WEEK = 7 * 86_400
@@ -35,7 +37,9 @@ class Run(Generic[C]):
         setting: What is run. A preset or a file sets all of these, and flags change single ones.
         preset: Settings that all other flags start from.
         config: YAML file of settings to start from, such as a run's config.yaml; flags beside it win.
-        resume: Run to resume: its path, its name, or latest. It keeps its own settings and what is finished.
+        resume: Run to resume: its path, its name, or latest. It keeps its settings, so that flags for others are
+            refused, and what is finished.
+        fresh: Start a new run where the same command left one unfinished, which it would go on with otherwise.
         accept_changes: Resume a run although the machine, the packages or the data are others than at its start; the
             rows that it adds are marked.
         yes: Start a run even if its forecast is longer than a week.
@@ -54,6 +58,7 @@ class Run(Generic[C]):
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "quick"
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    fresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     accept_changes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     yes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -76,6 +81,8 @@ class Run(Generic[C]):
             raise ValueError(f"expected --jobs of 1 or more, got {self.jobs}")
         if not self.checkpoint_every >= 0:
             raise ValueError(f"expected --checkpoint-every of 0 seconds or more, got {self.checkpoint_every}")
+        if self.fresh and self.resume is not None:
+            raise ValueError(f"expected --resume or --fresh, a new run, got both: --resume {self.resume} --fresh")
         print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
         plan = self._plan(given)
         for said in filter(None, (plan.about.get("note"), plan.about.get("settings"))):
@@ -92,9 +99,10 @@ class Run(Generic[C]):
         if all(status == "failed" for status in folder.done().values()):
             raise ValueError(f"every job of {folder.path} failed, as its rows record")
 
-    def _plan(self, given: Sequence[str]) -> Plan:
+    def _plan(self, given: Sequence[str], *, nested: bool = False) -> Plan:
+        """The run to carry out; ``nested``: one of settings that another run made, whatever the flags say."""
         from amortized_bayes.experiments.lab import Lab
-        from amortized_bayes.experiments.plans import new_plan, resumed_plan
+        from amortized_bayes.experiments.plans import new_plan, resumed_plan, same_again
         from amortized_bayes.results import environment
 
         device, about = _machine(self.device)
@@ -104,19 +112,25 @@ class Run(Generic[C]):
         if self.resume is not None:
             plan = resumed_plan(self.name, self.resume, lab, most, environment() | about, accept=self.accept_changes)
             assert plan.folder is not None
-            kept = [f"--{flag}" for flag in given_flags(given) if flag.replace("-", "_") not in SHARED]
-            ignored = f"; ignored: {', '.join(kept)}" if kept else ""
-            print(f"resuming {plan.folder.path} with the settings of its config.yaml{ignored}", flush=True)
+            refuse_other_settings(plan.folder, given, SHARED, self.setting, plan.config)
+            print(f"resuming {plan.folder.path} with the settings of its config.yaml", flush=True)
             return plan
-        about |= {"preset": self.preset, "command": shlex.join(given)}
+        now = environment() | about
+        about = now | {"preset": self.preset} | ({} if nested else {"command": shlex.join(given)})
         flags = [flag.replace("-", "_") for flag in given_flags(given)]
         if self.preset == "quick" and "dataset" in flags:  # the default: to name it asks for nothing else
             flags = [flag for flag in flags if flag != "preset"]
-        return new_plan(self.name, self.setting, lab, flags, environment() | about, most)
+        plan = new_plan(self.name, self.setting, lab, ["config"] if nested else flags, about, most)
+        if self.fresh:
+            return plan
+        plan, said = same_again(plan, now, accept=self.accept_changes)
+        if said:
+            print(said, flush=True)
+        return plan
 
     def _nested(self, name: str, config: Any) -> RunFolder | None:
         """Run another experiment to its end first; nothing in a dry run."""
-        return self._carry_out(replace(self, name=name, setting=config, resume=None)._plan(["--config"]))
+        return self._carry_out(replace(self, name=name, setting=config, resume=None)._plan((), nested=True))
 
     def _carry_out(self, plan: Plan) -> RunFolder | None:
         """Run what is planned, or in a dry run print it."""
@@ -144,42 +158,21 @@ SHARED = frozenset(entry.name for entry in fields(Run)) - {"setting", "preset", 
 
 
 def defaults(name: str, given: Sequence[str]) -> Run[Any]:
-    """The command of an experiment, with the settings of ``--preset`` and ``--config``.
+    """The command of an experiment, with the settings of ``--preset`` and ``--config``, or of the run to resume.
 
     Raises:
-        ValueError: an unknown preset, a flag given twice, or a file that is no configuration.
+        ValueError: an unknown preset, a flag given twice, a file that is no configuration, or no such run.
     """
     module = experiment(name)
     preset = value_of(given, "--preset") or "quick"
     if preset not in module.PRESETS:
         raise ValueError(f"expected --preset {' or '.join(module.PRESETS)}, got {preset!r}")
     setting = module.PRESETS[preset]
+    if not {"-h", "--help"} & set(given) and (folder := run_to_resume(name, given, Run.out)) is not None:
+        setting = folder.config(module.Config)
     if (path := value_of(given, "--config")) is not None:
         setting = load_config(module.Config, path, setting)
     return Run(setting, preset, name=name)
-
-
-def value_of(given: Sequence[str], flag: str) -> str | None:
-    """What a flag was given on the command line; ``None`` without it.
-
-    Raises:
-        ValueError: it was given twice.
-    """
-    values = []
-    for i, argument in enumerate(given):
-        if argument == flag and i + 1 < len(given):
-            values.append(given[i + 1])
-        elif argument.startswith(f"{flag}="):
-            values.append(argument.split("=", 1)[1])
-    if len(values) > 1:
-        raise ValueError(f"expected {flag} once, got it {len(values)} times: {', '.join(values)}")
-    return values[0] if values else None
-
-
-def given_flags(given: Sequence[str]) -> list[str]:
-    """Names of the flags on a command line, without dashes in front; that of ``--no-flag`` is ``flag``."""
-    names = [argument[2:].split("=")[0].replace("_", "-") for argument in given if argument.startswith("--")]
-    return [name.removeprefix("no-") for name in names]
 
 
 def _machine(device: str) -> tuple[Any, dict[str, Any]]:
@@ -202,18 +195,6 @@ def _jobs_at_once(device: Any) -> int:
     import torch
 
     return 1 if device.type == "cuda" else torch.get_num_threads()
-
-
-def flags_of_run(given: Sequence[str]) -> list[str]:
-    """The flags that say how to run, with their values, without those that say what."""
-    kept, keeps = [], False
-    for argument in given:
-        if argument.startswith("--"):
-            (name,) = given_flags([argument])
-            keeps = name.replace("-", "_") in SHARED
-        if keeps:
-            kept.append(argument)
-    return kept
 
 
 def _check_forecast(plan: Plan, *, confirmed: bool) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["PACKAGES", "differences"]
+from amortized_bayes.results.versions import NUMERICS
 
-PACKAGES = ("torch", "pyro-ppl", "torchvision", "numpy", "pandas", "scikit-learn")
-"""Packages that numbers depend on."""
+__all__ = ["differences"]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -30,15 +29,20 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
     for name in ("python", "processor", "device"):
         yield name, before.get(name), now.get(name)
     packages = [_mapping(about, "packages") for about in (before, now)]
-    for name in PACKAGES:
+    for name in NUMERICS:
         yield name, packages[0].get(name), packages[1].get(name)
-    commits = [str(_mapping(about, "git").get("commit") or "")[:10] or None for about in (before, now)]
+    commits = [_commit(_mapping(about, "git")) for about in (before, now)]
     yield "commit", commits[0], commits[1]
     data = [_mapping(about, "data") for about in (before, now)]
     for name in data[0]:
         sums = [_mapping(each, name) for each in data]
         for file in sorted({*sums[0], *sums[1]}):
             yield f"{name}/{file}", str(sums[0].get(file, "none"))[:10], str(sums[1].get(file, "none"))[:10]
+
+
+def _commit(git: Mapping[str, Any]) -> str | None:
+    changes = " with changes" if git.get("dirty") else ""
+    return f"{str(git['commit'])[:10]}{changes}" if git.get("commit") else None
 
 
 def _mapping(about: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -21,10 +21,10 @@ from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_f
 from amortized_bayes.experiments.spec import Job
 from amortized_bayes.experiments.train import train_job
 from amortized_bayes.labels import describe
-from amortized_bayes.results import RunFolder, find_run
+from amortized_bayes.results import RunFolder, find_run, list_runs
 from amortized_bayes.types import Dataset
 
-__all__ = ["Plan", "checksums", "new_plan", "resumed_plan", "training_title", "using_threads"]
+__all__ = ["Plan", "checksums", "new_plan", "resumed_plan", "same_again", "training_title", "using_threads"]
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,39 @@ def resumed_plan(
         return Plan(name, config, lab, before, folder, most)
     note = "; ".join(filter(None, (before.get("note"), f"resumed after changes: {', '.join(differing)}")))
     return Plan(name, config, lab, {**before, "note": note}, folder, most)
+
+
+def same_again(plan: Plan, now: Mapping[str, Any], *, accept: bool = False) -> tuple[Plan, str]:
+    """The unfinished run that a new one would be over again, to go on with, or the new one; and a line about it.
+
+    It is the latest one of the same settings. What a resume refuses, or a commit that does not say what the code was,
+    makes a new run.
+
+    Args:
+        plan: of the new run.
+        now: of its ``environment.json``, what the machine and the programs are.
+        accept: go on with what differs, and mark the rows.
+    """
+    left = [i for i in list_runs(plan.lab.out) if i.experiment == plan.name and i.status == "unfinished"]
+    folder = next((f for i in reversed(left) if _has_settings(f := RunFolder.open(i.path), plan)), None)
+    if folder is None:
+        return plan, ""
+    resume = f"`{plan.name} --resume {folder.path}`"
+    if any((about.get("git") or {}).get("dirty") for about in (folder.environment(), now)):
+        return plan, f"a new run: {folder.path} has the same settings, but code without a commit; {resume} resumes it"
+    try:
+        again = resumed_plan(plan.name, str(folder.path), plan.lab, plan.most, now, accept=accept)
+    except ValueError as error:
+        return plan, f"a new run: {folder.path} has the same settings and is unfinished, but {error}"
+    return again, f"going on with {folder.path}, which has the same settings and is unfinished (--fresh: a new run)"
+
+
+def _has_settings(folder: RunFolder, plan: Plan) -> bool:
+    """Whether a run has the settings of a plan; one that cannot be read has others."""
+    try:
+        return folder.config(type(plan.config)) == plan.config
+    except ValueError:
+        return False
 
 
 def _with_data(module: ModuleType, config: Any, lab: Lab, given: Sequence[str]) -> tuple[Any, dict[str, str]]:

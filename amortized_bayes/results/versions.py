@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["environment"]
+__all__ = ["NUMERICS", "environment"]
 
-_NUMERICS = ("torch", "pyro-ppl", "torchvision", "numpy", "pandas", "scikit-learn")
-_PACKAGES = (*_NUMERICS, "matplotlib", "seaborn", "tyro", "safetensors")
+NUMERICS = ("torch", "pyro-ppl", "torchvision", "numpy", "pandas", "scikit-learn")
+"""Packages that numbers depend on."""
+_PACKAGES = (*NUMERICS, "matplotlib", "seaborn", "tyro", "safetensors")
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
