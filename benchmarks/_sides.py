@@ -32,6 +32,7 @@ RATE = 1e-3
 LOG_SCALE = -4.5  # of the factors of decoder weights, at the start
 PYRO, NUMPYRO, PRODUCTS = "Pyro, SVI.step", "NumPyro, jit", "matrix products"
 REPLAYED, COMPILED, MOMENTS = "captured, replayed", "captured, compiled", "local reparam."
+LAST = f"{COMPILED}, last iterate"
 SWEEP_ENCODER, SWEEP_DECODER, SWEEP_BATCH = (PIXELS, 32, 2 * 16), (16, 64, PIXELS), 250
 
 
@@ -380,6 +381,7 @@ def build_sides(setting: Setting, *, numpyro: bool) -> list[Side]:
     sides += captured_sides("uncaptured", setting, "off")
     sides += captured_sides(REPLAYED, setting, "replay")
     sides += captured_sides(COMPILED, setting, "inductor")
+    sides += captured_sides(LAST, setting, "inductor", average=None)
     if setting.bayesian:
         options = {"analytic_kl": True, "local_reparametrization": True}
         sides += captured_sides(f"{COMPILED}, {MOMENTS}", setting, "inductor", **options)
