@@ -12,6 +12,7 @@ from amortized_bayes.evaluation import annealing, hmc
 from amortized_bayes.evaluation import bdmc as bdmc_module
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
 from amortized_bayes.evaluation.hmc import ChainState, PathDensity
+from amortized_bayes.evaluation.ladder import growth
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.evaluation.simulation import simulate
 from amortized_bayes.joint import log_joint
@@ -137,6 +138,18 @@ def test_target_gap_picks_the_number_of_temperatures(w: Tensor) -> None:
     stopped = bdmc(linear.model, None, x, settings=few, certificate=CertificateSettings(200, 1e-6, max_temperatures=8))
     assert stopped.reached is False
     assert stopped.settings.num_temperatures == 8
+
+
+def test_the_next_round_follows_the_gaps_that_were_seen() -> None:
+    assert growth([(80, 0.2)], 0.1) == pytest.approx(2.4)  # 1/T is taken for granted, and a fifth more
+    # So much nearer to the target as the last two rounds promise.
+    for power in (0.5, 1.0, 2.0):
+        gaps = [(num, 5 * num**-power) for num in (80, 320)]
+        assert growth(gaps, gaps[1][1] / 2) == pytest.approx(2.2 ** (1 / power))
+    assert growth([(80, 0.3), (320, 0.3)], 0.2) == pytest.approx(1.65**2)  # none seen: slow
+    assert growth([(80, 0.3), (320, 0.101)], 0.1) == 1.25
+    assert growth([(80, float("inf"))], 0.1) == growth([(80, 9.0), (320, 5.0)], 0.01) == 8.0
+    assert growth([(80, float("inf")), (320, 0.2)], 0.1) == pytest.approx(2.4)
 
 
 def test_what_is_certified_did_not_choose_the_settings(w: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

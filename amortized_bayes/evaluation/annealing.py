@@ -15,12 +15,13 @@ from amortized_bayes.evaluation.settings import AISSettings, Progress
 from amortized_bayes.joint import (
     Gaussian,
     LogJoint,
+    Whitening,
     captured_or_plain,
     draw,
-    gaussian_start,
     global_seed,
     only,
     points_per_chunk,
+    whitened_start,
 )
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide
@@ -36,7 +37,8 @@ Program = Callable[..., Sequence[Tensor]]
 class Chunk(NamedTuple):
     """Some points, ready to walk.
 
-    ``points`` are their places among all; the first ``num_kept`` count, the rest fill the chunk up.
+    ``points`` are their places among all; the first ``num_kept`` count, the rest fill the chunk up. Where ``white`` is
+    given, chains walk in its coordinates u, of which density and start are too.
     """
 
     density: PathDensity
@@ -46,6 +48,7 @@ class Chunk(NamedTuple):
     num_kept: int
     joint: LogJoint
     generator: Generator
+    white: Whitening | None = None
 
     def draw_start(self, num_chains: int) -> ChainState:
         """Chains drawn from the start density."""
@@ -53,7 +56,11 @@ class Chunk(NamedTuple):
             return start_chains(self.density, draw(self.start, num_chains, self.generator))
         seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
         with global_seed(seed):
-            return start_chains(self.density, self.joint.sample_prior(num_chains))
+            return self.start_at(self.joint.sample_prior(num_chains))
+
+    def start_at(self, z: Tensor) -> ChainState:
+        """Chains at z, ``(C, B, D)``."""
+        return start_chains(self.density, z if self.white is None else self.white.enter(z).contiguous())
 
     def keep(self, walk: Walk) -> Walk:
         """The walk of the points that count."""
@@ -100,17 +107,25 @@ def chunks(
         part = joint.select(points % joint.num_points)
         generator = torch_generator(seed, "ais", number, device=joint.device)
         with global_seed(seed, "guide", number):
-            q = _start(part, points % joint.num_points, guide, settings.num_fit)
+            q, white = _start(part, points % joint.num_points, guide, settings)
             start = Gaussian(q.loc, q.scale * settings.widen)
             prior = part.sample_prior(num_pilots) if settings.start == "prior" else None
+        if prior is not None and white is not None:
+            prior = white.enter(prior).contiguous()
         z = draw(start, num_pilots, generator) if prior is None else prior
-        pilot = programs.density(part, start, z)
+        pilot = programs.density(part, start, z, white)
         inverse_mass = q.scale.square() if settings.mass == "guide" else torch.ones_like(q.scale)
         ladder = tune(pilot, start_chains(pilot, z), settings, inverse_mass, generator, tick)
-        density = programs.density(part, start, z.new_empty(settings.num_chains, *z.shape[1:]).copy_(z[:1]))
-        num_kept = int((points < joint.num_points).sum())
+        density = programs.density(part, start, z.new_empty(settings.num_chains, *z.shape[1:]).copy_(z[:1]), white)
         yield Chunk(
-            density, None if prior is not None else start, ladder, points % joint.num_points, num_kept, part, generator
+            density=density,
+            start=None if prior is not None else start,
+            ladder=ladder,
+            points=points % joint.num_points,
+            num_kept=int((points < joint.num_points).sum()),
+            joint=part,
+            generator=generator,
+            white=white,
         )
 
 
@@ -119,25 +134,32 @@ class Programs:
 
     def __init__(self, settings: AISSettings, calls: int) -> None:
         self.settings, self.calls = settings, calls
-        self.captured: dict[int, tuple[Program, Program]] = {}
+        self.captured: dict[tuple[int, bool], tuple[Program, Program]] = {}
 
-    def density(self, joint: LogJoint, start: Gaussian, z: Tensor) -> PathDensity:
-        """The density for chains of which some stand at z ``(C, B, D)``."""
-        inputs = (*start, *joint.inputs(len(z)))
-        if len(z) not in self.captured:
+    def density(self, joint: LogJoint, start: Gaussian, z: Tensor, white: Whitening | None = None) -> PathDensity:
+        """The density for chains of which some stand at z ``(C, B, D)``, in coordinates ``white`` if there are any."""
+        key, whitened = (len(z), white is not None), () if white is None else white.tensors
+        inputs = (*start, *whitened, *joint.inputs(len(z)))
+        if key not in self.captured:
             at = (z, *inputs)
-            program = captured_or_plain(_program(joint, self.settings), at, [t.flip(0) for t in at], self.calls)
-            self.captured[len(z)] = program, only(program, (2, 3))
-        return _Bound(*self.captured[len(z)], inputs)
+            program = captured_or_plain(
+                _program(joint, self.settings, len(whitened)), at, [t.flip(0) for t in at], self.calls
+            )
+            self.captured[key] = program, only(program, (2, 3))
+        return _Bound(*self.captured[key], inputs)
 
 
-def _program(joint: LogJoint, settings: AISSettings) -> Program:
-    """Both ends of the path and their gradients as a function of tensors alone."""
+def _program(joint: LogJoint, settings: AISSettings, num_white: int = 0) -> Program:
+    """Both ends of the path and their gradients as a function of tensors alone, of which so many are coordinates."""
 
-    def program(z: Tensor, loc: Tensor, scale: Tensor, index: Tensor, *data: Tensor) -> Sequence[Tensor]:
+    def program(z: Tensor, loc: Tensor, scale: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+        white, (index, *data) = tensors[:num_white], tensors[num_white:]
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            log_prior, log_likelihood = (t.reshape(z.shape[:-1]) for t in joint.terms(z.flatten(0, 1), index, *data))
+            moved, volume = Whitening.leave(z, *white) if white else (z, None)
+            rows = moved.flatten(0, 1)
+            log_prior, log_likelihood = (t.reshape(z.shape[:-1]) for t in joint.terms(rows, index, *data))
+            log_prior = log_prior if volume is None else log_prior + volume
             log_end = log_prior + log_likelihood
             from_prior = settings.start == "prior"
             (grad_end,) = torch.autograd.grad(log_end.sum(), z, retain_graph=from_prior)
@@ -166,14 +188,18 @@ class _Bound(NamedTuple):
         return PathGradients(*self.only_gradients(z, *self.inputs))
 
 
-def _start(joint: LogJoint, points: Tensor, guide: Guide | Gaussian | None, num_fit: int) -> Gaussian:
+def _start(
+    joint: LogJoint, points: Tensor, guide: Guide | Gaussian | None, settings: AISSettings
+) -> tuple[Gaussian, Whitening | None]:
+    """Where chains start, and the coordinates that they walk in, of which the start is then."""
     if guide is None:
-        return _unit(joint)
+        return _standard(joint), None
     if isinstance(guide, Gaussian):
-        return Gaussian(*(part[points.to(part.device)] for part in guide))
-    return gaussian_start(joint, guide, num_fit)
+        return Gaussian(*(part[points.to(part.device)] for part in guide)), None
+    q, white = whitened_start(joint, guide, settings.num_fit)
+    return (q, None) if white is None or settings.mass == "unit" else (_standard(joint), white)
 
 
-def _unit(joint: LogJoint) -> Gaussian:
+def _standard(joint: LogJoint) -> Gaussian:
     zeros = torch.zeros(joint.num_points, joint.dim, dtype=joint.dtype, device=joint.device)
     return Gaussian(zeros, torch.ones_like(zeros))

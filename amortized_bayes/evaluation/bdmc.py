@@ -27,7 +27,8 @@ from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.evaluation.ais import mean_and_error
 from amortized_bayes.evaluation.annealing import Programs, Ticker, chunks
-from amortized_bayes.evaluation.hmc import anneal, start_chains
+from amortized_bayes.evaluation.hmc import anneal
+from amortized_bayes.evaluation.ladder import growth
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings, Progress
 from amortized_bayes.evaluation.simulation import simulate
 from amortized_bayes.joint import (
@@ -219,14 +220,14 @@ def _enough_temperatures(
     start, most = found_start(pilot[0], guide), max(max_temperatures, settings.num_temperatures)
     # rounds differ by the temperatures alone
     programs = Programs(settings, replace(settings, num_temperatures=most).num_gradients)
+    rounds: list[tuple[int, float]] = []
     while True:
         found = _sandwich(*pilot, start, settings, seed, progress, programs)
         gap = found.highest_gap if math.isfinite(found.highest_gap) else found.mean_gap
         if gap <= target_gap or settings.num_temperatures >= max_temperatures:
             return settings
-        # The gap falls about as 1/T (Grosse, Maddison & Salakhutdinov, 2013); a fifth more saves another round.
-        factor = min(max(1.2 * gap / target_gap, 1.5), 8.0) if math.isfinite(gap) else 8.0
-        temperatures = min(math.ceil(factor * settings.num_temperatures), max_temperatures)
+        rounds.append((settings.num_temperatures, gap))
+        temperatures = min(math.ceil(growth(rounds, target_gap) * settings.num_temperatures), max_temperatures)
         logger.info("gap %.3f at %d temperatures; next %d", gap, settings.num_temperatures, temperatures)
         settings = replace(settings, num_temperatures=temperatures)
 
@@ -246,7 +247,7 @@ def _sandwich(
         up = chunk.draw_start(settings.num_chains)
         forward.append(chunk.keep(anneal(chunk.density, up, chunk.ladder, chunk.generator, tick=tick)))
         exact = z[chunk.points.to(z.device)].expand(settings.num_chains, -1, -1).contiguous()
-        down = start_chains(chunk.density, exact)
+        down = chunk.start_at(exact)
         walk = anneal(chunk.density, down, chunk.ladder, chunk.generator, backwards=True, tick=tick)
         backward.append(chunk.keep(walk))
     ups, downs = ([torch.cat(part, -1) for part in zip(*walks, strict=True)] for walks in (forward, backward))

@@ -3,7 +3,7 @@ r"""Temperatures and step sizes of an annealed walk, learnt on pilot chains and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -12,12 +12,14 @@ from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, hmc_
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.keeping import kept
 
-__all__ = ["tune"]
+__all__ = ["growth", "tune"]
 
 FIRST_STEP = 2.0
 """Times D^(-1/4): the step of the first pilot transition."""
 GAIN, LEAST = 1.2, -0.5
 """By how much the log of a step follows the acceptance above its target, and the furthest it falls at once."""
+SMALLEST, LARGEST = 1.25, 8.0
+"""Bounds of a growth: rounds that are close would stop by luck, and a gap that is far off says little."""
 
 
 @torch.no_grad()
@@ -64,6 +66,26 @@ def tune(
     else:
         betas = _spaced(settings.schedule, settings.num_temperatures).to(grid)
     return Ladder(betas, _interpolate(betas[1:], grid[1:], smooth).exp(), inverse_mass, settings.num_leapfrog)
+
+
+def growth(rounds: Sequence[tuple[int, float]], target_gap: float) -> float:
+    """How many times the temperatures of the last round should bring the gap down to a target.
+
+    A gap falls about as 1/T at first (Grosse, Maddison & Salakhutdinov, *Annealing between distributions by averaging
+    moments*, 2013); the last two rounds say how fast this one does. A little more saves another round.
+
+    Args:
+        rounds: number of temperatures and gap in nats of each round so far; the last gap is above the target.
+        target_gap: in nats.
+    """
+    (*before, (last, gap)) = rounds
+    if not math.isfinite(gap):
+        return LARGEST
+    power, spare = 1.0, 1.2
+    if before and math.isfinite(before[-1][1]):
+        power = math.log(max(before[-1][1] / gap, 1.0)) / math.log(last / before[-1][0])
+        power, spare = min(max(power, 0.5), 2.0), 1.1
+    return min(max((spare * gap / target_gap) ** (1 / power), SMALLEST), LARGEST)
 
 
 def _spaced(schedule: str, num_temperatures: int) -> Tensor:

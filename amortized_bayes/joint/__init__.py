@@ -10,9 +10,11 @@ from amortized_bayes.joint.gaussian import (
     global_seed,
     read_family,
     read_gaussian,
+    whitened_start,
 )
 from amortized_bayes.joint.replay import captured_or_plain, only, points_per_chunk
 from amortized_bayes.joint.starts import FreshStart, Start, follows_data, found_start
+from amortized_bayes.joint.whitening import Whitening
 
 __all__ = [
     "Factor",
@@ -21,6 +23,7 @@ __all__ = [
     "LocalSite",
     "LogJoint",
     "Start",
+    "Whitening",
     "captured_or_plain",
     "draw",
     "draw_shared",
@@ -34,4 +37,5 @@ __all__ = [
     "points_per_chunk",
     "read_family",
     "read_gaussian",
+    "whitened_start",
 ]

@@ -15,6 +15,7 @@ from amortized_bayes.calls import only_plate
 from amortized_bayes.joint.checks import check_guide
 from amortized_bayes.joint.density import LogJoint
 from amortized_bayes.joint.factors import Factor, read_factors
+from amortized_bayes.joint.whitening import Whitening
 from amortized_bayes.limits import Count, limited
 from amortized_bayes.points import as_tensors
 from amortized_bayes.seeding import torch_seed
@@ -23,7 +24,16 @@ from amortized_bayes.signatures import check_keywords
 from amortized_bayes.traces import PairedTraces, sample_sites, trace_pair
 from amortized_bayes.types import Guide
 
-__all__ = ["Gaussian", "draw", "draw_shared", "gaussian_start", "global_seed", "read_family", "read_gaussian"]
+__all__ = [
+    "Gaussian",
+    "draw",
+    "draw_shared",
+    "gaussian_start",
+    "global_seed",
+    "read_family",
+    "read_gaussian",
+    "whitened_start",
+]
 
 
 class Gaussian(NamedTuple):
@@ -42,9 +52,15 @@ def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
     Raises:
         ValueError: the guide misses a site, or its draws are not finite.
     """
+    return whitened_start(joint, guide, num_fit)[0]
+
+
+def whitened_start(joint: LogJoint, guide: Guide, num_fit: int) -> tuple[Gaussian, Whitening | None]:
+    """As :func:`gaussian_start`; and where q is Gaussian with correlations, the coordinates in which it has none."""
     factors, traces = _read_twice(joint, guide)
+    white = None
     if factors is not None and all(factor.gaussian for factor in factors):
-        q = _moments(factors)
+        q, white = _moments(factors), Whitening.of(factors)
     else:
         more = (_run(joint, guide) for _ in range(num_fit - 2))
         draws = torch.stack([joint.pack(t.model) for t in (*traces, *more)])
@@ -52,7 +68,7 @@ def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
     bad = (~(q.loc.isfinite() & q.scale.isfinite() & (q.scale > 0)).all(-1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"the guide's draws have no finite mean and positive scale at point {bad[0]} of this chunk")
-    return q
+    return q, white
 
 
 def read_gaussian(joint: LogJoint, guide: Guide) -> Gaussian | None:
