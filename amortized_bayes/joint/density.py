@@ -120,12 +120,12 @@ class LogJoint:
         """Draw z from the prior by torch's global generator, ``(S, B, D)``."""
         return self.ancestral(num_samples)[0]
 
-    def ancestral(self, num: int, handler: Messenger | None = None) -> tuple[Tensor, poutine.Trace]:
-        """Run the model once, under ``handler``; its latents as z ``(S, B, D)``, and the trace of S·B rows."""
+    def ancestral(self, num: int, handler: Messenger | None = None) -> tuple[Tensor, poutine.Trace, list[Tensor]]:
+        """Run the model once, under ``handler``: latents as z ``(S, B, D)``, a trace of S·B rows, and data it saw."""
         index, *data = self.inputs(num)
         with torch.no_grad():
             trace = self._trace(handler(self._model) if handler else self._model, index, data)
-            return self.pack(trace).reshape(num, self.num_points, -1), trace
+            return self.pack(trace).reshape(num, self.num_points, -1), trace, data
 
     def unpack(self, z: Tensor) -> dict[str, Tensor]:
         """Constrained value of each site, ``(..., B, *shape)``, for z of shape ``(..., B, D)``."""
