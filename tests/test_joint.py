@@ -40,6 +40,24 @@ def test_a_constrained_site_gets_its_jacobian() -> None:
     torch.testing.assert_close(joint.unpack(z)["u"], u)
 
 
+def test_arguments_may_have_any_form() -> None:
+    """Those of `compare` and `diagnose`: by name, numpy arrays, dicts, a plate that is found."""
+
+    def model(batch: dict[str, Tensor], *, times: int, groups: int = 1) -> None:
+        with pyro.plate("rows", len(batch["x"])):
+            z = pyro.sample("z", dist.Normal(batch["shift"], 1.0))
+            pyro.sample("x", dist.Normal(times * z, 1.0), obs=batch["x"])
+
+    x, shift, z = torch.randn(4), torch.randn(4), torch.randn(2, 4, 1)
+    joint = log_joint(model, {"x": x.numpy(), "shift": shift}, times=3)
+    expected = dist.Normal(shift, 1.0).log_prob(z[..., 0]) + dist.Normal(3 * z[..., 0], 1.0).log_prob(x)
+    torch.testing.assert_close(joint(z), expected)
+    points = torch.tensor([2, 0])
+    torch.testing.assert_close(joint.select(points)(z[:, points]), expected[:, points])
+    with pytest.raises(TypeError, match=r"got group=.*did you mean groups="):
+        log_joint(model, {"x": x, "shift": shift}, times=3, group=2)
+
+
 def test_two_sites_are_laid_side_by_side() -> None:
     x, y = torch.randn(4, 3), torch.randn(4)
     joint = log_joint(two_sites, x, y)
@@ -140,13 +158,13 @@ def test_bad_models_are_refused_in_words() -> None:
     with pytest.raises(ValueError, match="'component'"):
         log_joint(discrete, x)
     with pytest.raises(ValueError, match=r"plate 'data'.*'observations'"):
-        log_joint(observations, x)
+        log_joint(observations, x, plate="data")
     for model in (random, normalized):
         with pytest.raises(ValueError, match="random, or changes with a point's neighbours"):
             log_joint(model, x)
     with pytest.raises(ValueError, match="names in `fixed`"):
         log_joint(observations, x, plate="observations", fixed={"theta": torch.zeros(())})
-    with pyro.validation_enabled(False), pytest.raises(ValueError, match="NaN at point 1"):
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="nan or infinite, at 1 points"):
         log_joint(observations, torch.tensor([1.0, float("nan"), 2.0]), plate="observations")
     with pytest.raises(ValueError, match=r"expected z of shape \(..., 3, 1\), got \(3, 2\)"):
         log_joint(observations, x, plate="observations")(torch.zeros(3, 2))

@@ -13,7 +13,7 @@ from pyro import poutine
 import amortized_bayes as ab
 from amortized_bayes.comparing.any_model import ComparisonSettings
 from amortized_bayes.inference.options import FitOptions
-from amortized_bayes.joint.density import log_joint
+from amortized_bayes.joint import log_joint
 from amortized_bayes.joint.gaussian import Gaussian
 
 X = torch.linspace(-1.5, 2, 12).reshape(6, 2)

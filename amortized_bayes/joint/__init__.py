@@ -1,6 +1,6 @@
 """The twin of the seam for samplers and for q* of single points: log p(x, z) of any Pyro model."""
 
-from amortized_bayes.joint.density import LocalSite, LogJoint, log_joint, plate_to_front
+from amortized_bayes.joint.density import LocalSite, LogJoint, plate_to_front
 from amortized_bayes.joint.factors import Factor
 from amortized_bayes.joint.gaussian import (
     Gaussian,
@@ -12,6 +12,7 @@ from amortized_bayes.joint.gaussian import (
     read_gaussian,
     whitened_start,
 )
+from amortized_bayes.joint.layout import log_joint
 from amortized_bayes.joint.replay import captured_or_plain, only, points_per_chunk
 from amortized_bayes.joint.starts import FreshStart, Start, follows_data, found_start
 from amortized_bayes.joint.whitening import Whitening

@@ -12,8 +12,7 @@ Chains are made by tiling the data along the plate, as in :mod:`amortized_bayes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -25,19 +24,14 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 from torch.utils import _pytree as pytree
 
-from amortized_bayes.enumeration import enumerated_trace, is_marked
-from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
-from amortized_bayes.limits import limited
-from amortized_bayes.program_errors import said_of
+from amortized_bayes.enumeration import enumerated_trace
 from amortized_bayes.shared_draw import plate_frame
-from amortized_bayes.signatures import check_keywords
 from amortized_bayes.supports import support_of
-from amortized_bayes.tiling import Tiling, at_places
-from amortized_bayes.traces import PairedTraces, sample_sites
-from amortized_bayes.trees import flatten
+from amortized_bayes.tiling import at_places
+from amortized_bayes.traces import PairedTraces
 from amortized_bayes.types import Model
 
-__all__ = ["LocalSite", "LogJoint", "log_joint", "plate_to_front"]
+__all__ = ["LocalSite", "LogJoint", "plate_to_front"]
 
 
 class LocalSite(NamedTuple):
@@ -59,7 +53,10 @@ class LocalSite(NamedTuple):
 
 
 class LogJoint:
-    """log p(x, z) of B data points in nats. Made by :func:`log_joint`; call it with z of shape ``(..., B, D)``."""
+    """log p(x, z) of B data points in nats, as :func:`~amortized_bayes.joint.layout.log_joint` makes it.
+
+    Call it with z of shape ``(..., B, D)``.
+    """
 
     def __init__(
         self,
@@ -189,61 +186,6 @@ class LogJoint:
             return poutine.trace(model).get_trace(*args, **kwargs)
 
 
-@limited
-def log_joint(
-    model: Model, *args: Any, plate: str = "data", fixed: Mapping[str, Tensor] | None = None, **kwargs: Any
-) -> LogJoint:
-    """Lay out the local latents of a Pyro model and return its log p(x, z) on the unconstrained space.
-
-    Args:
-        model: Pyro program ``model(x)`` or ``model(x, index)`` with a plate over data points.
-        args: arguments of the model. Every tensor whose first dimension is the batch is data.
-        plate: name of the plate over data points.
-        fixed: values of the latents outside the plate, as a draw of :func:`~amortized_bayes.joint.draw_shared`.
-        kwargs: keyword arguments of the model.
-
-    Raises:
-        ValueError: no such plate; a latent that is discrete and not marked for enumeration, masked, or outside the
-            plate without a value; a density that is NaN, random, or different for a point when its neighbours change.
-
-    Example:
-        >>> import torch
-        >>> import amortized_bayes as ab
-        >>> model = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
-        >>> x = torch.zeros(4, 3)
-        >>> density = ab.log_joint(model, x)
-        >>> density(torch.zeros(7, 4, 2)).shape
-        torch.Size([7, 4])
-    """
-    check_keywords(log_joint, model, kwargs)
-    fixed = dict(fixed or {})
-    conditioned = poutine.condition(model, data=fixed) if fixed else model
-    prior = poutine.block(conditioned, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
-    with torch.no_grad(), torch.random.fork_rng():
-        with said_of("model", args, kwargs):
-            if fixed:
-                check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
-            trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
-        check_model(trace, plate)
-        check_latents(trace, plate)
-        tiling = Tiling.of(prior, conditioned, args, kwargs, 1, plate)
-        if not tiling.has_data(args, kwargs):
-            raise ValueError(
-                f"expected an argument with the {tiling.batch} data points of plate {plate!r} along its first "
-                f"dimension, got none: pass the data to the model instead of closing over it"
-            )
-        leaves, spec = flatten((args, kwargs))
-        joint = LogJoint(model, (leaves, spec, [tiling.is_data(leaf) for leaf in leaves]), tiling.index, plate, fixed)
-        joint.sites = tuple(_layout(trace, plate))
-        first: Any = trace.nodes[joint.sites[0].name]
-        joint.dtype, joint.device = first["value"].dtype, first["value"].device
-        check_density(joint)
-        if any(is_marked(node, plate) for node in sample_sites(trace)):
-            enumerated, _ = joint._run(*joint._rows(joint.sample_prior(1)))
-            joint.num_values = max(map(_num_values, sample_sites(enumerated)))
-    return joint
-
-
 class _Put(Messenger):
     """Puts the local latents to given unconstrained values ``(R, D)`` and keeps their log Jacobians."""
 
@@ -272,22 +214,3 @@ def plate_to_front(node: Any, plate: str, value: Tensor) -> Tensor:
     if not node["is_observed"]:  # its distribution may have dimensions of enumerated sites too
         batch = node["value"].dim() - node["fn"].event_dim
     return value.movedim(batch + plate_frame(node, plate).dim, 0)
-
-
-def _num_values(node: Any) -> int:
-    """How often a site's density is computed at a place of its plates."""
-    plates = math.prod(frame.size for frame in node["cond_indep_stack"] if frame.dim is not None)
-    return max(1, node["fn"].batch_shape.numel() // max(1, plates))
-
-
-def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:
-    start = 0
-    for node in sample_sites(trace):
-        if node["is_observed"] or plate_frame(node, plate) is None or is_marked(node, plate):
-            continue
-        shape = plate_to_front(node, plate, node["value"]).shape[1:]
-        support = support_of(node)
-        free = biject_to(support).inv(node["value"])
-        free_shape = plate_to_front(node, plate, free).shape[1:]
-        yield LocalSite(node["name"], shape, free_shape, support, slice(start, start + free_shape.numel()))
-        start += free_shape.numel()
