@@ -226,7 +226,7 @@ def test_simulated_data_take_the_place_of_the_arguments() -> None:
     covariate = torch.linspace(-50, 50, 6)
     joint = log_joint(model, torch.zeros(6, 2, 2), covariate, torch.ones(6), plate="rows")
     simulated, z = simulate(joint)
-    x, kept, y = simulated.arguments[0]
+    x, kept, y = simulated.leaves
     assert x.shape == (6, 2, 2)
     torch.testing.assert_close(kept, covariate)
     assert (x.flatten(1) - z).abs().max() < 0.6
@@ -243,7 +243,7 @@ def test_each_value_is_drawn_by_itself_where_its_density_broadcasts() -> None:
 
     torch.manual_seed(0)
     simulated, z = simulate(log_joint(model, torch.zeros(2_000, 3)))
-    noise = simulated.arguments[0][0] - z
+    noise = simulated.leaves[0] - z
     assert noise.T.cov().numpy() == pytest.approx(0.25 * torch.eye(3).numpy(), abs=4 * 0.25 * (2 / 2_000) ** 0.5)
 
 

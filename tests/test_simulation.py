@@ -21,7 +21,7 @@ def simulated(model, *args: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         joint, z = simulate(log_joint(model, *args))
-    return joint.arguments[0], z[:, 0]
+    return tuple(joint.leaves), z[:, 0]
 
 
 def regression(x: Tensor, y: Tensor) -> None:
