@@ -35,7 +35,7 @@ from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 from amortized_bayes.plotting import save_figure, style
 from amortized_bayes.plotting.annotations import format_tick
 
@@ -157,7 +157,7 @@ def _gradient(about: Subject, options: Options, device: torch.device, repeats: i
     """Time of the density of a chunk and its gradient over that of its products, medians of paired rounds."""
     settings = AISSettings(memory_budget=1e12)  # one chunk
     points = max(1, min(len(about.x), options.rows // settings.num_chains))
-    joint = log_joint(about.trained.model, about.x[:points])
+    joint = joint_density(about.trained.model, about.x[:points])
     chunk = next(chunks(joint, about.trained.guide, settings, 0, Ticker(None, settings, 1)))
     z = chunk.draw_start(settings.num_chains).z
     weights = [p.detach() for p in about.trained.model.parameters() if p.dim() == 2]

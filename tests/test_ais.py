@@ -15,7 +15,7 @@ from amortized_bayes.evaluation import annealing
 from amortized_bayes.evaluation.ais import AISSettings, ais, mean_and_error
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.hmc import anneal
-from amortized_bayes.joint import draw_shared, gaussian_start, log_joint
+from amortized_bayes.joint import draw_shared, gaussian_start, joint_density
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -101,7 +101,7 @@ def test_no_graph_grows_with_the_temperatures() -> None:
     exact = LinearGaussian(4)
     weight = torch.nn.Parameter(exact.w)
     exact.w = weight
-    joint = log_joint(exact.model, exact.x)
+    joint = joint_density(exact.model, exact.x)
     settings = AISSettings(num_temperatures=5, num_chains=4)
     tick = annealing.Ticker(None, settings, 1)
     (chunk,) = annealing.chunks(joint, exact.guide, settings, 0, tick)
@@ -178,7 +178,7 @@ def test_a_flow_without_a_density_is_replaced_by_a_gaussian() -> None:
             base = dist.Normal(x @ exact.gain.T, exact.scale).to_event(1)
             pyro.sample("z", dist.TransformedDistribution(base, [planar]))
 
-    joint = log_joint(exact.model, exact.x)
+    joint = joint_density(exact.model, exact.x)
     fitted, read = gaussian_start(joint, guide, 200), gaussian_start(joint, exact.guide, 200)
     torch.testing.assert_close(read.loc, exact.x @ exact.gain.T)
     torch.testing.assert_close(read.scale, exact.scale.expand(5, 20))
@@ -195,7 +195,7 @@ def test_a_gaussian_of_full_covariance_is_read_off() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.MultivariateNormal(x @ exact.gain.T, scale_tril=factor))
 
-    start = gaussian_start(log_joint(exact.model, exact.x), guide, 10)
+    start = gaussian_start(joint_density(exact.model, exact.x), guide, 10)
     torch.testing.assert_close(start.loc, exact.x @ exact.gain.T)
     torch.testing.assert_close(start.scale, (factor @ factor.T).diagonal().sqrt().expand(5, 20))
 
@@ -247,7 +247,7 @@ def test_spacings_rise_from_0_to_1() -> None:
     for schedule in ("linear", "sigmoid", "adaptive"):
         settings = AISSettings(num_temperatures=30, num_chains=8, schedule=schedule)
         tick = annealing.Ticker(None, settings, 1)
-        (chunk,) = annealing.chunks(log_joint(exact.model, exact.x), exact.guide, settings, 0, tick)
+        (chunk,) = annealing.chunks(joint_density(exact.model, exact.x), exact.guide, settings, 0, tick)
         betas = chunk.ladder.betas
         assert betas.shape == (31,)
         assert chunk.ladder.step_sizes.shape == (30, 4)
@@ -293,7 +293,7 @@ def test_a_table_of_rows_is_read_at_the_points_of_each_chunk() -> None:
         (exact.model, guide, (exact.x,)),
         (model_with_index, guide_with_index, (exact.x, torch.arange(6))),
     ):
-        start = gaussian_start(log_joint(model, *args).select(points), q, 100)
+        start = gaussian_start(joint_density(model, *args).select(points), q, 100)
         torch.testing.assert_close(start.loc, table[points])
         result = ais(model, q, *args, settings=AISSettings(num_chains=4, memory_budget=4e4))
         assert ((result.log_p - exact.log_p).abs() < 5 * result.standard_error + 0.05).all()

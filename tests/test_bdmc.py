@@ -15,7 +15,7 @@ from amortized_bayes.evaluation.hmc import ChainState, PathDensity
 from amortized_bayes.evaluation.ladder import growth
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.evaluation.simulation import simulate
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 
 SCALE = 0.7
 
@@ -224,7 +224,7 @@ def test_simulated_data_take_the_place_of_the_arguments() -> None:
             pyro.sample("y", dist.Bernoulli(logits=z), obs=y)
 
     covariate = torch.linspace(-50, 50, 6)
-    joint = log_joint(model, torch.zeros(6, 2, 2), covariate, torch.ones(6), plate="rows")
+    joint = joint_density(model, torch.zeros(6, 2, 2), covariate, torch.ones(6), plate="rows")
     simulated, z = simulate(joint)
     x, kept, y = simulated.leaves
     assert x.shape == (6, 2, 2)
@@ -242,7 +242,7 @@ def test_each_value_is_drawn_by_itself_where_its_density_broadcasts() -> None:
             pyro.sample("x", dist.Normal(z[:, None], 0.5).to_event(1), obs=x)
 
     torch.manual_seed(0)
-    simulated, z = simulate(log_joint(model, torch.zeros(2_000, 3)))
+    simulated, z = simulate(joint_density(model, torch.zeros(2_000, 3)))
     noise = simulated.leaves[0] - z
     assert noise.T.cov().numpy() == pytest.approx(0.25 * torch.eye(3).numpy(), abs=4 * 0.25 * (2 / 2_000) ** 0.5)
 
@@ -260,7 +260,7 @@ def test_models_that_cannot_be_simulated_are_refused(w: Tensor) -> None:
 
     for model, words in ((scaled, "site 'x' to be an argument"), (factor, "factor 'energy'")):
         with pytest.raises(ValueError, match=words):
-            simulate(log_joint(model, torch.tensor([1.0, 2.0])))
+            simulate(joint_density(model, torch.tensor([1.0, 2.0])))
     linear = LinearGaussian(w)
     with pytest.raises(ValueError, match="target_gap above 0"):
         bdmc(linear.model, linear.guide, torch.zeros(3, 30), certificate=CertificateSettings(target_gap=-1.0))

@@ -16,7 +16,7 @@ from amortized_bayes.inference.flow_climb import FlowChunk
 from amortized_bayes.inference.flow_points import PointFlows
 from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.settings import FlowSearchSettings
-from amortized_bayes.joint import Gaussian, log_joint
+from amortized_bayes.joint import Gaussian, joint_density
 
 pytestmark = pytest.mark.skipif(not capture.compiler_available(), reason="no C++ compiler")
 
@@ -40,7 +40,7 @@ class Search:
         self.x = torch.randn(num_points, dim)
         self.settings = FlowSettings("realnvp", num_flows=layers, hidden=hidden)
         self.start = Gaussian(0.3 * torch.randn(num_points, dim), 0.4 + 0.2 * torch.rand(num_points, dim))
-        self.joint = log_joint(curved, self.x)
+        self.joint = joint_density(curved, self.x)
         self.flows = PointFlows(dim, self.settings, self.start.loc)
         self.search = FlowSearchSettings(**search)
         made = FlowChunk(self.joint, self.start, self.flows, self.search, range(num_points), 0)
@@ -70,7 +70,7 @@ def exact_gradient(search: Search) -> list[Tensor]:
     parameters = dict(zip(chunk.parameters, leaves[:-2], strict=True))
     base = Gaussian(start.loc + start.scale * leaves[-2], start.scale * leaves[-1].exp())
     z, log_q = flows.sample(parameters, base, noise, path=True)
-    log_p = log_joint(curved, search.x.double())(z)
+    log_p = joint_density(curved, search.x.double())(z)
     return list(torch.autograd.grad(-(log_p - log_q).mean(0).sum(), leaves))
 
 
@@ -132,7 +132,7 @@ def test_a_gradient_that_is_no_number_is_left_out_for_its_point_alone() -> None:
     search = FlowSearchSettings(num_steps=60, learning_rate=0.05)
     flows, skipped = PointFlows(2, settings, start.loc), []
     for kind in (FlowChunk, CouplingChunk):
-        chunk = kind(log_joint(model, x), start, flows, search, [0, 1], 0)
+        chunk = kind(joint_density(model, x), start, flows, search, [0, 1], 0)
         chunk.climb(None, lambda _: None)
         skipped.append(chunk.num_skipped.tolist())
         assert all(value.isfinite().all() for value in chunk.values)
@@ -149,7 +149,7 @@ def test_numbers_are_packed_and_unpacked() -> None:
 
 
 def served(family: str, dim: int, dtype: torch.dtype = torch.float32, num_steps: int = 2000) -> bool:
-    joint = log_joint(curved, torch.zeros(10, dim, dtype=dtype))
+    joint = joint_density(curved, torch.zeros(10, dim, dtype=dtype))
     search = FlowSearchSettings(num_steps=num_steps)
     flows = PointFlows(dim, FlowSettings(family, hidden=(200, 200)), torch.zeros(0, dtype=dtype))
     return kernel_serves(joint, flows, search)
@@ -195,6 +195,6 @@ def test_the_search_ends_where_the_general_one_does(monkeypatch) -> None:
     assert (own.gain > 5 * own.gain_error).all()
     assert ((own.elbo_star - general.elbo_star).abs() < 0.3 * own.standard_error).all()
     z, log_q = own.sample(500, torch.Generator().manual_seed(0))
-    log_w = log_joint(curved, search.x)(z) - log_q
+    log_w = joint_density(curved, search.x)(z) - log_q
     error = (log_w.var(0) / len(log_w) + own.standard_error.square()).sqrt()
     assert ((log_w.mean(0) - own.elbo_star).abs() < 4 * error).all()

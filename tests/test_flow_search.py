@@ -14,7 +14,7 @@ from amortized_bayes.inference import flow_search
 from amortized_bayes.inference.flow_points import PointFlows
 from amortized_bayes.inference.flow_search import FlowOptimum, FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
-from amortized_bayes.joint import Gaussian, log_joint
+from amortized_bayes.joint import Gaussian, joint_density
 from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -98,7 +98,7 @@ def quadrature(model, x: Tensor, reach: float = 7.0, num: int = 350) -> Tensor:
     """Log p(x) by the sum over a grid of cells in two dimensions."""
     axis = torch.linspace(-reach, reach, num)
     grid = torch.cartesian_prod(axis, axis)
-    joint = log_joint(model, x)
+    joint = joint_density(model, x)
     return joint(grid[:, None].expand(-1, len(x), -1)).logsumexp(0) + 2 * math.log(2 * reach / (num - 1))
 
 
@@ -148,7 +148,7 @@ def test_one_latent_alone(name: str, least: float) -> None:
             pyro.sample("x", dist.Normal((1.5 * z).exp(), 0.3), obs=x)
 
     x, z = torch.tensor([0.0, 0.3, 0.0]), torch.linspace(-12, 8, 2001)[:, None, None]
-    evidence = log_joint(walled, x)(z.expand(-1, 3, 1)).logsumexp(0) + math.log(0.01)
+    evidence = joint_density(walled, x)(z.expand(-1, 3, 1)).logsumexp(0) + math.log(0.01)
     start = optimize_local(walled, None, x, settings=LocalSettings(max_steps=500, learning_rate=0.03))
     found = optimize_flow(walled, start, x, settings=sized(name, 32), search=FlowSearchSettings(num_steps=400))
     stays_below(found, evidence)
@@ -205,7 +205,7 @@ def test_neighbours_and_chunks_do_not_change_the_answer_of_a_point(name: str, mo
 
 def test_the_memory_budget_decides_how_many_points_a_chunk_has() -> None:
     problem, flows = Problem(12), PointFlows(4, sized("realnvp"), torch.zeros(0))
-    joint = log_joint(problem.model, problem.x)
+    joint = joint_density(problem.model, problem.x)
     sizes = [flow_search._points_per_chunk(joint, flows, FlowSearchSettings(memory_budget=b)) for b in (1.0, 5e5, None)]
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 12
 
@@ -215,7 +215,7 @@ def test_draws_of_the_flow_have_the_weights_it_was_scored_by() -> None:
     search = FlowSearchSettings(num_steps=100)
     found = optimize_flow(problem.model, problem.start, problem.x, settings=sized("auxiliary"), search=search)
     z, log_q = found.sample(2000, Generator().manual_seed(0))
-    log_w = log_joint(problem.model, problem.x)(z) - log_q
+    log_w = joint_density(problem.model, problem.x)(z) - log_q
     error = (log_w.var(0) / len(log_w) + found.standard_error.square()).sqrt()
     assert ((log_w.mean(0) - found.elbo_star).abs() < 4 * error).all()
     torch.testing.assert_close(log_w.logsumexp(0) - math.log(2000), problem.evidence, rtol=0, atol=0.2)

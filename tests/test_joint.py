@@ -7,7 +7,8 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
-from amortized_bayes.joint import draw_shared, log_joint
+import amortized_bayes as ab
+from amortized_bayes.joint import draw_shared, joint_density
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -31,7 +32,7 @@ def two_sites(x: Tensor, y: Tensor) -> None:
 
 def test_a_constrained_site_gets_its_jacobian() -> None:
     x = torch.tensor([1.0, 4.0, 0.0])
-    joint = log_joint(observations, x, plate="observations")
+    joint = joint_density(observations, x, plate="observations")
     z = torch.randn(5, 3, 1)
     u = z[..., 0].exp()
     expected = dist.Normal(0.3, 0.8).log_prob(z[..., 0]) + dist.Poisson(u).log_prob(x)
@@ -49,18 +50,18 @@ def test_arguments_may_have_any_form() -> None:
             pyro.sample("x", dist.Normal(times * z, 1.0), obs=batch["x"])
 
     x, shift, z = torch.randn(4), torch.randn(4), torch.randn(2, 4, 1)
-    joint = log_joint(model, {"x": x.numpy(), "shift": shift}, times=3)
+    joint = ab.log_joint(model, {"x": x.numpy(), "shift": shift}, times=3)
     expected = dist.Normal(shift, 1.0).log_prob(z[..., 0]) + dist.Normal(3 * z[..., 0], 1.0).log_prob(x)
     torch.testing.assert_close(joint(z), expected)
     points = torch.tensor([2, 0])
     torch.testing.assert_close(joint.select(points)(z[:, points]), expected[:, points])
     with pytest.raises(TypeError, match=r"got group=.*did you mean groups="):
-        log_joint(model, {"x": x, "shift": shift}, times=3, group=2)
+        ab.log_joint(model, {"x": x, "shift": shift}, times=3, group=2)
 
 
 def test_two_sites_are_laid_side_by_side() -> None:
     x, y = torch.randn(4, 3), torch.randn(4)
-    joint = log_joint(two_sites, x, y)
+    joint = joint_density(two_sites, x, y)
     assert joint.dim == 1 + 3 + 2
     assert [(s.name, tuple(s.shape)) for s in joint.sites] == [("scale", ()), ("z", (3,)), ("w", (3,))]
     z = torch.randn(2, 5, 4, 6)
@@ -79,13 +80,13 @@ def test_two_sites_are_laid_side_by_side() -> None:
 
 
 def test_points_do_not_depend_on_their_neighbours() -> None:
-    joint = log_joint(two_sites, torch.randn(5, 3), torch.randn(5))
+    joint = joint_density(two_sites, torch.randn(5, 3), torch.randn(5))
     z, points = torch.randn(3, 5, 6), torch.tensor([4, 1])
     torch.testing.assert_close(joint.select(points)(z[:, points]), joint(z)[:, points], rtol=0, atol=1e-12)
 
 
 def test_prior_draws_come_back_through_pack() -> None:
-    joint = log_joint(observations, torch.ones(2), plate="observations")
+    joint = joint_density(observations, torch.ones(2), plate="observations")
     z = joint.sample_prior(4000)
     assert z.shape == (4000, 2, 1)
     assert abs(z.mean() - 0.3) < 4 * 0.8 / 8000**0.5
@@ -101,7 +102,7 @@ def test_subsampling_is_undone() -> None:
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     x, index = torch.randn(3), torch.tensor([7, 2, 5])
-    joint, z = log_joint(model, x, index), torch.randn(4, 3, 1)
+    joint, z = joint_density(model, x, index), torch.randn(4, 3, 1)
     expected = dist.Normal(table[index], 1.0).log_prob(z[..., 0]) + dist.Normal(z[..., 0], 1.0).log_prob(x)
     torch.testing.assert_close(joint(z), expected)
     torch.testing.assert_close(joint.select(torch.tensor([2]))(z[:, 2:]), expected[:, 2:])
@@ -127,15 +128,15 @@ def test_shared_latents_are_held_at_a_draw() -> None:
     model = BayesianDecoder()
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"'decoder.weight' is outside plate 'data'; expected its value in `fixed`"):
-        log_joint(model, x)
+        joint_density(model, x)
     (fixed,) = draw_shared(model, x, num_draws=1)
     assert set(fixed) == {"decoder.weight", "decoder.bias"}
-    joint, z = log_joint(model, x, fixed=fixed), torch.randn(5, 4, 2)
+    joint, z = joint_density(model, x, fixed=fixed), torch.randn(5, 4, 2)
     mean = z @ fixed["decoder.weight"].T + fixed["decoder.bias"]
     expected = dist.Normal(0, 1).log_prob(z).sum(-1) + dist.Normal(mean, 1.0).log_prob(x).sum(-1)
     torch.testing.assert_close(joint(z), expected)
     with pytest.raises(ValueError, match=r"expected a value of shape \(3, 2\) for 'decoder.weight', got \(2, 3\)"):
-        log_joint(model, x, fixed={**fixed, "decoder.weight": torch.zeros(2, 3)})
+        joint_density(model, x, fixed={**fixed, "decoder.weight": torch.zeros(2, 3)})
 
 
 def test_bad_models_are_refused_in_words() -> None:
@@ -156,15 +157,15 @@ def test_bad_models_are_refused_in_words() -> None:
 
     x = torch.ones(3)
     with pytest.raises(ValueError, match="'component'"):
-        log_joint(discrete, x)
+        joint_density(discrete, x)
     with pytest.raises(ValueError, match=r"plate 'data'.*'observations'"):
-        log_joint(observations, x, plate="data")
+        joint_density(observations, x, plate="data")
     for model in (random, normalized):
         with pytest.raises(ValueError, match="random, or changes with a point's neighbours"):
-            log_joint(model, x)
+            joint_density(model, x)
     with pytest.raises(ValueError, match="names in `fixed`"):
-        log_joint(observations, x, plate="observations", fixed={"theta": torch.zeros(())})
-    with pyro.validation_enabled(False), pytest.raises(ValueError, match="nan or infinite, at 1 points"):
-        log_joint(observations, torch.tensor([1.0, float("nan"), 2.0]), plate="observations")
+        joint_density(observations, x, plate="observations", fixed={"theta": torch.zeros(())})
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="NaN at point 1"):
+        joint_density(observations, torch.tensor([1.0, float("nan"), 2.0]), plate="observations")
     with pytest.raises(ValueError, match=r"expected z of shape \(..., 3, 1\), got \(3, 2\)"):
-        log_joint(observations, x, plate="observations")(torch.zeros(3, 2))
+        joint_density(observations, x, plate="observations")(torch.zeros(3, 2))

@@ -19,7 +19,7 @@ from amortized_bayes.guides.registry import Fit
 from amortized_bayes.inference import coupling_chunk
 from amortized_bayes.inference.flow_points import PointFlows
 from amortized_bayes.inference.local import fresh_factors
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 from amortized_bayes.keeping import Keeper, Kept, kept, known
 from amortized_bayes.seeding import torch_generator
 
@@ -272,7 +272,7 @@ def test_the_search_for_flows_by_a_kernel(guide, monkeypatch):
 
 
 def kernel_arguments(start, flow, search):
-    joint = log_joint(MODEL, X)
+    joint = joint_density(MODEL, X)
     return joint, PointFlows(joint.dim, flow, start.q.loc), search
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from amortized_bayes.inference.optimize import LocalOptimum, LocalSettings, optimize_local
-from amortized_bayes.joint import Gaussian, draw_shared, log_joint
+from amortized_bayes.joint import Gaussian, draw_shared, joint_density
 from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -242,7 +242,7 @@ def test_bad_input() -> None:
     bad[1, 0] = math.nan
     with pyro.validation_enabled(False), pytest.raises(ValueError, match="got 1 values that are nan"):
         optimize_local(problem.model, problem.guide, bad)
-    assert log_joint(problem.model, problem.x).num_points == 3
+    assert joint_density(problem.model, problem.x).num_points == 3
 
 
 @pytest.mark.parametrize("seed", range(4))

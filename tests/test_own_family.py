@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 
 from amortized_bayes import LocalSettings, optimize_local
 from amortized_bayes.inference.optimize import LocalOptimum
-from amortized_bayes.joint import global_seed, log_joint, read_family
+from amortized_bayes.joint import global_seed, joint_density, read_family
 from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -281,7 +281,7 @@ def moved(x: Tensor) -> Any:
 
 def kinds_of(guide: Program) -> list[str] | None:
     with global_seed(0):
-        factors = read_family(log_joint(plain, torch.zeros(4)), guide)
+        factors = read_family(joint_density(plain, torch.zeros(4)), guide)
     return None if factors is None else [f"{f.kind.__name__}{' contained' * f.contains}" for f in factors]
 
 

@@ -13,7 +13,7 @@ from pyro import poutine
 import amortized_bayes as ab
 from amortized_bayes.comparing.any_model import ComparisonSettings
 from amortized_bayes.inference.options import FitOptions
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 from amortized_bayes.joint.gaussian import Gaussian
 
 X = torch.linspace(-1.5, 2, 12).reshape(6, 2)
@@ -121,7 +121,7 @@ def test_a_jacobian_has_no_scale():
                 z = pyro.sample("z", dist.LogNormal(torch.zeros(len(x)), 1.0))
             pyro.sample("x", dist.Normal(z, NOISE), obs=x)
 
-    density, z = log_joint(model, X[:, 0]), torch.linspace(-1, 1, 6)[:, None]
+    density, z = joint_density(model, X[:, 0]), torch.linspace(-1, 1, 6)[:, None]
     scale["value"] = 0.25
     expected = 0.25 * dist.LogNormal(0.0, 1.0).log_prob(z.exp()) + z
     torch.testing.assert_close(density.log_prior(z), expected[:, 0])

@@ -10,7 +10,7 @@ from amortized_bayes import AISSettings, CertificateSettings, diagnose
 from amortized_bayes.diagnosis.run import DiagnosisSettings
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.simulation import simulate
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -20,7 +20,7 @@ N = 4_000
 def simulated(model, *args: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        joint, z = simulate(log_joint(model, *args))
+        joint, z = simulate(joint_density(model, *args))
     return tuple(joint.leaves), z[:, 0]
 
 

@@ -11,7 +11,7 @@ from amortized_bayes.evaluation import bounds, streaming
 from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.evaluation.streaming import LogMeanExp, weight_blocks
 from amortized_bayes.guides import Amortized, Constant, MeanField
-from amortized_bayes.joint import log_joint, read_gaussian
+from amortized_bayes.joint import joint_density, read_gaussian
 from amortized_bayes.models import DeepGenerative, LinearGaussian
 from amortized_bayes.sites import latent_sites
 
@@ -89,7 +89,7 @@ def test_weights_have_the_mean_and_the_evidence_in_closed_form(linear_problem, m
     """E log w is the ELBO of q, and E w is the evidence, whichever way the draws are made."""
     model, x, _ = linear_problem
     guide = rows_near_the_optimum(model, x, excess=0.7)
-    joint = log_joint(model, x, EVERY)
+    joint = joint_density(model, x, EVERY)
     q = read_gaussian(joint, guide)
     assert q is not None
     evidence = model.log_evidence(x)
@@ -110,7 +110,7 @@ def test_weights_have_the_mean_and_the_evidence_in_closed_form(linear_problem, m
 def test_both_ways_have_the_same_law(linear_problem, monkeypatch):
     model, x, _ = linear_problem
     guide = rows_near_the_optimum(model, x, excess=0.7)
-    joint = log_joint(model, x, EVERY)
+    joint = joint_density(model, x, EVERY)
     one, _ = weights(joint, guide, 4_000)
     by_the_seam(monkeypatch)
     other, _ = weights(joint, guide, 4_000)
@@ -130,14 +130,14 @@ def test_an_amortized_guide_is_read_off_and_run_only_to_read_it(linear_problem):
         runs.append(len(x))
         return guide(x, index)
 
-    found, _ = weights(log_joint(model, x, EVERY), counted, 3_000)
+    found, _ = weights(joint_density(model, x, EVERY), counted, 3_000)
     assert found.shape == (3_000, N)
     assert runs == [N, N]
 
 
 def test_a_replayed_graph_gives_the_numbers_of_the_program(linear_problem, request):
     model, x, _ = linear_problem
-    joint, guide = log_joint(model, x, EVERY), rows_near_the_optimum(model, x)
+    joint, guide = joint_density(model, x, EVERY), rows_near_the_optimum(model, x)
     torch.manual_seed(5)
     plain, _ = weights(joint, guide, 700)  # of few calls
     request.getfixturevalue("captured")
@@ -148,7 +148,7 @@ def test_a_replayed_graph_gives_the_numbers_of_the_program(linear_problem, reque
 
 def test_no_gradients_are_kept(linear_problem):
     model, x, _ = linear_problem
-    found, _ = weights(log_joint(model, x, EVERY), rows_near_the_optimum(model, x), 20)
+    found, _ = weights(joint_density(model, x, EVERY), rows_near_the_optimum(model, x), 20)
     assert not found.requires_grad
     assert torch.is_grad_enabled()
 
@@ -190,7 +190,7 @@ def test_streamed_iwae_lies_below_the_evidence(linear_problem):
 @pytest.mark.parametrize("draws", [1, 3])
 def test_streamed_iwae_of_the_exact_posterior_is_the_evidence(linear_problem, draws):
     model, x, guide = linear_problem
-    assert read_gaussian(log_joint(model, x), guide) is None  # its factors are correlated
+    assert read_gaussian(joint_density(model, x), guide) is None  # its factors are correlated
     found = iwae(model, guide, x, num_particles=1_500, num_shared=draws)
     torch.testing.assert_close(found.value, model.log_evidence(x), rtol=0, atol=1e-9)
     assert found.standard_error.max() < 1e-7

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from amortized_bayes import LocalSettings, optimize_local
 from amortized_bayes.guides.autoguides import as_per_point
-from amortized_bayes.joint import Factor, global_seed, log_joint, read_family
+from amortized_bayes.joint import Factor, global_seed, joint_density, read_family
 from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -54,7 +54,7 @@ def joint(off: float = 0.0, stretch: float = 1.0, extra: int = 0, log_density: f
 
 def factors_of(guide: Any) -> list[Factor] | None:
     with global_seed(0):
-        return read_family(log_joint(model, X), guide)
+        return read_family(joint_density(model, X), guide)
 
 
 @pytest.mark.parametrize("kind", ["by hand", "autoguide"])

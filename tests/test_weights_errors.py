@@ -7,7 +7,7 @@ import torch
 from exact_evidence import assert_evidence
 
 from amortized_bayes.evaluation.bounds import elbo
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 from amortized_bayes.weights import log_weights
 
 
@@ -93,7 +93,7 @@ def test_model_that_closes_over_its_data():
     assert log_weights(lambda: with_plate(x), lambda: guide_in_plate(x)).local.shape == (1, 1, 3)
     assert log_weights(lambda: with_plate(x), lambda: guide_in_plate(x), num_particles=2).local.shape == (1, 2, 3)
     with pytest.raises(ValueError, match="instead of closing over it"):
-        log_joint(lambda: with_plate(x))
+        joint_density(lambda: with_plate(x))
 
 
 def test_model_that_draws_its_own_subsample(linear_problem):

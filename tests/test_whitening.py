@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from amortized_bayes.evaluation import annealing
 from amortized_bayes.evaluation.bdmc import bdmc
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -65,7 +65,7 @@ def together(x: Tensor) -> None:
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_both_ends_are_those_of_z_but_for_the_volume(start: str) -> None:
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    joint = log_joint(two_sites, x)
+    joint = joint_density(two_sites, x)
     settings = AISSettings(num_chains=7, start=start, widen=1.0)  # pyright: ignore[reportArgumentType]
     (chunk,) = annealing.chunks(joint, together, settings, 0, annealing.Ticker(None, settings, 1))
     z = torch.randn(7, 5, 4, dtype=torch.float64, generator=Generator().manual_seed(0))
@@ -115,7 +115,7 @@ def test_correlations_cost_no_temperatures() -> None:
 def test_unit_masses_are_those_of_the_latents_themselves() -> None:
     model, x = correlated()
     settings = AISSettings(num_chains=4, mass="unit")
-    joint, tick = log_joint(model, x), annealing.Ticker(None, settings, 1)
+    joint, tick = joint_density(model, x), annealing.Ticker(None, settings, 1)
     (chunk,) = annealing.chunks(joint, guide_of(model, full=True), settings, 0, tick)
     assert chunk.white is None
     torch.testing.assert_close(chunk.start_at(z := torch.zeros(4, 60, 12).double()).z, z)

@@ -37,7 +37,7 @@ from amortized_bayes.inference.flow_search import optimize_flow
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
-from amortized_bayes.joint import FreshStart, draw_shared, global_seed, log_joint, read_family
+from amortized_bayes.joint import FreshStart, draw_shared, global_seed, joint_density, read_family
 from amortized_bayes.keeping import known
 from amortized_bayes.limits import AtLeast, Count, Seed, limited
 from amortized_bayes.program_errors import ProgramError, first_line
@@ -227,12 +227,12 @@ def _shared_draws(job: _Job) -> list[dict[str, Tensor]]:
     with _said_of(job.described), torch.no_grad(), global_seed(job.seed, "shared"):
         trace_pair(job.model, job.guide, job.args, job.kwargs, job.plate)
         draws = draw_shared(job.guide, *job.args, num_draws=job.settings.num_shared, plate=job.plate, **job.kwargs)
-        log_joint(job.model, *job.args, plate=job.plate, fixed=draws[0], **job.kwargs)
+        joint_density(job.model, *job.args, plate=job.plate, fixed=draws[0], **job.kwargs)
     return draws if draws[0] else draws[:1]
 
 
 def _chain_start(job: _Job, fixed: Mapping[str, Tensor]) -> Guide | FreshStart:
-    joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
+    joint = joint_density(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     return chain_start(joint, job.guide, job.settings.ais.num_fit, job.settings.local, job.seed)
 
 
@@ -245,7 +245,7 @@ def _estimate(
     number: int,
 ) -> Estimates:
     """All estimates of all points, given one draw of the shared latents: the ``number``th."""
-    joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
+    joint = joint_density(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     found = known("guide", lambda: guide_estimates(joint, job.guide, job.settings.num_particles, job.seed))
     job.telling.estimates(found, number)
     options = {"fixed": fixed, **job.common}
@@ -281,7 +281,7 @@ def _family(job: _Job, guide: Guide, fixed: Mapping[str, Tensor]) -> _Family:
     """The family of q*: that asked for, that of our flows, that of the guide's sites, or, of unknown ones, Gaussian."""
     if job.settings.flow is not None or job.flow.kind is not None:
         return _Family(job.flow.family)
-    joint = log_joint(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
+    joint = joint_density(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     with global_seed(job.seed, "family"):
         factors = read_family(joint, job.guide)
     if factors is None:

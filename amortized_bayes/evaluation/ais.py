@@ -29,7 +29,7 @@ from amortized_bayes.evaluation.annealing import Ticker, chunks
 from amortized_bayes.evaluation.hmc import anneal
 from amortized_bayes.evaluation.psis import ess
 from amortized_bayes.evaluation.settings import AISSettings, Progress
-from amortized_bayes.joint import Start, found_start, log_joint
+from amortized_bayes.joint import Start, found_start, joint_density
 from amortized_bayes.limits import Seed, limited
 from amortized_bayes.types import Model
 
@@ -104,7 +104,7 @@ def ais(
     """
     settings = settings or AISSettings()
     entered = enter(ais, model, guide, args, kwargs, plate=plate, per_point=per_point)
-    joint = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
+    joint = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     tick = Ticker(progress, settings, walks=1)
     walks = []
     for chunk in chunks(joint, found_start(joint, entered.guide), settings, seed, tick):

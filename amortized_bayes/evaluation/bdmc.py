@@ -39,7 +39,7 @@ from amortized_bayes.joint import (
     follows_data,
     found_start,
     global_seed,
-    log_joint,
+    joint_density,
 )
 from amortized_bayes.limits import Seed, limited
 from amortized_bayes.per_point import mean_over_points
@@ -177,7 +177,7 @@ def bdmc(
     target_gap, max_temperatures = wanted.target_gap, wanted.max_temperatures
     entered = enter(bdmc, model, guide, args, kwargs, plate=plate, per_point=per_point)
     guide = entered.guide
-    real = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
+    real = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     num_points = min(wanted.num_points, real.num_points)
     some = real.select(torch.arange(num_points))
     simulated, z = simulated_points(real, num_points, seed, "simulate")

@@ -31,7 +31,7 @@ from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold, psis_khat
 from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, weight_blocks
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.autoguides import as_per_point
-from amortized_bayes.joint import log_joint
+from amortized_bayes.joint import joint_density
 from amortized_bayes.joint.checks import check_guide, check_scales
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
@@ -362,7 +362,7 @@ def _streamed(
         sites = sample_sites(poutine.trace(guide).get_trace(*chunk.args, **chunk.kwargs))
         shared = [s for s in sites if plate_frame(s, chunk.plate) is None and not s["is_observed"]]
         fixed = {s["name"]: s["value"] for s in shared if not s["infer"].get("is_auxiliary")}
-        joint = log_joint(model, *chunk.args, plate=chunk.plate, fixed=fixed, **chunk.kwargs)
+        joint = joint_density(model, *chunk.args, plate=chunk.plate, fixed=fixed, **chunk.kwargs)
     mean = LogMeanExp(num_particles)
     for block in weight_blocks(joint, guide, num_particles, max_rows):
         mean.add(block)

@@ -25,7 +25,7 @@ from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.flows import FLOWS
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
-from amortized_bayes.joint import global_seed, log_joint
+from amortized_bayes.joint import global_seed, joint_density
 from amortized_bayes.keeping import known
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.seeding import numpy_generator
@@ -89,7 +89,7 @@ def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
 
     def compute() -> tuple[Tensor, Tensor]:
         with global_seed(seed, "elbo"):
-            log_w = torch.cat(list(weight_blocks(log_joint(model, x), guide, ELBO_DRAWS, MAX_ROWS))).double()
+            log_w = torch.cat(list(weight_blocks(joint_density(model, x), guide, ELBO_DRAWS, MAX_ROWS))).double()
         return log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))
 
     return _named("elbo", Estimate(*known("elbo", compute)))

@@ -20,7 +20,7 @@ from amortized_bayes.experiments.spec import Measured, measured
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.flow_search import FlowSearchSettings, optimize_flow
 from amortized_bayes.inference.optimize import LocalOptimum, LocalSettings, optimize_local
-from amortized_bayes.joint import Gaussian, draw, global_seed, log_joint
+from amortized_bayes.joint import Gaussian, draw, global_seed, joint_density
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Guide, Model
 
@@ -90,7 +90,7 @@ def log_evidence_on_grid(model: Model, x: Tensor, cells: int, lab: Lab) -> Grid:
 def _log_joint_on(model: Model, x: Tensor, axis: Tensor) -> Tensor:
     """Joint log density of one point on the product of two axes ``(2, G)``, as ``(G, G)``, float64."""
     z = torch.cartesian_prod(axis[0], axis[1]).to(x.dtype)
-    joint = log_joint(model, x)
+    joint = joint_density(model, x)
     log_p = torch.cat([joint(part[:, None])[:, 0] for part in z.split(20_000)]).double()
     return log_p.reshape(axis.shape[1], axis.shape[1])
 
@@ -117,7 +117,7 @@ def best_gaussian(trained: Trained, x: Tensor, truth: dict[str, np.ndarray], ste
     second = (searches[1].elbo_star > searches[0].elbo_star)[:, None]
     q = Gaussian(*(torch.where(second, b, a) for a, b in zip(searches[0].q, searches[1].q, strict=True)))
     generator = torch_generator(trained.config.seed, "score", device=x.device)
-    joint, normal = log_joint(trained.model, x), torch.distributions.Normal(q.loc, q.scale)
+    joint, normal = joint_density(trained.model, x), torch.distributions.Normal(q.loc, q.scale)
     with torch.no_grad():
         blocks = (draw(q, 50, generator) for _ in range(SCORE_DRAWS // 50))
         log_w = torch.cat([(joint(z) - normal.log_prob(z).sum(-1)).double() for z in blocks])

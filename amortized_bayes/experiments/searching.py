@@ -12,7 +12,7 @@ from torch import Tensor
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference.optimize import LocalSettings, optimize_local
-from amortized_bayes.joint import Gaussian, draw, draw_shared, gaussian_start, global_seed, log_joint
+from amortized_bayes.joint import Gaussian, draw, draw_shared, gaussian_start, global_seed, joint_density
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.types import Factor
 
@@ -68,7 +68,7 @@ def search_points(trained: Trained, x: Tensor, search: Search, seed: int, lab: L
 def _start(trained: Trained, x: Tensor, fixed: dict[str, Tensor], search: Search, seed: int) -> Gaussian:
     """Where each restart begins, ``(R B, D)``: means moved at random about the encoder's answer or the prior's."""
     with global_seed(seed, "start"):
-        q = gaussian_start(log_joint(trained.model, x, fixed=fixed), trained.guide, num_fit=100)
+        q = gaussian_start(joint_density(trained.model, x, fixed=fixed), trained.guide, num_fit=100)
     if search.start == "prior":
         q = Gaussian(torch.zeros_like(q.loc), torch.ones_like(q.scale))
     generator = torch_generator(seed, "restarts", search.start, device=x.device)

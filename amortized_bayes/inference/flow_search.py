@@ -32,7 +32,7 @@ from amortized_bayes.inference.flow_climb import FlowChunk
 from amortized_bayes.inference.flow_points import PointFlows, gaussian_draws
 from amortized_bayes.inference.optimize import LocalOptimum
 from amortized_bayes.inference.settings import FlowSearchSettings
-from amortized_bayes.joint import Gaussian, LogJoint, log_joint
+from amortized_bayes.joint import Gaussian, LogJoint, joint_density
 from amortized_bayes.keeping import known
 from amortized_bayes.limits import Seed, limited
 from amortized_bayes.memory import check_memory
@@ -136,7 +136,7 @@ def optimize_flow(
     """
     search = search or FlowSearchSettings()
     entered = enter(optimize_flow, model, None, args, kwargs, plate=plate, per_point=per_point)
-    joint = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
+    joint = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     begin = _checked(start.q if isinstance(start, LocalOptimum) else start, joint)
     flows = PointFlows(joint.dim, settings or FlowSettings(), begin.loc)
     kind = CouplingChunk if kernel_serves(joint, flows, search) else FlowChunk

@@ -37,7 +37,7 @@ from amortized_bayes.joint import (
     LogJoint,
     gaussian_start,
     global_seed,
-    log_joint,
+    joint_density,
     points_per_chunk,
     read_family,
 )
@@ -138,7 +138,7 @@ def optimize_local(
     settings = settings or LocalSettings()
     entered = enter(optimize_local, model, guide, args, kwargs, plate=plate, per_point=per_point)
     guide = entered.guide
-    joint = log_joint(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
+    joint = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
     size = points_per_chunk(joint, settings.num_samples, settings.memory_budget)
     with global_seed(seed, "start"):
         kind, start = _family(joint, guide, family, settings.num_fit, size)

@@ -12,7 +12,7 @@ from amortized_bayes.joint.gaussian import (
     read_gaussian,
     whitened_start,
 )
-from amortized_bayes.joint.layout import log_joint
+from amortized_bayes.joint.layout import joint_density, log_joint
 from amortized_bayes.joint.replay import captured_or_plain, only, points_per_chunk
 from amortized_bayes.joint.starts import FreshStart, Start, follows_data, found_start
 from amortized_bayes.joint.whitening import Whitening
@@ -32,6 +32,7 @@ __all__ = [
     "found_start",
     "gaussian_start",
     "global_seed",
+    "joint_density",
     "log_joint",
     "only",
     "plate_to_front",

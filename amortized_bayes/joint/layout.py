@@ -25,7 +25,7 @@ from amortized_bayes.traces import sample_sites
 from amortized_bayes.trees import flatten
 from amortized_bayes.types import Model
 
-__all__ = ["log_joint"]
+__all__ = ["joint_density", "log_joint"]
 
 
 @limited
@@ -63,7 +63,13 @@ def log_joint(
         torch.Size([7, 4])
     """
     entered = enter(log_joint, model, None, args, kwargs, plate=plate, per_point=per_point)
-    model, args, kwargs, plate = entered.model, entered.args, entered.kwargs, entered.plate
+    return joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
+
+
+def joint_density(
+    model: Model, *args: Any, plate: str = "data", fixed: Mapping[str, Tensor] | None = None, **kwargs: Any
+) -> LogJoint:
+    """As :func:`log_joint`, of a program that takes rows, or tensors of which those with a row per point are data."""
     fixed = dict(fixed or {})
     conditioned = poutine.condition(model, data=fixed) if fixed else model
     prior = poutine.block(conditioned, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
