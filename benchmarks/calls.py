@@ -108,7 +108,8 @@ def main() -> None:
         diagnosis = replace(diagnosis, num_particles=50, ais=ab.AISSettings(num_temperatures=5), certificate=few)
     threads = use_threads(options.threads)
     torch.manual_seed(0)
-    grey = torch.tensor(load_digits().images).flatten(1)[: options.points]
+    digits: Any = load_digits()
+    grey = torch.tensor(digits.images).flatten(1)[: options.points]
     x = (grey / 16).bernoulli().float()
     figures: dict[str, Any] = {"points": len(x), "diagnosed": len(x[: options.diagnosed])}
     timed = [] if options.only_diagnose else _both(x, options, diagnosis, figures)
