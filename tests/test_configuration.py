@@ -156,6 +156,8 @@ def test_integers_become_floats(tmp_path: Path) -> None:
         ("seed: &a 1", "expected YAML, got an anchor or alias in line 1"),
         ("seed: 1\n<<: {title: a}", "expected YAML, got a merge key in line 2"),
         ("'<<': 1", "unknown key '<<'"),
+        ("seed: 1\ntitle: a\nseed: 2", "expected YAML, got the key 'seed' a second time in line 3"),
+        ("training: {num_steps: 1, num_steps: 2}", "got the key 'num_steps' a second time in line 1"),
         ("title: !!python/object/apply:os.getcwd []", "expected YAML, got could not determine a constructor"),
         ("seed: !!bool perhaps", "expected YAML"),
         ("seed: 2020-13-45", "expected YAML"),
