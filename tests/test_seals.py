@@ -13,6 +13,7 @@ from wing import files
 
 from amortized_bayes.results import RunFolder, durable, find_run, list_runs
 from amortized_bayes.results.rows import mark
+from amortized_bayes.results.seals import finish_record
 
 CHANGED = "changed since it was written"
 FLIPS, CUTS = 4, 1
@@ -87,12 +88,14 @@ def test_verify_says_what_it_compared(run, call):
 
 
 def test_a_finished_run_may_lose_its_large_files_if_that_is_said(run, call):
+    before = finish_record(run)[0]
     shutil.rmtree(run / "arrays")
     assert "missing" in call("table", run).err
     said = call("verify", run, "--repair")
     assert said.code == 0, said.out
     assert "split=train.npz: gone, and no longer expected" in said.out
     assert call("table", run).code == 0
+    assert finish_record(run)[0] == before
     (run / "rows.jsonl").unlink()
     assert call("verify", run, "--repair").code == 1  # but not its rows
 

@@ -10,7 +10,7 @@ from typing import Any
 from amortized_bayes.results.durable import write_atomically
 from amortized_bayes.results.places import REQUIRED
 from amortized_bayes.results.rows import check_mark, check_row, good_lines, read_lines
-from amortized_bayes.results.seals import Seals, read_file, read_kept, read_seal, seal
+from amortized_bayes.results.seals import Seals, finish_record, read_file, read_kept, read_seal, seal
 from amortized_bayes.results.verification import refused, without
 
 __all__ = ["repair"]
@@ -26,10 +26,10 @@ def repair(run: Path) -> list[str]:
         ValueError: settings or ``environment.json`` have changed, which nothing gives again.
     """
     if os.path.lexists(run / "FINISHED"):
-        expected = read_seal(run, "FINISHED")
+        time, expected = finish_record(run)
         kept = {file: value for file, value in expected.items() if file in REQUIRED or os.path.lexists(run / file)}
         if kept != expected:
-            write_atomically(run / "FINISHED", seal("finished", kept))
+            write_atomically(run / "FINISHED", seal("finished", kept, time))
         return [f"{file}: gone, and no longer expected" for file in expected if file not in kept]
     started = read_seal(run, "STARTED")
     for file in REQUIRED[:2]:

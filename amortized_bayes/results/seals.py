@@ -35,9 +35,9 @@ _MOST_BYTES = 10_000_000
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-def seal(when: str, checksums: Mapping[str, str]) -> bytes:
-    """The bytes of ``STARTED`` or ``FINISHED``; ``when`` names the time in it."""
-    content = {when: datetime.now(UTC).isoformat(), "format": FORMAT, "sha256": dict(checksums)}
+def seal(when: str, checksums: Mapping[str, str], time: str = "") -> bytes:
+    """The bytes of ``STARTED`` or ``FINISHED``; ``when`` names the time in it, UTC in ISO form, by default now."""
+    content = {when: time or datetime.now(UTC).isoformat(), "format": FORMAT, "sha256": dict(checksums)}
     return json_bytes(content | {"seal": _own(content)})
 
 
