@@ -50,7 +50,7 @@ def test_extreme_points_are_kept_as_images(run, model):
             assert pictures.shape[1:] == (8, 8)
             assert arrays[f"picture_{name}_gap_reconstruction"].shape == pictures.shape
             assert 0 < arrays[f"picture_{name}_gap_reconstruction"].std() < 0.5
-        worst = arrays["places"][arrays["amortization_gap"].argmax()]
+        worst = arrays["places"][arrays["inference_gap"].argmax()]
         pixels = getattr(model.data, split)[int(worst)].reshape(8, 8)
         assert (arrays["picture_largest_gap"][0] == pixels.numpy()).all()
 

@@ -8,6 +8,7 @@ two cores for the model of ``train``. Expect gaps of one to three nats, the amor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -133,7 +134,7 @@ FIGURES = {
     "difficulty": Scatter(
         "log_p_lower", "amortization_gap", "split", title="What q* gains, by how difficult a point is: {model}"
     ),
-    "extremes": Drawn("pictures", {"heading": "Points with the largest and the smallest amortization gap"}),
+    "extremes": Drawn("pictures", {"heading": "Points with the largest and the smallest inference gap"}),
     "gaps_by_class": (Bars(("label",), GAPS[:2], apart="split", title="Gaps by class: {model}"),),
 }
 FINDINGS = ("notes",)
@@ -173,7 +174,7 @@ def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays |
         progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
     )
     arrays, labels = report_arrays(report), lab.labels(trained, split, places)
-    pictures = _extremes(x, arrays["amortization_gap"], trained, config.seed)
+    pictures = _extremes(x, arrays["inference_gap"], trained, config.seed)
     yield from report_rows(report, trained.config.family.removesuffix(CONTEXTUAL))
     yield from class_rows(arrays, labels.get("labels"))
     yield File(f"diagnosis_{split}.safetensors", report.to_bytes())
@@ -181,16 +182,20 @@ def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays |
 
 
 def _extremes(x: Tensor, gap: np.ndarray, trained: Trained, seed: int) -> dict[str, np.ndarray]:
-    """Images of the points that lose most and least by the encoder, with reconstructions; vectors have none."""
+    """Images of the points that lose most and least, the worst first, with reconstructions; vectors have none."""
+    import torch
+
     from amortized_bayes.data import to_pictures
     from amortized_bayes.experiments.trained import reconstruct
 
-    shape, order = trained.data.image_shape, gap.argsort()
+    shape = trained.data.image_shape
     if shape is None:
         return {}
+    order = [place for place in gap.argsort() if math.isfinite(gap[place])]
     found = {}
-    for name, places in (("largest_gap", order[::-1][:EXTREMES]), ("smallest_gap", order[:EXTREMES])):
-        images = x[places.copy()]
+    for name, chosen in (("largest_gap", order[::-1][:EXTREMES]), ("smallest_gap", order[:EXTREMES])):
+        places = torch.tensor(chosen, dtype=torch.long, device=x.device)
+        images = x[places]
         found[f"picture_{name}"] = to_pictures(images.cpu().numpy(), shape)
         found[f"picture_{name}_reconstruction"] = to_pictures(reconstruct(trained, images, seed).cpu().numpy(), shape)
     return found
