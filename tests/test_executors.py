@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Hashable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -109,6 +110,16 @@ def test_a_sweep_is_the_same_side_by_side(tmp_path):
     assert_same(alone, together)
     assert told.fractions[-1] > 0.2  # the forecast of fits so short is rough
     assert any("dataset=" in row["job"] and row["metric"] == "family_gap" for row in lines(together))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("action", "shown"), [("default", 1), ("ignore", 0)])
+def test_warnings_of_processes_are_those_of_one(tmp_path, signs, action, shown):
+    config = relay.Config(signs=str(signs("wet")), meet=True)  # two legs at a time, in a process each
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter(action)
+        start("relay", config, tmp_path / "out", 2)
+    assert [w.category for w in caught if "wet" in str(w.message)] == [RuntimeWarning] * shown
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ results do not depend on how many run side by side.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -31,7 +32,7 @@ from amortized_bayes.experiments.plans import Plan, checksums, training_title
 from amortized_bayes.experiments.settings import VAEConfig, serves
 from amortized_bayes.experiments.spec import Arrays, File, Measured
 from amortized_bayes.experiments.trained import find_trained
-from amortized_bayes.experiments.workshop import Ended, Item, Stage, Task, Workshop, workshop
+from amortized_bayes.experiments.workshop import Ended, Item, Stage, Task, Warned, Workshop, workshop
 from amortized_bayes.keeping import Kept
 from amortized_bayes.results import RunFolder, environment
 from amortized_bayes.stopping import Stopped, asked, patience
@@ -111,6 +112,7 @@ class _Execution(ExitStack):
         self.plans: dict[Path, Plan] = {}
         self.running: dict[Task, tuple[_Step, Stage | None]] = {}
         self.over: set[Hashable] = set()
+        self.warned: dict[str | tuple[str, type[Warning], int], int] = {}
 
     def run(self) -> None:
         """Run the jobs that are left, each after those that it reads and the models that it needs, and finish."""
@@ -220,7 +222,7 @@ class _Execution(ExitStack):
             hint = f"`{self.plan.name} --resume {self.plan.folder.path}` resumes the run"
             raise ChildProcessError(f"{error}, while {labels} ran; {hint}") from error
 
-    def _take(self, task: Task, message: Item | Stage | Ended) -> None:
+    def _take(self, task: Task, message: Item | Stage | Ended | Warned) -> None:
         """Keep what a job yields, tell how far it is, and mark it done at its end."""
         plan, (step, _) = self.plans[task.run], self.running[task]
         if isinstance(message, Stage):
@@ -239,6 +241,8 @@ class _Execution(ExitStack):
                 self._finish(plan)
             del self.running[task]
             self._end(step)
+        elif isinstance(message, Warned):
+            warnings.warn_explicit(*message, registry=self.warned)
         else:
             self._keep(message, plan, task.job)
 

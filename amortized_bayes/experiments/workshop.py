@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from amortized_bayes.keeping import CannotKeep, Keeper, Kept
 from amortized_bayes.results import RunFolder
 from amortized_bayes.stopping import Stopped
 
-__all__ = ["Ended", "Item", "Stage", "Task", "Workshop", "workshop"]
+__all__ = ["Ended", "Item", "Stage", "Task", "Warned", "Workshop", "workshop"]
 
 
 class Task(NamedTuple):
@@ -43,6 +45,15 @@ class Ended(NamedTuple):
     status: str
 
 
+class Warned(NamedTuple):
+    """A warning in another process, of the nearest category that Python itself has."""
+
+    text: str
+    category: type[Warning]
+    file: str
+    line: int
+
+
 Item = Measured | Arrays | Checkpoint | File | Kept
 
 
@@ -53,13 +64,18 @@ class Workshop:
     Args:
         lab: where jobs get what they need.
         plans: known runs by their folders.
+        elsewhere: whether this is another process than that of the run, to which warnings are sent, so that its filters
+            decide, and each is shown once.
     """
 
     lab: Lab
     plans: dict[Path, Plan] = field(default_factory=dict)
+    elsewhere: bool = False
 
-    def __call__(self, task: Task, send: Callable[[Item | Stage | Ended], None]) -> None:
+    def __call__(self, task: Task, send: Callable[[Item | Stage | Ended | Warned], None]) -> None:
         """Run a job, and send what it yields, how far it is, and how it ended."""
+        if self.elsewhere:
+            warnings.showwarning = partial(_hand_on, send)
         plan = self._plan(task.run)
         plan.lab.report = lambda *stage: send(Stage(*stage))
         (job,) = (job for job in plan.jobs if job.key == task.job)
@@ -89,7 +105,14 @@ def workshop(
 ) -> Workshop:
     """A workshop in another process, which learns of experiments that were added while this one ran."""
     EXPERIMENTS.update(experiments)
-    return Workshop(Lab(out, device, data_dir, keep_every))
+    return Workshop(Lab(out, device, data_dir, keep_every), elsewhere=True)
+
+
+def _hand_on(
+    send: Callable[[Warned], None], message: Warning | str, category: type[Warning], file: str, line: int, *_: object
+) -> None:
+    known = next(kind for kind in category.__mro__ if kind.__module__ == "builtins")  # which every process has
+    send(Warned(str(message), known, file, line))
 
 
 def _run_job(job: Job, send: Callable[[Item], None]) -> str:

@@ -6,6 +6,7 @@
 import os
 import signal
 import time
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,16 @@ from amortized_bayes.configuration import Settings
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, Job, Measured, Table, Work
 
 
+class Wet(RuntimeWarning):
+    """The track is."""
+
+
 @dataclass(frozen=True)
 class Config(Settings):
     """Run a relay.
 
     Args:
-        signs: Folder with signs; hold.2 holds leg 2, kill.2 kills its process once, fail.2 fails it.
+        signs: Folder with signs; hold.2 holds leg 2, kill.2 kills its process once, fail.2 fails it, wet warns.
         meet: Whether leg 0 waits for leg 1 to end.
     """
 
@@ -54,6 +59,8 @@ def run(config, leg, after, lab):
     yield Measured("before", float(before))
     yield Checkpoint({"half": torch.arange(leg + 1).numpy()}, name="half")
     lab.watch("running", 1, 2)
+    if (signs / "wet").exists():
+        warnings.warn("the track is wet", Wet, stacklevel=1)
     if (signs / f"fail.{leg}").exists():
         raise FailedAt(7, f"leg {leg} stumbled")
     if (signs / f"kill.{leg}").exists():
