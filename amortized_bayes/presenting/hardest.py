@@ -39,7 +39,7 @@ def hardest_points(run: RunView) -> Iterator[Table]:
         own = run.jobs[key]
         dataset = str(own.get("dataset", ""))
         columns = [name for name in COLUMNS if name in arrays and arrays[name].shape == gap.shape]
-        kept = {name: arrays[name] for name in ("places", "labels") if _fits(arrays.get(name), gap)}
+        kept = {name: arrays[name] for name in ("places", "labels") if _is_per_point(arrays.get(name), gap)}
         worst = np.argsort(np.where(np.isfinite(gap), -gap, np.inf))[:WORST]
         cells = [_line(place, dataset, kept, {name: arrays[name] for name in columns}) for place in worst]
         headings = [
@@ -52,7 +52,7 @@ def hardest_points(run: RunView) -> Iterator[Table]:
         yield Table(title, headings, cells, "nats; points are numbered as in their split", texts=("class",))
 
 
-def _fits(values: np.ndarray | None, gap: np.ndarray) -> bool:
+def _is_per_point(values: np.ndarray | None, gap: np.ndarray) -> bool:
     return values is not None and values.shape == gap.shape
 
 

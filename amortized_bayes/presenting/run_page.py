@@ -107,14 +107,17 @@ class _Run:
 
     def _figures(self) -> Iterator[Drawing]:
         """Every declared figure that can be drawn, the others by name with the reason."""
-        arrays = any((self.folder.path / "arrays").glob("[!.]*.npz"))
         for name, _, figure, problem in drawn_figures(self.module.FIGURES, self.view, self.rows):
             if figure is not None:
                 shown = labels.describe(selection.factors_of(self.rows))
                 yield drawing(figure, f"figure {name}: {shown}", self._certificates() if name == "bounds" else "")
                 continue
-            why = problem or ("this run has no rows or arrays for it" if arrays else "this run was kept without arrays")
-            self.missing.append(f"figure {name}: {why}")
+            self.missing.append(f"figure {name}: {problem or self._lacking()}")
+
+    def _lacking(self) -> str:
+        """Why something that needs arrays is not shown."""
+        arrays = any((self.folder.path / "arrays").glob("[!.]*.npz"))
+        return "this run has no rows or arrays for it" if arrays else "this run was kept without arrays"
 
     def _certificates(self) -> str:
         """What the certificates say, to stand below the ladder of bounds."""
@@ -127,7 +130,7 @@ class _Run:
     def _hardest(self) -> Iterator[Part]:
         found = list(hardest_points(self.view))
         if not found and any(name in ("bounds", "extremes") for name in self.module.FIGURES):
-            self.missing.append("the hardest points: this run was kept without arrays")
+            self.missing.append(f"the hardest points: {self._lacking()}")
         yield from found
 
     def _claims(self) -> Iterator[Table]:
@@ -145,15 +148,15 @@ class _Run:
     def _pairs(self) -> Iterator[tuple[str, str]]:
         about, shared = self.about, selection.factors_of(self.rows) if len(self.rows) else {}
         git, versions = about.get("git") or {}, about.get("packages", {})
-        seeds = sorted({str(seed) for seed in self.rows["seed"].dropna()}) if "seed" in self.rows.columns else []
+        seeds = sorted({int(seed) for seed in self.rows["seed"].dropna()}) if "seed" in self.rows.columns else []
         yield "experiment", self.folder.experiment
         yield "data", ", ".join(labels.dataset_label(str(name)) for name in self._datasets())
-        yield "seeds", ", ".join(seeds)
+        yield "seeds", ", ".join(map(str, seeds))
         yield "shared by all rows", labels.describe({n: v for n, v in shared.items() if n not in ("dataset", "seed")})
         yield "preset", str(about.get("preset", ""))
         yield "jobs", f"{len(self.folder.done())} done"
         yield "started", str(about.get("started", ""))[:19].replace("T", " ")
-        yield "duration", _duration(about.get("started"), self.finished)
+        yield "from start to finish", _duration(about.get("started"), self.finished)
         yield "commit", f"{str(git.get('commit', ''))[:10]}{', with changes' if git.get('dirty') else ''}"
         yield "machine", str(about.get("platform", ""))
         device, threads = (str(about.get(name, "") or "") for name in ("device", "threads"))
