@@ -76,10 +76,10 @@ def memory_bytes() -> int:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is a link to another, or none at all; one that is not there is none of these.
+    """Refuse what is no folder, or a link to one. Where nothing is there, nothing is refused.
 
     Raises:
-        ValueError: that.
+        ValueError: it is another file, or a link.
     """
     try:
         found = os.lstat(path)

@@ -34,6 +34,12 @@ def test_plain(text, expected):
     assert plain(plain(text)) == expected
 
 
+def test_lines_are_plain_too():
+    raw = io.StringIO()
+    PlainStream(raw).writelines(["a\x1b\n", "b\n"])
+    assert raw.getvalue() == "a\\x1b\nb\n"
+
+
 def evil_run(out):
     """A run in which every text that is free is hostile."""
     made = made_runs.gaps()
