@@ -213,9 +213,9 @@ def test_the_same_command_again_goes_on(command, tmp_path, monkeypatch, commit):
         (
             (),
             {"commit": "b" * 40},
-            "and is unfinished, but expected the setting that .* commit aaaaaaaaaa -> bbbbbbbbbb;",
+            "is unfinished, but code of another commit; `coins --resume .*` goes on with it",
         ),
-        ((), {"dirty": True}, "but code without a commit; `coins --resume .*` resumes it"),
+        ((), {"dirty": True}, "is unfinished, but code with changes that no commit has;"),
     ],
 )
 def test_another_command_starts_anew(command, tmp_path, monkeypatch, commit, flags, git, line):
@@ -225,6 +225,18 @@ def test_another_command_starts_anew(command, tmp_path, monkeypatch, commit, fla
     assert other.code == 0, other.err
     assert [info.status for info in list_runs(tmp_path)] == ["unfinished", "finished"]
     assert bool(re.search(f"a new run: .* has the same settings.*{line}", other.out)) == bool(line)
+
+
+def test_the_same_command_elsewhere_is_refused(command, tmp_path, monkeypatch, commit):
+    interrupted(command, monkeypatch, after=1)
+    same = results.environment
+    monkeypatch.setattr(results, "environment", lambda: same() | {"processor": "another"})
+    given = ("coins", "--coins", 0.1, 0.2, 0.3)
+    refused = command(*given)
+    assert refused.code == 2
+    assert re.search("processor .* -> another; --accept-changes resumes .*; --fresh starts a new run$", refused.err)
+    assert command(*given, "--accept-changes").code == 0
+    assert "resumed after changes" in "".join(only_run(tmp_path).rows()["note"])
 
 
 def test_a_run_that_another_process_holds_is_not_started_over(command, tmp_path, monkeypatch, commit):

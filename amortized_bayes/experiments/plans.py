@@ -200,26 +200,39 @@ def resumed_plan(
 def same_again(plan: Plan, now: Mapping[str, Any], *, accept: bool = False) -> tuple[Plan, str]:
     """The unfinished run that a new one would be over again, to go on with, or the new one; and a line about it.
 
-    It is the latest one of the same settings. What a resume refuses, or a commit that does not say what the code was,
-    makes a new run.
+    It is the latest one of the same settings. Other data or code make a new run; another machine, or other packages,
+    are refused as for any run that is resumed.
 
     Args:
         plan: of the new run.
         now: of its ``environment.json``, what the machine and the programs are.
         accept: go on with what differs, and mark the rows.
+
+    Raises:
+        ValueError: the run cannot be resumed here.
     """
     left = [i for i in list_runs(plan.lab.out) if i.experiment == plan.name and i.status == "unfinished"]
     folder = next((f for i in reversed(left) if _has_settings(f := RunFolder.open(i.path), plan)), None)
     if folder is None:
         return plan, ""
-    resume = f"`{plan.name} --resume {folder.path}`"
-    if any((about.get("git") or {}).get("dirty") for about in (folder.environment(), now)):
-        return plan, f"a new run: {folder.path} has the same settings, but code without a commit; {resume} resumes it"
+    if other := _other_work(folder.environment(), plan.about):
+        resume = f"`{plan.name} --resume {folder.path}` goes on with it"
+        return plan, f"a new run: {folder.path} has the same settings and is unfinished, but {other}; {resume}"
     try:
         again = resumed_plan(plan.name, str(folder.path), plan.lab, plan.most, now, accept=accept)
     except ValueError as error:
-        return plan, f"a new run: {folder.path} has the same settings and is unfinished, but {error}"
+        raise ValueError(f"{error}; --fresh starts a new run") from error
     return again, f"going on with {folder.path}, which has the same settings and is unfinished (--fresh: a new run)"
+
+
+def _other_work(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why a run of the same settings is not the same work; empty where it is."""
+    codes = [about.get("git") or {} for about in (before, now)]
+    if before.get("data") != now.get("data"):
+        return "other data"
+    if codes[0].get("commit") != codes[1].get("commit"):
+        return "code of another commit"
+    return "code with changes that no commit has" if any(code.get("dirty") for code in codes) else ""
 
 
 def _has_settings(folder: RunFolder, plan: Plan) -> bool:
