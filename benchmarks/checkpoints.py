@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
+from unittest.mock import patch
 
 import torch
 import tyro
@@ -125,16 +126,13 @@ def timed_keeping() -> Iterator[list[float]]:
     """Collect the seconds of every checkpoint meanwhile."""
     plain, seconds = Keeper.keep, list[float]()
 
-    def keep(keeper: Keeper) -> None:
+    def keep(self: Keeper) -> None:
         start = time.perf_counter()
-        plain(keeper)
+        plain(self)
         seconds.append(time.perf_counter() - start)
 
-    Keeper.keep = keep
-    try:
+    with patch.object(Keeper, "keep", keep):
         yield seconds
-    finally:
-        Keeper.keep = plain
 
 
 if __name__ == "__main__":
