@@ -184,11 +184,29 @@ def _quarter(image_shape: tuple[int, int, int]) -> tuple[int, int]:
 
 
 class FlatPoints(nn.Module):
-    """Data of any shape as a vector for each point, one number a point too."""
+    """Data of any shape as a vector for each point, one number a point too.
+
+    Args:
+        size: P, where no other is expected.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        super().__init__()
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, ...) -> (B, P)``."""
-        return x.reshape(len(x), -1)
+        """``(B, ...) -> (B, P)``.
+
+        Raises:
+            ValueError: data points of another size.
+        """
+        flat = x.reshape(len(x), -1)
+        if self.size is not None and flat.shape[1] != self.size:
+            raise ValueError(
+                f"expected data points of {self.size} numbers, as the guide was made for (observed={self.size}), got "
+                f"{flat.shape[1]}; of several arguments it sees the first, unless encoder_input= says otherwise"
+            )
+        return flat
 
 
 class Center(nn.Module):

@@ -2,7 +2,7 @@ r"""Amortized VI: one network answers for every data point, :math:`f(x_n, n) = f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ class Amortized(LocalGuide):
         width: k, width of each hidden layer.
         depth: number of hidden layers; 0 makes the encoder linear.
         encoder: a network ``(B, ...) -> (B, 2 D)`` to use instead; the sizes are then ignored.
+        encoder_input: called with the model's arguments, gives what the encoder sees, ``(B, ...)``; by default that is
+            the first argument. A network is fitted along.
         shared: guide of the shared sites.
         plate: name of the plate over data points.
 
@@ -52,12 +54,13 @@ class Amortized(LocalGuide):
         depth: Depth = 1,
         *,
         encoder: nn.Module | None = None,
+        encoder_input: Callable[..., Tensor] | None = None,
         shared: nn.Module | None = None,
         plate: str = "data",
     ) -> None:
-        super().__init__(sites, num_data, shared=shared, plate=plate)
+        super().__init__(sites, num_data, encoder_input=encoder_input, shared=shared, plate=plate)
         sizes = [observed, *[width] * depth, 2 * self.latent_dim]
-        self.encoder = encoder or nn.Sequential(FlatPoints(), MLP(sizes, initial_parameters(self.latent_dim)))
+        self.encoder = encoder or nn.Sequential(FlatPoints(observed), MLP(sizes, initial_parameters(self.latent_dim)))
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Encode the data; the places of the points do not matter."""

@@ -47,7 +47,7 @@ from amortized_bayes.guides.local import (
 )
 from amortized_bayes.guides.transforms import softclip
 from amortized_bayes.limits import Depth, Natural, check_names, limited
-from amortized_bayes.networks import MLP, start_at
+from amortized_bayes.networks import MLP, FlatPoints, start_at
 from amortized_bayes.types import LatentSite
 
 __all__ = ["Encoded", "FlowGuide", "pass_on"]
@@ -89,7 +89,7 @@ class FlowGuide(LocalGuide):
         depth: number of its hidden layers; 0 makes it linear.
         encoder: a network ``(B, ...) -> (B, 2 D + C)`` to use instead, C being ``settings.context_dim``; ``width`` and
             ``depth`` are then ignored.
-        options: ``shared`` and ``plate``, as in :class:`~amortized_bayes.guides.local.LocalGuide`.
+        options: ``encoder_input``, ``shared`` and ``plate``, as in :class:`~amortized_bayes.guides.local.LocalGuide`.
 
     Raises:
         TypeError: an option that does not exist, or of another type.
@@ -119,7 +119,7 @@ class FlowGuide(LocalGuide):
         encoder: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        check_names("FlowGuide", options, ("settings", "width", "depth", "encoder", "shared", "plate"))
+        check_names("FlowGuide", options, ("settings", "width", "depth", "encoder", "encoder_input", "shared", "plate"))
         super().__init__(sites, num_data, **options)
         self.settings, self.observed = settings or FlowSettings(), observed
         self.encoder = encoder or _encoder([observed, *[width] * depth], self.latent_dim, self.settings.context_dim)
@@ -219,4 +219,4 @@ def _encoder(sizes: list[int], latent_dim: int, context_dim: int) -> nn.Module:
     last = network[-1]
     assert isinstance(last, nn.Linear)
     start_at(last, initial_parameters(latent_dim))
-    return nn.Sequential(nn.Flatten(), network)
+    return nn.Sequential(FlatPoints(sizes[0]), network)

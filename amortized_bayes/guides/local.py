@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any
@@ -52,6 +52,8 @@ class LocalGuide(Registered, ABC):
     Args:
         sites: local latent sites of the model; D is their total size on the unconstrained space.
         num_data: N, the size of the plate when a batch is given by ``index``.
+        encoder_input: called with the model's arguments, gives what :meth:`locate` sees, ``(B, ...)``; by default that
+            is the first argument. A network is fitted along.
         shared: guide of the sites outside the plate, called without arguments.
         plate: name of the plate over data points.
 
@@ -73,7 +75,13 @@ class LocalGuide(Registered, ABC):
 
     @limited
     def __init__(
-        self, sites: Sequence[LatentSite], num_data: Natural, *, shared: nn.Module | None = None, plate: str = "data"
+        self,
+        sites: Sequence[LatentSite],
+        num_data: Natural,
+        *,
+        encoder_input: Callable[..., Tensor] | None = None,
+        shared: nn.Module | None = None,
+        plate: str = "data",
     ) -> None:
         super().__init__()
         if not sites:
@@ -84,6 +92,7 @@ class LocalGuide(Registered, ABC):
             )
         self.sites = tuple(sites)
         self.num_data = num_data
+        self.encoder_input = encoder_input
         self.shared = shared
         self.plate = plate
         self.seen: Seen | None = None
@@ -111,7 +120,17 @@ class LocalGuide(Registered, ABC):
 
     def read(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """What :meth:`locate` gets of the arguments of a call; places of the points only where they are given."""
-        return first_and_index(*args, **kwargs) if self.seen is None else self.seen(*args, **kwargs)
+        if self.seen is not None:
+            return self.seen(*args, **kwargs)
+        if self.encoder_input is not None:
+            index = kwargs.pop("index", None)
+            return self.encoder_input(*args, **kwargs), index
+        x, index = first_and_index(*args, **kwargs)
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"expected data as a tensor (B, ...), got {type(x).__name__}; say by encoder_input= what to see"
+            )
+        return x, index
 
     def answer(self, data: Any, index: Tensor) -> Tensor:
         """What :meth:`locate` says of data as it is called with, ``(B, 2 D)``."""

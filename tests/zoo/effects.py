@@ -66,7 +66,7 @@ def tracks_guide(steps):
     "mixed hidden Markov model",
     after="Pyro example: mixed HMM, a random effect for each individual",
     plate="individuals",
-    know="the chain of states is summed out; observed columns cannot be simulated, so that there is no certificate",
+    know="the chain of states is summed out; each column is simulated given those before it",
 )
 def mixed_hmm():
     return Case(tracks, tracks_guide, (torch.randn(10, 4),))
