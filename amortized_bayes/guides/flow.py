@@ -181,7 +181,7 @@ class FlowGuide(LocalGuide):
         v = pyro.sample(AUXILIARY_NAME, _normal(*self.flow.draw_model(z)), infer={"is_auxiliary": True})
         state, log_det = self.flow.push(torch.cat([v, z], -1), context)
         v, z = state.chunk(2, -1)
-        reverse = _normal(*self.flow.score_model(z, self._in_plate(x.flatten(1)))).log_prob(v)
+        reverse = _normal(*self.flow.score_model(z, self._in_plate(x.reshape(len(x), -1)))).log_prob(v)
         pyro.factor(REVERSE_NAME, -reverse - log_det, has_rsample=True)
         return z
 
