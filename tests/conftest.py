@@ -25,6 +25,8 @@ from amortized_bayes.models import LinearGaussian
 
 SEED = 20240
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+seed_torch = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
+"""The first keeps a traceback for later devices, which takes longer than many a test."""
 
 
 def global_switches():
@@ -65,7 +67,7 @@ def unchanged_switches_fixture():
 def _no_trace():
     """One thread, a fixed seed, an empty param store, and global switches that must stay as they are."""
     torch.set_num_threads(1)
-    torch.manual_seed(SEED)
+    seed_torch(SEED)
     np.random.seed(SEED)  # noqa: NPY002  what a library may draw from
     pyro.clear_param_store()
     with unchanged_switches():
