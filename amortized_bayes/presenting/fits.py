@@ -48,8 +48,9 @@ def all_fits(rows: pd.DataFrame) -> list[Fit]:
 
 def by_seed(rows: pd.DataFrame, metric: str, fit: Fit, **more: float) -> dict[int, float] | None:
     """A final value of one fit with each seed; ``None`` unless all seeds have it and reached it."""
-    own = selection.where(rows, {**WHOLE, "metric": metric, "guide": fit.guide, "k": fit.k, **more})
-    found = {int(seed): float(value) for seed, value in zip(own["seed"], own["value"].astype(float), strict=True)}
+    own = selection.matching(rows, {**WHOLE, "metric": metric, "guide": fit.guide, "k": fit.k, **more})
+    values = rows["value"][own].astype(float)
+    found = {int(seed): float(value) for seed, value in zip(rows["seed"][own], values, strict=True)}
     if set(found) != set(rows["seed"]) or any(math.isnan(value) for value in found.values()):
         return None
     return found
@@ -87,8 +88,8 @@ def of_status(rows: pd.DataFrame, status: str) -> pd.DataFrame:
 
 def is_sound(rows: pd.DataFrame, fit: Fit) -> bool:
     """Whether a fit succeeded with every seed, with a latent that is active."""
-    own = selection.where(rows, {**WHOLE, "guide": fit.guide, "k": fit.k})
-    return not (own["status"] == "vacuous").any() and by_seed(rows, "final_elbo", fit) is not None
+    own = selection.matching(rows, {**WHOLE, "guide": fit.guide, "k": fit.k, "status": "vacuous"})
+    return not own.any() and by_seed(rows, "final_elbo", fit) is not None
 
 
 def widths(rows: pd.DataFrame) -> list[int]:
