@@ -13,6 +13,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
+from amortized_bayes.inference import capturing
 from amortized_bayes.inference.fit import fit
 from amortized_bayes.inference.options import FitOptions, WarmUp, linear
 from amortized_bayes.inference.svi import Training
@@ -113,6 +114,7 @@ def test_compiled_run_agrees(float64, family):
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.usefixtures("captured")
 def test_the_rest_of_a_run_is_carried_out_as_its_beginning_was(monkeypatch):
     """What is compiled rounds otherwise than what is replayed: the length of the whole run decides."""
     asked = []
@@ -125,6 +127,21 @@ def test_the_rest_of_a_run_is_carried_out_as_its_beginning_was(monkeypatch):
     for _ in rest.run(10, begin=0):
         pass
     assert asked == [30, 40]
+
+
+def test_few_steps_are_not_captured_and_those_after_many_are(monkeypatch):
+    monkeypatch.setattr(capturing, "REPLAYED_FROM", 8)
+    run = training("factorized", capture="auto", row_steps=1)
+    for num_steps, captured in ((7, False), (1, False), (1, True)):
+        steps(run, num_steps)
+        assert (run.captured is not None) == captured
+    rest = training("factorized", capture="auto", row_steps=1)
+    rest.load_state(run.state())
+    steps(rest, 1)
+    assert rest.captured is not None
+    whole = training("factorized", capture="auto", row_steps=1)
+    steps(whole, 8)
+    assert whole.captured is not None
 
 
 @pytest.mark.slow

@@ -157,7 +157,9 @@ class Place(NamedTuple):
         from amortized_bayes.comparing.fitting import start_fit
         from amortized_bayes.experiments.lab import seconds_per_step
 
-        return EVALUATION * seconds_per_step(start_fit(self.problem(), self._widest).training, TIMED_STEPS)
+        training = start_fit(self.problem(), self._widest).training
+        planned = self.config.epochs * training.batches.per_epoch
+        return EVALUATION * seconds_per_step(training, TIMED_STEPS, planned)
 
     @property
     def _widest(self) -> Fit:

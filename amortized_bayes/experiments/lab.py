@@ -25,6 +25,7 @@ from amortized_bayes.experiments.setup import (
 )
 from amortized_bayes.experiments.spec import Checkpoint, Work
 from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
+from amortized_bayes.inference.capturing import COMPILED_FROM
 from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
@@ -41,10 +42,11 @@ ROWS = 2_000
 """Decoder evaluations that are timed at once, in a block of about the size that estimators use."""
 
 
-def seconds_per_step(training: Training, count: int) -> float:
-    """Seconds that a step of a fit takes, from ``count`` of them after as many that capture it."""
+def seconds_per_step(training: Training, count: int, planned: int) -> float:
+    """Seconds that a step of a fit of ``planned`` steps takes, from ``count`` of them after as many that warm it up."""
     start = time.perf_counter()
     with suppress(Divergence):  # the fit itself will record it
+        training.prepare(min(planned, COMPILED_FROM - 1))  # compiling takes longer than a forecast may
         list(training.run(count))
         start = time.perf_counter()
         list(training.run(count))
@@ -210,7 +212,7 @@ class Lab:
         programs = build_vae(config, data)
         training = Training(*programs, data.train, vae_options(config), config.seed)
         with in_training(*programs):
-            return seconds_per_step(training, STEPS)
+            return seconds_per_step(training, STEPS, config.epochs * training.batches.per_epoch)
 
     def evaluation_seconds(self, config: VAEConfig) -> float:
         """Seconds that a decoder evaluation with its gradient takes, in blocks."""

@@ -39,7 +39,7 @@ class FitOptions:
         average: eta of the averaged iterates, see :class:`~amortized_bayes.inference.optim.IterateAverage`; ``None``
             to keep no averages and use the last iterate.
         average_rows: average rows of tables as well, which holds another table.
-        capture: ``auto`` (replay; compiled where that pays), ``replay``, ``inductor`` or ``off``.
+        capture: ``auto`` (replayed from 200 steps, compiled where that pays), ``replay``, ``inductor`` or ``off``.
         schedule: multiplies all rates. Rates that fall to 0 need no average (Defazio et al., 2023).
         entropy_weight: multiplies the local log q alone (entropy annealing: E[log p(x, z) - λ log q(z | x)]).
         kl_weight: multiplies log q and log prior, local ones (KL warm-up: E[log p(x | z)] - β KL; Bowman et al., 2016;

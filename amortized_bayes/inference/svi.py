@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from amortized_bayes.capture import Captured
 from amortized_bayes.expectations import check_quadrature, expected_log_weights
-from amortized_bayes.inference.capturing import Whole, captured_step
+from amortized_bayes.inference.capturing import Whole, captured_step, pays
 from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
@@ -183,9 +183,14 @@ class Training:
             shared = annealing[2] * shared
         return -(local.mean() + shared), rows
 
-    def prepare(self, num_steps: int) -> None:
-        """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not."""
+    def prepare(self, num_steps: int, begin: int = 0) -> None:
+        """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not.
+
+        ``begin`` steps have been taken before that run; who takes them one by one is served too.
+        """
         if self.captured is not None or self._uncapturable or self.options.capture == "off":
+            return
+        if not pays(self.options.capture, max(num_steps, begin) * self._row_steps):
             return
         start = time.perf_counter()
         first, second = (self._inputs(self.batches[step], done) for step, done in ((0, 0.0), (1, 0.5)))
@@ -249,7 +254,7 @@ class Training:
         stop = self.steps + num_steps
         marks = {m for m in report_at if self.steps < m <= stop} | {stop}
         begin = self.steps if begin is None else begin
-        self.prepare(stop - begin)  # of the whole run: what is left of it must not be carried out otherwise
+        self.prepare(stop - begin, begin)  # of the whole run: what is left of it must not be carried out otherwise
         losses: list[Tensor] = []
         validate = is_validation_enabled()
         start = time.perf_counter()
