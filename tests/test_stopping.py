@@ -18,8 +18,9 @@ from amortized_bayes.experiments import plans, running
 from amortized_bayes.experiments.changes import differences
 from amortized_bayes.results import RunFolder, list_runs
 
-LONG = wander.Config(walks=2, steps=400, pause=0.01)
-GIVEN = ["wander", "--walks", "2", "--steps", "400", "--pause", "0.01", "--device", "cpu"]
+STEPS = 150
+LONG = wander.Config(walks=2, steps=STEPS, pause=0.01)
+GIVEN = ["wander", "--walks", "2", "--steps", str(STEPS), "--pause", "0.01", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def whole(tmp_path_factory):
     """The same walks, which did not pause."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(experiments.EXPERIMENTS, "wander", "toy.wander")
-        config = wander.Config(walks=2, steps=400)
+        config = wander.Config(walks=2, steps=STEPS)
         return told(start(tmp_path_factory.mktemp("whole"), config))
 
 
@@ -89,7 +90,11 @@ def kept_steps(out):
     return json.loads(found[1]["loops"])["walk#0"][0][0]
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM]], ids=["TERM", "USR1, TERM"])
+@pytest.mark.parametrize(
+    "signals",
+    [pytest.param([signal.SIGTERM], marks=pytest.mark.slow), [signal.SIGUSR1, signal.SIGTERM]],
+    ids=["TERM", "USR1, TERM"],
+)
 def test_a_run_that_is_asked_to_stop_keeps_its_state_and_says_so(tmp_path, whole, signals):
     out = tmp_path / "out"
     code, said, seconds = command(GIVEN, out, signals, lambda: begun(out))
