@@ -13,6 +13,7 @@ import shlex
 import sys
 
 SLOW = ("torch._inductor", "pyro", "pandas", "seaborn", "sklearn.datasets", "arviz_stats", "rich", "tyro")
+SLOW += ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "fontTools.subset")
 
 
 def run(line: str) -> None:
