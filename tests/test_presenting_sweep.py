@@ -56,7 +56,7 @@ def test_a_width_that_may_close_a_share_is_named_with_its_error():
 def test_a_guide_that_is_dead_with_some_seeds_is_named_with_them():
     frame = made_runs.sweep(seeds=(0, 1, 2)).frame()
     frame.loc[(frame["k"] == 16).fillna(False) & (frame["seed"] == 1) & frame["epochs"].isna(), "status"] = "vacuous"
-    assert "Vacuous, since no latent is active: constant VI; A-VI, k = 16 with seed 1." in said(frame)
+    assert "Vacuous, since no latent is active: A-VI, k = 16 with seed 1." in said(frame)
 
 
 @pytest.mark.parametrize("why", ["vacuous", "failing", "missing"])
@@ -81,7 +81,7 @@ def test_a_fit_that_is_dead_with_one_seed_alone_is_left_out():
     frame.loc[dead, "status"] = "ok"
     frame.loc[dead & (frame["epochs"] == 5).fillna(False), "status"] = "vacuous"  # it came to life
     assert "of the gap is k = 16 (96.4±0.0%)" in said(frame)
-    assert "Vacuous, since no latent is active: constant VI." in said(frame)
+    assert "Vacuous" not in said(frame)
 
 
 def test_a_vacuous_reference_tells_nothing():
