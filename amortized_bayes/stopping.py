@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["EVERY", "EXIT_CODE", "SIGNALS", "Stopped", "asked", "heed", "heeding", "patience"]
+__all__ = ["EVERY", "EXIT_CODE", "SIGNALS", "Stopped", "ask", "asked", "heed", "heeding", "patience"]
 
 EVERY = 15.0
 """Seconds between two states that a job keeps of itself, at least."""
@@ -39,6 +39,11 @@ _patient: list[Callable[[], None]] = []
 def asked() -> str:
     """The name of the signal that asked this program to stop; empty where none did."""
     return _said[0] if _said else ""
+
+
+def ask(name: str) -> None:
+    """Ask this program to stop, as the signal of this name does where somebody is patient."""
+    _said.append(name)
 
 
 @contextmanager

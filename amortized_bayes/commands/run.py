@@ -14,6 +14,7 @@ import tyro
 
 from amortized_bayes.commands.flags import given_flags, value_of
 from amortized_bayes.commands.resuming import refuse_other_settings, run_to_resume
+from amortized_bayes.commands.runners import check_runner, placed
 from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments import experiment
 from amortized_bayes.stopping import EVERY, Stopped
@@ -40,13 +41,18 @@ class Run(Generic[C]):
         resume: Run to resume: its path, its name, or latest. It keeps its settings, so that flags for others are
             refused, and what is finished.
         fresh: Start a new run where the same command left one unfinished, which it would go on with otherwise.
-        accept_changes: Resume a run although the machine, the packages or the data are others than at its start; the
-            rows that it adds are marked.
+        accept_changes: Resume a run although the machine, the packages or the data are others than at its start, or use
+            machines of a Ray cluster that differ from this one; the rows that they add are marked.
         yes: Start a run even if its forecast is longer than a week.
         dry_run: Print the jobs, the time and the disk space that the run would take, and stop.
         device: Device to run on; auto uses a GPU if there is one.
         jobs: Number of jobs that run side by side, each in its own process; by default the number of cores, or
-            OMP_NUM_THREADS where that is set, and 1 on a GPU. Results do not depend on it.
+            OMP_NUM_THREADS where that is set, and 1 on a GPU; on a Ray cluster as many as it has room for. Results do
+            not depend on it.
+        runner: Where jobs run: in this process, in processes of this machine, or on a Ray cluster; by default in
+            processes where several run side by side. Results do not depend on it.
+        address: Ray cluster to run on, HOST:PORT, or auto for the one that this machine is part of (docs/cluster.md).
+        gpus_per_job: Share of a GPU that each job on a Ray cluster gets; by default 1 with --device cuda.
         data_dir: Folder with data sets; by default AMORTIZED_BAYES_DATA, then the cache, then a download.
         out: Folder for results; models that were trained there before are shared.
         checkpoint_every: Seconds between two checkpoints of a job under way; fewer are written where writing is slow.
@@ -64,6 +70,9 @@ class Run(Generic[C]):
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    runner: Literal["inline", "processes", "ray"] | None = None
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    gpus_per_job: Annotated[float | None, tyro.conf.arg(metavar="SHARE")] = None
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("results")
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = EVERY
@@ -83,6 +92,7 @@ class Run(Generic[C]):
             raise ValueError(f"expected --checkpoint-every of 0 seconds or more, got {self.checkpoint_every}")
         if self.fresh and self.resume is not None:
             raise ValueError(f"expected --resume or --fresh, a new run, got both: --resume {self.resume} --fresh")
+        check_runner(self)
         print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
         plan = self._plan(given)
         for said in filter(None, (plan.about.get("note"), plan.about.get("settings"))):
@@ -101,12 +111,15 @@ class Run(Generic[C]):
 
     def _plan(self, given: Sequence[str], *, nested: bool = False) -> Plan:
         """The run to carry out; ``nested``: one of settings that another run made, whatever the flags say."""
+        return placed(self._planned(given, nested=nested), self)
+
+    def _planned(self, given: Sequence[str], *, nested: bool = False) -> Plan:
         from amortized_bayes.experiments.lab import Lab
         from amortized_bayes.experiments.plans import new_plan, resumed_plan, same_again
         from amortized_bayes.results import environment
 
         device, about = _machine(self.device)
-        most = self.jobs or _jobs_at_once(device)
+        most = 1 if self.runner == "inline" else self.jobs or _jobs_at_once(device)
         lab = Lab(self.out, device, self.data_dir, self.checkpoint_every)
         lab.nested = self._nested
         if self.resume is not None:

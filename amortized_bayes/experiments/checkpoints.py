@@ -36,7 +36,7 @@ def prepare(config: Any, lab: Lab) -> Any:
 
 def checkpoint_config(checkpoint: str, lab: Lab) -> VAEConfig:
     """The configuration of a run of ``train``, by its path, which may be relative to the folder of results."""
-    return RunFolder.open(lab.out / checkpoint).config(VAEConfig)
+    return RunFolder.open(lab.run_named(checkpoint)).config(VAEConfig)
 
 
 def datasets(config: Any, lab: Lab) -> tuple[str, ...]:

@@ -21,11 +21,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from amortized_bayes.stopping import SIGNALS, heed
 
-__all__ = ["Executor", "Inline", "Processes"]
+__all__ = ["Died", "Executor", "Handle", "Inline", "Perform", "Processes"]
 
 Send = Callable[[Any], None]
 Perform = Callable[[Any, Send], None]
@@ -33,6 +33,12 @@ Handle = Callable[[Any, Any], None]
 PATIENCE = 10.0
 """Seconds that an idle process gets to end."""
 DIED = "a worker process was killed, perhaps for want of memory"
+
+
+class Died(NamedTuple):
+    """In place of a message: the worker that had a task is gone, in words; the task can be started again."""
+
+    words: str
 
 
 class Executor(Protocol):

@@ -152,6 +152,7 @@ def jobs(config: Config, lab: Lab) -> list[Job]:
             {**model_factors(model), "split": split},
             lambda split=split: _split(config, split, lab),
             work=diagnosis_work(config, model, split, lab),
+            reads=[config.checkpoint],
             disk=200.0 * config.points,
         )
         for split in config.splits
@@ -163,7 +164,7 @@ def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays |
     from amortized_bayes.experiments.bounds import class_rows, some_points
     from amortized_bayes.experiments.diagnosing import diagnosis_settings, report_arrays, report_rows
 
-    trained = lab.checkpoint(lab.out / config.checkpoint)
+    trained = lab.checkpoint(lab.run_named(config.checkpoint))
     places, x = some_points(trained, split, config.points, config.seed, "gaps", split)
     report = diagnose(
         trained.model,

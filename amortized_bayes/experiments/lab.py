@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from amortized_bayes.data import load_dataset, read_dataset, shuffle
+from amortized_bayes.data import DATASETS, DataUnavailable, load_dataset, read_dataset, shuffle
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import (
     ImageData,
@@ -62,6 +62,7 @@ class Lab:
         device: where to compute.
         data_dir: where to look for data first.
         keep_every: seconds between two states that a job keeps of itself, at least.
+        away: whether jobs run where the run is not: what they read was brought to ``out`` with each of them.
         folder: the run that jobs write to; ``None`` while jobs are only listed.
         report: called with a stage of the running job, what is done of it, all of it, and a state in words.
         nested: runs another experiment to its end, in a run of its own; returns nothing in a dry run.
@@ -72,6 +73,7 @@ class Lab:
     device: torch.device
     data_dir: Path | None = None
     keep_every: float = EVERY
+    away: bool = False
     folder: RunFolder | None = None
     report: Watch = lambda *_: None
     nested: Callable[[str, Any], RunFolder | None] = lambda *_: None
@@ -166,6 +168,10 @@ class Lab:
             raise ValueError(f"expected a trained model ({model_key(config)}) in {self.out}, got none")
         return self.checkpoint(folder.path, epoch)
 
+    def run_named(self, name: str) -> Path:
+        """Where a run is that settings name by its path, which may be relative to the folder of results."""
+        return self.out / Path(*Path(name).parts[-2:]) if self.away else self.out / name
+
     def checkpoint(self, path: Path, epoch: int | None = None) -> Trained:
         """The model of a run of ``train``, at its end or after an epoch."""
         key = ("trained", path.resolve(), epoch)
@@ -175,6 +181,16 @@ class Lab:
         """Labels of points of a split, ``(n,)``, under that name; nothing where none are known."""
         found = find_labels(trained.data, split, places, self._origin)
         return {} if found is None else {"labels": found}
+
+    def label_sums(self, name: str) -> Mapping[str, str] | None:
+        """Checksums of the files from which the labels of a data set come that has none; ``None`` without them."""
+        known = DATASETS.get(name)
+        if known is None or not known.labels_from:
+            return {}
+        try:
+            return self._origin(known.labels_from).sha256
+        except DataUnavailable:
+            return None
 
     def _origin(self, name: str) -> Dataset:
         return self.cached(("labels", name), lambda: load_dataset(name, data_dir=self.data_dir, download=False))

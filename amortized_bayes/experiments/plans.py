@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from amortized_bayes.configuration import to_mapping
 from amortized_bayes.data import DataUnavailable
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.changes import differences
+from amortized_bayes.experiments.cluster import Cluster
 from amortized_bayes.experiments.forecast import Forecast
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig, datasets_of, model_factors, serves
@@ -38,6 +39,9 @@ class Plan:
         about: of ``environment.json``.
         folder: where it goes on; ``None`` for a new run.
         most: how many jobs may run side by side.
+        runner: where they run: ``"inline"``, in ``"processes"`` of this machine, or on the ``cluster``; empty for one
+            of the first two, by how many run side by side.
+        cluster: of Ray.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Plan:
     about: Mapping[str, Any]
     folder: RunFolder | None = None
     most: int = 1
+    runner: Literal["", "inline", "processes", "ray"] = ""
+    cluster: Cluster | None = None
 
     @property
     def module(self) -> ModuleType:

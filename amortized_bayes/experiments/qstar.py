@@ -101,6 +101,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             {**model_factors(model), **search.factors},
             lambda search=search, first=first: _search(config, search, first, lab),
             work=[lab.evaluation_work("q*", model, cost)],
+            reads=[config.checkpoint],
             after=[first] if first else [],
             disk=40.0 * config.points * search.restarts,
         )
@@ -116,7 +117,7 @@ def _search(config: Config, search: Search, reference: str, lab: Lab) -> Iterato
     from amortized_bayes.experiments.searching import search_points
     from amortized_bayes.per_point import mean_over_points
 
-    trained = lab.checkpoint(lab.out / config.checkpoint)
+    trained = lab.checkpoint(lab.run_named(config.checkpoint))
     places, x = some_points(trained, config.split, config.points, config.seed, "qstar")
     found = search_points(trained, x, search, config.seed, lab)
     values = {name: found[name].mean(0) for name in ("elbo_star", "residual", "evaluations")}

@@ -5,15 +5,17 @@ jobs that are not done and finishes; nothing else decides. A job that raises ``A
 estimate that is not finite, a model that could not be trained) is recorded as failed, and the others go on; anything
 else is a mistake in the input or in the code and ends the run, which can then be resumed.
 
-Jobs run one after the other, or side by side in processes (:mod:`~amortized_bayes.experiments.executors`): the same
-code lists them, starts each when what it reads is there, and keeps what they yield, in the folder that this process
-alone writes to. Their number of threads belongs to the run, and rows are put in the order of the jobs at its end, so
-results do not depend on how many run side by side.
+Jobs run one after the other, or side by side in processes (:mod:`~amortized_bayes.experiments.executors`) or on a
+cluster (:mod:`~amortized_bayes.experiments.ray_runner`): the same code lists them, starts each when what it reads is
+there, and keeps what they yield, in the folder that this process alone writes to. Their number of threads belongs to
+the run, and rows are put in the order of the jobs at its end, so results do not depend on how many run side by side, or
+where.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,19 +28,34 @@ import numpy as np
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.experiments import EXPERIMENTS, experiment
 from amortized_bayes.experiments.changes import differences
-from amortized_bayes.experiments.executors import Executor, Inline, Processes
+from amortized_bayes.experiments.executors import Died, Executor, Inline, Processes
 from amortized_bayes.experiments.forecast import Forecast
+from amortized_bayes.experiments.parcels import Parcel, pack
 from amortized_bayes.experiments.plans import Plan, checksums, training_title
+from amortized_bayes.experiments.ray_runner import OnRay
 from amortized_bayes.experiments.settings import VAEConfig, serves
 from amortized_bayes.experiments.spec import Arrays, File, Measured
 from amortized_bayes.experiments.trained import find_trained
-from amortized_bayes.experiments.workshop import Ended, Item, Stage, Task, Warned, Workshop, workshop
+from amortized_bayes.experiments.workshop import (
+    Ended,
+    Item,
+    Stage,
+    Task,
+    Warned,
+    Workshop,
+    about_here,
+    workshop,
+    workshop_away,
+)
 from amortized_bayes.keeping import Kept
 from amortized_bayes.results import RunFolder, environment
 from amortized_bayes.stopping import Stopped, asked, patience
 from amortized_bayes.types import Factor, Row
 
 __all__ = ["Reporter", "run"]
+
+RETRIES = 3
+"""How often a job is started again whose worker died, where others can take its place."""
 
 
 class Reporter(Protocol):
@@ -113,6 +130,8 @@ class _Execution(ExitStack):
         self.running: dict[Task, tuple[_Step, Stage | None]] = {}
         self.over: set[Hashable] = set()
         self.warned: dict[str | tuple[str, type[Warning], int], int] = {}
+        self.again: list[Task] = []
+        self.deaths = Counter[Task]()
 
     def run(self) -> None:
         """Run the jobs that are left, each after those that it reads and the models that it needs, and finish."""
@@ -122,6 +141,8 @@ class _Execution(ExitStack):
             while waiting or self.running:
                 if asked():
                     self._wait_for_the_last(executor)
+                while self.again:
+                    executor.start(self.again.pop())
                 step = self._next(waiting) if len(self.running) < executor.workers else None
                 with self._named():
                     if step is None:
@@ -144,16 +165,27 @@ class _Execution(ExitStack):
         Raises:
             Stopped: always, then.
         """
+        for task in self.again:  # none has started
+            del self.running[task]
         while self.running:
             executor.wait()
         raise Stopped(asked())
 
     def _executor(self) -> Executor:
-        lab = self.plan.lab
-        if self.forecast.workers == 1:
+        plan, lab, workers = self.plan, self.plan.lab, self.forecast.workers
+        if plan.cluster is not None:
+            data_dir = lab.data_dir and lab.data_dir.absolute()
+            expected, accept = about_here(lab.device), plan.cluster.accept_changes
+            given = (dict(EXPERIMENTS), lab.device, data_dir, lab.keep_every, expected)
+            prepare = partial(workshop_away, *given, accept=accept)
+            return OnRay(workers, prepare, self._pack, self._take, plan.cluster.share(plan.threads))
+        if plan.runner == "inline" or (not plan.runner and workers == 1):
             return Inline(Workshop(lab, self.plans), self._take)
         prepare = partial(workshop, dict(EXPERIMENTS), lab.out, lab.device, lab.data_dir, lab.keep_every)
-        return Processes(self.forecast.workers, prepare, self._take)
+        return Processes(workers, prepare, self._take)
+
+    def _pack(self, task: Task) -> Parcel:
+        return pack(self.plans[task.run], task.job)
 
     def _steps(self) -> list[_Step]:
         """What is to be done, in the order in which it is started where nothing must wait."""
@@ -222,13 +254,15 @@ class _Execution(ExitStack):
             hint = f"`{self.plan.name} --resume {self.plan.folder.path}` resumes the run"
             raise ChildProcessError(f"{error}, while {labels} ran; {hint}") from error
 
-    def _take(self, task: Task, message: Item | Stage | Ended | Warned) -> None:
+    def _take(self, task: Task, message: Item | Stage | Ended | Warned | Died) -> None:
         """Keep what a job yields, tell how far it is, and mark it done at its end."""
         plan, (step, _) = self.plans[task.run], self.running[task]
         if isinstance(message, Stage):
             self.forecast.at(step.key, message.stage, message.done, message.total)
             self.running[task] = (step, message)
             self._show()
+        elif isinstance(message, Died):
+            self._died(task, message.words)
         elif isinstance(message, Ended):
             assert plan.folder is not None
             if message.status == "stopped":
@@ -245,6 +279,20 @@ class _Execution(ExitStack):
             warnings.warn_explicit(*message, registry=self.warned)
         else:
             self._keep(message, plan, task.job)
+
+    def _died(self, task: Task, words: str) -> None:
+        """Have a job start again, from what it kept, whose worker died."""
+        step, folder = self.running[task][0], self.plans[task.run].folder
+        assert folder is not None
+        if asked():
+            del self.running[task]
+            return
+        self.deaths[task] += 1
+        if self.deaths[task] > RETRIES:
+            raise ChildProcessError(f"{words} {RETRIES + 1} times")
+        folder.drop_unfinished_rows(task.job)
+        self.reporter.say(f"{step.label} goes on elsewhere: {words}")
+        self.again.append(task)
 
     def _show(self) -> None:
         """Show the job that was started first, and count the others."""

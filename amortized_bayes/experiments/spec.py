@@ -150,6 +150,7 @@ class Job:
             failure, with its ``step`` if it has one, and the other jobs go on.
         work: its parts, with their costs.
         needs: models that must be trained before it runs; trained once and shared by all runs.
+        reads: finished runs of ``train`` that it reads, as the settings name them.
         after: keys of the jobs whose results it reads.
         disk: bytes that it leaves.
     """
@@ -159,6 +160,7 @@ class Job:
     name: str = ""
     work: Sequence[Work] = ()
     needs: Sequence[VAEConfig] = ()
+    reads: Sequence[str] = ()
     after: Sequence[str] = ()
     disk: float = 0.0
 

@@ -1,26 +1,36 @@
-"""Where jobs are done, in any process: a job is found by its run and its key, carried out, and what it yields sent."""
+"""Where jobs are done, in any process: a job is found by its run and its key, carried out, and what it yields sent.
+
+A process of this machine reads what it needs in the folder of the run. On another machine there is none: a job comes
+there with what it reads (:mod:`~amortized_bayes.experiments.parcels`), and the machine must be like this one.
+"""
 
 from __future__ import annotations
 
 import math
+import platform
+import shutil
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from amortized_bayes.experiments import EXPERIMENTS, experiment
+from amortized_bayes.experiments.changes import differences
 from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.parcels import Parcel, check_data, own_folder, unpacked
 from amortized_bayes.experiments.plans import Plan, using_threads
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured
 from amortized_bayes.keeping import CannotKeep, Keeper, Kept
-from amortized_bayes.results import RunFolder
+from amortized_bayes.results import RunFolder, environment
+from amortized_bayes.results.versions import code_checksum
 from amortized_bayes.stopping import Stopped
 
-__all__ = ["Ended", "Item", "Stage", "Task", "Warned", "Workshop", "workshop"]
+__all__ = ["Away", "Ended", "Item", "Stage", "Task", "Warned", "Workshop", "about_here", "workshop", "workshop_away"]
 
 
 class Task(NamedTuple):
@@ -76,7 +86,7 @@ class Workshop:
         """Run a job, and send what it yields, how far it is, and how it ended."""
         if self.elsewhere:
             warnings.showwarning = partial(_hand_on, send)
-        plan = self._plan(task.run)
+        plan = self.plan(task.run)
         plan.lab.report = lambda *stage: send(Stage(*stage))
         (job,) = (job for job in plan.jobs if job.key == task.job)
         assert plan.folder is not None
@@ -91,7 +101,8 @@ class Workshop:
                 raise error.__cause__ or error from None
         send(Ended(status))
 
-    def _plan(self, path: Path) -> Plan:
+    def plan(self, path: Path) -> Plan:
+        """The plan of a run."""
         if path not in self.plans:
             folder = RunFolder.open(path)
             config = folder.config(experiment(folder.experiment).Config)
@@ -130,3 +141,99 @@ def _run_job(job: Job, send: Callable[[Item], None]) -> str:
         if isinstance(items, Generator):  # now, not when it is forgotten: a fit has Pyro's validation off while it runs
             items.close()
     return "ok"
+
+
+class Away:
+    """Carries out jobs that come with what they read, in a folder of this process that is empty between them.
+
+    Args:
+        workshop: whose lab is away.
+        note: of all rows that are measured here.
+    """
+
+    def __init__(self, workshop: Workshop, note: str = "") -> None:
+        self.workshop, self.note = workshop, note
+        self.checked: set[str] = set()
+
+    def __call__(self, parcel: Parcel, send: Callable[[Item | Stage | Ended | Warned], None]) -> None:
+        """Run a job, and send what a workshop sends.
+
+        Raises:
+            ValueError: other data than those of the run.
+        """
+
+        def noted(item: Item | Stage | Ended | Warned) -> None:
+            if self.note and isinstance(item, Measured):
+                item = item._replace(note="; ".join(filter(None, (item.note, self.note))))
+            send(item)
+
+        with unpacked(parcel, self.workshop.lab.out) as run:
+            if parcel.run not in self.checked:
+                with _named_machine():
+                    check_data(self.workshop.plan(run), parcel.labels)
+                self.checked.add(parcel.run)
+            self.workshop(Task(run, parcel.job), noted)
+
+    def clean_up(self) -> None:
+        """Leave nothing on this machine."""
+        shutil.rmtree(self.workshop.lab.out.parent, ignore_errors=True)
+
+
+def workshop_away(
+    experiments: Mapping[str, str],
+    device: torch.device,
+    data_dir: Path | None,
+    keep_every: float,
+    expected: Mapping[str, Any],
+    *,
+    accept: bool = False,
+) -> Away:
+    """A workshop on another machine, which must be like that where the run was started.
+
+    Args:
+        experiments: by name, those that were added among them.
+        device: where to compute.
+        data_dir: where to look for data first, if it is there.
+        keep_every: seconds between two states that a job keeps of itself, at least.
+        expected: :func:`about_here` of that machine.
+        accept: go on where something differs that numbers depend on, and mark the rows.
+
+    Raises:
+        ValueError: another version of this package, or another setting.
+    """
+    EXPERIMENTS.update(experiments)
+    here = about_here(device)
+    differing = differences(expected, here)
+    with _named_machine():
+        if here["code"] != expected["code"]:
+            raise ValueError("expected the same version of amortized_bayes on every machine, got other files of it")
+        if differing and not accept:
+            raise ValueError(
+                f"expected the setting of the machine that started the run, got {', '.join(differing)}; "
+                "--accept-changes goes on, and marks the rows that are measured there"
+            )
+    data_dir = data_dir if data_dir is not None and data_dir.is_dir() else None
+    lab = Lab(own_folder("amortized-bayes-"), device, data_dir, keep_every, away=True)
+    return Away(Workshop(lab, elsewhere=True), f"measured with {', '.join(differing)}" if differing else "")
+
+
+def about_here(device: torch.device) -> dict[str, Any]:
+    """What numbers depend on, on this machine.
+
+    Raises:
+        ValueError: it has no such device.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        with _named_machine():
+            raise ValueError("expected a CUDA device, got none")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    return {**environment(), "device": name, "code": code_checksum()}
+
+
+@contextmanager
+def _named_machine() -> Iterator[None]:
+    """Say where something is wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{platform.node()}: {error}") from error

@@ -152,15 +152,15 @@ class RunFolder(RunReader):
             return dict(self._done)
         return super().done()
 
-    def drop_unfinished_rows(self) -> int:
-        """Rewrite the rows without those of jobs that are not done: the first step of a resume.
+    def drop_unfinished_rows(self, job: str | None = None) -> int:
+        """Rewrite the rows without those of jobs that are not done, or of one ``job``: the first step of a resume.
 
         Returns how many rows went; they come back when their job is run again.
         """
         self._writable()
         keep = {"", *self.done()}
         lines = self._lines("rows.jsonl")
-        kept = [line for line in lines if line.content["job"] in keep]
+        kept = [line for line in lines if line.content["job"] in keep or job not in (None, line.content["job"])]
         if len(kept) < len(lines):
             self._rewrite("rows.jsonl", kept)
             self._count_rows()

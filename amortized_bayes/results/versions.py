@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NUMERICS", "environment"]
+__all__ = ["NUMERICS", "code_checksum", "environment"]
 
 NUMERICS = ("torch", "pyro-ppl", "torchvision", "numpy", "pandas", "scikit-learn")
 """Packages that numbers depend on."""
@@ -40,6 +41,14 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "packages": versions,
         "git": _git_state(Path(__file__).resolve().parents[1]),
     }
+
+
+def code_checksum() -> str:
+    """Return the checksum of the programs of this package, by which a machine knows whether it has the same."""
+    package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _processor() -> str | None:
