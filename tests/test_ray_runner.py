@@ -59,6 +59,7 @@ def left_behind():
 # The same results -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_is_the_same_on_a_cluster(tmp_path, ray):
     folders = [start("sweep", sweeps.ONE, tmp_path / str(where), where) for where in (None, HERE)]
     assert_same(*folders)
@@ -78,7 +79,7 @@ def test_models_travel_to_the_jobs_that_need_them(tmp_path, ray):
     assert_same(*(RunFolder.open(find_run(out, "latest", "train")) for out in outs))
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("elsewhere", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_that_settings_name_travels(tmp_path, ray, results, elsewhere):
     (trained,) = list_runs(results)
     out = tmp_path / "other" if elsewhere else results
