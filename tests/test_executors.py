@@ -198,7 +198,7 @@ def test_a_job_that_fails_elsewhere_is_recorded_and_others_go_on(tmp_path, signs
 
 @pytest.mark.usefixtures("quick")
 def test_another_error_ends_the_run_with_its_own_words(tmp_path, signs):
-    with pytest.raises(FileNotFoundError, match=r"pid\.0"):
+    with pytest.raises(FileNotFoundError, match=r"pid\.[01]"):  # whichever is first
         start("relay", relay.Config(str(signs() / "nowhere")), tmp_path / "out", 2)
 
 
