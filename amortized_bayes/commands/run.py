@@ -14,7 +14,7 @@ import tyro
 
 from amortized_bayes.commands.flags import given_flags, value_of
 from amortized_bayes.commands.resuming import refuse_other_settings, run_to_resume
-from amortized_bayes.commands.runners import check_runner, placed
+from amortized_bayes.commands.runners import Flags, check_runner, placed
 from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments import experiment
 from amortized_bayes.stopping import EVERY, Stopped
@@ -92,7 +92,7 @@ class Run(Generic[C]):
             raise ValueError(f"expected --checkpoint-every of 0 seconds or more, got {self.checkpoint_every}")
         if self.fresh and self.resume is not None:
             raise ValueError(f"expected --resume or --fresh, a new run, got both: --resume {self.resume} --fresh")
-        check_runner(self)
+        check_runner(self._where)
         print(f"{self.name}: {'resuming' if self.resume else 'starting'}; loading torch", flush=True)
         plan = self._plan(given)
         for said in filter(None, (plan.about.get("note"), plan.about.get("settings"))):
@@ -109,9 +109,13 @@ class Run(Generic[C]):
         if all(status == "failed" for status in folder.done().values()):
             raise ValueError(f"every job of {folder.path} failed, as its rows record")
 
+    @property
+    def _where(self) -> Flags:
+        return Flags(**{name: getattr(self, name) for name in Flags._fields})
+
     def _plan(self, given: Sequence[str], *, nested: bool = False) -> Plan:
         """The run to carry out; ``nested``: one of settings that another run made, whatever the flags say."""
-        return placed(self._planned(given, nested=nested), self)
+        return placed(self._planned(given, nested=nested), self._where)
 
     def _planned(self, given: Sequence[str], *, nested: bool = False) -> Plan:
         from amortized_bayes.experiments.lab import Lab

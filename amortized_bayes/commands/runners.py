@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.plans import Plan
 
-__all__ = ["check_runner", "placed"]
+__all__ = ["Flags", "check_runner", "placed"]
 
 
-class Flags(Protocol):
-    """What says where jobs run; the flags of ``Run``."""
+class Flags(NamedTuple):
+    """What the flags of a command say of where its jobs run."""
 
     runner: Literal["inline", "processes", "ray"] | None
     address: str | None
