@@ -26,6 +26,8 @@ GROWTH = 4.0
 """How many times faster than in the round before a run may move in the next."""
 EPS = 1e-8
 MIN_SLOTS = 8
+CLOSER = 3
+"""Times as many draws for a residual that is in doubt."""
 MIN_BATCHES = 5
 """Batches of draws behind the error of a residual."""
 STATE = (
@@ -94,9 +96,7 @@ class Slots:
                     self._begin_round()
                 self._round(progress, loop)
                 self.measure(self.left)
-                # Who was far once is held to the tolerance itself; of all others chance alone would send many on.
-                luck = 0.0 if self.number else 2 * self.residual_error[self.left]
-                self.left = self.left[self.residual[self.left] > self.settings.tolerance + luck]
+                self.left = self.left[self._is_far()]
                 self.number += 1
 
     def _begin_round(self) -> None:
@@ -134,12 +134,30 @@ class Slots:
     @torch.no_grad()
     def measure(self, runs: Tensor) -> None:
         """Note what a Newton step from the best rows of these runs would gain, and its standard error."""
+        self.residual[runs], self.residual_error[runs] = self._measured(runs)
+
+    def _is_far(self) -> Tensor:
+        """Who among those left goes on for another round."""
+        residual, error = self.residual[self.left], self.residual_error[self.left]
+        if self.number:  # who was far once is held to the tolerance itself
+            return residual > self.settings.tolerance
+        # Of all others chance alone would send many on. Where it may hide much, more draws decide, which are not what
+        # is reported: of high values measured again and low ones kept the mean would be too low.
+        residual, error = residual.clone(), error.clone()
+        doubtful = (residual > self.settings.tolerance) & (error > self.settings.tolerance)
+        residual[doubtful], error[doubtful] = self._measured(self.left[doubtful], CLOSER)
+        return residual > self.settings.tolerance + 2 * error
+
+    def _measured(self, runs: Tensor, times: int = 1) -> tuple[Tensor, Tensor]:
+        """Residuals of the best rows and their standard errors, by ``times`` as many draws as usual."""
+        found = self.residual.new_zeros(2, len(runs))
         if not len(runs):
-            return
+            return found[0], found[1]
         self._resize(len(runs))
-        calls = max(MIN_BATCHES, math.ceil(self.settings.num_residual / self.settings.num_samples))
+        calls = times * max(MIN_BATCHES, math.ceil(self.settings.num_residual / self.settings.num_samples))
         self.evaluations[runs] += calls * self.settings.num_samples
-        for some in runs.split(self.num_slots):
+        for places in torch.arange(len(runs), device=runs.device).split(self.num_slots):
+            some = runs[places]
             rows, evaluate, gradients = self.best[some], self._bind(some), []
             frame = self.family.frame(rows)
             for _ in range(calls):
@@ -147,7 +165,8 @@ class Slots:
                 drawn = self.family.draw(rows, noise, frame)
                 gradient = drawn.pull(evaluate(drawn.z)[1])
                 gradients.append(self.family.whiten(rows, gradient).double())
-            self.residual[some], self.residual_error[some] = _half_square(torch.stack(gradients))
+            found[:, places] = torch.stack(_half_square(torch.stack(gradients)))
+        return found[0], found[1]
 
     def _restart(self, runs: Tensor, fastest: float) -> None:
         """Give runs their time again, from where they are, at a pace for the distance that a Newton step has."""
