@@ -1,6 +1,7 @@
 """q*flow of each point against closed forms, quadrature and its own start; neighbours, bad gradients, bad input."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pyro
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from amortized_bayes.flows import FAMILIES, FlowSettings
+from amortized_bayes.flows import FAMILIES, FLOWS, FlowSettings
 from amortized_bayes.inference import flow_search
 from amortized_bayes.inference.flow_points import PointFlows
 from amortized_bayes.inference.flow_search import FlowOptimum, FlowSearchSettings, optimize_flow
@@ -22,9 +23,12 @@ pytestmark = pytest.mark.usefixtures("float64")
 QUICK = FlowSearchSettings(num_steps=10, num_kept=10, num_score=10)
 
 
-def searched(name: str, *more: float) -> Any:
+SEARCHES_QUICKLY = ("gaussian", "planar", "realnvp", "sylvester")
+
+
+def searched(name: str, *more: float, quick: Collection[str] = SEARCHES_QUICKLY) -> Any:
     """A parameter set; searches that take many seconds are slow."""
-    return pytest.param(name, *more, marks=pytest.mark.slow if name in ("auxiliary", "spline") else ())
+    return pytest.param(name, *more, marks=() if name in quick else pytest.mark.slow)
 
 
 every_family = pytest.mark.parametrize("name", [searched(n) for n in FAMILIES if not n.endswith("contextual")])
@@ -66,7 +70,7 @@ def stays_below(found: FlowOptimum, evidence: Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        searched(n, a)
+        searched(n, a, quick=["realnvp"])
         for n, a in (("realnvp", 0.93), ("auxiliary", 0.9), ("planar", 0.5), ("sylvester", 0.7), ("spline", 0.7))
     ],
 )
@@ -105,11 +109,8 @@ def quadrature(model, x: Tensor, reach: float = 7.0, num: int = 350) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "share"),
     [
-        ("realnvp", 0.85),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in (("auxiliary", 0.85), ("planar", 0), ("sylvester", 0), ("spline", 0.7))
-        ),
+        searched(n, a, quick=["realnvp"])
+        for n, a in (("realnvp", 0.85), ("auxiliary", 0.85), ("planar", 0), ("sylvester", 0), ("spline", 0.7))
     ],
 )
 def test_a_banana_against_quadrature(name: str, share: float) -> None:
@@ -122,7 +123,8 @@ def test_a_banana_against_quadrature(name: str, share: float) -> None:
     assert found.gain.mean() >= share * (evidence - found.elbo_start).mean()
 
 
-@pytest.mark.parametrize("name", [searched("realnvp"), searched("auxiliary")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["realnvp", "auxiliary"])
 def test_of_two_modes_far_apart_a_flow_keeps_one(name: str) -> None:
     """Between two equal modes lies no path for a gradient to take: log 2 stays lost, and no more than that."""
     x = torch.tensor([-0.5, 0.3, 2.0])
@@ -282,7 +284,7 @@ def test_the_seed_decides_and_nothing_else_moves() -> None:
     assert once.evaluations == 10 * 10 + 2 * (10 + 10)
 
 
-@pytest.mark.parametrize("name", ["planar", "realnvp", "auxiliary", "sylvester", "spline"])
+@pytest.mark.parametrize("name", [searched(n, quick=["planar", "realnvp"]) for n in FLOWS])
 def test_single_precision(name: str) -> None:
     problem = Problem(4)
     torch.set_default_dtype(torch.float32)

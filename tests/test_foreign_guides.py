@@ -42,10 +42,10 @@ def test_an_autoguide_is_evaluated_particle_by_particle(kind, caplog):
     with torch.no_grad():
         loc.copy_(torch.linspace(-1, 1, 6).reshape(loc.shape))
     with caplog.at_level(logging.WARNING):
-        weights = ab.log_weights(model, guide, X, num_particles=4000)
+        weights = ab.log_weights(model, guide, X, num_particles=1000)
     assert "particles are drawn in turn" in caplog.text
     exact = exact_elbo(X[:, 0], torch.linspace(-1, 1, 6), 0.3)
-    error = weights.local.std(1) / math.sqrt(4000)
+    error = weights.local.std(1) / math.sqrt(1000)
     assert ((weights.local.mean(1) - exact) / error).abs().max() < 4
 
 
@@ -106,9 +106,9 @@ def test_what_a_guide_observes_is_no_part_of_q():
                 pyro.factor("loss", factor * x[:, 0], has_rsample=False)
 
     exact = exact_elbo(X[:, 0], X[:, 0], 0.3)
-    weights = ab.log_weights(model, guide, X, num_particles=4000)
-    assert ((weights.local.mean(1) - exact) / (weights.local.std(1) / math.sqrt(4000))).abs().max() < 4
-    torch.testing.assert_close(ab.elbo(model, guide, X, num_draws=4000).value, exact, rtol=0, atol=0.05)
+    weights = ab.log_weights(model, guide, X, num_particles=500)
+    assert ((weights.local.mean(1) - exact) / (weights.local.std(1) / math.sqrt(500))).abs().max() < 4
+    torch.testing.assert_close(ab.elbo(model, guide, X, num_draws=500).value, exact, rtol=0, atol=0.15)  # 0.69 if it is
     with pytest.raises(ValueError, match=r"has_rsample=True\), got 'loss'.*hide=\['loss'\]"):
         ab.log_weights(lambda x, _: model(x), guide, X, 2.0)
     ab.log_weights(lambda x, _: model(x), pyro.poutine.block(guide, hide=["loss"]), X, 2.0)

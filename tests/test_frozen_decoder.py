@@ -42,6 +42,13 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """What is cut and resumed below, as it is where nothing happens."""
+    torch.set_num_threads(1)
+    return go("frozen-decoder", PLAIN, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
 def trained(run):
     return loaded(RunFolder.open(find_run(run.path.parents[1], "latest", "train")))
 
@@ -156,22 +163,20 @@ def test_encoders_of_a_decoder_whose_bounds_failed_fail_too(tmp_path, monkeypatc
     assert only(folder.rows(), "failure")["note"].tolist()[1:] == [f"{DECODER} failed"] * 2
 
 
-def test_resuming_keeps_the_decoders_bounds_and_finished_encoders(tmp_path, monkeypatch):
-    whole = go("frozen-decoder", PLAIN, tmp_path / "whole")
+def test_resuming_keeps_the_decoders_bounds_and_finished_encoders(tmp_path, plain, monkeypatch):
     folder = cut("frozen-decoder", PLAIN, tmp_path, stop_at("encoder", job="3/3"))
     assert len(folder.done()) == 2
     monkeypatch.setattr(bounds, "shared_bounds", None)  # nobody calls it
     resume("frozen-decoder", tmp_path)
-    assert values(folder.rows()) == values(whole.rows())
+    assert values(folder.rows()) == values(plain.rows())
 
 
-def test_bounds_that_were_lost_are_no_failure(tmp_path):
+def test_bounds_that_were_lost_are_no_failure(tmp_path, plain):
     """A file that is missing is made again; no encoder fails for it."""
-    whole = go("frozen-decoder", PLAIN, tmp_path / "whole")
     folder = cut("frozen-decoder", PLAIN, tmp_path, stop_at("encoder", job="3/3"))
     (folder.path / "arrays" / f"{DECODER}.npz").unlink()
     resume("frozen-decoder", tmp_path)
-    assert values(folder.rows()) == values(whole.rows())
+    assert values(folder.rows()) == values(plain.rows())
     assert set(folder.done().values()) == {"ok"}
 
 

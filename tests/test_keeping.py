@@ -268,7 +268,7 @@ def test_the_search_for_flows_by_a_kernel(guide, monkeypatch):
         return best.elbo_star, best.gain, best.q, best.parameters, best.num_skipped
 
     assert coupling_chunk.kernel_serves(*kernel_arguments(start, flow, search))
-    assert_survives(found, kills=3)
+    assert_survives(found)
 
 
 def kernel_arguments(start, flow, search):

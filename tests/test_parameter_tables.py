@@ -96,7 +96,13 @@ def test_elbo_and_iwae_are_exact(name):
     assert ((bound.value - exact_log_p()).abs() < 4.5 * bound.standard_error + 5e-3).all()
 
 
-@pytest.mark.parametrize("name", ["table with event_dim", "closed tensors", "easy guide with a group"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "table with event_dim",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("closed tensors", "easy guide with a group")),
+    ],
+)
 def test_gaps_are_exact(name):
     gaps = ab.diagnose(model, GUIDES[name](), X, settings=QUICK).gaps()
     exact = (exact_log_p() - exact_elbo()).mean()

@@ -34,6 +34,21 @@ def few_evaluations(monkeypatch):
     monkeypatch.setattr(training, "NUM_EVALUATIONS", 10)
 
 
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+    """Give the run of a training that nothing interrupts, once for all tests."""
+    runs = {}
+
+    def whole(config, evaluations=10):
+        if config not in runs:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(training, "NUM_EVALUATIONS", evaluations)
+                runs[config] = go("train", config, tmp_path_factory.mktemp("whole"))
+        return runs[config]
+
+    return whole
+
+
 def steps_kept(folder, config):
     """Steps of the state that a training has kept of itself."""
     (name,) = (n for n in folder.load_unfinished(model_key(config))[0] if n.endswith("/0.0.steps"))
@@ -50,9 +65,9 @@ def steps_kept(folder, config):
     ],
     ids=str,
 )
-def test_an_interrupted_run_goes_on_to_the_same_weights_and_rows(tmp_path, changes):
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_rows(tmp_path, whole_runs, changes):
     config = replace(LONG, **changes)
-    whole = go("train", config, tmp_path / "whole")
+    whole = whole_runs(config)
     folder = cut("train", config, tmp_path, stop_at("training", 41))
     assert not folder.done()
     assert steps_kept(folder, config) == 40
@@ -63,8 +78,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_rows(tmp_path, chang
     assert folder.verify() == []
 
 
-def test_a_run_interrupted_twice_goes_on(tmp_path):
-    whole = go("train", LONG, tmp_path / "whole")
+def test_a_run_interrupted_twice_goes_on(tmp_path, whole_runs):
+    whole = whole_runs(LONG)
     folder = cut("train", LONG, tmp_path, stop_at("training", 20))
     with pytest.raises(KeyboardInterrupt):
         resume("train", tmp_path, watch=stop_at("training", 60))
@@ -73,8 +88,8 @@ def test_a_run_interrupted_twice_goes_on(tmp_path):
     assert values(folder.rows()) == values(whole.rows())
 
 
-def test_a_run_interrupted_before_its_first_evaluation_starts_again(tmp_path):
-    whole = go("train", LONG, tmp_path / "whole")
+def test_a_run_interrupted_before_its_first_evaluation_starts_again(tmp_path, whole_runs):
+    whole = whole_runs(LONG)
     folder = cut("train", LONG, tmp_path, stop_at("training", 3))
     resume("train", tmp_path)
     assert_same_weights(folder, whole)
@@ -92,10 +107,10 @@ def test_a_run_cut_after_its_last_step_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["early", "at the end"])
-def test_early_stopping_is_resumed_where_it_was(tmp_path, monkeypatch, moment):
+def test_early_stopping_is_resumed_where_it_was(tmp_path, monkeypatch, whole_runs, moment):
     """Neither the best iterate nor the patience is forgotten."""
     monkeypatch.setattr(training, "NUM_EVALUATIONS", 50)
-    whole = go("train", STOPPING, tmp_path / "whole")
+    whole = whole_runs(STOPPING, 50)
     steps = only(whole.rows(), "elbo", split="validation")["step"]
     assert steps.max() < 200  # it stopped early
     with monkeypatch.context() as patch:
@@ -171,15 +186,15 @@ def test_a_run_stopped_before_its_end_is_finished_by_who_needs_its_model(tmp_pat
     assert [info.experiment for info in list_runs(tmp_path)] == ["train", "decoder-capacity"]
 
 
-def test_an_interrupted_run_is_resumed_by_who_needs_its_model(tmp_path):
-    whole = go("train", LONG, tmp_path / "whole")
+def test_an_interrupted_run_is_resumed_by_who_needs_its_model(tmp_path, whole_runs):
+    whole = whole_runs(LONG)
     folder = cut("train", LONG, tmp_path, stop_at("training", 41))
     go("decoder-capacity", Config(LONG, layers=(1,), points=4, bounds=BOUNDS), tmp_path)
     assert folder.finished
     assert_same_weights(folder, whole)
 
 
-def test_what_is_wrong_with_a_checkpoint_of_a_training_is_said(tmp_path):
+def test_what_is_wrong_with_a_checkpoint_of_a_training_is_said(tmp_path, whole_runs):
     folder = cut("train", LONG, tmp_path, stop_at("training", 41))
     for path in folder.path.glob("checkpoints/*unfinished*.safetensors"):
         path.write_bytes(path.read_bytes()[:-50])
@@ -187,7 +202,7 @@ def test_what_is_wrong_with_a_checkpoint_of_a_training_is_said(tmp_path):
         resume("train", tmp_path)
     assert not folder.finished
     shutil.rmtree(folder.path / "checkpoints")
-    whole = go("train", LONG, tmp_path / "whole")
+    whole = whole_runs(LONG)
     resume("train", tmp_path)  # from the start
     assert weights(folder).keys() == weights(whole).keys()
     assert_same_weights(folder, whole)
