@@ -163,8 +163,13 @@ def test_a_job_costs_little_where_a_worker_is_warm(tmp_path, nodes):
     assert seconds[1] < 0.5
 
 
-def test_an_address_without_a_cluster_is_one_line_soon(refused):
+def test_an_address_without_a_cluster_is_one_line_soon(tmp_path):
     begin = time.monotonic()
-    said = refused("sweep", "--runner", "ray", "--address", "127.0.0.1:1")
-    assert said.startswith("error: expected a Ray cluster at --address 127.0.0.1:1, got none")
+    given = ["wander", "--runner", "ray", "--address", "127.0.0.1:1", "--out", str(tmp_path)]
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "toy.wander", *given]
+    found = subprocess.run(command, cwd=Path(__file__).parent, env=path, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: expected a Ray cluster at --address 127.0.0.1:1, got none")
+    assert found.stderr.count("\n") == 1
     assert time.monotonic() - begin < 30

@@ -47,6 +47,9 @@ class Cluster(NamedTuple):
         """
         ray = ray_module()
         if ray.is_initialized():
+            here = ray.get_runtime_context().gcs_address
+            if self.address not in ("auto", here):
+                raise ValueError(f"expected --address {here}, where this process is connected, got {self.address}")
             return
         _try_to_connect(self.address)
         with _signals_kept():
