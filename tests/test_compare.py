@@ -131,7 +131,7 @@ def test_data_of_one_number_a_point():
     assert np.isfinite(frame["family_gap"].to_numpy(float)).all()
 
 
-@pytest.mark.parametrize("unit", [0.05, 50.0])
+@pytest.mark.parametrize("unit", [pytest.param(0.05, marks=pytest.mark.slow), 50.0])
 def test_whether_a_latent_is_active_does_not_hang_on_its_unit(unit):
     def model(x):
         with pyro.plate("data", len(x)):
