@@ -1,8 +1,10 @@
 """Runs of many jobs: equal seeds, a job that breaks among others that do not, and nothing that piles up."""
 
+import gc
 import math
 import os
 import resource
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import wing
 from test_kills import CONFIGS, run, told
 
 from amortized_bayes.experiments import plans, running
+from amortized_bayes.experiments.lab import RECENT, Lab
 from amortized_bayes.inference import svi
 from amortized_bayes.results import RunFolder, list_runs
 
@@ -110,3 +113,14 @@ def test_memory_and_descriptors_stay_the_same_over_two_hundred_jobs(tmp_path):
     print(f"\nmegabytes {before[0]:.1f} -> {after[0]:.1f}, descriptors {before[1]:.0f} -> {after[1]:.0f}")
     assert after[0] - before[0] < 5
     assert set(late[:, 1]) == set(early[:, 1])
+
+
+def test_data_of_the_last_few_seeds_are_kept_and_no_others(tmp_path):
+    lab = Lab(tmp_path, wing.CPU)
+    made = [weakref.ref(lab.dataset("digits", seed)) for seed in range(RECENT + 3)]
+    gc.collect()
+    assert [ref() is not None for ref in made] == [False] * 3 + [True] * RECENT
+    oldest = made[3]()
+    assert lab.dataset("digits", 3) is oldest  # and is the last one used now
+    lab.dataset("digits", 99)
+    assert lab.dataset("digits", 3) is oldest

@@ -76,7 +76,7 @@ class Place(NamedTuple):
         sizes = {"num_train": self.config.num_train, "num_test": self.config.num_test}
         source = self.lab.dataset(self.dataset, self.seed)
         load = partial(load_images, source, likelihood=likelihood, seed=self.seed, device=self.lab.device, **sizes)
-        return self.lab.cached(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
+        return self.lab.recent(("images", self.dataset, self.seed, likelihood, *sizes.values()), load)
 
     def work(self, stage: str, epochs: float, fit: Fit | None = None) -> Work:
         """What a fit takes (``None``: the widest encoder's), from timed steps of the latter, scaled by arithmetic."""

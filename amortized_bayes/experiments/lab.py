@@ -36,6 +36,8 @@ __all__ = ["Lab", "Watch", "seconds_per_step"]
 
 T = TypeVar("T")
 Watch = Callable[[str, int, int, str], None]
+RECENT = 4
+"""Values of a kind that are kept where each seed has its own: two data sets of two seeds."""
 STEPS = 5
 """Steps that are timed for a forecast."""
 ROWS = 2_000
@@ -88,6 +90,15 @@ class Lab:
         if key not in self.cache:
             self.cache[key] = make()
         return self.cache[key]
+
+    def recent(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """The same for what each seed has its own of, and takes much memory: the last few of a kind, ``key[0]``."""
+        value = self.cache.pop(key) if key in self.cache else make()
+        older = [other for other in self.cache if isinstance(other, tuple) and other[0] == key[0]]
+        for other in older[: max(0, len(older) + 1 - RECENT)]:
+            del self.cache[other]
+        self.cache[key] = value  # the last one
+        return value
 
     # results of this run
 
@@ -142,14 +153,14 @@ class Lab:
             ValueError: it is unavailable or damaged.
         """
         whole = self.cached(("files", name), lambda: read_dataset(name, data_dir=self.data_dir))
-        return self.cached(("dataset", name, seed), lambda: shuffle(whole, seed))
+        return self.recent(("dataset", name, seed), lambda: shuffle(whole, seed))
 
     def images(self, config: VAEConfig) -> ImageData:
         """Images of a model's data set as the model sees them, on the device."""
         seen = (config.dataset, config.pixels, config.likelihood, config.num_train, config.num_test, config.seed)
         held_out = (config.early_stopping, config.num_validation)
         source = self.dataset(config.dataset, config.seed)
-        return self.cached(("images", *seen, *held_out), lambda: load_vae_images(config, source, self.device))
+        return self.recent(("images", *seen, *held_out), lambda: load_vae_images(config, source, self.device))
 
     def find(self, config: VAEConfig) -> RunFolder | None:
         """The run that trained this model, finished or failed; ``None`` without one."""
