@@ -23,10 +23,10 @@ SMALL = 256_000_000
 """Bytes to which any archive may unpack."""
 MOST_GROWTH = 100
 """How many times its own size a larger one may unpack to; bits in bytes are packed to a thirtieth, seldom further."""
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How numpy packs arrays. Others unpack whole blocks, however little is asked for: a few bytes take much memory."""
 _PIECE = 1 << 20
 """Bytes that are read of an array at once."""
+_SMALL_PIECE = 1 << 12
+"""The same, compressed in a way whose bytes grow further, and are unpacked as many at once."""
 
 
 def read_numpy(file: IO[bytes], keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -57,11 +57,6 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         name = member.filename.removesuffix(".npy")
         if name == member.filename:
             raise ValueError(f"expected arrays alone, got {member.filename!r}, which does not end in .npy")
-        if member.compress_type not in _METHODS:
-            raise ValueError(
-                f"expected arrays as numpy packs them, stored or deflated, got {name!r} by the method of zip files "
-                f"number {member.compress_type}"
-            )
         if name in members:
             raise ValueError(f"expected arrays of different names, got {name!r} twice")
         members[name] = member
@@ -72,11 +67,12 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    grows_little = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     with archive.open(member) as file:
-        return _read_array(file, member.file_size)
+        return _read_array(file, member.file_size, _PIECE if grows_little else _SMALL_PIECE)
 
 
-def _read_array(file: IO[bytes], size: int) -> np.ndarray:
+def _read_array(file: IO[bytes], size: int, piece: int = _PIECE) -> np.ndarray:
     """The array in a file of so many bytes, which are read piece by piece."""
     import numpy as np
 
@@ -93,7 +89,7 @@ def _read_array(file: IO[bytes], size: int) -> np.ndarray:
     if expected > memory_bytes():
         raise ValueError(f"expected an array that fits into memory, {memory_bytes():,} bytes, got {expected:,}")
     data = bytearray()
-    while len(data) < expected and (more := file.read(min(_PIECE, expected - len(data)))):
+    while len(data) < expected and (more := file.read(min(piece, expected - len(data)))):
         data += more
     if len(data) != expected:
         raise ValueError(f"expected {expected:,} bytes for shape {shape} of {dtype}, got {len(data):,}")

@@ -21,7 +21,7 @@ from run_folders import create, reseal
 import amortized_bayes as ab
 from amortized_bayes.data.arrays import read_numpy_file
 from amortized_bayes.data.idx import IdxFile, read_idx
-from amortized_bayes.numpy_files import read_numpy
+from amortized_bayes.numpy_files import SMALL, read_numpy
 from amortized_bayes.results import RunFolder, durable
 
 ROOT = Path(ab.__file__).parents[1]
@@ -42,7 +42,7 @@ class Harm:
 
 
 @pytest.fixture
-def harmless(tmp_path, monkeypatch):
+def harmless(tmp_path, monkeypatch, request):
     """Where harm would show: fail where it does, or where much memory was taken."""
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
@@ -50,7 +50,7 @@ def harmless(tmp_path, monkeypatch):
     yield tmp_path / "harm"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < MOST_MEMORY
+    assert peak < (SMALL if "lying" in request.node.name else MOST_MEMORY)  # a bzip2 block is unpacked at once
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
 
 
@@ -111,13 +111,13 @@ HOSTILE_NUMPY = {
         "which does not end in .npy",
     ),
     "npz bomb": (lambda: bomb(zipfile.ZIP_DEFLATED), TOO_LARGE),
-    "npz bz2": (lambda: bomb(zipfile.ZIP_BZIP2, 1 << 20), r"stored or deflated, got 'a' by .* number 12"),
+    "npz bz2": (lambda: bomb(zipfile.ZIP_BZIP2), TOO_LARGE),
     "npz escape": (lambda: archive({"../../\x1b[2J.txt": b""}), r"got '../../\\x1b\[2J.txt'"),
     "zip": (lambda: archive({"train.txt": b""}), "expected arrays alone, got 'train.txt'"),
     "pt": (lambda: archive({"archive/data.pkl": b"cos\nsystem\n(S'touch ../harm'\ntR."}), "expected arrays alone"),
     "lying 8": (lambda: lying(100, zipfile.ZIP_DEFLATED), "expected"),
-    "lying 12": (lambda: lying(100, zipfile.ZIP_BZIP2, 1 << 20), "stored or deflated, got 'a' by .* number 12"),
-    "lying 14": (lambda: lying(100, zipfile.ZIP_LZMA, 1 << 20), "stored or deflated, got 'a' by .* number 14"),
+    "lying 12": (lambda: lying(100, zipfile.ZIP_BZIP2), "expected"),
+    "lying 14": (lambda: lying(100, zipfile.ZIP_LZMA), "expected"),
 }
 
 
