@@ -11,6 +11,7 @@ CALLS = {
     "comparing/any_model.py: compare": 12,
     "evaluation/bdmc.py: bdmc": 9,
     "evaluation/bounds.py: elbo": 9,
+    "guides/amortized.py: Amortized.__init__": 9,
     "inference/fit.py: fit": 9,
     "inference/fit.py: fit_steps": 9,
     "inference/flow_search.py: optimize_flow": 9,

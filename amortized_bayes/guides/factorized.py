@@ -55,6 +55,8 @@ class Factorized(LocalGuide):
         rows = initial_parameters(self.latent_dim).expand(shape) if start is None else start
         self.table = RowTable(checked_start(rows, shape))
 
+    looks = False
+
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Look up the rows of the points; the data do not matter."""
         return self.table(index)

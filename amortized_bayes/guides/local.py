@@ -100,6 +100,9 @@ class LocalGuide(Registered, ABC):
         self.latent_dim = sum(self.sizes)
         self.starts = [0, *accumulate(self.sizes)][:-1]
 
+    looks = True
+    """Whether :meth:`locate` depends on the data, and not on the places of the points alone."""
+
     @abstractmethod
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
         """Locations and log scales, concatenated, ``(B, 2 D)``, of data ``x`` (B, ...) at places ``index`` (B,)."""
@@ -126,7 +129,7 @@ class LocalGuide(Registered, ABC):
             index = kwargs.pop("index", None)
             return self.encoder_input(*args, **kwargs), index
         x, index = first_and_index(*args, **kwargs)
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) and (self.looks or index is None):
             raise TypeError(
                 f"expected data as a tensor (B, ...), got {type(x).__name__}; say by encoder_input= what to see"
             )
