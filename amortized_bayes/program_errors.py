@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
-__all__ = ["ProgramError", "first_line", "said_of"]
+__all__ = ["ProgramError", "first_line", "hint", "said_of"]
 
 
 class ProgramError(ValueError):
@@ -31,7 +31,7 @@ def said_of(program: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iter
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors) or "no tensors"
         raise ProgramError(
-            f"cannot run the {program} on data of shape {shapes}: {first_line(error)}{_hint(tensors)}"
+            f"cannot run the {program} on data of shape {shapes}: {first_line(error)}{hint(tensors)}"
         ) from error
 
 
@@ -40,7 +40,9 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else type(error).__name__
 
 
-def _hint(tensors: list[Tensor]) -> str:
+def hint(tensors: Iterable[Tensor]) -> str:
+    """What about the data may be why a program does not take them, in words that follow the error; or nothing."""
+    tensors = list(tensors)
     if any(leaf.dim() and not len(leaf) for leaf in tensors):
         return "; expected one data point or more"
     if any(not leaf.isfinite().all() for leaf in tensors):

@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from amortized_bayes.joint import LogJoint, plate_to_front
+from amortized_bayes.program_errors import hint
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import sample_sites
 
@@ -45,7 +46,7 @@ def simulate(joint: LogJoint) -> tuple[LogJoint, Tensor]:
             if name not in held and not node["is_observed"] and plate_frame(node, joint.plate) is not None:
                 held[name] = node
         if drawn is None:
-            _check_unmoved(held, nodes)
+            _check_unmoved(held, nodes, hint(leaf for leaf, is_data in _leaves(joint) if is_data))
             return joint, z[0]
         held[drawn] = nodes[drawn]
         joint = _put(joint, nodes[drawn], data, filled)
@@ -141,7 +142,7 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
     return (a == b) | (a.isnan() & b.isnan())
 
 
-def _check_unmoved(held: Sites, nodes: Sites) -> None:
+def _check_unmoved(held: Sites, nodes: Sites, about_data: str) -> None:
     """Refuse sites that are others with all data drawn: by later data, by their own, or by rounding."""
     for name, node in held.items():
         value, now = node["value"], nodes[name]
@@ -149,5 +150,6 @@ def _check_unmoved(held: Sites, nodes: Sites) -> None:
         if not all(torch.allclose(a, b.to(a), rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs):
             raise ValueError(
                 f"site {name!r} is another once data are drawn: it depends on data that are drawn after it or on its "
-                "own values, or its argument cannot hold what is drawn; expected sites that depend on those before them"
+                "own values, or its argument cannot hold what is drawn; expected sites that depend on those before "
+                f"them{about_data}"
             )
