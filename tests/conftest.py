@@ -203,3 +203,16 @@ def refused(call):
         return found.err
 
     return run
+
+
+@pytest.fixture
+def command(tmp_path, capsys):
+    """Run a command in a folder of results of its own; give its exit code and what it printed."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*map(str, arguments), *(["--out", str(tmp_path)] if "--help" not in arguments else [])])
+        printed = capsys.readouterr()
+        return SimpleNamespace(code=stop.value.code, out=printed.out, err=printed.err)
+
+    return run

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import wing
 import yaml
+from coin_runs import interrupted, only_run
 from toy import coins
 from wing import files
 
-from amortized_bayes import cli, experiments, results
+from amortized_bayes import experiments
 from amortized_bayes.experiments import plans, running, spec, sweep
 from amortized_bayes.results import RunFolder, list_runs
 
@@ -22,24 +23,6 @@ from amortized_bayes.results import RunFolder, list_runs
 @pytest.fixture(autouse=True)
 def _one_line_more(monkeypatch):
     monkeypatch.setitem(experiments.EXPERIMENTS, "coins", "toy.coins")
-
-
-@pytest.fixture
-def command(tmp_path, capsys):
-    """Run a command in a folder of results of its own; give its exit code and what it printed."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([*map(str, arguments), *(["--out", str(tmp_path)] if "--help" not in arguments else [])])
-        printed = capsys.readouterr()
-        return SimpleNamespace(code=stop.value.code, out=printed.out, err=printed.err)
-
-    return run
-
-
-def only_run(out, experiment="coins"):
-    (info,) = [info for info in list_runs(out) if info.experiment == experiment]
-    return RunFolder.open(info.path)
 
 
 def test_an_added_experiment_has_every_command(command, tmp_path):
@@ -139,23 +122,6 @@ def test_a_number_that_is_not_finite_fails_its_job(command, tmp_path, monkeypatc
     assert (failure["metric"], failure["step"], failure["note"]) == ("failure", 3, "heads is nan")
 
 
-def interrupted(command, monkeypatch, after):
-    """Interrupt a run of three coins before the coin number ``after``."""
-    throw, thrown = coins.throw, []
-
-    def tire(config, coin, lab):
-        if len(thrown) == after:
-            raise KeyboardInterrupt
-        thrown.append(coin)
-        return throw(config, coin, lab)
-
-    monkeypatch.setattr(coins, "throw", tire)
-    stopped = command("coins", "--coins", 0.1, 0.2, 0.3)
-    monkeypatch.setattr(coins, "throw", throw)
-    assert stopped.code == 130
-    assert "--resume latest" in stopped.err
-
-
 def test_a_resumed_run_keeps_settings_and_finished_jobs(command, tmp_path, monkeypatch):
     interrupted(command, monkeypatch, after=1)
     folder = only_run(tmp_path)
@@ -176,75 +142,6 @@ def test_a_resumed_run_keeps_settings_and_finished_jobs(command, tmp_path, monke
     again = command("coins", "--resume", folder.path)
     assert again.code == 2
     assert "which is finished" in again.err
-
-
-CODE = {"commit": "a" * 40, "dirty": False}
-
-
-@pytest.fixture
-def commit(monkeypatch):
-    """Have the code be that of some commit."""
-    plain = results.environment
-
-    def become(**git):
-        monkeypatch.setattr(results, "environment", lambda: plain() | {"git": CODE | git})
-
-    become()
-    return become
-
-
-def test_the_same_command_again_goes_on(command, tmp_path, monkeypatch, commit):
-    interrupted(command, monkeypatch, after=1)
-    folder, line = only_run(tmp_path), "which has the same settings and is unfinished (--fresh: a new run)"
-    assert f"going on with {folder.path}, {line}" in command("coins", "--coins", 0.1, 0.2, 0.3, "--dry-run").out
-    again = command("coins", "--coins", 0.1, 0.2, 0.3)
-    assert again.code == 0, again.err
-    assert again.out.count(line) == 1
-    assert only_run(tmp_path).finished
-    assert "going on" not in command("coins", "--coins", 0.1, 0.2, 0.3).out  # which is finished
-    assert len(list_runs(tmp_path)) == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "git", "line"),
-    [
-        (("--fresh",), {}, ""),
-        (("--seed", 1), {}, ""),
-        (
-            (),
-            {"commit": "b" * 40},
-            "is unfinished, but code of another commit; `coins --resume .*` goes on with it",
-        ),
-        ((), {"dirty": True}, "is unfinished, but code with changes that no commit has;"),
-    ],
-)
-def test_another_command_starts_anew(command, tmp_path, monkeypatch, commit, flags, git, line):
-    interrupted(command, monkeypatch, after=1)
-    commit(**git)
-    other = command("coins", "--coins", 0.1, 0.2, 0.3, *flags)
-    assert other.code == 0, other.err
-    assert [info.status for info in list_runs(tmp_path)] == ["unfinished", "finished"]
-    assert bool(re.search(f"a new run: .* has the same settings.*{line}", other.out)) == bool(line)
-
-
-def test_the_same_command_elsewhere_is_refused(command, tmp_path, monkeypatch, commit):
-    interrupted(command, monkeypatch, after=1)
-    same = results.environment
-    monkeypatch.setattr(results, "environment", lambda: same() | {"processor": "another"})
-    given = ("coins", "--coins", 0.1, 0.2, 0.3)
-    refused = command(*given)
-    assert refused.code == 2
-    assert re.search("processor .* -> another; --accept-changes resumes .*; --fresh starts a new run$", refused.err)
-    assert command(*given, "--accept-changes").code == 0
-    assert "resumed after changes" in "".join(only_run(tmp_path).rows()["note"])
-
-
-def test_a_run_that_another_process_holds_is_not_started_over(command, tmp_path, monkeypatch, commit):
-    interrupted(command, monkeypatch, after=1)
-    with only_run(tmp_path):
-        refused = command("coins", "--coins", 0.1, 0.2, 0.3)
-    assert refused.code == 2
-    assert "is in use by process" in refused.err
 
 
 def test_a_run_stopped_before_its_last_mark_is_finished_on_resuming(command, tmp_path, monkeypatch):
