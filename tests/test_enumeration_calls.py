@@ -138,7 +138,8 @@ def test_a_guide_that_draws_before_its_marks_is_captured():
         def forward(self, x):
             return config_enumerate(chain_guide)(x + self.loc)
 
-    training = ab.Training(chain, Guide(), points()[:, 0], ab.FitOptions(batch_size=4), pass_index=False)
+    options = ab.FitOptions(batch_size=4, capture="replay")
+    training = ab.Training(chain, Guide(), points()[:, 0], options, pass_index=False)
     list(training.run(2))
     assert training.captured is not None
 

@@ -117,10 +117,10 @@ def test_memory_and_descriptors_stay_the_same_over_two_hundred_jobs(tmp_path):
 
 def test_data_of_the_last_few_seeds_are_kept_and_no_others(tmp_path):
     lab = Lab(tmp_path, wing.CPU)
-    made = [weakref.ref(lab.dataset("digits", seed)) for seed in range(RECENT + 3)]
+    made = [weakref.ref(lab.dataset("digits", seed).train.pixels) for seed in range(RECENT + 3)]
     gc.collect()
     assert [ref() is not None for ref in made] == [False] * 3 + [True] * RECENT
     oldest = made[3]()
-    assert lab.dataset("digits", 3) is oldest  # and is the last one used now
+    assert lab.dataset("digits", 3).train.pixels is oldest  # and is the last one used now
     lab.dataset("digits", 99)
-    assert lab.dataset("digits", 3) is oldest
+    assert lab.dataset("digits", 3).train.pixels is oldest

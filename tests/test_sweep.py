@@ -139,14 +139,19 @@ def test_jobs_say_what_they_take_and_what_they_read(tmp_path):
     assert jobs[_key("factorized-from-amortized")].after == [_key("amortized", 1), _key("amortized", 2)]
     everything = set(list(jobs)[: len(FITS)])
     assert set(jobs["comparison+dataset=digits+seed=0"].after) == everything
+    amounts: dict[str, list[float]] = {}
     for key, job in jobs.items():
         if not key.startswith("comparison"):
             work, evaluation = job.work
-            # of two batches per epoch: one epoch afresh, and one more
-            assert work.amount == (2 if "from" in key else 4)
+            # two batches per epoch: one epoch afresh, and one more; in steps of the widest encoder
+            amounts.setdefault(job.factors["guide"], []).append(work.amount)
             assert work.unit_seconds() > 0
             assert evaluation.amount > 0
             assert job.disk > 0
+    narrow, wide = amounts["amortized"][:2]
+    assert amounts["constant"][0] < narrow < wide == 4
+    assert amounts["factorized"][0] > amounts["constant"][0]  # two row steps at a visit
+    assert amounts["factorized-from-amortized"][0] == amounts["factorized"][0] / 2
 
 
 def test_a_fit_leaves_about_the_bytes_that_were_forecast(tmp_path):
