@@ -139,16 +139,17 @@ def test_models_are_trained_side_by_side_to_the_same_weights(tmp_path):
     assert [run.environment()["part_of"] for run in runs[2][1:]] == [f"model-gaps/{runs[2][0].name}"] * 2
 
 
-@pytest.mark.usefixtures("quick")
-def test_what_holds_up_most_starts_first(tmp_path, monkeypatch):
+def test_what_holds_up_most_starts_first(tmp_path):
     plan = plans.new_plan("sweep", sweeps.TINY, wing.QuickLab(tmp_path, wing.CPU), ["config"], {}, 2)
-    inline = running.Inline
-    monkeypatch.setattr(  # side by side, but one after the other
-        running._Execution, "_executor", lambda self: inline(running.Workshop(plan.lab, self.plans), self._take)
-    )
-    order: dict[str, None] = {}
-    running.run(plan, wing.Recorder(lambda job, *_: order.setdefault(job.split(" ", 2)[2])))
-    assert list(order)[:2] == ["A-VI, k = 2", "A-VI, k = 1"]  # for both of which F-VI waits
+    execution, order = running._Execution(plan, plan.forecast, wing.Recorder()), []
+    waiting = execution._steps()
+    while waiting:
+        step = execution._next(waiting)
+        waiting.remove(step)
+        order.append(step.label.split(" ", 2)[2])
+        execution.over.add(step.key)
+    assert order[:2] == ["A-VI, k = 2", "A-VI, k = 1"]  # for both of which F-VI from A-VI waits
+    assert order[-1] == "comparison"
 
 
 # Order, and threads ---------------------------------------------------------------------------------------------------
