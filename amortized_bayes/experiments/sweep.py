@@ -3,7 +3,7 @@
 For each data set and seed one model is fitted with constant VI, with A-VI of every width k, with F-VI, and with F-VI
 started at the best A-VI solution, each on a ladder of budgets (``comparing/problem.py``).
 
-``python run_experiments.py sweep`` runs preset *quick*: about 12 minutes for both data sets on two cores. On MNIST
+``python run_experiments.py sweep`` runs preset *quick*: about 10 minutes for both data sets on two cores. On MNIST
 expect k = 256 one nat behind the best F-VI, k = 16 seven (docs/results.md has the table).
 ``python run_experiments.py sweep --preset paper`` runs the setting of Margossian & Blei (*Amortized Variational
 Inference: When and Why?*, UAI 2024) with its known bugs fixed: hours on a GPU, days on a CPU.
