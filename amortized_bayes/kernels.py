@@ -18,7 +18,7 @@ MIN_PRODUCT = 2**22
 
 @functools.cache
 def mkl_lags() -> bool:
-    """Whether oneDNN multiplies about twice as fast as MKL, which leaves AVX-512 unused on processors by AMD."""
+    """Whether oneDNN may be faster than MKL, which was seen to leave AVX-512 unused on processors by AMD."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
     try:
