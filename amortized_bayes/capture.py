@@ -51,11 +51,21 @@ from amortized_bayes.graphs import (
 )
 from amortized_bayes.kernels import mkl_lags, multiply_by_onednn
 
-__all__ = ["CaptureError", "Captured", "capture", "compiler_available"]
+__all__ = ["CAPTURED_FROM", "CaptureError", "Captured", "capture", "compiler_available", "is_worth"]
 
 logger = logging.getLogger(__name__)
 
 Program = Callable[..., Sequence[Tensor]]
+
+
+CAPTURED_FROM = 200
+"""Calls from which capturing pays: it takes about as long as they do, and saves most of each. A count and no timing: a
+run is the same every time."""
+
+
+def is_worth(calls: int) -> bool:
+    """Whether to capture a program that is called about so often."""
+    return calls >= CAPTURED_FROM
 
 
 class CaptureError(RuntimeError):

@@ -96,7 +96,7 @@ def in_words(count: float) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had: Python's, or what torch says of it."""
+    """Whether an error says that memory ran out: Python's own, or one of torch's."""
     text = str(error)
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 

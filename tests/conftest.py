@@ -20,8 +20,6 @@ from wing import TINY, go, uncaptured
 from amortized_bayes import cli
 from amortized_bayes.comparing import fitting
 from amortized_bayes.data import loading
-from amortized_bayes.inference import capturing
-from amortized_bayes.joint import replay
 from amortized_bayes.models import LinearGaussian
 
 SEED = 20240
@@ -133,8 +131,7 @@ def linear_problem(float64):
 @pytest.fixture
 def captured(monkeypatch):
     """Programs of few calls, and fits of few steps, are captured too."""
-    monkeypatch.setattr(replay, "CAPTURED_FROM", 0)
-    monkeypatch.setattr(capturing, "REPLAYED_FROM", 0)
+    monkeypatch.setattr("amortized_bayes.capture.CAPTURED_FROM", 0)
 
 
 @pytest.fixture(name="uncaptured")

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from amortized_bayes.capture import Captured, capture
+from amortized_bayes.capture import CAPTURED_FROM, Captured, capture
 from amortized_bayes.joint import captured_or_plain, only
-from amortized_bayes.joint.replay import CAPTURED_FROM
 
 aten = torch.ops.aten
 

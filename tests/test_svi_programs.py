@@ -13,7 +13,6 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from amortized_bayes.inference import capturing
 from amortized_bayes.inference.fit import fit
 from amortized_bayes.inference.options import FitOptions, WarmUp, linear
 from amortized_bayes.inference.svi import Training
@@ -130,7 +129,7 @@ def test_the_rest_of_a_run_is_carried_out_as_its_beginning_was(monkeypatch):
 
 
 def test_few_steps_are_not_captured_and_those_after_many_are(monkeypatch):
-    monkeypatch.setattr(capturing, "REPLAYED_FROM", 8)
+    monkeypatch.setattr("amortized_bayes.capture.CAPTURED_FROM", 8)
     run = training("factorized", capture="auto", row_steps=1)
     for num_steps, captured in ((7, False), (1, False), (1, True)):
         steps(run, num_steps)

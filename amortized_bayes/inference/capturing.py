@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from amortized_bayes.capture import Captured, CaptureError, capture
+from amortized_bayes.capture import Captured, CaptureError, capture, is_worth
 
 __all__ = ["COMPILED_FROM", "Whole", "captured_step", "pays"]
 
 logger = logging.getLogger("amortized_bayes.inference.svi")
 
-REPLAYED_FROM = 200
-"""Steps from which capturing pays: it takes about as long as they do. As below, a count and no timing."""
 COMPILED_FROM = 2_000
 """Steps from which compiling pays on a CPU: it takes about as long as 1,000 of a small VAE's, and saves a quarter to a
 half of each. A count and no timing: compiled and replayed steps round differently, and a run is the same every time."""
@@ -43,7 +41,7 @@ class Whole(NamedTuple):
 
 def pays(how: str, evaluations: int) -> bool:
     """Whether to capture a step that is used so often; always where a way is asked for."""
-    return how != "auto" or evaluations >= REPLAYED_FROM
+    return how != "auto" or is_worth(evaluations)
 
 
 def captured_step(

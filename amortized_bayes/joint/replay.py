@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from amortized_bayes.capture import Captured, CaptureError, capture
+from amortized_bayes.capture import Captured, CaptureError, capture, is_worth
 from amortized_bayes.joint.density import LogJoint
 from amortized_bayes.memory import check_memory
 
@@ -18,10 +18,6 @@ __all__ = ["captured_or_plain", "only", "points_per_chunk"]
 logger = logging.getLogger(__name__)
 
 Program = Callable[..., Sequence[Tensor]]
-
-CAPTURED_FROM = 200
-"""Calls from which capturing pays: it takes about as long as they do, and saves most of each. A count and no timing: a
-run is the same every time."""
 
 
 class _Cloned(NamedTuple):
@@ -44,7 +40,7 @@ def captured_or_plain(
         check_inputs: others, on which the graph must give the same.
         calls: about how many there will be; for few the program is not captured.
     """
-    if calls < CAPTURED_FROM:
+    if not is_worth(calls):
         return program
     try:
         captured = capture(program, inputs, check_inputs)
