@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -40,12 +41,24 @@ class Found(NamedTuple):
         error: over seeds where there are several, else the row's own; nan where there is none.
         factors: of the rows, but for the seed.
         note: what the mean must not be shown without: that seeds are missing, or why there is no value.
+        seeds: how many the error is over; 1 where it is over points.
     """
 
     value: float
     error: float
     factors: Mapping[str, Any]
     note: str = ""
+    seeds: int = 1
+
+    @property
+    def reach(self) -> float:
+        """How far the 95% interval reaches to either side: Student's t of a few seeds, two errors over many points.
+
+        Example:
+            >>> [round(Found(0.0, 1.0, {}, seeds=seeds).reach, 1) for seeds in (1, 2, 3, 10)]
+            [2.0, 12.7, 4.3, 2.3]
+        """
+        return self.error * (2.0 if self.seeds == 1 else _student(self.seeds - 1))
 
 
 def factor_names(rows: pd.DataFrame) -> list[str]:
@@ -150,7 +163,7 @@ def mean(rows: pd.DataFrame, metric: str, wanted: Mapping[str, Any] | None = Non
         return Found(math.nan, math.nan, factors, notes.pop() if len(notes) == 1 else "")
     if seeds > 1:
         note = f"{len(values)} of {seeds} seeds" if len(values) < seeds else ""
-        return Found(float(values.mean()), float(values.std()) / math.sqrt(len(values)), factors, note)
+        return Found(float(values.mean()), float(values.std()) / math.sqrt(len(values)), factors, note, len(values))
     if len(values) > 1:
         raise ValueError(f"expected one {metric}, got {len(values)}, of {factors}")
     return Found(float(values.iloc[0]), float(errors.iloc[0]), factors)
@@ -168,6 +181,13 @@ def fate(rows: pd.DataFrame, seeds: int = 1) -> str:
         if count:
             found.append(status if count >= seeds else f"{count} of {seeds} {status}")
     return ", ".join(found)
+
+
+@cache
+def _student(freedom: int) -> float:
+    from scipy.stats import t  # slow to load, and few commands ask
+
+    return float(t.ppf(0.975, freedom))
 
 
 def _values(rows: pd.DataFrame, name: str) -> list[Any]:

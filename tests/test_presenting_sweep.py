@@ -48,7 +48,7 @@ def test_a_width_that_may_close_a_share_is_named_with_its_error():
     share = of(frame, "gap_closed", "amortized", 4)
     frame.loc[share, ["value", "standard_error"]] = 0.902, 0.002
     assert "90% and 95%" not in said(frame)
-    assert "that closes 90% k = 16 (96.4%) or, within two errors, k = 4 (90.2±0.2%)" in said(frame)
+    assert "that closes 90% k = 16 (96.4%) or, within its error, k = 4 (90.2±0.2%)" in said(frame)
     frame.loc[of(frame, "gap_closed", "amortized", 16), ["value", "standard_error"]] = 0.985, 0.004
     assert "whether any width tried closes 99% of the gap cannot be told: k = 16 (98.5±0.4%)." in said(frame)
 
@@ -140,9 +140,9 @@ def test_the_reference_may_be_a_run_of_f_vi_s_own():
 
 
 def test_times_are_ratios_with_their_target():
-    text = said(made_runs.sweep(seeds=(0, 1), widths=(1, 64, 256)))  # seconds 2.5 and 2.75 times those of A-VI at 90%
-    sentence = "F-VI needed 2.00±0.00× the steps and 2.6±0.1× the time of k = 256 and 2.00±0.00× the steps"
-    assert f"{sentence} and 2.6±0.1× the time of k = 64 to close 90% of the gap" in text
+    text = said(made_runs.sweep(seeds=(0, 1), widths=(1, 64, 256)))  # seconds 2.5 and 2.55 times those of A-VI at 90%
+    sentence = "F-VI needed 2.00±0.00× the steps and 2.52±0.02× the time of k = 256 and 2.00±0.00× the steps"
+    assert f"{sentence} and 2.52±0.02× the time of k = 64 to close 90% of the gap" in text
     text = said(made_runs.sweep(widths=(1, 256)))
     assert "F-VI needed 2.00× the steps and 2.50× the time of k = 256 to close 90% of the gap." in text
 
@@ -194,14 +194,14 @@ def test_whether_wide_encoders_close_the_gap():
 
 
 def test_whether_a_vi_is_two_to_three_times_faster():
-    text = said(made_runs.sweep(seeds=(0, 1), widths=(1, 256)))
+    text = said(made_runs.sweep(seeds=(0, 1, 2), widths=(1, 256)))
     claim = "that A-VI is 2 to 3 times faster than F-VI, in seconds,"
-    assert f"{claim} does not hold here to close 50% (1.31±0.06×), 80% (1.31±0.06×) and 95% (1.31±0.06×) of" in text
-    assert "of the gap, holds here to close 90% (2.6±0.1×) of the gap, with k = 256." in text
+    assert f"{claim} does not hold here to close 50% (1.28±0.01×), 80% (1.28±0.01×) and 95% (1.28±0.01×) of" in text
+    assert "of the gap, holds here to close 90% (2.55±0.03×) of the gap, with k = 256." in text
     alone = said(made_runs.sweep(widths=(1, 256)))
     assert "with one seed, ratios have no error" in alone
     assert "faster than F-VI, in seconds, cannot be told here" in alone
-    text = said(made_runs.sweep(seeds=(0, 4), widths=(1, 256)))  # 2.5 and 3.5
+    text = said(made_runs.sweep(seeds=(0, 20), widths=(1, 256)))  # 2.5 and 3.5
     assert "90% (3.0±0.5×)" in text.split("cannot be told here to close")[1]
 
 

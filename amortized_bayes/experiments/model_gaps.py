@@ -41,7 +41,7 @@ class Config(Settings):
     """Train models with and without flows and entropy annealing, and measure gaps (Cremer et al. 2018, Tables 2 and 3).
 
     Args:
-        dataset: Data sets; one or more of binarized-mnist, mnist, fashion-mnist, digits, or a path.
+        dataset: Data sets; one or more of binarized-mnist, mnist, fashion-mnist, cifar10, digits, or a path.
         families: Families of q(z|x).
         encoders: Capacities of the encoder.
         annealing: Whether to train with entropy annealing; both by default.

@@ -1,6 +1,6 @@
 """Tests of published claims against the rows of a run: does a claim hold on one data set, and what was measured?
 
-A test answers ``True``, ``False``, or ``None`` where two standard errors leave both possible, or where a number is
+A test answers ``True``, ``False``, or ``None`` where the 95% interval leaves both possible, or where a number is
 missing for some seed. Errors are over seeds where there are several, else the rows' own.
 """
 
@@ -115,7 +115,7 @@ class Less:
     larger: Term
 
     def told(self, rows: pd.DataFrame) -> Iterator[Told]:
-        """Compare their difference with two of its errors."""
+        """Look at the interval of their difference."""
         pairs = _pairs(rows, self.smaller, self.larger)
         if pairs is None:
             yield Told(None, MISSING)
@@ -124,10 +124,8 @@ class Less:
             difference = mean_of([b.value - a.value for a, b in pairs])
         else:
             ((a, b),) = pairs
-            difference = Found(b.value - a.value, math.hypot(a.error, b.error), {})
-        reach = 2 * difference.error  # nan where there is no error: then nothing is sure
-        holds = True if difference.value - reach > 0 else False if difference.value + reach < 0 else None
-        yield Told(holds, f"{self.smaller.shown(rows)} against {self.larger.shown(rows)}")
+            difference = _difference(b, a)
+        yield Told(_sure(difference), f"{self.smaller.shown(rows)} against {self.larger.shown(rows)}")
 
 
 @dataclass(frozen=True)
@@ -138,10 +136,10 @@ class Signed:
     sign: int = 1
 
     def told(self, rows: pd.DataFrame) -> Iterator[Told]:
-        """Compare it with two of its errors."""
+        """Look at its interval."""
         found = self.term.mean(rows)
         name = ", ".join(labels.value_label(factor, value) for factor, value in self.term.where.items())
-        holds = None if found is None else _sure(self.sign * found.value, found.error)
+        holds = None if found is None else _sure(found._replace(value=self.sign * found.value))
         yield Told(holds, f"{name}: {self.term.shown(rows)}")
 
 
@@ -241,7 +239,7 @@ class Largest:
     value: Factor
 
     def told(self, rows: pd.DataFrame) -> Iterator[Told]:
-        """Compare with each of the others, by two errors of the difference."""
+        """Look at the interval of its difference from each of the others."""
         own = selection.where(rows, dict(self.term.where))
         found: dict[Any, Found] = {}
         for key, part in selection.groups(own, (self.factor,)):
@@ -252,7 +250,7 @@ class Largest:
         if mine is None or not found:
             yield Told(None, MISSING)
             return
-        sure = [_sure(mine.value - other.value, math.hypot(mine.error, other.error)) for other in found.values()]
+        sure = [_sure(_difference(mine, other)) for other in found.values()]
         holds = False if False in sure else None if None in sure else True
         rival = max(found, key=lambda value: found[value].value)
         names = (labels.value_label(self.factor, value) for value in (self.value, rival))
@@ -296,8 +294,15 @@ def _mean(found: list[Found]) -> Found:
     return found[0] if len(found) == 1 else mean_of([one.value for one in found])
 
 
-def _sure(difference: float, error: float) -> bool | None:
-    return True if difference > 2 * error else False if difference < -2 * error else None
+def _difference(one: Found, other: Found) -> Found:
+    """Of two numbers that nothing pairs, with an error over the fewer seeds."""
+    error = math.hypot(one.error, other.error)
+    return Found(one.value - other.value, error, {}, seeds=min(one.seeds, other.seeds))
+
+
+def _sure(found: Found) -> bool | None:
+    """Whether a number is above zero; ``None`` where its interval holds zero, or it has none."""
+    return True if found.value > found.reach else False if found.value < -found.reach else None
 
 
 def _times(found: Found) -> str:

@@ -22,9 +22,10 @@ TITLE = """# Published claims, and what we measured
 
 `python run_experiments.py claims --into docs/claims.md` writes this page from the finished runs in `results/reported`;
 with `--out` it reads runs of yours. ± is one standard error, over seeds where a run has several, else over points. A
-claim *holds* or *does not hold* where two standard errors leave no doubt, and *holds in part* where it does for some of
-what was measured. It *cannot be told yet* where errors are too large, seeds are missing, fits have not converged, or no
-run has asked. Settings differ from the published ones (the runs are listed below), so compare orderings, not nats.
+claim *holds* or *does not hold* where the 95% interval leaves no doubt (two errors over points, but 4.3 over three
+seeds and 12.7 over two: Student's t), and *holds in part* where it does for some of what was measured. It *cannot be
+told yet* where errors are too large, seeds are missing, fits have not converged, or no run has asked. Settings differ
+from the published ones (the runs are listed below), so compare orderings, not nats.
 """
 
 

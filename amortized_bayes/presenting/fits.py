@@ -115,7 +115,7 @@ def ratio(rows: pd.DataFrame, metric: str, over: Fit, under: Fit, **more: float)
 def mean_of(values: list[float]) -> Found:
     """The mean of a value per seed with its standard error over seeds; nan with one seed."""
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Found(float(np.mean(values)), error, {})
+    return Found(float(np.mean(values)), error, {}, seeds=len(values))
 
 
 def shares(rows: pd.DataFrame) -> list[float]:
@@ -144,14 +144,14 @@ def unsettled(rows: pd.DataFrame) -> list[Fit]:
 
 
 def is_below(found: Found, edge: float) -> bool | None:
-    """Whether a number lies below an edge by two of its errors, or not by as much: ``None`` in between."""
-    reach = 2 * found.error if math.isfinite(found.error) else 0.0
+    """Whether the interval of a number lies below an edge, or not at all: ``None`` where the edge is in it."""
+    reach = found.reach if math.isfinite(found.error) else 0.0
     return True if found.value + reach < edge else False if found.value - reach >= edge else None
 
 
 def within(found: Found, low: float, high: float) -> bool | None:
-    """Whether a number lies in a range by two of its errors, or outside by as much; ``None`` without an error."""
-    reach = 2 * found.error  # nan with one seed: then nothing is sure
+    """Whether the interval of a number lies in a range, or outside; ``None`` where it does neither, or has no error."""
+    reach = found.reach  # nan where a ratio has one seed: then nothing is sure
     inside = low <= found.value - reach and found.value + reach <= high
     outside = found.value - reach > high or found.value + reach < low
     return True if inside else False if outside else None

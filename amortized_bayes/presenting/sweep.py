@@ -119,7 +119,7 @@ def _narrowest(rows: pd.DataFrame) -> Iterator[str]:
         maybe = next((k for k in short if short[k] is None and (sure is None or k < sure)), None)
         who = [f"k = {k} ({_share(found[k])})" for k in (sure, maybe) if k is not None]
         if sure is not None:
-            enough.setdefault(" or, within two errors, ".join(who), []).append(f"{level:.0%}")
+            enough.setdefault(" or, within its error, ".join(who), []).append(f"{level:.0%}")
         elif maybe is not None:
             yield f"whether any width tried closes {level:.0%} of the gap cannot be told: {who[0]}"
         else:
