@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Hashable
@@ -22,6 +23,7 @@ import torch
 import wing
 from safetensors.numpy import load_file
 from toy import relay
+from tqdm import tqdm
 
 from amortized_bayes import experiments
 from amortized_bayes.experiments import model_gaps, plans, running, spec
@@ -31,6 +33,20 @@ from amortized_bayes.results import RunFolder, list_runs
 
 PATIENCE = 60.0
 """Seconds after which something that must happen has not."""
+
+
+def bar_locks():
+    """Prepare tasks that name the lock of tqdm's bars, of which torch draws some."""
+    return lambda task, send: send(type(tqdm.get_lock()))
+
+
+def test_bars_leave_no_semaphore_when_their_process_is_killed():
+    """tqdm's own lock is one, of which Python would complain after a run that was asked to stop."""
+    said = []
+    with Processes(1, bar_locks, lambda task, message: said.append(message)) as processes:
+        processes.start("one")
+        processes.wait()
+    assert said == [type(threading.RLock())]
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol, Self
 
+from tqdm import tqdm
+
 from amortized_bayes.stopping import SIGNALS, heed
 
 __all__ = ["Died", "Executor", "Handle", "Inline", "Perform", "Processes"]
@@ -216,6 +218,7 @@ _here: dict[str, Any] = {}
 def _begin(prepare: Callable[[], Perform], writer: Connection, lock: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     heed()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which Python complains if this process is killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def send(task: Any, message: Any) -> None:
