@@ -90,6 +90,7 @@ def own_options(call: Callable[P, R]) -> Callable[P, R]:
     parameters = inspect.signature(call).parameters.values()
     first = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
     options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    also = ", and the guide's likewise" if any(p.name == "guide" for p in parameters) else ""
 
     @functools.wraps(call)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -97,7 +98,7 @@ def own_options(call: Callable[P, R]) -> Callable[P, R]:
         for name in options.intersection(kwargs, _open_names(model, len(args) - first)):
             raise TypeError(
                 f"{call.__name__} got {name}=, which is an option of {call.__name__} and an argument of the model as "
-                f"well; expected the model's bound before, functools.partial(model, {name}=...)"
+                f"well; expected the model's bound before, functools.partial(model, {name}=...){also}"
             )
         return call(*args, **kwargs)
 

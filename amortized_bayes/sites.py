@@ -15,6 +15,7 @@ from amortized_bayes.entrance import enter
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.limits import limited
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.signatures import own_options
 from amortized_bayes.supports import same_for_all, support_of
 from amortized_bayes.traces import no_plate_error, sample_sites
 from amortized_bayes.types import LatentSite, Model, NestedPlate
@@ -36,6 +37,7 @@ class LatentSites(NamedTuple):
     shared_draw: dict[str, Tensor]
 
 
+@own_options
 @limited
 def latent_sites(
     model: Model, *args: Any, plate: str | None = None, per_point: PerPointNames = None, **kwargs: Any

@@ -26,6 +26,7 @@ from amortized_bayes.entrance import enter
 from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.shared_draw import SharedDraw
+from amortized_bayes.signatures import own_options
 from amortized_bayes.tiling import Tiling
 from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide, Model
@@ -76,6 +77,7 @@ class LogWeights(NamedTuple):
         return self.shared_log_p - self.shared_log_q
 
 
+@own_options
 @limited
 def log_weights(
     model: Model,

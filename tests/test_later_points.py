@@ -1,6 +1,7 @@
 """What only later points show, and options that a model has for arguments too: refused before anything is fitted."""
 
 import functools
+import inspect
 
 import pyro
 import pyro.distributions as dist
@@ -85,31 +86,86 @@ def test_what_depends_on_the_batch_alone_follows_its_rows():
     assert bind_points(model, (X,), {}).plate == "data"
 
 
-def with_options(x, widths=None, seed=0.0, epochs=3):
-    del widths, epochs
-    shifted(x, seed)
+def like_options(
+    x,
+    plate="rows",
+    per_point=0.0,
+    encoder_input=0.0,
+    widths=0.0,
+    guides=0.0,
+    settings=0.0,
+    seed=0.0,
+    progress=0.0,
+    on_row=0.0,
+):
+    """Each of our options is an argument of this model too: the offsets of x add up."""
+    offset = per_point + encoder_input + widths + guides + settings + seed + progress + on_row
+    with pyro.plate(plate, len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z + offset, 1.0), obs=x)
+
+
+def its_guide(x, plate="rows", *offsets, **named):
+    """The posterior."""
+    with pyro.plate(plate, len(x)):
+        pyro.sample("z", dist.Normal(0.5 * (x - sum(offsets) - sum(named.values())), 0.5**0.5))
+
+
+def own_names(call):
+    return [p.name for p in inspect.signature(call).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def compare(model, *args, **options):
     return ab.compare(model, *args, guides=("constant",), settings=QUICK, progress=False, **options)
 
 
-def test_an_option_with_the_name_of_the_models_argument_is_refused():
-    for call in (
-        lambda: ab.compare(with_options, X, widths=(2,)),
-        lambda: ab.compare(with_options, X, 1.0, seed=3),
-        lambda: ab.compare(model=with_options, seed=3),  # pyright: ignore
-        lambda: ab.diagnose(with_options, guide, X, seed=3),
-    ):
-        with pytest.raises(TypeError, match=r"is an option of \w+ and an argument of the model as well; .*partial\(mo"):
-            call()
+CALLS = {
+    **{call.__name__: functools.partial(call, like_options) for call in (ab.compare, ab.latent_sites, ab.log_joint)},
+    **{
+        call.__name__: functools.partial(call, like_options, its_guide)
+        for call in (ab.diagnose, ab.fit, ab.elbo, ab.iwae, ab.log_predictive, ab.log_weights, ab.ais, ab.bdmc)
+    },
+    "optimize_local": functools.partial(ab.optimize_local, like_options, its_guide),
+    "optimize_flow": functools.partial(ab.optimize_flow, like_options, None),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_option_with_the_name_of_the_models_argument_is_refused(call):
+    taken = set(inspect.signature(like_options).parameters)
+    shared = taken.intersection(own_names(CALLS[call].func))
+    assert len(shared) >= 2
+    for name in shared:
+        value = "rows" if name == "plate" else 1.0
+        words = (
+            rf"{name}=, which is an option of {call} and an argument of the model as well; .*partial\(model, {name}="
+        )
+        with pytest.raises(TypeError, match=words) as refused:
+            CALLS[call](X, **{name: value})
+        assert "\n" not in str(refused.value)
+    with pytest.raises(TypeError, match="argument of the model as well"):
+        CALLS[call].func(model=like_options, plate="rows")
+
+
+def test_a_model_has_each_option_of_both_calls_for_an_argument():
+    names = {*own_names(ab.compare), *own_names(ab.diagnose)}
+    assert names == set(inspect.signature(like_options).parameters) - {"x"}
 
 
 def test_arguments_of_the_model_that_are_told_apart():
-    assert compare(with_options, X).seed == 0  # at the model's own defaults
-    assert compare(with_options, X, epochs=5).seed == 0  # no option of ours
-    by_position = compare(with_options, X, None, 1.0, seed=3)
-    bound = compare(functools.partial(with_options, seed=1.0), X, seed=3)
-    assert by_position.seed == bound.seed == 3
-    means = [report.to_frame()["elbo"].item() for report in (by_position, bound, compare(with_options, X))]
+    """By their position, or bound before: the same numbers, beside our options of these names."""
+    ours = {"plate": "cases", "seed": 3, "widths": (2,)}
+    names = [name for name in inspect.signature(like_options).parameters if name not in ("x", "plate")]
+    offsets = [0.25] * len(names)
+    bound = functools.partial(like_options, plate="cases", **dict(zip(names, offsets, strict=True)))
+    unmoved = functools.partial(like_options, plate="cases", **dict.fromkeys(names, 0.0))
+    reports = [compare(like_options, X, "cases", *offsets, **ours), compare(bound, X, **ours), compare(unmoved, X)]
+    assert [report.seed for report in reports] == [3, 3, 0]
+    means = [report.to_frame()["elbo"].item() for report in reports]
     assert means[0] == means[1] != means[2]
+    x = X.double()
+    exact = dist.Normal(torch.tensor(0.25 * len(names)).double(), 2**0.5).log_prob(x)
+    with_guide = functools.partial(its_guide, plate="cases", **dict(zip(names, offsets, strict=True)))
+    for programs, more in (((like_options, its_guide), ("cases", *offsets)), ((bound, with_guide), ())):
+        found = ab.iwae(*programs, x, *more, num_particles=3, plate="cases")
+        torch.testing.assert_close(found.value.double(), exact, rtol=0, atol=1e-5)

@@ -31,6 +31,7 @@ from amortized_bayes.evaluation.psis import ess
 from amortized_bayes.evaluation.settings import AISSettings, Progress
 from amortized_bayes.joint import Start, found_start, joint_density
 from amortized_bayes.limits import Seed, limited
+from amortized_bayes.signatures import own_options
 from amortized_bayes.types import Model
 
 __all__ = ["AISResult", "AISSettings", "ais", "mean_and_error"]
@@ -58,6 +59,7 @@ class AISResult(NamedTuple):
     divergences: Tensor
 
 
+@own_options
 @limited
 def ais(
     model: Model,

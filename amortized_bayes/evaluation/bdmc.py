@@ -43,6 +43,7 @@ from amortized_bayes.joint import (
 )
 from amortized_bayes.limits import Seed, limited
 from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.signatures import own_options
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import draw_weights
 
@@ -127,6 +128,7 @@ class BDMCResult(NamedTuple):
         return f"{words}, but those points are {how} for the encoder (z = {self.difficulty.z_score:.1f})"
 
 
+@own_options
 @limited
 def bdmc(
     model: Model,

@@ -36,6 +36,7 @@ from amortized_bayes.joint.checks import check_guide, check_scales
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.signatures import own_options
 from amortized_bayes.traces import sample_sites, trace_pair
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import draw_weights
@@ -95,6 +96,7 @@ class Elbo(NamedTuple):
         return mean_over_points(self)
 
 
+@own_options
 @limited
 @torch.no_grad()
 def elbo(
@@ -155,6 +157,7 @@ def elbo(
     return Elbo(value, error, likelihood.mean(0), kl.mean(0), shared.mean(), shared_error)
 
 
+@own_options
 @limited
 @torch.no_grad()
 def iwae(
@@ -227,6 +230,7 @@ def iwae(
     return Estimate(value, error if drawn or len(bounds) > 1 else errors[0], shared_error)
 
 
+@own_options
 @limited
 @torch.no_grad()
 def log_predictive(

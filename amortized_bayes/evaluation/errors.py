@@ -18,6 +18,7 @@ from amortized_bayes.limits import limited
 from amortized_bayes.per_point import ACTIVE_VARIANCE
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.signatures import own_options
 from amortized_bayes.traces import PairedTraces, match_traces, sample_sites
 from amortized_bayes.types import Guide, Model
 
@@ -39,6 +40,7 @@ class MeanPrediction(NamedTuple):
     latents: Tensor
 
 
+@own_options
 @limited
 @torch.no_grad()
 def mean_prediction(

@@ -20,7 +20,7 @@ from amortized_bayes.inference.options import FitOptions, StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.limits import Count, Seed, check_value, limited
 from amortized_bayes.points import as_tensors
-from amortized_bayes.signatures import signature_of
+from amortized_bayes.signatures import own_options, signature_of
 from amortized_bayes.trees import leaves_of
 from amortized_bayes.types import Guide, Model
 
@@ -91,6 +91,7 @@ class FitResult:
         )
 
 
+@own_options
 @limited
 def fit(
     model: Model,
@@ -147,6 +148,7 @@ def fit(
     return FitResult.of(list(_watched(steps, num_steps, progress)), annealed=options.annealed)
 
 
+@own_options
 @limited
 def fit_steps(
     model: Model,

@@ -36,6 +36,7 @@ from amortized_bayes.joint import Gaussian, LogJoint, joint_density
 from amortized_bayes.keeping import known
 from amortized_bayes.limits import Seed, limited
 from amortized_bayes.memory import check_memory
+from amortized_bayes.signatures import own_options
 from amortized_bayes.types import Model
 
 __all__ = ["FlowOptimum", "FlowSearchSettings", "optimize_flow"]
@@ -89,6 +90,7 @@ class FlowOptimum(NamedTuple):
         return torch.where(self.improved[:, None], z, start), torch.where(self.improved, log_q, log_start)
 
 
+@own_options
 @limited
 def optimize_flow(
     model: Model,

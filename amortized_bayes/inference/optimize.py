@@ -44,6 +44,7 @@ from amortized_bayes.joint import (
 from amortized_bayes.keeping import known
 from amortized_bayes.limits import Seed, limited
 from amortized_bayes.seeding import torch_generator
+from amortized_bayes.signatures import own_options
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["LocalOptimum", "LocalSettings", "optimize_local"]
@@ -87,6 +88,7 @@ class LocalOptimum(NamedTuple):
     factors: dict[str, Distribution] | None = None
 
 
+@own_options
 @limited
 def optimize_local(
     model: Model,

@@ -19,6 +19,7 @@ from amortized_bayes.joint.density import LocalSite, LogJoint, plate_to_front
 from amortized_bayes.limits import limited
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.signatures import own_options
 from amortized_bayes.supports import support_of
 from amortized_bayes.tiling import Tiling
 from amortized_bayes.traces import sample_sites
@@ -28,6 +29,7 @@ from amortized_bayes.types import Model
 __all__ = ["joint_density", "log_joint"]
 
 
+@own_options
 @limited
 def log_joint(
     model: Model,
