@@ -167,7 +167,7 @@ class CouplingChunk(FlowChunk):
     def _scratch_size(self, packing: Packing) -> int:
         """Numbers that a thread works with: ``Layout.scratch`` of the kernel's source."""
         whole = sum(math.prod(shape[:-1]) * _padded(shape[-1]) for shape in packing.shapes)
-        largest = max(i * _padded(o) for i, o in pairwise(packing.sizes))
+        largest = max(_padded(i) * _padded(o) for i, o in pairwise(packing.sizes))
         return _padded(whole + largest + 2 * self.search.num_samples * max(map(_padded, packing.sizes)))
 
 

@@ -96,28 +96,34 @@ static void band(int64_t columns, int64_t depth, const float* x, int64_t row, in
     for (; n < columns; n += W) tile<R, 1>(depth, x, row, step, w + n, columns, start ? start + n : start, out + n);
 }
 
-static void product(int64_t rows, int64_t columns, int64_t depth, const float* x, int64_t row, int64_t step,
-                    const float* w, const float* start, float* out) {
-    int64_t r = 0;
-    for (; r + TALL <= rows; r += TALL) band<TALL>(columns, depth, x + r * row, row, step, w, start, out + r * columns);
-    for (; r + 2 <= rows; r += 2) band<2>(columns, depth, x + r * row, row, step, w, start, out + r * columns);
-    for (; r < rows; r++) band<1>(columns, depth, x + r * row, row, step, w, start, out + r * columns);
+template <int R>
+static int64_t bands(int64_t r, int64_t rows, int64_t columns, int64_t depth, const float* x, int64_t row, int64_t step,
+                     const float* w, const float* start, float* out) {
+    for (; r + R <= rows; r += R) band<R>(columns, depth, x + r * row, row, step, w, start, out + r * columns);
+    return r;
 }
 
-// The transpose of w (rows, columns padded): (columns, rows padded).
+static void product(int64_t rows, int64_t columns, int64_t depth, const float* x, int64_t row, int64_t step,
+                    const float* w, const float* start, float* out) {
+    int64_t r = bands<TALL>(0, rows, columns, depth, x, row, step, w, start, out);
+    r = bands<6>(r, rows, columns, depth, x, row, step, w, start, out);
+    r = bands<4>(r, rows, columns, depth, x, row, step, w, start, out);
+    r = bands<2>(r, rows, columns, depth, x, row, step, w, start, out);
+    bands<1>(r, rows, columns, depth, x, row, step, w, start, out);
+}
+
+// The transpose of w (rows, columns padded): (columns padded, rows padded).
 static void transpose(const float* w, int64_t rows, int64_t columns, float* out) {
     const int64_t from = padded(columns), to = padded(rows), whole = rows / 16 * 16;
     for (int64_t i = 0; i < whole; i += 16)
-        for (int64_t j = 0; j < from; j += 16) {
-            if (j + 16 <= columns) {
-                at::vec::transpose_mxn<float, 16, 16>(w + i * from + j, from, out + j * to + i, to);
-            } else {
-                for (int64_t a = i; a < i + 16; a++)
-                    for (int64_t b = j; b < columns; b++) out[b * to + a] = w[a * from + b];
-            }
-        }
-    for (int64_t j = 0; j < columns; j++)
-        for (int64_t i = whole; i < to; i++) out[j * to + i] = i < rows ? w[i * from + j] : 0.0f;
+        for (int64_t j = 0; j < from; j += 16)
+            at::vec::transpose_mxn<float, 16, 16>(w + i * from + j, from, out + j * to + i, to);
+    float last[16 * 16] = {};  // rows that are no whole block
+    for (int64_t j = 0; j < from && whole < rows; j += 16) {
+        for (int64_t i = whole; i < rows; i++)
+            std::memcpy(last + (i - whole) * 16, w + i * from + j, 16 * sizeof(float));
+        at::vec::transpose_mxn<float, 16, 16>(last, 16, out + j * to + whole, to);
+    }
 }
 
 // Where things lie in the numbers of a point.
@@ -136,7 +142,7 @@ struct Layout {
             input.push_back(layer_kept);
             layer_kept += draws * padded(size[j]);
             widest = std::max({widest, padded(size[j]), padded(size[j + 1])});
-            largest = std::max(largest, size[j] * padded(size[j + 1]));
+            largest = std::max(largest, padded(size[j]) * padded(size[j + 1]));
         }
         whole = layers * layer + 2 * padded(dim);
         growth = layer_kept;
