@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from amortized_bayes.experiments.spec import Column, Table
+from amortized_bayes.presenting.markdown import print_markdown
 from amortized_bayes.presenting.tables import print_tables
 
 GAPS = made_runs.GAPS
@@ -178,3 +179,16 @@ def test_numbers_that_differ_in_an_unnamed_factor_are_refused():
 def test_every_budget_of_a_search_has_a_line():
     text = printed(Table(("start", "spread", "budget"), ("behind_reference",)), made_runs.qstar())
     assert len([line for line in text.splitlines() if line.startswith(("encoder", "prior"))]) == 12
+
+
+def test_markdown_has_every_cell_of_the_printed_table(capsys):
+    made = made_runs.frozen_decoder()
+    print_markdown((ENCODERS, MORE), made.frame())
+    title, table, caption, *rest = capsys.readouterr().out.rstrip().split("\n\n")
+    assert not rest  # the wide table was not asked for
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert {len(line) for number, line in enumerate(lines) if number != 1} == {len(lines[0])}
+    plain = printed(ENCODERS, made, width=300)
+    assert all(cell.strip() in plain for number, line in enumerate(lines) if number != 1 for cell in line)
+    assert title in plain
+    assert caption.split("; ")[0] in plain

@@ -82,12 +82,14 @@ class Table:
         out: Folder with results.
         wide: Print every table, those too that need a wide terminal.
         claims: Print the published claims as well.
+        markdown: Print the tables alone, in Markdown.
     """
 
     name: RunName = "latest"
     out: Path = Path("results")
     wide: Annotated[bool, NO_PAIRS] = False
     claims: bool = True
+    markdown: Annotated[bool, NO_PAIRS] = False
 
     def run(self, given: list[str]) -> None:
         """Print tables and sentences."""
@@ -96,7 +98,7 @@ class Table:
 
         folder = RunFolder.open(find_run(self.out, self.name))
         folder.check()
-        tell(experiment(folder.experiment), folder, wide=self.wide, claims=self.claims)
+        tell(experiment(folder.experiment), folder, wide=self.wide, claims=self.claims, markdown=self.markdown)
 
 
 @dataclass(frozen=True)

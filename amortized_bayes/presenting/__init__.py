@@ -16,7 +16,9 @@ def present(experiment: Any, folder: RunFolder, *, wide: bool = False) -> list[P
     return draw(experiment, folder)
 
 
-def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool = True) -> None:
+def tell(
+    experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool = True, markdown: bool = False
+) -> None:
     """Print what a run found, in sentences and then in tables.
 
     A table that cannot be made is a line that says why, and the others follow.
@@ -26,11 +28,13 @@ def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool
         folder: a run.
         wide: whether to print wide tables too.
         claims: whether to print published claims too.
+        markdown: whether to print tables alone, in Markdown.
 
     Raises:
         ValueError: rows that cannot be read.
     """
     from amortized_bayes.presenting.claims import claims_found
+    from amortized_bayes.presenting.markdown import print_markdown
     from amortized_bayes.presenting.sentences import sentences
     from amortized_bayes.presenting.tables import print_claims, print_tables
     from amortized_bayes.results.summary import summarise
@@ -39,15 +43,17 @@ def tell(experiment: Any, folder: RunFolder, *, wide: bool = False, claims: bool
     if not len(rows):
         print(f"{folder.path} has no rows yet")
         return
-    for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
-        print(sentence)
-    print()
+    if not markdown:
+        for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
+            print(sentence)
+        print()
+    show = print_markdown if markdown else print_tables
     for table in experiment.TABLES:
         try:
-            print_tables([table], rows, wide=wide)
+            show([table], rows, wide=wide)
         except ValueError as error:
             print(f"table {table.title!r} cannot be printed: {error}")
-    if claims:
+    if claims and not markdown:
         preset = str(folder.environment().get("preset", ""))
         print_claims(list(claims_found(folder.experiment, summarise(rows), preset)))
 

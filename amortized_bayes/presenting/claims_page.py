@@ -10,6 +10,7 @@ from amortized_bayes import labels
 from amortized_bayes.presenting.again import command_again
 from amortized_bayes.presenting.claim_list import CLAIMS, Claim
 from amortized_bayes.presenting.claims import tell_claim
+from amortized_bayes.presenting.markdown import markdown_table
 from amortized_bayes.results import RunFolder, list_runs
 from amortized_bayes.results.summary import summarise
 
@@ -27,6 +28,9 @@ seeds and 12.7 over two: Student's t), and *holds in part* where it does for som
 told yet* where errors are too large, seeds are missing, fits have not converged, or no run has asked. Settings differ
 from the published ones (the runs are listed below), so compare orderings, not nats.
 """
+
+
+HEADINGS = ("claim", "data", "published", "measured", "verdict")
 
 
 class _Run(NamedTuple):
@@ -51,8 +55,7 @@ def claims_page(out: Path) -> str:
     parts = [TITLE]
     for source in dict.fromkeys(_whose(claim) for claim in CLAIMS):
         lines = [line for claim in CLAIMS if _whose(claim) == source for line in _lines(claim, runs, used)]
-        heading = "| claim | data | published | measured | verdict |\n|---|---|---|---|---|"
-        parts.append("\n".join([f"## {source}\n", heading, *lines, ""]))
+        parts.append("\n".join([f"## {source}\n", markdown_table(HEADINGS, lines), ""]))
     parts.append("\n".join(["## Runs\n", *(_described(used[number]) for number in sorted(used)), ""]))
     return "\n".join(parts)
 
@@ -74,7 +77,7 @@ def _whose(claim: Claim) -> str:
     return claim.source.removeprefix("rerun of ").split(", Table")[0].split(", section")[0].split(", from")[0]
 
 
-def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterator[str]:
+def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterator[tuple[str, ...]]:
     """A line per data set; the runs that answer are added to ``used``."""
     for dataset, published in claim.published.items():
         able = [
@@ -91,8 +94,7 @@ def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterato
             rows = cast("pd.DataFrame", run.finals[run.finals["dataset"] == dataset])
             line = tell_claim(claim, dataset, rows)
             measured, verdict = f"{line.measured} [{run.number}]", line.verdict
-        cells = (claim.text, labels.dataset_label(dataset), published, measured, f"**{verdict}**")
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield claim.text, labels.dataset_label(dataset), published, measured, f"**{verdict}**"
 
 
 def _described(run: _Run) -> str:
