@@ -16,7 +16,7 @@ from amortized_bayes.experiments.plans import new_plan
 from amortized_bayes.experiments.running import run
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.trained import Trained
-from amortized_bayes.results import environment
+from amortized_bayes.results import RunFolder, environment
 
 SMALL = VAEConfig(dataset="digits", epochs=2, latent_dim=5, hidden=(16,), encoder="small", num_test=50)
 """Only to see that everything runs."""
@@ -35,13 +35,19 @@ def subject(num_points: int, device: torch.device, out: Path, *, quick: bool) ->
     config = SMALL if quick else VAEConfig()
     with tempfile.TemporaryDirectory() as scratch:
         lab = Lab(Path(scratch) if quick else out, device)
-        folder = lab.find(config)
-        if folder is None:
-            plan = new_plan("train", config, lab, ["config"], environment(torch.get_num_threads()))
-            with Reporting() as reporting:
-                folder = run(plan, reporting)
+        folder = trained_run(config, lab)
         trained, rows = lab.trained(config), folder.rows()
     places = np.sort(np.random.default_rng(0).permutation(len(trained.data.train))[:num_points])
     final = rows[rows["metric"] == "final_elbo"]["value"].iloc[0]
     described = {"dataset": config.dataset, "epochs": config.epochs, "final_elbo": float(final)}
     return Subject(trained, trained.data.train[torch.from_numpy(places).to(device)].float(), described)
+
+
+def trained_run(config: VAEConfig, lab: Lab) -> RunFolder:
+    """The run that trained this model, which is trained first where there is none."""
+    folder = lab.find(config)
+    if folder is not None:
+        return folder
+    plan = new_plan("train", config, lab, ["config"], environment(torch.get_num_threads()))
+    with Reporting() as reporting:
+        return run(plan, reporting)

@@ -300,7 +300,7 @@ MUTANTS = (
     ),
     Mutant(
         "θ not held fixed in diagnose's AIS",
-        "diagnosis/run.py",
+        "diagnosis/stages.py",
         "    bound = ais(",
         '    options["fixed"] = draw_shared(job.guide, *job.args, num_draws=1, plate=job.plate)[0]\n    bound = ais(',
         "test_diagnose.py::test_every_estimate_is_given_the_same_draw_of_the_shared_latents",

@@ -15,7 +15,7 @@ from shared_shift import SharedShift
 from torch import Generator, Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose, run
+from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose, stages
 from amortized_bayes.diagnosis.report import COLUMNS, Certificate
 from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
@@ -320,7 +320,7 @@ def test_every_estimate_is_given_the_same_draw_of_the_shared_latents(
         calls.append(draw_shared(*args, **kwargs))
         return calls[-1]
 
-    monkeypatch.setattr(run, "draw_shared", remembered)
+    monkeypatch.setattr(stages, "draw_shared", remembered)
     settings = replace(QUICK, num_shared=2, certificate=CertificateSettings(4, 0.5, max_temperatures=30))
     settings = replace(settings, flow=FlowSettings("gaussian"))  # q* factorized, whatever the guide is
     found = diagnose(model, model.guide(torch.zeros(5), 0.5), x, settings=settings)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.distributions import kl_divergence
 
 from amortized_bayes import AISSettings, CertificateSettings, DiagnosisSettings, diagnose
-from amortized_bayes.diagnosis import run
+from amortized_bayes.diagnosis import stages
 from amortized_bayes.diagnosis.report import Diagnosis
 from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN, Certificate, Reliability, Verdict, give_verdict
 from amortized_bayes.evaluation.gaps import Estimate, gaps
@@ -135,12 +135,12 @@ def test_joint_autoguides(model: Any, kind: Any, relation: str, monkeypatch: pyt
     guide(x)
     found: list[tuple[str, str]] = []
 
-    def stop(job: Any, family: Any, *_: Any) -> None:
-        found.append((family.relation, family.name))
+    def stop(job: Any, ground: Any, *_: Any) -> None:
+        found.append((ground.described["relation"], ground.described["family"]))
         raise RuntimeError("enough")
 
-    monkeypatch.setattr(run, "_certify", lambda *_, **__: (None, ""))
-    monkeypatch.setattr(run, "_estimate", stop)
+    monkeypatch.setattr(stages, "_certify", lambda *_, **__: (None, ""))
+    monkeypatch.setattr(stages, "_estimate", stop)
     with pytest.raises(RuntimeError, match="enough"):
         diagnose(model, guide, x)
     assert found == [(relation, "gaussian" if kind is AutoDiagonalNormal else "full-covariance gaussian")]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import sweeps
 import torch
 import wing
 from safetensors.numpy import load_file
+from test_gaps_experiment import FEW
 from toy import relay
 from tqdm import tqdm
 
@@ -126,6 +128,17 @@ def test_a_sweep_is_the_same_side_by_side(tmp_path):
     assert_same(alone, together)
     assert told.fractions[-1] > 0.2  # the forecast of fits so short is rough
     assert any("dataset=" in row["job"] and row["metric"] == "family_gap" for row in lines(together))
+
+
+@pytest.mark.usefixtures("quick")
+def test_blocks_of_points_are_the_same_side_by_side(trained_results, tmp_path):
+    config = replace(FEW, splits=("test",), points=36, block_size=12)
+    found = []
+    for most in (1, 2):
+        shutil.copytree(trained_results, tmp_path / str(most))
+        found.append(start("gaps", config, tmp_path / str(most), most)[0])
+    assert len(found[0].done()) == 5
+    assert_same(*found)
 
 
 @pytest.mark.usefixtures("quick")

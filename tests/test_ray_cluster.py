@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import sweeps
 import wing
 from test_executors import assert_same
+from test_gaps_experiment import FEW
 from toy import wander
 
 from amortized_bayes import experiments
@@ -83,6 +85,17 @@ def workers(nodes):
 def test_a_sweep_on_two_nodes_is_that_of_this_process(tmp_path, nodes):
     config = replace(sweeps.TINY, widths=(1,))
     assert_same(start("sweep", config, tmp_path / "1", nodes), start("sweep", config, tmp_path / "2"))
+
+
+def test_blocks_of_points_on_two_nodes_are_those_of_this_process(trained_results, tmp_path, nodes):
+    """The certificate, what three workers of two nodes make of it, and all of it together travel back and forth."""
+    config = replace(FEW, splits=("test",), points=36, block_size=12)
+    found = []
+    for place, cluster in (("1", nodes), ("2", None)):
+        shutil.copytree(trained_results, tmp_path / place)
+        found.append(start("gaps", config, tmp_path / place, cluster))
+    assert len(found[0].done()) == 5
+    assert_same(*found)
 
 
 @pytest.mark.parametrize(

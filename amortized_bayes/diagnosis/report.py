@@ -20,6 +20,8 @@ from amortized_bayes.diagnosis.verdict import (
     give_verdict,
     is_certified,
     is_converged,
+    join_certificate,
+    split_certificate,
 )
 from amortized_bayes.evaluation.gaps import Estimate, Gaps, gaps
 from amortized_bayes.evaluation.psis import khat_threshold
@@ -241,10 +243,9 @@ class Diagnosis(Report):
         yield "hardest points", lambda: hardest_points(frame)
 
     def _pack(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
-        found = {} if self.certificate is None else self.certificate._asdict()
-        bounds = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        bounds, plain = split_certificate(self.certificate)
         header = {
-            "certificate": {name: value for name, value in found.items() if name not in bounds} or None,
+            "certificate": plain,
             "why_uncertified": self.why_uncertified,
             "num_particles": self.num_particles,
             "target_gap": self.target_gap,
@@ -254,8 +255,7 @@ class Diagnosis(Report):
 
     @classmethod
     def _unpack(cls, groups: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> Diagnosis:
-        plain = header["certificate"]
-        certificate = None if plain is None else Certificate(**groups["certificate"], **plain)
+        certificate = join_certificate(groups.get("certificate", {}), header["certificate"])
         more = {name: value for name, value in header.items() if name != "certificate"}
         return cls(groups["values"], groups["errors"], certificate, **more)
 

@@ -7,8 +7,8 @@ where k̂ is low; where the one that was chosen fails, the verdict abstains, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +28,8 @@ __all__ = [
     "give_verdict",
     "is_certified",
     "is_converged",
+    "join_certificate",
+    "split_certificate",
 ]
 
 MAX_DOUBTFUL = 0.1
@@ -93,6 +95,18 @@ class Certificate(NamedTuple):
     gap_error: float
     easier: bool
     words: str
+
+
+def split_certificate(certificate: Certificate | None) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Its tensors and the rest, each by name, as files hold them."""
+    found = {} if certificate is None else certificate._asdict()
+    bounds = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    return bounds, {name: value for name, value in found.items() if name not in bounds} or None
+
+
+def join_certificate(bounds: Mapping[str, Tensor], plain: Mapping[str, Any] | None) -> Certificate | None:
+    """What :func:`split_certificate` took apart."""
+    return None if plain is None else Certificate(**bounds, **plain)
 
 
 class Reliability(NamedTuple):

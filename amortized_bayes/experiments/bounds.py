@@ -45,6 +45,7 @@ __all__ = [
     "elbo_of",
     "gaps_of",
     "guide_bounds",
+    "images_at",
     "model_bounds",
     "same_points",
     "shared_bounds",
@@ -71,16 +72,17 @@ def some_points(trained: Trained, split: str, count: int, seed: int, *names: str
     """Places of some images of a split, as :func:`choose` finds them, and the images there, as floats."""
     images = getattr(trained.data, split)
     places = choose(images, count, seed, *names)
-    return places, _at(images, places)
+    return places, images_at(images, places)
 
 
 def same_points(model: VAEConfig, key: str, lab: Lab) -> tuple[Trained, Tensor, dict[str, np.ndarray]]:
     """A trained model, the training images that the job ``key`` chose, and the arrays that it left."""
     trained, found = lab.trained(model), lab.arrays(key)
-    return trained, _at(trained.data.train, found["places"]), found
+    return trained, images_at(trained.data.train, found["places"]), found
 
 
-def _at(images: Tensor, places: np.ndarray) -> Tensor:
+def images_at(images: Tensor, places: np.ndarray) -> Tensor:
+    """The images at some places, as floats."""
     return images[torch.from_numpy(places).to(images.device)].float()
 
 

@@ -34,16 +34,21 @@ def diagnosis_settings(config: Any) -> DiagnosisSettings:
     )
 
 
-def diagnosis_work(config: Any, model: VAEConfig, split: str, lab: Lab) -> list[Work]:
-    """Costs in decoder evaluations with gradient; the certificate's first rounds are the largest unknown."""
+def diagnosis_work(
+    config: Any, model: VAEConfig, split: str, lab: Lab, *, points: int = 0, simulated: int = 0
+) -> list[Work]:
+    """Costs of so many points, and of the certificate on so many, whose first rounds are the largest unknown.
+
+    In decoder evaluations with gradient.
+    """
     draws = config.shared_draws if model.decoder == "bayesian" else 1
     gradients = config.chains * chains_of(config).num_gradients
     costs = {
-        "q*": config.points * 10 * config.local_steps * config.restarts,
-        "bdmc": min(config.simulated, config.points) * 4 * gradients,
-        "ais": config.points * 1.2 * gradients,
+        "bdmc": simulated * 4 * gradients,
+        "q*": points * 10 * config.local_steps * config.restarts,
+        "ais": points * 1.2 * gradients,
     }
-    return [lab.evaluation_work(f"{split} {stage}", model, draws * cost) for stage, cost in costs.items()]
+    return [lab.evaluation_work(f"{split} {stage}", model, draws * cost) for stage, cost in costs.items() if cost]
 
 
 def report_arrays(report: Diagnosis) -> dict[str, np.ndarray]:

@@ -8,10 +8,12 @@ two cores for the model of ``train``. Expect gaps of one to three nats, the amor
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
 
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings
 from amortized_bayes.experiments.checkpoints import CheckpointName, checkpoint_config, datasets, prepare
@@ -34,9 +36,7 @@ from amortized_bayes.flows import CONTEXTUAL
 from amortized_bayes.limits import Seed
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
+    from amortized_bayes.diagnosis import Diagnosis
     from amortized_bayes.experiments.lab import Lab
     from amortized_bayes.experiments.trained import Trained
 
@@ -51,6 +51,8 @@ class Config(Settings):
         checkpoint: Run of `train` to measure: its path, its name, or latest.
         splits: Which points to measure.
         points: Points of each split, after a seeded shuffle; all if there are fewer.
+        block_size: Points per job. More points of a split than that are cut into blocks of about equal size, which run
+            side by side, in any process or on any machine, after a job for the certificate.
         particles: Draws from the guide for ELBO, IWAE, k-hat and effective sample size.
         restarts: Runs of the search for the best q of each point; from two on, what restarts gain is reported too.
         local_steps: Steps of each of these runs.
@@ -69,6 +71,7 @@ class Config(Settings):
     checkpoint: CheckpointName = "latest"
     splits: Annotated[tuple[Literal["train", "test"], ...], Different()] = ("train", "test")
     points: Annotated[int, AtLeast(2)] = 300
+    block_size: Annotated[int, AtLeast(10)] = 1_000
     particles: Annotated[int, AtLeast(25)] = 1_000
     restarts: Annotated[int, AtLeast(1)] = 2
     local_steps: Annotated[int, AtLeast(10)] = 300
@@ -142,61 +145,76 @@ EXTREMES = 10
 """Images of each kind that are shown."""
 
 
-def jobs(config: Config, lab: Lab) -> list[Job]:
-    """A job per split."""
+def jobs(config: Config, lab: Lab) -> Iterator[Job]:
+    """A job per split; of many points, a job for what they share, one for each block of them, and one for all."""
     from amortized_bayes.experiments.diagnosing import diagnosis_work
+    from amortized_bayes.experiments.gap_blocks import block_jobs, num_blocks
 
     model = checkpoint_config(config.checkpoint, lab)
-    return [
-        Job(
-            {**model_factors(model), "split": split},
-            lambda split=split: _split(config, split, lab),
-            work=diagnosis_work(config, model, split, lab),
+    for split in config.splits:
+        factors = {**model_factors(model), "split": split}
+        parts: list[Job] = []
+        if num_blocks(config, model, split, lab) > 1:
+            parts = list(block_jobs(config, model, split, factors, lab))
+            yield from parts
+        counts = {"points": config.points, "simulated": min(config.simulated, config.points)}
+        yield Job(
+            factors,
+            partial(_split, config, split, [job.key for job in parts], lab),
+            work=[] if parts else diagnosis_work(config, model, split, lab, **counts),
             reads=[config.checkpoint],
+            after=[job.key for job in parts],
             disk=200.0 * config.points,
         )
-        for split in config.splits
-    ]
 
 
-def _split(config: Config, split: str, lab: Lab) -> Iterator[Measured | Arrays | File]:
-    from amortized_bayes.diagnosis import diagnose
-    from amortized_bayes.experiments.bounds import class_rows, some_points
-    from amortized_bayes.experiments.diagnosing import diagnosis_settings, report_arrays, report_rows
+def _split(config: Config, split: str, parts: Sequence[str], lab: Lab) -> Iterator[Measured | Arrays | File]:
+    """All points of a split together, measured here or by other jobs."""
+    from amortized_bayes.experiments.bounds import class_rows
+    from amortized_bayes.experiments.diagnosing import report_arrays, report_rows
+    from amortized_bayes.experiments.gap_blocks import joined
 
     trained = lab.checkpoint(lab.run_named(config.checkpoint))
-    places, x = some_points(trained, split, config.points, config.seed, "gaps", split)
-    report = diagnose(
-        trained.model,
-        trained.guide,
-        x,
-        settings=diagnosis_settings(config),
-        seed=config.seed,
-        progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
-    )
+    places, report = joined(config, parts, lab) if parts else _diagnosed(config, split, trained, lab)
     arrays, labels = report_arrays(report), lab.labels(trained, split, places)
-    pictures = _extremes(x, arrays["inference_gap"], trained, config.seed)
+    pictures = _extremes(trained, split, places, arrays["inference_gap"], config.seed)
     yield from report_rows(report, trained.config.family.removesuffix(CONTEXTUAL))
     yield from class_rows(arrays, labels.get("labels"))
     yield File(f"diagnosis_{split}.safetensors", report.to_bytes())
     yield Arrays({"places": places, **arrays, **labels, **pictures})
 
 
-def _extremes(x: Tensor, gap: np.ndarray, trained: Trained, seed: int) -> dict[str, np.ndarray]:
-    """Images of the points that lose most and least, the worst first, with reconstructions; vectors have none."""
-    import torch
+def _diagnosed(config: Config, split: str, trained: Trained, lab: Lab) -> tuple[np.ndarray, Diagnosis]:
+    """Places of the points of a split, and the report on them."""
+    from amortized_bayes.diagnosis import diagnose
+    from amortized_bayes.experiments.bounds import images_at
+    from amortized_bayes.experiments.diagnosing import diagnosis_settings
+    from amortized_bayes.experiments.gap_blocks import point_places
 
+    places = point_places(config, split, trained)
+    return places, diagnose(
+        trained.model,
+        trained.guide,
+        images_at(getattr(trained.data, split), places),
+        settings=diagnosis_settings(config),
+        seed=config.seed,
+        progress=lambda stage, done, total: lab.watch(f"{split} {stage}", done, total),
+    )
+
+
+def _extremes(trained: Trained, split: str, places: np.ndarray, gap: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Images of the points that lose most and least, the worst first, with reconstructions; vectors have none."""
     from amortized_bayes.data import to_pictures
+    from amortized_bayes.experiments.bounds import images_at
     from amortized_bayes.experiments.trained import reconstruct
 
     shape = trained.data.image_shape
     if shape is None:
         return {}
-    order = [place for place in gap.argsort() if math.isfinite(gap[place])]
-    found = {}
+    order = gap.argsort()
+    order, found = order[np.isfinite(gap[order])], {}
     for name, chosen in (("largest_gap", order[::-1][:EXTREMES]), ("smallest_gap", order[:EXTREMES])):
-        places = torch.tensor(chosen, dtype=torch.long, device=x.device)
-        images = x[places]
+        images = images_at(getattr(trained.data, split), places[chosen])
         found[f"picture_{name}"] = to_pictures(images.cpu().numpy(), shape)
         found[f"picture_{name}_reconstruction"] = to_pictures(reconstruct(trained, images, seed).cpu().numpy(), shape)
     return found

@@ -126,6 +126,10 @@ class Lab:
         """Checkpoint of a job; errors as :meth:`arrays`."""
         return self._kept(key, self.run.load_tensors)
 
+    def texts(self, key: str) -> dict[str, str]:
+        """Texts in the checkpoint of a job; errors as :meth:`arrays`."""
+        return self._kept(key, self.run.load_metadata)
+
     def _kept(self, key: str, load: Callable[[str], T]) -> T:
         if self.status(key) == "failed":
             raise ArithmeticError(f"{key} failed")

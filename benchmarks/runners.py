@@ -1,0 +1,211 @@
+"""What do runners cost? Blocks of `gaps` on one worker and two, and jobs on Ray beside the same ones in this process.
+
+The points are of the VAE of `train` (784-200-200-50, fixed binarized MNIST), one thread per job. Aims: two workers on
+two cores at least 1.8 times one; a job on a warm Ray worker at most half a second more than in this process.
+
+One worker and two take turns, round by round. A run's seconds on the wall include the start of processes, which import
+torch, and the certificate, for which all blocks wait. So the pace of the blocks is told too, once each worker has ended
+its first; and the seconds of the processor that all workers took: twice those of one worker over those of two are what
+two cores would show on which nothing else runs.
+
+    python benchmarks/runners.py --json runners.json
+    ray start --head; python benchmarks/runners.py --rounds 0 --address auto
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import tyro
+from _measure import show_table, surroundings, use_threads, wide_console, write_json
+from _vae import SMALL, trained_run
+
+from amortized_bayes.experiments.cluster import Cluster
+from amortized_bayes.experiments.gaps import Config
+from amortized_bayes.experiments.lab import Lab
+from amortized_bayes.experiments.plans import new_plan
+from amortized_bayes.experiments.running import run
+from amortized_bayes.experiments.settings import VAEConfig
+from amortized_bayes.results import RunFolder
+
+CPU = torch.device("cpu")
+ON_RAY = replace(Config(), splits=("test",), particles=25, restarts=1, local_steps=10, chains=2, temperatures=2)
+ON_RAY = replace(ON_RAY, max_temperatures=2, leapfrog=1, simulated=2, block_size=10)
+"""Jobs of a moment."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time blocks of `gaps` on one worker, on two, and on Ray.
+
+    Args:
+        points: Test points, of which each of the default settings of `gaps` takes a tenth of a second or two.
+        block_size: Points per block.
+        rounds: Rounds of one worker and two; 0 for none.
+        ray_jobs: Blocks of ten points, in which next to nothing is done, on Ray and in this process.
+        address: Ray cluster, HOST:PORT or auto; none is timed without it.
+        out: Folder with results, where the trained model is looked for or put.
+        json: File for the figures.
+        quick: A small model and few steps, to see that everything runs.
+    """
+
+    points: int = 240
+    block_size: int = 20
+    rounds: int = 3
+    ray_jobs: int = 21
+    address: str | None = None
+    out: Path = Path("results")
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    quick: bool = False
+
+
+class Spent(NamedTuple):
+    """A run: seconds on the wall, seconds per block once all work, those of the processor, and each block's end."""
+
+    wall: float
+    pace: float
+    processor: float
+    ends: list[float]
+
+
+class Stamps:
+    """A reporter that remembers when each block ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def started(self, *_: Any) -> None:
+        """A run has started."""
+
+    def show(self, *_: Any) -> None:
+        """A stage of a job is so far."""
+
+    def say(self, line: str) -> None:
+        """Something is worth a line."""
+        print(line, flush=True)
+
+    def row(self, row: Any) -> None:
+        """A row was written."""
+
+    def arrays(self, job: str, arrays: Mapping[str, Any]) -> None:
+        """A job has ended."""
+        del arrays
+        if job.startswith("estimates"):
+            self.ends.append(time.perf_counter())
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    threads = use_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) if options.quick else options.out
+        model = trained_run(SMALL if options.quick else VAEConfig(), Lab(out, CPU))
+        figures: dict[str, Any] = {}
+        rows: list[tuple[str, str]] = []
+        if options.rounds:
+            found = side_by_side(options, model)
+            figures["workers"] = found
+            rows += worker_rows(found)
+        if options.address is not None:
+            found = on_ray(options, model)
+            figures["ray"] = found
+            rows += [
+                ("a job in this process, seconds, median", f"{statistics.median(found['inline']):.3f}"),
+                ("the same on a warm Ray worker", f"{statistics.median(found['ray']):.3f}"),
+                ("what Ray adds, median of pairs, and most (aim: 0.5)", "{median:.3f}, {most:.3f}".format(**found)),
+            ]
+    show_table("runners, 1 thread per job", ("", "figure"), rows, wide_console())
+    write_json(options.json, {**figures, "environment": surroundings(threads, CPU)})
+
+
+def side_by_side(options: Options, model: RunFolder) -> dict[str, Any]:
+    """Blocks on one worker and on two, in turns."""
+    config = replace(Config(), splits=("test",), points=options.points, block_size=options.block_size)
+    if options.quick:
+        config = replace(ON_RAY, points=40)
+    found: dict[int, list[Spent]] = {1: [], 2: []}
+    for number in range(options.rounds):
+        for workers in sorted(found, reverse=bool(number % 2)):
+            found[workers].append(spent(config, model, workers, "processes"))
+    pairs = list(zip(found[1], found[2], strict=True))
+    return {
+        "points": config.points,
+        "block_size": config.block_size,
+        **{f"{name}_{workers}": [getattr(s, name) for s in found[workers]] for workers in found for name in NAMES},
+        "ratio_wall": statistics.median(one.wall / two.wall for one, two in pairs),
+        "ratio_pace": statistics.median(one.pace / two.pace for one, two in pairs),
+        "ratio_processor": statistics.median(2 * one.processor / two.processor for one, two in pairs),
+    }
+
+
+NAMES = ("wall", "pace", "processor")
+
+
+def worker_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is printed of one worker and two."""
+    words = (
+        "seconds on the wall, the whole run",
+        "seconds per block once all work",
+        "seconds of the processor, all workers",
+    )
+    rows = []
+    for name, said in zip(NAMES, words, strict=True):
+        one, two = (statistics.median(found[f"{name}_{workers}"]) for workers in (1, 2))
+        rows += [(f"{said}: one worker, two", f"{one:.2f}, {two:.2f}")]
+    each = 1000 * statistics.median(found["processor_1"]) / found["points"]
+    return [
+        *rows,
+        ("milliseconds of the processor per point, all in", f"{each:.0f}"),
+        ("two workers over one, the whole run", f"{found['ratio_wall']:.2f}"),
+        ("pace of the blocks (aim: 1.8)", f"{found['ratio_pace']:.2f}"),
+        ("by seconds of the processor", f"{found['ratio_processor']:.2f}"),
+    ]
+
+
+def on_ray(options: Options, model: RunFolder) -> dict[str, Any]:
+    """The same small jobs in this process and on one Ray worker: seconds from the end of one to that of the next."""
+    cluster = Cluster(options.address or "auto")
+    cluster.connect()
+    config = replace(ON_RAY, points=10 * options.ray_jobs)
+    seconds = {}
+    for runner in ("inline", "ray", "ray"):  # the first on Ray finds nothing warm on its machine
+        ends = spent(config, model, 1, runner, cluster).ends
+        seconds[runner] = [later - earlier for earlier, later in pairwise(ends)]
+    added = [ray - inline for ray, inline in zip(seconds["ray"], seconds["inline"], strict=True)]
+    return {**seconds, "median": statistics.median(added), "most": max(added)}
+
+
+def spent(config: Config, model: RunFolder, workers: int, runner: Any, cluster: Cluster | None = None) -> Spent:
+    """Run `gaps` in blocks into a folder of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        lab = Lab(Path(scratch), CPU)
+        config = replace(config, checkpoint=str(model.path.resolve()))
+        plan = new_plan("gaps", config, lab, ["config"], {}, workers)
+        plan = replace(plan, about={**plan.about, "threads": 1}, runner=runner)
+        plan = replace(plan, cluster=cluster if runner == "ray" else None)
+        assert plan.forecast.seconds >= 0  # measured beforehand
+        stamps: Any = Stamps()
+        before, start = children(), time.perf_counter()
+        run(plan, stamps)
+        wall = time.perf_counter() - start
+        pace = (stamps.ends[-1] - stamps.ends[workers - 1]) / (len(stamps.ends) - workers)
+        return Spent(wall, pace, children() - before, stamps.ends)
+
+
+def children() -> float:
+    """Seconds of the processor of all processes that this one started and that are over."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    main()
