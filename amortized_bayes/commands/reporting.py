@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -21,6 +23,8 @@ __all__ = ["Reporting"]
 
 HEADLINES = ("final_elbo", "inference_gap", "approximation_gap", "behind_reference", "tune_elbo")
 """Metrics that get a line as soon as they are known."""
+SHOWN_EVERY = 0.2
+"""Seconds between two looks at how far the run is, at least: of a thousand jobs each look takes a hundredth of one."""
 UNSAID = {"label", "epochs"}
 """Factors of rows that are one of many: of a class, or of a fit with one of its budgets."""
 
@@ -43,6 +47,7 @@ class Reporting(ExitStack):
         super().__init__()
         self.tensorboard, self.writer = tensorboard, None
         self.progress: Progress | None = None
+        self.shown = -math.inf
 
     def started(self, folder: RunFolder, num_jobs: int, forecast: Forecast) -> None:
         """Say where a run goes, and how long it may take."""
@@ -59,6 +64,10 @@ class Reporting(ExitStack):
     def show(self, forecast: Forecast, job: str, stage: str, done: int, total: int, state: str) -> None:
         """Show how far a stage of a job is, and the run with it."""
         assert self.progress is not None
+        now = time.monotonic()
+        if now - self.shown < SHOWN_EVERY:
+            return
+        self.shown = now
         self.progress.show(forecast.fraction, forecast.seconds_left, job, stage, done, total, state)
 
     def say(self, line: str) -> None:

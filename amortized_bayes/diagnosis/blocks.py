@@ -39,11 +39,6 @@ from amortized_bayes.types import Guide, Model
 
 __all__ = ["diagnose_block", "join_blocks", "prepare_blocks"]
 
-ROWS = (
-    "expected a guide that is a function of the data, whose points can be measured block by block, got one with "
-    "parameters of each point's own: diagnose takes it, with all points at once"
-)
-
 
 @own_options
 @limited
@@ -93,11 +88,7 @@ def prepare_blocks(
     check_parameters(model, guide)
     entered = _enter(prepare_blocks, model, guide, args, kwargs, plate=plate, per_point=per_point)
     with watched(progress) as told:
-        subject = subject_of(entered, chosen, seed, Telling(told, None, seed))
-        ground = lay_groundwork(subject, subject.num_points)
-    if any(ground.fresh) or subject.source == "rows":
-        raise ValueError(ROWS)
-    return ground
+        return lay_groundwork(subject_of(entered, chosen, seed, Telling(told, None, seed)), for_blocks=True)
 
 
 @own_options

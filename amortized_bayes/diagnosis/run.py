@@ -79,7 +79,7 @@ def diagnose(
     with watched(progress) as told:
         telling = Telling(told, on_row, seed)
         subject = subject_of(entered, chosen, seed, telling)
-        ground = lay_groundwork(subject, subject.num_points)
+        ground = lay_groundwork(subject)
         report = report_on(measure(subject, ground), ground, chosen, seed)
         telling.gaps(report.summary())
         return report

@@ -47,6 +47,11 @@ __all__ = ["Groundwork", "Subject", "check_parameters", "lay_groundwork", "measu
 
 logger = logging.getLogger(__name__)
 
+ROWS = (
+    "expected a guide that is a function of the data, whose points can be measured block by block, got one with "
+    "parameters of each point's own: diagnose takes it, with all points at once"
+)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -152,15 +157,23 @@ def subject_of(entered: Entered, settings: DiagnosisSettings, seed: int, telling
     )
 
 
-def lay_groundwork(job: Subject, num_points: int) -> Groundwork:
-    """Find what points share; ``num_points`` are diagnosed in all."""
+def lay_groundwork(job: Subject, *, for_blocks: bool = False) -> Groundwork:
+    """Find what points share, those of the subject or, ``for_blocks``, others too.
+
+    Raises:
+        ValueError: a guide with parameters of each point's own, which others do not have.
+    """
+    if for_blocks and job.source == "rows":
+        raise ValueError(ROWS)
     found, why, walk, fresh = [], "", job.settings.ais, []
     fixed = _shared_draws(job)
     family = _family(job, fixed[0])
-    job.telling.expect(job.settings, num_points, len(fixed), is_flow=job.flow.kind is not None)
+    job.telling.expect(job.settings, job.num_points, len(fixed), is_flow=job.flow.kind is not None)
     for number, values in enumerate(fixed):
         start = _chain_start(job, values)
         fresh.append(isinstance(start, FreshStart))
+        if for_blocks and fresh[-1]:
+            raise ValueError(ROWS)
         result, problem = _certify(job, start, values, walk, first=number == 0)
         if result is not None:
             found.append(result)

@@ -28,7 +28,7 @@ from amortized_bayes.types import Factor
 
 __all__ = ["MOST_BLOCKS", "block_jobs", "joined", "num_blocks", "point_places"]
 
-MOST_BLOCKS = 10_000
+MOST_BLOCKS = 2_000
 """Of a split."""
 PREPARED, MEASURED = "certificate", "estimates"
 """Names of jobs, before the factors of their split."""

@@ -87,10 +87,14 @@ class Plan:
 
     def title(self, job: Job) -> str:
         """A job in words, by what tells it from the others: ``"best, auxiliary"``."""
-        first, *others = self.jobs
-        shared = [n for n, v in first.factors.items() if others and all(o.factors.get(n) == v for o in others)]
-        own = describe({name: value for name, value in job.factors.items() if name not in shared})
+        own = describe({name: value for name, value in job.factors.items() if name not in self._shared})
         return ", ".join(filter(None, (job.name, own))) or self.name
+
+    @cached_property
+    def _shared(self) -> list[str]:
+        """Names of the factors that all jobs have, with the same value, where there are several jobs."""
+        first, *others = self.jobs
+        return [n for n, v in first.factors.items() if others and all(o.factors.get(n) == v for o in others)]
 
     @cached_property
     def missing(self) -> list[VAEConfig]:
