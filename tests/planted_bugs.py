@@ -306,6 +306,27 @@ MUTANTS = (
         "test_diagnose.py::test_every_estimate_is_given_the_same_draw_of_the_shared_latents",
     ),
     Mutant(
+        "draws of θ of each block's own",
+        "diagnosis/stages.py",
+        "    fixed = ground.fixed[number]",
+        "    fixed = _shared_draws(job)[number]",
+        "test_diagnose_blocks.py::test_all_blocks_see_the_same_draws_of_shared_latents",
+    ),
+    Mutant(
+        "blocks of points that share their noise",
+        "experiments/gap_blocks.py",
+        "torch_seed(config.seed, job_key(factors, MEASURED))",
+        "config.seed",
+        "test_gap_blocks.py::test_each_block_is_of_its_own_points_under_the_seed_of_its_key",
+    ),
+    Mutant(
+        "a mean over the blocks that did not fail",
+        "experiments/gap_blocks.py",
+        "for key in blocks]",
+        'for key in blocks if lab.status(key) == "ok"]',
+        "test_gap_blocks.py::test_a_block_that_fails_leaves_no_mean_of_the_others",
+    ),
+    Mutant(
         "the better of two searches scored on the draws that chose it",
         "experiments/grid.py",
         "elbo_star=log_w.mean(0)",
