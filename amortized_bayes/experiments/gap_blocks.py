@@ -7,6 +7,7 @@ any order. It holds the images of its own points alone as floats.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -119,6 +120,7 @@ def _prepare(config: Any, split: str, factors: Mapping[str, Factor], lab: Lab) -
 
 
 def _measure(config: Any, split: str, factors: Mapping[str, Factor], first: str, lab: Lab) -> Iterator[Arrays]:
+    start = time.process_time()
     trained = lab.checkpoint(lab.run_named(config.checkpoint))
     places = _cut(point_places(config, split, trained), config)[int(factors["block"])]
     found = diagnose_block(
@@ -132,7 +134,8 @@ def _measure(config: Any, split: str, factors: Mapping[str, Factor], first: str,
     )
     values = {name: value.numpy() for name, (value, _) in found.items()}
     errors = {f"{name}_error": error.numpy() for name, (_, error) in found.items()}
-    yield Arrays({"places": places, **values, **errors})
+    seconds = np.array(time.process_time() - start)  # of the processor, since this process took the block up
+    yield Arrays({"places": places, "seconds": seconds, **values, **errors})
 
 
 def _groundwork(key: str, lab: Lab) -> Groundwork:
