@@ -42,7 +42,7 @@ class Search:
         self.start = Gaussian(0.3 * torch.randn(num_points, dim), 0.4 + 0.2 * torch.rand(num_points, dim))
         self.joint = joint_density(curved, self.x)
         self.flows = PointFlows(dim, self.settings, self.start.loc)
-        self.search = FlowSearchSettings(**search)
+        self.search = FlowSearchSettings(**{"num_samples": 10, **search})
         made = FlowChunk(self.joint, self.start, self.flows, self.search, range(num_points), 0)
         self.values = [value + 0.2 * torch.randn_like(value) for value in made.values]
 
@@ -129,7 +129,7 @@ def test_a_gradient_that_is_no_number_is_left_out_for_its_point_alone() -> None:
 
     x, start = torch.tensor([[10.0, -100.0], [0.3, -3.0]]), Gaussian(torch.tensor([[0.0, 2.0]] * 2), torch.ones(2, 2))
     settings = FlowSettings("realnvp", num_flows=2, hidden=(8,))
-    search = FlowSearchSettings(num_steps=60, learning_rate=0.05)
+    search = FlowSearchSettings(num_samples=10, num_steps=60, learning_rate=0.05)
     flows, skipped = PointFlows(2, settings, start.loc), []
     for kind in (FlowChunk, CouplingChunk):
         chunk = kind(joint_density(model, x), start, flows, search, [0, 1], 0)
@@ -185,7 +185,7 @@ def test_a_source_that_does_not_compile_is_said_and_done_without(monkeypatch, ca
 def test_the_search_ends_where_the_general_one_does(monkeypatch) -> None:
     """Three chunks, the last filled up; the bounds differ by far less than their Monte Carlo error."""
     search = Search(4, 2, (16,), num_points=5)
-    settings = FlowSearchSettings(num_steps=150, num_score=400)
+    settings = FlowSearchSettings(num_samples=10, num_steps=150, num_score=400)
     found = []
     for least in (math.inf, 0.0):
         monkeypatch.setattr(coupling_chunk, "PAYS_FROM", least)

@@ -20,7 +20,13 @@ from amortized_bayes.models import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-QUICK = FlowSearchSettings(num_steps=10, num_kept=10, num_score=10)
+
+def searching(**options: float) -> FlowSearchSettings:
+    """With ten draws, which are enough for small models and take half the time."""
+    return FlowSearchSettings(**{"num_samples": 10, **options})  # pyright: ignore[reportArgumentType]
+
+
+QUICK = searching(num_steps=10, num_kept=10, num_score=10)
 
 
 SEARCHES_QUICKLY = ("gaussian", "planar", "realnvp", "sylvester")
@@ -77,7 +83,7 @@ def stays_below(found: FlowOptimum, evidence: Tensor) -> None:
 def test_flows_close_the_gap_of_the_factorized_gaussian(name: str, least: float) -> None:
     """The gap is ½(Σ log Λ_ii − log|Λ|); ``least`` is the share of it that is asked for."""
     problem = Problem(6)
-    search = FlowSearchSettings(num_steps=400)
+    search = searching(num_steps=400)
     found = optimize_flow(problem.model, problem.start, problem.x, settings=sized(name), search=search)
     stays_below(found, problem.evidence)
     error = found.gain_error.square().sum().sqrt() / len(problem.x)
@@ -117,7 +123,7 @@ def test_a_banana_against_quadrature(name: str, share: float) -> None:
     x = torch.tensor([-0.5, 0.3, 1.0, 2.0])
     evidence = quadrature(banana, x)
     start = optimize_local(banana, None, x, settings=LocalSettings(max_steps=500, learning_rate=0.03))
-    found = optimize_flow(banana, start, x, settings=sized(name, 40, 40), search=FlowSearchSettings(num_steps=600))
+    found = optimize_flow(banana, start, x, settings=sized(name, 40, 40), search=searching(num_steps=600))
     stays_below(found, evidence)
     assert ((evidence - found.elbo_start) > 0.3).all()
     assert found.gain.mean() >= share * (evidence - found.elbo_start).mean()
@@ -130,7 +136,7 @@ def test_of_two_modes_far_apart_a_flow_keeps_one(name: str) -> None:
     x = torch.tensor([-0.5, 0.3, 2.0])
     evidence = quadrature(two_modes, x)
     start = optimize_local(two_modes, None, x, settings=LocalSettings(max_steps=500, learning_rate=0.03))
-    found = optimize_flow(two_modes, start, x, settings=sized(name, 40, 40), search=FlowSearchSettings(num_steps=600))
+    found = optimize_flow(two_modes, start, x, settings=sized(name, 40, 40), search=searching(num_steps=600))
     stays_below(found, evidence)
     lost = evidence - found.elbo_star
     assert (lost[:2] < 0.05 + 4 * found.standard_error[:2]).all()
@@ -152,7 +158,7 @@ def test_one_latent_alone(name: str, least: float) -> None:
     x, z = torch.tensor([0.0, 0.3, 0.0]), torch.linspace(-12, 8, 2001)[:, None, None]
     evidence = joint_density(walled, x)(z.expand(-1, 3, 1)).logsumexp(0) + math.log(0.01)
     start = optimize_local(walled, None, x, settings=LocalSettings(max_steps=500, learning_rate=0.03))
-    found = optimize_flow(walled, start, x, settings=sized(name, 32), search=FlowSearchSettings(num_steps=400))
+    found = optimize_flow(walled, start, x, settings=sized(name, 32), search=searching(num_steps=400))
     stays_below(found, evidence)
     assert found.gain.mean() > least * (evidence - found.elbo_start).mean()
     assert found.elbo_star[0] != found.elbo_star[2]  # equal data, but draws and parameters of their own
@@ -167,7 +173,7 @@ def test_no_point_ends_below_its_best_gaussian(name: str) -> None:
     problem = Problem(10)
     start = optimize_local(problem.model, problem.start, problem.x, settings=LocalSettings(max_steps=100))
     for rate in (5e-3, 0.5):
-        search = FlowSearchSettings(num_steps=20, num_score=500, learning_rate=rate)
+        search = searching(num_steps=20, num_score=500, learning_rate=rate)
         stays_below(
             optimize_flow(problem.model, start, problem.x, settings=sized(name), search=search), problem.evidence
         )
@@ -176,7 +182,7 @@ def test_no_point_ends_below_its_best_gaussian(name: str) -> None:
 def test_a_far_worse_start_is_left_behind_by_the_gaussian_alone() -> None:
     problem = Problem(6)
     start = Gaussian(problem.start.loc + problem.start.scale, 1.5 * problem.start.scale)
-    search = FlowSearchSettings(num_steps=400, learning_rate=0.05)
+    search = searching(num_steps=400, learning_rate=0.05)
     found = optimize_flow(problem.model, start, problem.x, settings=FlowSettings("gaussian"), search=search)
     assert ((found.elbo_star - problem.best).abs() < 4 * found.standard_error).all()
     torch.testing.assert_close(found.q.scale, problem.start.scale, rtol=0.05, atol=0)
@@ -185,7 +191,7 @@ def test_a_far_worse_start_is_left_behind_by_the_gaussian_alone() -> None:
 
 @every_family
 def test_neighbours_and_chunks_do_not_change_the_answer_of_a_point(name: str, monkeypatch) -> None:
-    problem, search = Problem(7), FlowSearchSettings(num_steps=20, num_kept=20, num_score=20)
+    problem, search = Problem(7), searching(num_steps=20, num_kept=20, num_score=20)
     start, x = problem.start, problem.x
     whole = optimize_flow(problem.model, start, x, settings=sized(name), search=search)
     first = Gaussian(start.loc[:2], start.scale[:2])
@@ -208,13 +214,13 @@ def test_neighbours_and_chunks_do_not_change_the_answer_of_a_point(name: str, mo
 def test_the_memory_budget_decides_how_many_points_a_chunk_has() -> None:
     problem, flows = Problem(12), PointFlows(4, sized("realnvp"), torch.zeros(0))
     joint = joint_density(problem.model, problem.x)
-    sizes = [flow_search._points_per_chunk(joint, flows, FlowSearchSettings(memory_budget=b)) for b in (1.0, 5e5, None)]
+    sizes = [flow_search._points_per_chunk(joint, flows, searching(memory_budget=b)) for b in (1.0, 5e5, None)]
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 12
 
 
 def test_draws_of_the_flow_have_the_weights_it_was_scored_by() -> None:
     problem = Problem(5)
-    search = FlowSearchSettings(num_steps=100)
+    search = searching(num_steps=100)
     found = optimize_flow(problem.model, problem.start, problem.x, settings=sized("auxiliary"), search=search)
     z, log_q = found.sample(2000, Generator().manual_seed(0))
     log_w = joint_density(problem.model, problem.x)(z) - log_q
@@ -234,7 +240,7 @@ def test_a_gradient_that_is_no_number_is_left_out_for_its_point_alone() -> None:
 
     x = torch.tensor([[10.0, -100.0], [0.3, -3.0], [10.5, -100.0]])
     start = Gaussian(torch.tensor([0.0, 2.0]).expand(3, 2), torch.ones(3, 2))
-    search = FlowSearchSettings(num_steps=60, learning_rate=0.02, num_kept=100)
+    search = searching(num_steps=60, learning_rate=0.02, num_kept=100)
     found = optimize_flow(model, start, x, settings=sized("realnvp", 8), search=search)
     assert found.num_skipped[0] == found.num_skipped[2] == 0
     assert 0 < found.num_skipped[1] < 60
@@ -261,7 +267,7 @@ def test_constrained_sites_another_plate_and_shared_latents() -> None:
     start = optimize_local(
         model, None, x, plate="observations", fixed=fixed, settings=LocalSettings(max_steps=500, learning_rate=0.03)
     )
-    search = FlowSearchSettings(num_steps=400)
+    search = searching(num_steps=400)
     found = optimize_flow(model, start, x, settings=sized("realnvp"), plate="observations", fixed=fixed, search=search)
     stays_below(found, evidence)
     assert (found.gain > 0.5).all()
@@ -289,7 +295,7 @@ def test_single_precision(name: str) -> None:
     problem = Problem(4)
     torch.set_default_dtype(torch.float32)
     model = LinearGaussian(problem.model.weight.float(), torch.zeros(6), 1.0)
-    search = FlowSearchSettings(num_steps=200, num_score=500)
+    search = searching(num_steps=200, num_score=500)
     found = optimize_flow(model, problem.start, problem.x.float(), settings=sized(name), search=search)
     stays_below(found, problem.evidence)
     assert found.gain.mean() > 0.2 * problem.gap

@@ -119,7 +119,7 @@ def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, 
             begin,
             x,
             settings=flow_settings(trained.config, family),
-            search=FlowSearchSettings(num_steps=config.flow_steps),
+            search=FlowSearchSettings(num_samples=10, num_steps=config.flow_steps),
             seed=seed,
             progress=partial(lab.watch, f"q* {family}"),
         )

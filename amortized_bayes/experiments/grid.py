@@ -139,7 +139,7 @@ def best_of_family(
             gaussian,
             x,
             settings=flow_settings(wanted, family),
-            search=FlowSearchSettings(num_steps=steps, num_score=SCORE_DRAWS),
+            search=FlowSearchSettings(num_samples=10, num_steps=steps, num_score=SCORE_DRAWS),
             seed=seed,
             progress=partial(lab.watch, f"q* {family}"),
         )

@@ -72,7 +72,8 @@ class FlowSearchSettings:
     """How the best flow of each point is searched; the default takes 12,400 decoder evaluations per point.
 
     Args:
-        num_samples: S, draws of each q per step; those of z_0 come in pairs, so an even number.
+        num_samples: S, draws of each q per step; those of z_0 come in pairs, so an even number. What half as many lose
+            takes twice the steps to win back, and each step moves all parameters.
         num_steps: steps of Adam.
         learning_rate: its highest step size, reached after a tenth of the steps; it then falls to 0 as a cosine.
         max_growth: a gradient this many times longer than usual at its point is cut to that length.
@@ -90,8 +91,8 @@ class FlowSearchSettings:
         200
     """
 
-    num_samples: Annotated[int, AtLeast(2), PAIRS] = 10
-    num_steps: Count = 1000
+    num_samples: Annotated[int, AtLeast(2), PAIRS] = 20
+    num_steps: Count = 500
     learning_rate: Positive = 5e-3
     max_growth: Annotated[float, AtLeast(1, math.inf)] = 10.0
     num_kept: Annotated[int, AtLeast(2)] = 200
