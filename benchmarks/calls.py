@@ -3,9 +3,10 @@
 A VAE 64-32-10 in Pyro on binarized digits of scikit-learn, its decoder a module that is fitted: `compare` on 1,000
 points until its first guide is fitted and to the end, and `diagnose` of the best guide on 100 of them. Aims: the
 first result of `compare` within 30 seconds on two cores, `diagnose` within 10. That is also the aim for 100 points of
-a VAE 64-32-16 whose guide has a full covariance for each point.
+a VAE 64-32-16 whose guide has a full covariance for each point, and of one of 784-200-16 on binarized MNIST.
 
     python benchmarks/calls.py --json calls.json
+    python benchmarks/calls.py --only-diagnose --mnist
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import amortized_bayes as ab
+from amortized_bayes.data import load_dataset
 
 Timed = tuple[str, tuple[float, float]]
 """What was timed, and its seconds of the wall and of the processor."""
@@ -38,6 +40,7 @@ class Options:
         diagnosed: The first so many of them are diagnosed.
         threads: Threads of torch; 0 for all cores.
         only_diagnose: The last measurement alone: a guide of full covariance is diagnosed.
+        mnist: That one on binarized MNIST, with 200 hidden units.
         json: File for the figures.
         quick: Few points and epochs, to see that everything runs.
     """
@@ -46,6 +49,7 @@ class Options:
     diagnosed: int = 100
     threads: int = 0
     only_diagnose: bool = False
+    mnist: bool = False
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     quick: bool = False
 
@@ -53,10 +57,10 @@ class Options:
 class Decoder(nn.Module):
     """The model: z ~ N(0, I), and pixels Bernoulli with logits from a network of one hidden layer."""
 
-    def __init__(self, latent: int = 10) -> None:
+    def __init__(self, latent: int = 10, hidden: int = 32, pixels: int = 64) -> None:
         super().__init__()
         self.latent = latent
-        self.network = nn.Sequential(nn.Linear(latent, 32), nn.ReLU(), nn.Linear(32, 64))
+        self.network = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
 
     def forward(self, pixels: Tensor) -> None:
         """Run the Pyro program."""
@@ -68,10 +72,10 @@ class Decoder(nn.Module):
 class Correlated(nn.Module):
     """A guide: an encoder of one hidden layer for a mean and a Cholesky factor of each point."""
 
-    def __init__(self, latent: int) -> None:
+    def __init__(self, latent: int, hidden: int, pixels: int) -> None:
         super().__init__()
         self.latent = latent
-        self.network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, latent + latent**2))
+        self.network = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, latent + latent**2))
 
     def forward(self, pixels: Tensor) -> None:
         """Run the Pyro program."""
@@ -142,7 +146,11 @@ def _correlated(
     x: Tensor, options: Options, diagnosis: ab.DiagnosisSettings, steps: int, figures: dict[str, Any]
 ) -> Timed:
     """`diagnose` of a guide with a full covariance for each of 16 latents."""
-    model, guide = Decoder(16), Correlated(16)
+    hidden = 32
+    if options.mnist:
+        pixels = load_dataset("binarized-mnist", num_train=len(x), download=False).train.pixels
+        x, hidden = torch.as_tensor(pixels).float(), 200
+    model, guide = Decoder(16, hidden, x.shape[1]), Correlated(16, max(128, hidden), x.shape[1])
     ab.fit(model, guide, x, num_steps=steps, options=ab.FitOptions(batch_size=min(100, len(x))), progress=False)
     clock = Clock()
     found = ab.diagnose(model.eval(), guide.eval(), x[: options.diagnosed], settings=diagnosis, progress=False)
