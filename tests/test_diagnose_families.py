@@ -160,6 +160,39 @@ def test_a_mixture_gets_no_cause() -> None:
     assert "family of q*: gaussian, where that of the guide is unknown" in found.evidence()
 
 
+def two_layers(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        top = pyro.sample("top", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        low = pyro.sample("low", dist.Normal(torch.tanh(top), 0.7).to_event(1))
+        pyro.sample("x", dist.Bernoulli(logits=low @ WEIGHT.T[:2].double()).to_event(1), obs=x)
+
+
+def bottom_up(pull: float) -> Callable[[Tensor], None]:
+    """As encoders of ladders of latents go: ``low`` given x, and ``top`` given the draw of ``low``."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            low = pyro.sample("low", dist.Normal(0.3 * (x[:, :2] - 0.5), 0.8).to_event(1))
+            pyro.sample("top", dist.Normal(pull * low, 0.8).to_event(1))
+
+    return guide
+
+
+def test_a_latent_that_follows_the_draw_of_another_gets_no_cause() -> None:
+    x = (X > 0).double()
+    found = diagnose(two_layers, bottom_up(0.6), x, settings=QUICK)
+    assert found.verdict.abstains
+    assert "the family of this guide is unknown" in found.verdict.words
+    assert "this holds" not in found.verdict.words
+    assert "family of q*: gaussian, where that of the guide is unknown" in found.evidence()
+    named = diagnose(two_layers, bottom_up(0.0), x, settings=QUICK)
+    assert "as of the guide" in named.evidence()
+    # q* is the same Gaussian for both guides, and a bound on log p(x) of its own
+    star, lower = named.estimate("elbo_star"), named.estimate("log_p_lower")
+    assert ((star.value - found.estimate("elbo_star").value).abs() < 0.15).all()
+    assert (star.value - lower.value).mean() < 0.05
+
+
 NOWHERE = torch.zeros(1, 2)
 SURE = Reliability(Certificate(NOWHERE, NOWHERE, NOWHERE, NOWHERE, 0.01, 0.005, False, ""), "", 0.1, 1000, 0.0, 0.0)
 UNSURE = SURE._replace(certificate=None, why_uncertified="no data can be drawn")
