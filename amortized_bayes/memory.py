@@ -9,7 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["TRAINED", "Memory", "check_memory", "check_network", "in_words", "is_out_of_memory", "memory_of"]
+__all__ = [
+    "TRAINED",
+    "Memory",
+    "check_memory",
+    "check_network",
+    "in_words",
+    "is_out_of_memory",
+    "memory_of",
+    "total_memory",
+]
 
 TRAINED = 4
 """A parameter that is fitted is there with its gradient and two moments of Adam."""
@@ -37,7 +46,7 @@ def memory_of(device: Any = "cpu") -> Memory:
         import torch
 
         return Memory(*torch.cuda.mem_get_info(device))
-    total = _total()
+    total = total_memory()
     free = min(total, _available(total))
     for limit, usage in LIMITS:
         most = _read(limit)
@@ -101,7 +110,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _total() -> float:
+def total_memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not say."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ValueError, OSError, AttributeError):

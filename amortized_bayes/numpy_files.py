@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Collection
 from typing import IO, TYPE_CHECKING
 
-from amortized_bayes.plain_files import memory_bytes
+from amortized_bayes.memory import in_words, total_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,8 +86,8 @@ def _read_array(file: IO[bytes], size: int, piece: int = _PIECE) -> np.ndarray:
     expected, left = math.prod(shape) * dtype.itemsize, size - file.tell()
     if any(length < 0 for length in shape) or expected != left:
         raise ValueError(f"expected {expected:,} bytes for shape {shape} of {dtype}, got {left:,}")
-    if expected > memory_bytes():
-        raise ValueError(f"expected an array that fits into memory, {memory_bytes():,} bytes, got {expected:,}")
+    if expected > total_memory():
+        raise ValueError(f"expected an array that fits into memory, got one of {in_words(expected)}")
     data = bytearray()
     while len(data) < expected and (more := file.read(min(piece, expected - len(data)))):
         data += more

@@ -11,7 +11,9 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["check_folder", "memory_bytes", "open_plain", "read_plain"]
+from amortized_bayes.memory import total_memory
+
+__all__ = ["check_folder", "open_plain", "read_plain"]
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -64,15 +66,10 @@ def read_plain(path: Path, *, links: bool = False, most: int | None = None) -> b
     """
     with open(open_plain(path, os.O_RDONLY, links=links), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        most = memory_bytes() if most is None else most
-        if size > most:
-            raise ValueError(f"{path}: expected a file of at most {most:,} bytes, got {size:,}")
+        longest = total_memory() if most is None else most  # a file with holes may say that it is longer than memory
+        if size > longest:
+            raise ValueError(f"{path}: expected a file of at most {longest:,.0f} bytes, got {size:,}")
         return file.read()
-
-
-def memory_bytes() -> int:
-    """Bytes of memory of this machine; a file with holes may say that it is longer."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_folder(path: Path) -> None:
