@@ -9,14 +9,12 @@ from amortized_bayes.page.parts import Table
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.plotting import style
 from amortized_bayes.plotting.panels import bend
-from amortized_bayes.reports.contents import frame_table
+from amortized_bayes.reports.hardest import hardest_table
 
 __all__ = ["bounds_figure", "hardest_points"]
 
 BOUNDS = {"elbo": "ELBO", "elbo_star": "L(q*)", "iwae": "IWAE", "log_p_lower": "log p (AIS)"}
 """From the loosest to the tightest."""
-COLUMNS = ("elbo", "log_p_lower", "amortization_gap", "approximation_gap", "inference_gap", "k_hat")
-WORST = 10
 
 
 def bounds_figure(frame: pd.DataFrame, edge: float) -> Figure:
@@ -43,6 +41,11 @@ def bounds_figure(frame: pd.DataFrame, edge: float) -> Figure:
 
 def hardest_points(frame: pd.DataFrame) -> Table:
     """The points with the largest inference gap, the worst first."""
-    worst = frame[frame["kind"] == "real"].sort_values("inference_gap", ascending=False).head(WORST)
-    title = f"The {len(worst)} points with the largest inference gap"
-    return frame_table(title, worst.set_index("point")[list(COLUMNS)], "nats, by place among the data")
+    real = frame[frame["kind"] == "real"]
+    points = real["point"].tolist()
+    found = hardest_table(
+        {str(name): real[name] for name in real.columns}, lambda place: [str(points[place])], numbering="as in the data"
+    )
+    if found is None:
+        raise ValueError("expected points with finite gaps, got none")
+    return found

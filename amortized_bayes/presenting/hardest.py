@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from amortized_bayes import labels, plotting, selection
 from amortized_bayes.page.parts import Table
 from amortized_bayes.presenting.classes import class_name
 from amortized_bayes.presenting.pictures import PICTURE, as_images
+from amortized_bayes.reports.hardest import hardest_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,11 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["data_thumbnail", "hardest_points"]
 
-WORST = 10
-"""Points in the table."""
 GLANCE = 10
 """Images of the data."""
-COLUMNS = ("elbo", "log_p_lower", "amortization_gap", "approximation_gap", "inference_gap", "k_hat")
 NO_DATA = ("reconstruction", "draw")
 """In names of images that a model made."""
 
@@ -32,34 +31,24 @@ def hardest_points(run: RunView) -> Iterator[Table]:
     """Yield a table for each job that left gaps: the points with the largest inference gap, the worst first."""
     shared = selection.factors_of(run.rows)
     for key in run.find({}):
-        arrays = run.arrays(key)
+        arrays, own = run.arrays(key), run.jobs[key]
         gap = arrays.get("inference_gap")
-        if gap is None or gap.ndim != 1 or not np.isfinite(gap).any():
+        if gap is None:
             continue
-        own = run.jobs[key]
-        dataset = str(own.get("dataset", ""))
-        columns = [name for name in COLUMNS if name in arrays and arrays[name].shape == gap.shape]
-        kept = {name: arrays[name] for name in ("places", "labels") if _is_per_point(arrays.get(name), gap)}
-        worst = np.argsort(np.where(np.isfinite(gap), -gap, np.inf))[:WORST]
-        cells = [_line(place, dataset, kept, {name: arrays[name] for name in columns}) for place in worst]
-        headings = [
-            "point",
-            *(["class"] if "labels" in kept else []),
-            *(labels.metric_label(n).heading for n in columns),
-        ]
-        called = labels.describe({n: v for n, v in own.items() if n not in shared})
-        title = f"The {len(cells)} points with the largest inference gap{f' of {called}' if called else ''}"
-        yield Table(title, headings, cells, "nats; points are numbered as in their split", texts=("class",))
+        kept = {name: arrays[name] for name in ("places", "labels") if name in arrays}
+        kept = {name: each for name, each in kept.items() if each.shape == gap.shape}
+        names = ["point", *(["class"] if "labels" in kept else [])]
+        whose = labels.describe({n: v for n, v in own.items() if n not in shared})
+        called = partial(_called, str(own.get("dataset", "")), kept)
+        found = hardest_table(arrays, called, names, whose, "as in their split")
+        if found is not None:
+            yield found
 
 
-def _is_per_point(values: np.ndarray | None, gap: np.ndarray) -> bool:
-    return values is not None and values.shape == gap.shape
-
-
-def _line(place: Any, dataset: str, kept: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> list[str]:
+def _called(dataset: str, kept: dict[str, np.ndarray], place: int) -> list[str]:
+    """Number and class of the point at a place."""
     point = kept["places"][place] if "places" in kept else place
-    called = [class_name(dataset, int(kept["labels"][place]))] if "labels" in kept else []
-    return [str(point), *called, *(f"{values[place]:.2f}" for values in found.values())]
+    return [str(point), *([class_name(dataset, int(kept["labels"][place]))] if "labels" in kept else [])]
 
 
 def data_thumbnail(run: RunView) -> Figure | None:

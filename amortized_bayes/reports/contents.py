@@ -12,7 +12,7 @@ from amortized_bayes.page.parts import Missing, Part, Section, Table, Words
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["contents", "frame_table"]
+__all__ = ["contents"]
 
 ERRORS = (ArithmeticError, LookupError, RuntimeError, ValueError)
 """What may go wrong in making one part; the others are made all the same."""
@@ -32,7 +32,7 @@ def contents(
     reasons = [f"no verdict: {reason}" for reason in verdict.reasons if reason not in words]
     made: list[Part] = []
     missing: list[str] = []
-    for name, make in [("summary", lambda: frame_table("Summary", summary())), *parts]:
+    for name, make in [("summary", lambda: _frame_table("Summary", summary())), *parts]:
         try:
             made.append(make())
         except ERRORS as error:
@@ -44,13 +44,13 @@ def contents(
     ]
 
 
-def frame_table(title: str, frame: pd.DataFrame, caption: str = "") -> Table:
+def _frame_table(title: str, frame: pd.DataFrame) -> Table:
     """A data frame, its index as names of the lines; what is missing is left empty."""
     lines = zip(frame.index, frame.to_dict("records"), strict=True)
     cells = [(_cell(name), *(_cell(value) for value in row.values())) for name, row in lines]
     headings = [_words(name) for name in frame.columns]
     texts = [_words(name) for name in frame.columns if frame[name].map(lambda value: isinstance(value, str)).any()]
-    return Table(title, ["", *headings], cells, caption, texts=texts)
+    return Table(title, ["", *headings], cells, texts=texts)
 
 
 def _words(name: Any) -> str:
