@@ -103,6 +103,17 @@ def test_points_are_means_with_errors(drawn):
         assert all(low < y < high for container in axes.containers for y in container[0].get_ydata())
 
 
+@pytest.mark.parametrize("panel", [Points("budget", "optimization_gap"), Bars(("budget",), ("optimization_gap",))])
+def test_a_mean_without_some_seed_is_not_drawn(drawn, panel):
+    made = made_runs.Made("mine")
+    for seed, budgets in ((0, (1, 10)), (1, (1,))):
+        for budget in budgets:
+            made.job({"dataset": "digits", "seed": seed, "budget": budget}, made_runs.plain(optimization_gap=2.0))
+    (axes,) = drawn(made, {"mine": (panel,)})["mine"].axes
+    marks = axes.patches if isinstance(panel, Bars) else axes.containers[0][0].get_xdata()
+    assert len(marks) == 1
+
+
 def test_points_below_zero_bend_the_axis(drawn):
     made = made_runs.Made("mine")
     for place, value in enumerate((-0.5, 3.0, 50.0)):

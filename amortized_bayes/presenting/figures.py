@@ -165,6 +165,7 @@ def _ready(panel: Panel, run: RunView, rows: pd.DataFrame) -> Iterator[tuple[str
 
 
 def _points(panel: Points, finals: pd.DataFrame) -> Ready | None:
+    seeds = selection.num_seeds(finals)
     finals = cast("pd.DataFrame", finals[(finals["metric"] == panel.y) & finals["value"].notna()])
     values = labels.order(panel.x, finals[panel.x].tolist()) if panel.x in finals.columns else []
     series: list[Series] = []
@@ -172,7 +173,7 @@ def _points(panel: Points, finals: pd.DataFrame) -> Ready | None:
         means = {
             values.index(at[panel.x]): mean
             for at, here in selection.groups(part, (panel.x,))
-            if (mean := selection.mean(here, panel.y, seeds=selection.num_seeds(finals))) is not None
+            if (mean := _over_all_seeds(here, panel.y, seeds)) is not None
         }
         if means:
             y, error = (np.array([getattr(mean, field) for mean in means.values()]) for field in ("value", "error"))
@@ -259,12 +260,13 @@ def _over_seeds(panel: Lines, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bars(panel: Bars, finals: pd.DataFrame) -> Ready | None:
+    seeds = selection.num_seeds(finals)
     finals = cast("pd.DataFrame", finals[finals["metric"].isin(panel.parts)])
     lines = selection.groups(finals, panel.x)
     varying = [name for name in panel.x if len({key[name] for key, _ in lines}) > 1] or [panel.x[0]]
     bars: dict[str, dict[str, tuple[float, float]]] = {}
     for key, part in lines:
-        found = {m: selection.mean(part, m, seeds=selection.num_seeds(finals)) for m in panel.parts}
+        found = {m: _over_all_seeds(part, m, seeds) for m in panel.parts}
         name = "\n".join(filter(None, (labels.value_label(factor, key[factor]) for factor in varying)))
         bars[name] = {labels.metric_name(m): (f.value, f.error) for m, f in found.items() if f is not None}
     if not any(bars.values()):
@@ -278,6 +280,12 @@ def _bars(panel: Bars, finals: pd.DataFrame) -> Ready | None:
 
     letters = [max(map(len, name.split("\n"))) for name in bars]
     return draw, 1.8 + max(2.0, sum(0.26 + 0.065 * number for number in letters))
+
+
+def _over_all_seeds(rows: pd.DataFrame, metric: str, seeds: int) -> selection.Found | None:
+    """A mean over seeds; ``None`` where some are missing, which a mark in a figure cannot say."""
+    found = selection.mean(rows, metric, seeds=seeds)
+    return None if found is None or found.note or not np.isfinite(found.value) else found
 
 
 def _hue(hue: str) -> tuple[str, ...]:
