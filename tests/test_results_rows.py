@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,36 @@ def test_summarise_keeps_what_differs_in_any_factor(run: RunFolder) -> None:
                 run.append(row(metric="gap", budget=budget, label=label, step=0))
     summary = summarise(run.rows())
     assert summary["budget"].tolist() == [10, 10, 100, 100]
+
+
+def test_rows_of_a_job_take_no_memory_for_those_of_others(run: RunFolder) -> None:
+    """A job that reads another's, in a long run, would hold all rows of all jobs as objects."""
+    note = "its name is in the note: " + '"job": "b"'
+    with run:
+        for number in range(3_000):
+            run.append(row(step=number, note=note), "a")
+        run.append(row(step=7), "b")
+        run.mark_done("a")
+        run.mark_done("b")
+    tracemalloc.start()
+    found = run.lines("b")
+    peak = tracemalloc.get_traced_memory()[1]
+    whole = run.lines()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert [line["step"] for line in found] == [7]
+    assert found == [line for line in whole if line["job"] == "b"]
+    size = (run.path / "rows.jsonl").stat().st_size
+    assert peak < 2 * size < 0.5 * held, (peak, size, held)
+
+
+def test_a_line_that_changes_its_job_is_noticed_by_both(run: RunFolder) -> None:
+    with run:
+        for job in ("a", "b"):
+            run.append(row(), job)
+            run.mark_done(job)
+    path = run.path / "rows.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"job": "a"', b'"job": "b"'))
+    for job in ("a", "b"):
+        with pytest.raises(ValueError, match=f"rows of {job} changed since it was written"):
+            run.lines(job)

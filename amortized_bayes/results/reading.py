@@ -76,8 +76,8 @@ class RunReader:
     def lines(self, job: str | None = None) -> list[dict[str, Any]]:
         """Return the rows of jobs that are done, or of one ``job``, with their jobs, in the order of writing."""
         seals = Seals(self.path)
-        keep = {"", *seals.marks} if job is None else {job}
-        return [line.content for line in seals.rows() if line.content["job"] in keep]
+        keep = {"", *seals.marks, *([] if job is None else [job])}
+        return [line.content for line in seals.rows(job) if line.content["job"] in keep]
 
     def rows(self, job: str | None = None) -> pd.DataFrame:
         """Return the rows of :meth:`lines` as a frame.

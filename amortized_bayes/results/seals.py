@@ -149,15 +149,18 @@ class Seals:
             raise ValueError(f"{self.run / file}: not there when the run was finished")
         return read_kept(self.run, file, self.of_files)
 
-    def rows(self) -> list[Line]:
+    def rows(self, job: str | None = None) -> list[Line]:
         """Return the lines of ``rows.jsonl``, of which those of each job that is done are those that it was kept with.
+
+        With the key of a ``job``, its own lines alone are returned, and compared.
 
         Raises:
             ValueError: they are not, or a line is no row.
         """
-        lines = good_lines(self.read("rows.jsonl"), self.run / "rows.jsonl", check_row)
-        if not self.finished and (changed := self.changed_rows(lines)):
-            raise ValueError(f"{self.run / 'rows.jsonl'}: rows of {changed[0]} {CHANGED}")
+        lines = good_lines(self.read("rows.jsonl"), self.run / "rows.jsonl", check_row, job)
+        changed = [] if self.finished else self.changed_rows(lines)
+        if changed and job in (None, *changed):
+            raise ValueError(f"{self.run / 'rows.jsonl'}: rows of {job or changed[0]} {CHANGED}")
         return lines
 
     def changed_rows(self, lines: list[Line]) -> list[str]:
