@@ -1,12 +1,16 @@
 """The same command once more goes on with the run that it left, or says why not."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from coin_runs import interrupted, only_run
 
 from amortized_bayes import experiments, results
-from amortized_bayes.results import list_runs
+from amortized_bayes.experiments import tune
+from amortized_bayes.experiments.guide_jobs import GuideJobs
+from amortized_bayes.guides import registry
+from amortized_bayes.results import RunFolder, list_runs
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +85,49 @@ def test_a_run_that_another_process_holds_is_not_started_over(command, tmp_path,
         refused = command("coins", "--coins", 0.1, 0.2, 0.3)
     assert refused.code == 2
     assert "is in use by process" in refused.err
+
+
+# What another run found first -----------------------------------------------------------------------------------------
+
+TUNED = (
+    *("sweep", "--tune", "--dataset", "digits", "--guides", "constant", "--compile-step", "off", "--runner", "inline"),
+    *("--hidden", 4, "--latent-dim", 2, "--epochs", 4, "--rungs", 2, "--batch-size", 50, "--num-train", 100),
+    *("--num-test", 20, "--elbo-draws", 2, "--iwae-particles", 4, "--iwae-points", 10),
+)
+
+
+@pytest.mark.parametrize("killed_in", ["sweep", "between"])
+def test_what_was_tuned_is_not_tuned_again(command, tmp_path, monkeypatch, commit, killed_in):
+    """Killed after its tuning, the same command goes on with the rates that won, in the run that it had begun."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def runs(kind):
+        return [RunFolder.open(info.path) for info in list_runs(tmp_path) if info.experiment == kind]
+
+    monkeypatch.setattr(tune, "SHARED", (4e-3, 8e-3))
+    constant = replace(registry.GUIDES["constant"], tuned_over=(4e-3, 8e-3))
+    monkeypatch.setitem(registry.GUIDES, "constant", constant)
+    with monkeypatch.context() as patch:
+        patch.setattr(*((GuideJobs, "compare") if killed_in == "sweep" else (tune, "with_winners")), killed)
+        assert command(*TUNED).code == 130
+    (tuned,) = runs("tune")
+    begun = [folder.rows() for folder in runs("sweep")]
+    assert len(begun) == (killed_in == "sweep")
+    again = command(*TUNED)
+    assert again.code == 0, again.err
+    assert f"tune: using {tuned.path}, which has the same settings and is finished" in again.out
+    assert [folder.path for folder in runs("tune")] == [tuned.path]
+    (swept,) = runs("sweep")
+    trials = tuned.rows()
+    best = trials.iloc[trials["value"].argmax()]
+    assert (
+        tuple(best[["shared_rate", "local_rate"]])
+        == swept.config(experiments.experiment("sweep").Config).rates_constant
+    )
+    for rows in begun:
+        assert swept.rows().head(len(rows)).equals(rows)
+    monkeypatch.setattr(results, "environment", lambda: {"git": CODE | {"commit": "b" * 40}})
+    assert "tune: using" not in command(*TUNED).out  # other code may find other rates
+    assert len(runs("tune")) == 2

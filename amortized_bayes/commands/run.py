@@ -146,8 +146,22 @@ class Run(Generic[C]):
         return plan
 
     def _nested(self, name: str, config: Any) -> RunFolder | None:
-        """Run another experiment to its end first; nothing in a dry run."""
-        return self._carry_out(replace(self, name=name, setting=config, resume=None)._plan((), nested=True))
+        """Run another experiment to its end first, unless that was done before; nothing in a dry run.
+
+        A command that is given again once its run was killed goes on with what it had found for that run.
+        """
+        from amortized_bayes.experiments.plans import done_before
+        from amortized_bayes.results import environment
+
+        plan = replace(self, name=name, setting=config, resume=None)._plan((), nested=True)
+        wanted = not self.fresh and plan.folder is None  # one that is unfinished comes first
+        done = done_before(plan, environment() | _machine(self.device)[1]) if wanted else None
+        if done is None:
+            return self._carry_out(plan)
+        print(
+            f"{name}: using {done.path}, which has the same settings and is finished (--fresh: a new one)", flush=True
+        )
+        return done
 
     def _carry_out(self, plan: Plan) -> RunFolder | None:
         """Run what is planned, or in a dry run print it."""

@@ -25,7 +25,16 @@ from amortized_bayes.labels import describe
 from amortized_bayes.results import RunFolder, find_run, list_runs
 from amortized_bayes.types import Dataset
 
-__all__ = ["Plan", "checksums", "new_plan", "resumed_plan", "same_again", "training_title", "using_threads"]
+__all__ = [
+    "Plan",
+    "checksums",
+    "done_before",
+    "new_plan",
+    "resumed_plan",
+    "same_again",
+    "training_title",
+    "using_threads",
+]
 
 
 @dataclass(frozen=True)
@@ -221,8 +230,7 @@ def same_again(plan: Plan, now: Mapping[str, Any], *, accept: bool = False) -> t
     Raises:
         ValueError: the run cannot be resumed here.
     """
-    left = [i for i in list_runs(plan.lab.out) if i.experiment == plan.name and i.status == "unfinished"]
-    folder = next((f for i in reversed(left) if _has_settings(f := RunFolder.open(i.path), plan)), None)
+    folder = next(_of_these_settings(plan, "unfinished"), None)
     if folder is None:
         return plan, ""
     if other := _other_work(folder.environment(), plan.about):
@@ -233,6 +241,30 @@ def same_again(plan: Plan, now: Mapping[str, Any], *, accept: bool = False) -> t
     except ValueError as error:
         raise ValueError(f"{error}; --fresh starts a new run") from error
     return again, f"going on with {folder.path}, which has the same settings and is unfinished (--fresh: a new run)"
+
+
+def done_before(plan: Plan, now: Mapping[str, Any]) -> RunFolder | None:
+    """The latest finished run that gives what a new one would give bit for bit; ``None`` where there is none.
+
+    Args:
+        plan: of the new run.
+        now: of its ``environment.json``, what the machine and the programs are.
+    """
+    for folder in _of_these_settings(plan, "finished"):
+        before = folder.environment()
+        same = before.get("threads") == plan.about.get("threads") and not differences(before, now)
+        if same and not _other_work(before, plan.about):
+            return folder
+    return None
+
+
+def _of_these_settings(plan: Plan, status: str) -> Iterator[RunFolder]:
+    """Runs that have the settings of a plan, the latest first."""
+    for info in reversed(list_runs(plan.lab.out)):
+        if (info.experiment, info.status) == (plan.name, status):
+            folder = RunFolder.open(info.path)
+            if _has_settings(folder, plan):
+                yield folder
 
 
 def _other_work(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
