@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amortized_bayes.comparing.comparison import Comparison
     from amortized_bayes.data import load_dataset
     from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings, diagnose
+    from amortized_bayes.divergence import Divergence
     from amortized_bayes.evaluation.ais import ais
     from amortized_bayes.evaluation.bdmc import bdmc
     from amortized_bayes.evaluation.bounds import elbo, iwae, log_predictive
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from amortized_bayes.inference.fit import FitResult, fit, fit_steps
     from amortized_bayes.inference.flow_search import optimize_flow
     from amortized_bayes.inference.optimize import optimize_local
-    from amortized_bayes.inference.options import Divergence, FitOptions
+    from amortized_bayes.inference.options import FitOptions
     from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
     from amortized_bayes.inference.svi import Training
     from amortized_bayes.joint import draw_shared, log_joint
@@ -49,6 +50,7 @@ _WHERE = {
     "comparing.comparison": ("Comparison",),
     "data": ("load_dataset",),
     "diagnosis": ("Diagnosis", "DiagnosisSettings", "diagnose"),
+    "divergence": ("Divergence",),
     "evaluation.ais": ("ais",),
     "evaluation.bdmc": ("bdmc",),
     "evaluation.bounds": ("elbo", "iwae", "log_predictive"),
@@ -69,7 +71,7 @@ _WHERE = {
     "inference.fit": ("FitResult", "fit", "fit_steps"),
     "inference.flow_search": ("optimize_flow",),
     "inference.optimize": ("optimize_local",),
-    "inference.options": ("Divergence", "FitOptions"),
+    "inference.options": ("FitOptions",),
     "inference.settings": ("FlowSearchSettings", "LocalSettings"),
     "inference.svi": ("Training",),
     "joint": ("draw_shared", "log_joint"),

@@ -8,7 +8,7 @@ import torch
 import amortized_bayes as ab
 from amortized_bayes import memory
 from amortized_bayes.commands import run as command
-from amortized_bayes.inference.options import Divergence
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.joint import Gaussian
 
 GIGABYTE = 1e9

@@ -16,8 +16,9 @@ from torch.distributions import constraints
 import amortized_bayes
 from amortized_bayes.comparing import fitting
 from amortized_bayes.comparing.any_model import ComparisonSettings
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.guides import registry
-from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.models import LinearGaussian
 
 PLAIN = FitOptions(capture="off", batch_size=20)

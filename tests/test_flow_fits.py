@@ -9,9 +9,10 @@ import torch
 from flow_problems import P, make
 from torch import nn
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.flows import FAMILIES
-from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.models import LinearGaussian
 from amortized_bayes.sites import latent_sites

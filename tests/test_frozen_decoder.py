@@ -8,13 +8,13 @@ import pytest
 import torch
 from wing import BOUNDS, CPU, TINY, QuickLab, cut, go, loaded, one, only, resume, stop_at, values
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.experiments import bounds, encoders
 from amortized_bayes.experiments.bounds import GAPS
 from amortized_bayes.experiments.decoder_capacity import Config as CapacityConfig
 from amortized_bayes.experiments.encoders import fit_encoder
 from amortized_bayes.experiments.frozen_decoder import Config
 from amortized_bayes.experiments.spec import job_key
-from amortized_bayes.inference.options import Divergence
 from amortized_bayes.results import RunFolder, find_run, list_runs
 
 MODEL = replace(TINY, early_stopping=True, epochs=4, learning_rate=1e-2)

@@ -38,6 +38,7 @@ LAYERS = (
         "points",
         "signatures",
         "supports",
+        "divergence",
         "keeping",
         "stopping",
     ),

@@ -9,13 +9,13 @@ import torch
 from wing import BOUNDS, cut, go, loaded, one, only, resume, stop_at, values
 
 from amortized_bayes.configuration import SettingError
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.experiments import bounds
 from amortized_bayes.experiments.bounds import choose, gaps_of
 from amortized_bayes.experiments.model_gaps import PRESETS, Config, models
 from amortized_bayes.experiments.settings import model_factors
 from amortized_bayes.experiments.spec import job_key
-from amortized_bayes.inference.options import Divergence
 from amortized_bayes.results import RunFolder, list_runs
 
 FEW = Config(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from wing import CPU, QuickLab, go, loaded, only
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.experiments import refit as experiment
 from amortized_bayes.experiments import refitting
 from amortized_bayes.experiments.refit import Config, flip, two_sets
 from amortized_bayes.experiments.spec import job_key
-from amortized_bayes.inference.options import Divergence
 from amortized_bayes.joint import global_seed
 from amortized_bayes.presenting.figures import draw_figures
 from amortized_bayes.presenting.view import RunView

@@ -8,9 +8,10 @@ import pytest
 import torch
 from fits import OPTIONS, N, P, steps, training
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.guides import Amortized, Constant
 from amortized_bayes.inference.fit import fit
-from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.streams import Batches
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.models import LinearGaussian

@@ -22,12 +22,13 @@ from amortized_bayes.comparing.measures import (
     rung_measures,
 )
 from amortized_bayes.comparing.problem import FitProblem, floats
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.guides import LocalGuide, MeanField
 from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec, guide_entry
 from amortized_bayes.inference.local import fresh_factors
-from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
+from amortized_bayes.inference.options import FitOptions, StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import Loop, kept, known
 from amortized_bayes.per_point import is_vacuous

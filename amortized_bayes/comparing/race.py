@@ -11,8 +11,8 @@ from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at
 from amortized_bayes.comparing.own_guides import AsFitted
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.comparing.rows import fit_rows
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.guides.registry import Fit, guide_entry
-from amortized_bayes.inference.options import Divergence
 from amortized_bayes.progress import Forecast, Told
 from amortized_bayes.snapshots import snapshot
 from amortized_bayes.types import Row

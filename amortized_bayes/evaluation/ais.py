@@ -92,6 +92,7 @@ def ais(
 
     Raises:
         ValueError: as :func:`amortized_bayes.joint.log_joint`, or a guide that does not fit.
+        Divergence: chains stopped being numbers, or all diverged in 100 transitions on end.
 
     Example:
         >>> import torch

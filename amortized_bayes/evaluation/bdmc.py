@@ -163,6 +163,7 @@ def bdmc(
     Raises:
         ValueError: as ``ais`` and :func:`~amortized_bayes.evaluation.simulation.simulate`, numbers out of range, or a
             guide with parameters of each point's own (factorized VI), at which chains of other points cannot start.
+        Divergence: as ``ais``.
 
     Example:
         >>> import torch

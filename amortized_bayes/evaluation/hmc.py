@@ -15,15 +15,18 @@ chain's place are kept for both ends, so a change of temperature costs none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.divergence import CHECK_EVERY, Divergence
 from amortized_bayes.keeping import kept
 
 __all__ = [
+    "ChainCheck",
     "ChainState",
     "Ladder",
     "PathDensity",
@@ -127,6 +130,46 @@ class Walk(NamedTuple):
     log_weights: Tensor
     acceptance: Tensor
     divergences: Tensor
+
+
+class ChainCheck:
+    """Refuses chains that stopped being numbers, and walks in which nothing moves any more.
+
+    A chain may start where neither end of the path has a density: it has no weight, and is left alone.
+
+    Args:
+        state: the chains as they are now.
+        log_weights: of them, ``(C, B)``.
+        gone: transitions that are behind them.
+        divergences: transitions of each point that have diverged, ``(B,)``.
+    """
+
+    def __init__(self, state: ChainState, log_weights: Tensor, gone: int, divergences: Tensor) -> None:
+        self.sound = ~_lost(state, log_weights)
+        self.before = gone, divergences.clone()
+
+    def __call__(self, state: ChainState, log_weights: Tensor, gone: int, divergences: Tensor) -> None:
+        """Look at them again.
+
+        Raises:
+            Divergence: some are no numbers any more, or all have diverged in every transition for long.
+        """
+        lost = _lost(state, log_weights) & self.sound
+        if lost.any():
+            words = f"{int(lost.sum()):,} of {lost.numel():,} chains are not finite after transition {gone}"
+            raise Divergence(gone, math.nan, words)
+        before, known = self.before
+        if gone - before >= CHECK_EVERY:
+            if bool((divergences - known >= (gone - before) * len(lost)).all()):
+                words = f"every chain diverged in every transition from {before + 1} to {gone}"
+                raise Divergence(gone, math.nan, words)
+            self.before = gone, divergences.clone()
+
+
+def _lost(state: ChainState, log_weights: Tensor) -> Tensor:
+    """Which chains are no numbers, ``(C, B)``."""
+    rise = state.ends.log_end - state.ends.log_start
+    return ~state.z.isfinite().all(-1) | rise.isnan() | log_weights.isnan()
 
 
 def start_chains(density: PathDensity, z: Tensor) -> ChainState:
@@ -235,6 +278,7 @@ def anneal(
             state = state if chains is None else ChainState.again(chains)
             for _ in range(min(gone, num_steps - 1)):
                 tick()
+        check = ChainCheck(state, log_weights, gone, divergences)
         for step in steps[gone:]:
             rise = state.ends.log_end.double() - state.ends.log_start.double()
             log_weights += (ladder.betas[step + 1] - ladder.betas[step]).double() * rise
@@ -248,6 +292,8 @@ def anneal(
                 divergences += info.divergent.sum(0)
                 tick()
             gone += 1
+            if loop.due or gone % CHECK_EVERY == 0 or gone == num_steps:
+                check(state, log_weights, gone, divergences)
             loop.offer()
     # NaN comes from a start that either end gives no density: no weight forwards, no bound backwards.
     return Walk(log_weights.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), acceptance, divergences)

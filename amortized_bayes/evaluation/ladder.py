@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, hmc_transition
+from amortized_bayes.divergence import CHECK_EVERY
+from amortized_bayes.evaluation.hmc import ChainCheck, ChainState, Ladder, PathDensity, hmc_transition
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.keeping import kept
 
@@ -47,6 +48,8 @@ def tune(
             log_step = steps[-1]
             for _ in steps:
                 tick()
+        weights, divergences = torch.zeros_like(state.ends.log_end), torch.zeros_like(log_step)
+        check = ChainCheck(state, weights, len(steps), divergences)
         for place in places[len(steps) :]:
             state, info = hmc_transition(
                 density, state, grid[place], log_step.exp(), inverse_mass, settings.num_leapfrog, generator
@@ -54,7 +57,10 @@ def tune(
             log_step = log_step + (GAIN * (info.acceptance.mean(0) - settings.target_acceptance)).clamp(min=LEAST)
             steps.append(log_step)
             spread.append(_spread(state))
+            divergences += info.divergent.sum(0)
             tick()
+            if loop.due or len(steps) % CHECK_EVERY == 0 or len(steps) == len(places):
+                check(state, weights, len(steps), divergences)
             loop.offer()
     steps, spread = steps[settings.num_warm_up :], torch.stack([spread[0], *spread[1 + settings.num_warm_up :]])
     smooth = torch.nn.functional.avg_pool1d(torch.stack(steps, -1)[:, None], 5, 1, 2, count_include_pad=False)[:, 0].T

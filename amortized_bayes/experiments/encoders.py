@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.experiments.bounds import PointBounds, elbo_of, same_points
 from amortized_bayes.experiments.lab import Lab
@@ -17,7 +18,6 @@ from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import build_encoder, taken_in_training, vae_options
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.guides import LocalGuide
-from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import kept
 from amortized_bayes.seeding import torch_seed

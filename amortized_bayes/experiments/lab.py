@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from amortized_bayes.data import DATASETS, DataUnavailable, load_dataset, read_dataset, shuffle
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import (
     ImageData,
@@ -26,7 +27,6 @@ from amortized_bayes.experiments.setup import (
 from amortized_bayes.experiments.spec import Checkpoint, Work
 from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
 from amortized_bayes.inference.capturing import COMPILED_FROM
-from amortized_bayes.inference.options import Divergence
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.results import RunFolder
 from amortized_bayes.stopping import EVERY

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.setup import rows_at_once, taken_in_training
 from amortized_bayes.experiments.trained import Trained
-from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
 from amortized_bayes.keeping import kept

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from amortized_bayes.data import to_pictures
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import SHARED_DRAWS, Elbo, elbo, iwae
 from amortized_bayes.evaluation.errors import active_units, mean_latents
 from amortized_bayes.experiments.lab import Lab
@@ -19,7 +20,7 @@ from amortized_bayes.experiments.setup import ImageData, build_vae, rows_at_once
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Measured, measured
 from amortized_bayes.experiments.trained import Trained, copy_name, load_state, model_key, state_of
 from amortized_bayes.guides import LocalGuide
-from amortized_bayes.inference.options import Divergence, StepRecord
+from amortized_bayes.inference.options import StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
 from amortized_bayes.keeping import Loop, kept, known

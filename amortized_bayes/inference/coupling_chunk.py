@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from amortized_bayes.divergence import CHECK_EVERY
 from amortized_bayes.guides.flow_layers import COUPLING_LOG_SCALE
 from amortized_bayes.inference.coupling_kernel import coupling_kernel
 from amortized_bayes.inference.flow_climb import BLOCK, MEMORY, FlowChunk, Program, rate_at
@@ -110,9 +111,12 @@ class CouplingChunk(FlowChunk):
             if loop.found is not None:
                 step, over, rows, usual, more = loop.found
                 moments, back, z, slope, numbers, noise = more or (moments, back, z, slope, numbers, noise)
+            self.checked = max(0, step - 1), usual[1].clone()  # of the last step only the gradient is there
             while not over:
                 # A call ends the step before and begins this one, while a point's numbers are at hand.
                 if step and step % BLOCK == 0 and step < search.num_steps:
+                    if loop.due or step % CHECK_EVERY == 0:
+                        self.check(step - 1, usual[1], [rows, *moments])
                     loop.offer()
                     upcoming = self._block(streams)
                 around = (noise[:, (step - 1) % BLOCK], upcoming[:, step % BLOCK])
@@ -128,6 +132,7 @@ class CouplingChunk(FlowChunk):
                         program = captured_or_plain(self._slope, (z, *inputs), others, calls)
                     (slope,) = (part.contiguous() for part in program(z, *inputs))
                     numbers, step = self._numbers(step), step + 1
+            self.check(step, usual[1], [rows])
         self.values = packing.unpack(rows)
         self.parameters = dict(zip(self.parameters, self.values[:-2], strict=True))
         self.num_skipped += usual[1].long()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.divergence import CHECK_EVERY, Divergence
 from amortized_bayes.inference.flow_points import Parameters, PointFlows, gaussian_draws
 from amortized_bayes.inference.settings import FlowSearchSettings
 from amortized_bayes.joint import Gaussian, LogJoint, captured_or_plain
@@ -53,6 +55,7 @@ class FlowChunk:
         self.parameters = flows.init(start, [torch_seed(seed, "flow", "init", point) for point in points])
         self.values = [*self.parameters.values(), torch.zeros_like(start.loc), torch.zeros_like(start.loc)]
         self.num_skipped = torch.zeros(len(points), dtype=torch.long, device=joint.device)
+        self.checked = 0, self.num_skipped
 
     num_chunks = 1
     """Chunks that the program serves, this one among them."""
@@ -86,9 +89,12 @@ class FlowChunk:
             for value, (first, second) in zip(values, moments or [], strict=bool(moments)):
                 count = torch.tensor(float(step), device=value.device)
                 adam.state[value] = {"step": count, "exp_avg": first, "exp_avg_sq": second}
+            self.checked = step, self.num_skipped.clone()
             while step < search.num_steps:
-                if step % BLOCK == 0:
-                    loop.offer()  # here no draws are left that were made at once
+                if step % BLOCK == 0:  # here no draws are left that were made at once
+                    if loop.due or step % CHECK_EVERY == 0:
+                        self.check(step, self.num_skipped, [*values, *chain(*moments)])
+                    loop.offer()
                     noise = self._paired_noise(streams)
                 tensors = (noise[step % BLOCK], *inputs)
                 if program is None:
@@ -106,7 +112,32 @@ class FlowChunk:
                 adam.step()
                 step += 1
                 progress(step)
+            self.check(step, self.num_skipped, values)
         return program
+
+    def check(self, step: int, skipped: Tensor, tensors: Iterable[Tensor]) -> None:
+        """Refuse parameters that are no numbers, and a search in which no gradient is one: the start would be reported.
+
+        Args:
+            step: how many were taken.
+            skipped: of them, those that each point left out, ``(b,)``.
+            tensors: what moves, ``(b, ...)`` each.
+
+        Raises:
+            Divergence: something is not finite, or no point has had a gradient since it was looked at last.
+        """
+        for tensor in tensors:
+            if not bool(tensor.sum().isfinite()):  # which costs less than a look at each entry
+                bad = ~tensor.isfinite().flatten(1).all(1)
+                if bad.any():
+                    point = self.points[int(bad.nonzero()[0])]
+                    raise Divergence(step, math.nan, f"the flow of point {point} is not finite after step {step}")
+        before, known = self.checked
+        if step - before >= BLOCK:
+            if bool((skipped - known >= step - before).all()):
+                words = f"no gradient of log p(x, z) was finite at any point from step {before + 1} to {step}"
+                raise Divergence(step, math.nan, words)
+            self.checked = step, skipped.clone()
 
     @torch.no_grad()
     def report(self) -> dict[str, Tensor]:

@@ -125,6 +125,7 @@ def optimize_flow(
 
     Raises:
         ValueError: as :func:`amortized_bayes.joint.log_joint`, or a start that does not fit.
+        Divergence: a flow stopped being numbers, or no point has had a gradient for 100 steps.
 
     Example:
         >>> import torch

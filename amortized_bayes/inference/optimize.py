@@ -125,6 +125,7 @@ def optimize_local(
     Raises:
         ValueError: as :func:`amortized_bayes.joint.log_joint`, a guide that does not fit, or one whose own family was
             asked for and has no name (mixtures, flows, auxiliary variables, sites that depend on each other).
+        Divergence: a q stopped being numbers, or no draw of any has a density any more.
 
     Example:
         >>> import torch

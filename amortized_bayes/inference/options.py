@@ -1,4 +1,4 @@
-"""How to fit, what a fit reports, and how it fails."""
+"""How to fit, and what a fit reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from amortized_bayes.limits import AtLeast, Below, Count, NotNegative, limited
 
-__all__ = ["Divergence", "FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
+__all__ = ["FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
 
 RATED_WIDTH = 64
 """Encoders wider than this take smaller steps than learning rates say."""
@@ -139,21 +139,6 @@ class FitOptions:
         weights = ("entropy_weight", "kl_weight", "shared_kl_weight")
         plain = {name: _one for name in weights if getattr(self, name) is not None}
         return replace(self, schedule=settling if self.schedule else None, **plain)
-
-
-class Divergence(ArithmeticError):
-    """The loss stopped being a number, or ran far above its start, at ``step``; or a parameter is no number after it.
-
-    Example:
-        >>> from amortized_bayes import Divergence
-        >>> Divergence(step=12, value=float("nan")).step
-        12
-    """
-
-    def __init__(self, step: int, value: float, words: str = "") -> None:
-        super().__init__(words or f"loss of {value:.6g} nats per point at step {step}")
-        self.step = step
-        self.value = value
 
 
 class StepRecord(NamedTuple):

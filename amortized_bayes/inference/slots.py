@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.divergence import CHECK_EVERY, Divergence
 from amortized_bayes.inference.families import Family
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import LogJoint, captured_or_plain
@@ -197,11 +198,28 @@ class Slots:
             spread = (moments[1] / (1 - BETAS[1] ** steps)).sqrt() + EPS
             rows = self.family.move(rows, -rates * rate * moments[0] / (1 - BETAS[0] ** steps) / spread, frame)
             self.turn, self.moving[1] = self.turn + 1, rows
+            if loop.due or self.turn == self.window or self.turn % CHECK_EVERY == 0:
+                self._check_finite(active, steps, rows, *moments)
             loop.offer()
         self.turn, self.moving = 0, []
         self.rows[active], self.moments[:, active], self.steps[active] = rows, moments, steps
         self.clock[active] = clock
         self.evaluations[active] += self.window * settings.num_samples
+
+    def _check_finite(self, active: Tensor, steps: Tensor, *moving: Tensor) -> None:
+        """Refuse rows that are no numbers: what is reported would be where they started.
+
+        Raises:
+            Divergence: they are not.
+        """
+        bad = ~torch.stack([part.isfinite().all(-1) for part in moving]).all(0)
+        if bad.any():
+            run = int(active[bad][0])
+            self._refuse(f"q* of point {int(self.points[run])} is not finite", int(steps[bad][0]))
+
+    def _refuse(self, words: str, step: int) -> None:
+        where = f" of round {self.number + 1}" if self.number else ""
+        raise Divergence(step, math.nan, f"{words} after step {step}{where}")
 
     def _evaluate(self, runs: Tensor, *, first: bool = False) -> None:
         """Score runs on the kept draws, keep rows better than the start, let what gains nothing stop early."""
@@ -213,6 +231,8 @@ class Slots:
                 both = evaluate(drawn.z)[0] - drawn.log_q
                 log_w.append(both.reshape(2, -1, len(some)).mean(0))  # of a draw and its opposite
             pairs = torch.cat(log_w)
+            if not first:
+                self._check_density(some, pairs)
             score = pairs.mean(0).nan_to_num(nan=-math.inf)
             better = torch.ones_like(some, dtype=torch.bool)
             if first:
@@ -228,6 +248,16 @@ class Slots:
             where = some[better]
             self.best[where], self.best_score[where] = rows[better], score[better]
             self.evaluations[some] += 2 * len(pairs)
+
+    def _check_density(self, runs: Tensor, log_w: Tensor) -> None:
+        """Refuse a search in which no draw has a density any more: one run may be lost, which then has its start.
+
+        Raises:
+            Divergence: no log weight of these runs is finite, ``(draws, r)``, and some were at the start.
+        """
+        alone = len(runs) == 1 and len(self.points) > 1
+        if not alone and not log_w.isfinite().any() and self.start_log_w[:, runs].isfinite().any():
+            self._refuse("log p(x, z) is not finite at any draw of q*", int(self.steps[runs].max()))
 
     def _tick(self, runs: Tensor, gain: Tensor) -> None:
         still = ~(gain > self.settings.tolerance) & ~self.stopped_early[runs]

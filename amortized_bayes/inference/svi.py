@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from amortized_bayes.capture import Captured
+from amortized_bayes.divergence import CHECK_EVERY, Divergence
 from amortized_bayes.expectations import check_quadrature, expected_log_weights
 from amortized_bayes.inference.capturing import Whole, captured_step, pays
-from amortized_bayes.inference.options import Divergence, FitOptions, StepRecord
+from amortized_bayes.inference.options import FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
 from amortized_bayes.limits import Seed, limited
@@ -36,9 +37,6 @@ from amortized_bayes.tiling import at_places
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["Training"]
-
-CHECK_EVERY = 100
-"""Losses are looked at every so many steps, since each look makes a GPU wait."""
 
 
 class Training:

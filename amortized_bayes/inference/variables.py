@@ -13,9 +13,10 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.guides.mean_field import MeanField
 from amortized_bayes.inference.optim import IterateAverage, RowAdam
-from amortized_bayes.inference.options import Divergence, FitOptions
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.networks import row_tables
 from amortized_bayes.types import Guide, Model
 
