@@ -98,6 +98,7 @@ def test_a_job_whose_numbers_become_nan_stops_at_once_and_the_others_go_on(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_visits")
 def test_memory_and_descriptors_stay_the_same_over_two_hundred_jobs(tmp_path):
     one = replace(sweeps.ONE, seeds=(0,))
     per_seed = len(list(plans.new_plan("sweep", one, wing.QuickLab(tmp_path, wing.CPU), ["config"], {}).jobs))
