@@ -128,6 +128,6 @@ def test_what_was_tuned_is_not_tuned_again(command, tmp_path, monkeypatch, commi
     )
     for rows in begun:
         assert swept.rows().head(len(rows)).equals(rows)
-    monkeypatch.setattr(results, "environment", lambda: {"git": CODE | {"commit": "b" * 40}})
+    commit(commit="b" * 40)
     assert "tune: using" not in command(*TUNED).out  # other code may find other rates
     assert len(runs("tune")) == 2

@@ -151,11 +151,10 @@ class Run(Generic[C]):
         A command that is given again once its run was killed goes on with what it had found for that run.
         """
         from amortized_bayes.experiments.plans import done_before
-        from amortized_bayes.results import environment
 
         plan = replace(self, name=name, setting=config, resume=None)._plan((), nested=True)
         wanted = not self.fresh and plan.folder is None  # one that is unfinished comes first
-        done = done_before(plan, environment() | _machine(self.device)[1]) if wanted else None
+        done = done_before(plan) if wanted else None
         if done is None:
             return self._carry_out(plan)
         print(

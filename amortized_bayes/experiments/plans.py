@@ -243,16 +243,11 @@ def same_again(plan: Plan, now: Mapping[str, Any], *, accept: bool = False) -> t
     return again, f"going on with {folder.path}, which has the same settings and is unfinished (--fresh: a new run)"
 
 
-def done_before(plan: Plan, now: Mapping[str, Any]) -> RunFolder | None:
-    """The latest finished run that gives what a new one would give bit for bit; ``None`` where there is none.
-
-    Args:
-        plan: of the new run.
-        now: of its ``environment.json``, what the machine and the programs are.
-    """
+def done_before(plan: Plan) -> RunFolder | None:
+    """The latest finished run that gives what a new one would give bit for bit; ``None`` where there is none."""
     for folder in _of_these_settings(plan, "finished"):
         before = folder.environment()
-        same = before.get("threads") == plan.about.get("threads") and not differences(before, now)
+        same = before.get("threads") == plan.about.get("threads") and not differences(before, plan.about)
         if same and not _other_work(before, plan.about):
             return folder
     return None
