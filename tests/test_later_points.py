@@ -60,6 +60,16 @@ def test_what_only_later_points_show_is_refused(model, words, call):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("call", ["compare", "diagnose", "elbo"])
+def test_columns_that_would_meet_all_points_are_refused(call):
+    """(N, 1) beside (N,) is (N, N): each latent would be given all of the data."""
+    more = (X[:, None],) if call == "compare" else (lambda x: guide(x[:, 0]), X[:, None])
+    words = r"'x' have shape \(64, 1\), its distribution has \(64,\): .* for each pair of points"
+    with pytest.raises(ValueError, match=words) as refused:
+        getattr(ab, call)(lambda x: shifted(x, 0.0), *more)
+    assert "\n" not in str(refused.value)
+
+
 def test_large_data_are_tried_in_part(monkeypatch):
     seen = []
 

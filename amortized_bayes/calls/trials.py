@@ -84,10 +84,33 @@ def try_call(model: Model, data: PointData, plate: str | None, any_size: bool) -
     if sizes != {len(few)}:
         got = next(size for size in sizes if size != len(few))
         raise Refused(_other_size(name, got, len(few)), 2)
+    _refuse_pairs(first, name)
     _follow(model, data, first, few, name)
     _follow_to_the_end(model, data, len(few), name)
     counted = len(few) < count and _follows_itself(first, name, len(few))
     return replace(data, missing=_missing(model, data, first, few, name), counted=counted), name
+
+
+def _refuse_pairs(trace: poutine.Trace, plate: str) -> None:
+    """Refuse observations whose shape spreads a distribution over dimensions of no plate: each point meets all others'.
+
+    Pyro's own check of such shapes is among those that are off here, and which grey pixels do not pass.
+    """
+    for site in sample_sites(trace):
+        frame, fn, value = plate_frame(site, plate), site["fn"], site["value"]
+        if frame is None or not site["is_observed"]:
+            continue
+        shapes = [fn.batch_shape, value.shape[: value.dim() - fn.event_dim]]
+        most = max(map(len, shapes))
+        own, given = (dict(zip(range(-len(shape), 0), shape, strict=True)) for shape in shapes)
+        held = {other.dim for other in site["cond_indep_stack"]}
+        if any(own.get(dim, 1) != given.get(dim, 1) for dim in range(-most, frame.dim) if dim not in held):
+            raise Refused(
+                f"values of observed site {site['name']!r} have shape {tuple(value.shape)}, its distribution has "
+                f"{tuple(fn.shape())}: together they make a density for each pair of points; expected the same shape, "
+                f"with the points at dim {frame.dim} of plate {plate!r}",
+                4,
+            )
 
 
 def _sizes(trace: poutine.Trace, plate: str | None) -> set[int]:
