@@ -52,7 +52,7 @@ PLANTS = {
     "q*, density": (search, planted_nans.nan_of_density, 30, 16),
     "flow": (flows, planted_nans.nan_in_flow, 27, CHECK_EVERY),
     "flow, at its end": (flows, planted_nans.nan_in_flow, 150, 1),
-    "flow, density": (flows, planted_nans.nan_of_density, 37, 2 * CHECK_EVERY),
+    "flow, density": (lambda: flows(250), planted_nans.nan_of_density, 37, 2 * CHECK_EVERY),
     "kernel": (flows, planted_nans.nan_in_kernel, 27, CHECK_EVERY),
     "pilot": (walk, planted_nans.nan_in_pilot, 3, 100),
     "walk": (walk, planted_nans.nan_in_walk, 13, 30),

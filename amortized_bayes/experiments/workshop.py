@@ -6,9 +6,11 @@ there with what it reads (:mod:`~amortized_bayes.experiments.parcels`), and the 
 
 from __future__ import annotations
 
+import gc
 import math
 import platform
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +67,8 @@ class Warned(NamedTuple):
 
 
 Item = Measured | Arrays | Checkpoint | File | Kept
+COLLECT_EVERY = 10.0
+"""Seconds between two collections of what jobs left in circles: where so much stays, Python itself seldom looks."""
 
 
 @dataclass
@@ -76,11 +80,13 @@ class Workshop:
         plans: known runs by their folders.
         elsewhere: whether this is another process than that of the run, to which warnings are sent, so that its filters
             decide, and each is shown once.
+        collected: when what jobs had left in circles was collected last.
     """
 
     lab: Lab
     plans: dict[Path, Plan] = field(default_factory=dict)
     elsewhere: bool = False
+    collected: float = field(default_factory=time.monotonic)
 
     def __call__(self, task: Task, send: Callable[[Item | Stage | Ended | Warned], None]) -> None:
         """Run a job, and send what it yields, how far it is, and how it ended."""
@@ -100,6 +106,9 @@ class Workshop:
             except CannotKeep as error:
                 raise error.__cause__ or error from None
         send(Ended(status))
+        if time.monotonic() - self.collected > COLLECT_EVERY:
+            gc.collect()  # fits with their tensors among it
+            self.collected = time.monotonic()
 
     def plan(self, path: Path) -> Plan:
         """The plan of a run."""

@@ -133,7 +133,7 @@ class FlowChunk:
                     point = self.points[int(bad.nonzero()[0])]
                     raise Divergence(step, math.nan, f"the flow of point {point} is not finite after step {step}")
         before, known = self.checked
-        if step - before >= BLOCK:
+        if step - before >= CHECK_EVERY:  # and not whenever a state is kept, on which no result may depend
             if bool((skipped - known >= step - before).all()):
                 words = f"no gradient of log p(x, z) was finite at any point from step {before + 1} to {step}"
                 raise Divergence(step, math.nan, words)
