@@ -2,15 +2,23 @@
 
 A header may claim any shape, and a few kilobytes of an archive may unpack to gigabytes. So the bytes that a shape takes
 must be those that are there, and an archive may not grow without bound. Nothing is ever unpickled.
+
+``zipfile`` unpacks bzip2 and LZMA without a bound on what it is given at once, and takes the dictionary that an LZMA
+stream asks for; so these are unpacked here, as far as they are read.
 """
 
 from __future__ import annotations
 
+import bz2
+import copy
+import lzma
 import math
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Collection
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Protocol
 
 from amortized_bayes.memory import in_words, total_memory
 
@@ -25,8 +33,18 @@ MOST_GROWTH = 100
 """How many times its own size a larger one may unpack to; bits in bytes are packed to a thirtieth, seldom further."""
 _PIECE = 1 << 20
 """Bytes that are read of an array at once."""
-_SMALL_PIECE = 1 << 12
-"""The same, compressed in a way whose bytes grow further, and are unpacked as many at once."""
+_PACKED_PIECE = 1 << 12
+"""Bytes that are read of what is packed by bzip2 or LZMA at once."""
+_LEAST_DICTIONARY = 1 << 12
+"""Bytes that a dictionary of LZMA has at least."""
+
+
+class _Readable(Protocol):
+    """What an array is read from."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+    def tell(self) -> int: ...
 
 
 def read_numpy(file: IO[bytes], keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -67,12 +85,82 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    grows_little = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    with archive.open(member) as file:
-        return _read_array(file, member.file_size, _PIECE if grows_little else _SMALL_PIECE)
+    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with archive.open(member) as file:
+            return _read_array(file, member.file_size)
+    with archive.open(_as_it_is(member)) as file:
+        return _read_array(_Unpacked(file, member), member.file_size)
 
 
-def _read_array(file: IO[bytes], size: int, piece: int = _PIECE) -> np.ndarray:
+def _as_it_is(member: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """The member as if its packed bytes were its contents, without the checksum, which is of others."""
+    found = copy.copy(member)
+    found.compress_type, found.file_size = zipfile.ZIP_STORED, member.compress_size
+    del found.CRC
+    return found
+
+
+class _Unpacked:
+    """A member packed by bzip2 or LZMA: no more of it is unpacked than is read.
+
+    Args:
+        packed: its bytes.
+        member: what the archive says of it.
+
+    Raises:
+        ValueError: packed in another way; later, bytes that do not have their checksum.
+    """
+
+    def __init__(self, packed: IO[bytes], member: zipfile.ZipInfo) -> None:
+        self.packed, self.member = packed, member
+        self.place = self.checksum = 0
+        self.unpacker: bz2.BZ2Decompressor | lzma.LZMADecompressor
+        if member.compress_type == zipfile.ZIP_BZIP2:
+            self.unpacker = bz2.BZ2Decompressor()
+        elif member.compress_type == zipfile.ZIP_LZMA:
+            self.unpacker = _lzma_unpacker(packed, member.file_size)
+        else:
+            raise ValueError(f"expected arrays packed by deflate, bzip2 or LZMA, got method {member.compress_type}")
+
+    def tell(self) -> int:
+        """How many bytes were read."""
+        return self.place
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes; fewer at the end, and all that are left where no number is given."""
+        left = self.member.file_size - self.place
+        found, size = bytearray(), left if size < 0 else min(size, left)
+        while len(found) < size and not self.unpacker.eof:
+            starved = self.unpacker.needs_input
+            more = self.packed.read(_PACKED_PIECE) if starved else b""
+            if starved and not more:
+                break
+            found += self.unpacker.decompress(more, size - len(found))
+        self.place += len(found)
+        self.checksum = zlib.crc32(found, self.checksum)
+        if self.place == self.member.file_size and self.checksum != self.member.CRC:
+            raise ValueError(f"expected bytes with the checksum {self.member.CRC:08x}, got {self.checksum:08x}")
+        return bytes(found)
+
+
+def _lzma_unpacker(packed: IO[bytes], size: int) -> lzma.LZMADecompressor:
+    """What unpacks so many bytes of LZMA: its dictionary need not hold more than these, whatever it asks for.
+
+    A member begins with a version, the length of the properties, and these: a byte for three numbers and the size of
+    the dictionary (PKWARE, *.ZIP File Format Specification*, 5.8.8).
+    """
+    _, length = struct.unpack("<HH", packed.read(4))
+    properties = packed.read(length)
+    if length != 5 or len(properties) != 5:
+        raise ValueError(f"expected 5 bytes of LZMA properties, got {length:,}")
+    packed_numbers, dictionary = struct.unpack("<BI", properties)
+    rest, lc = divmod(packed_numbers, 9)
+    pb, lp = divmod(rest, 5)
+    numbers = {"lc": lc, "lp": lp, "pb": pb, "dict_size": max(_LEAST_DICTIONARY, min(dictionary, size))}
+    return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1, **numbers}])
+
+
+def _read_array(file: _Readable, size: int) -> np.ndarray:
     """The array in a file of so many bytes, which are read piece by piece."""
     import numpy as np
 
@@ -89,7 +177,7 @@ def _read_array(file: IO[bytes], size: int, piece: int = _PIECE) -> np.ndarray:
     if expected > total_memory():
         raise ValueError(f"expected an array that fits into memory, got one of {in_words(expected)}")
     data = bytearray()
-    while len(data) < expected and (more := file.read(min(piece, expected - len(data)))):
+    while len(data) < expected and (more := file.read(min(_PIECE, expected - len(data)))):
         data += more
     if len(data) != expected:
         raise ValueError(f"expected {expected:,} bytes for shape {shape} of {dtype}, got {len(data):,}")
