@@ -182,6 +182,34 @@ def gaps(negative=False):
     return made
 
 
+def diagnosis(dataset="fashion-mnist", certified=1.0, converged=1.0, note="train: widen the encoder"):
+    """A run of gaps with everything that such a run keeps."""
+    made, random = Made("gaps"), np.random.default_rng(0)
+    for split in ("train", "test"):
+        amortization, approximation = random.gamma(2.0, 1.0, 30), random.gamma(1.0, 0.5, 30)
+        log_p = random.normal(-90, 8, 30)
+        arrays = {
+            "elbo": log_p - amortization - approximation,
+            "elbo_star": log_p - approximation,
+            "iwae": log_p - 0.2,
+            "log_p_lower": log_p,
+            "amortization_gap": amortization,
+            "approximation_gap": approximation,
+            "inference_gap": amortization + approximation,
+            "k_hat": random.uniform(0.2, 1.4, 30),
+            "places": np.arange(100, 130),
+            "labels": np.arange(30) % 10,
+            "picture_largest_gap": random.random((5, 6, 6)),
+            "picture_largest_gap_reconstruction": random.random((5, 6, 6)),
+        }
+        rows = plain(**{name: float(arrays[name].mean()) for name in list(arrays)[:6]})
+        rows += [("inference_gap", 3.0, {}, {"note": note}), ("certificate_gap", 0.03, {}, {"note": "bounds meet"})]
+        rows += [("amortization_gap", 2.0 + label, {"label": label}, {}) for label in range(10)]
+        rows += plain(certified=certified, converged=converged)
+        made.job({"dataset": dataset, "seed": 0, "split": split}, rows, arrays)
+    return made
+
+
 def qstar():
     made = Made("qstar")
     shape = (3, 20)

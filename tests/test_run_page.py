@@ -1,7 +1,6 @@
 """``report``: pages about made-up runs of several kinds, kept runs, hostile ones, and several side by side."""
 
 import made_runs
-import numpy as np
 import pytest
 from strict_html import read_strictly
 
@@ -25,34 +24,6 @@ def judged(folder):
     return {badge.text: badge.more for badge in badges(folder, folder.rows())}
 
 
-def a_diagnosis(dataset="fashion-mnist", certified=1.0, converged=1.0, note="train: widen the encoder"):
-    """A run of gaps with everything that such a run keeps."""
-    made, random = made_runs.Made("gaps"), np.random.default_rng(0)
-    for split in ("train", "test"):
-        amortization, approximation = random.gamma(2.0, 1.0, 30), random.gamma(1.0, 0.5, 30)
-        log_p = random.normal(-90, 8, 30)
-        arrays = {
-            "elbo": log_p - amortization - approximation,
-            "elbo_star": log_p - approximation,
-            "iwae": log_p - 0.2,
-            "log_p_lower": log_p,
-            "amortization_gap": amortization,
-            "approximation_gap": approximation,
-            "inference_gap": amortization + approximation,
-            "k_hat": random.uniform(0.2, 1.4, 30),
-            "places": np.arange(100, 130),
-            "labels": np.arange(30) % 10,
-            "picture_largest_gap": random.random((5, 6, 6)),
-            "picture_largest_gap_reconstruction": random.random((5, 6, 6)),
-        }
-        rows = made_runs.plain(**{name: float(arrays[name].mean()) for name in list(arrays)[:6]})
-        rows += [("inference_gap", 3.0, {}, {"note": note}), ("certificate_gap", 0.03, {}, {"note": "bounds meet"})]
-        rows += [("amortization_gap", 2.0 + label, {"label": label}, {}) for label in range(10)]
-        rows += made_runs.plain(certified=certified, converged=converged)
-        made.job({"dataset": dataset, "seed": 0, "split": split}, rows, arrays)
-    return made
-
-
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without figures, which take most of the time."""
@@ -61,7 +32,7 @@ def undrawn(monkeypatch):
 
 
 def test_a_diagnosis_has_every_section(tmp_path):
-    text = shown(a_diagnosis().save(tmp_path))
+    text = shown(made_runs.diagnosis().save(tmp_path))
     for wanted in (
         "✓ certified",
         "widen the encoder",
@@ -82,7 +53,7 @@ def test_a_diagnosis_has_every_section(tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_hardest_points_are_those_with_the_largest_gaps(tmp_path):
-    folder = a_diagnosis().save(tmp_path)
+    folder = made_runs.diagnosis().save(tmp_path)
     arrays = folder.load_arrays(next(key for key in folder.done() if key.endswith("train")))
     worst = arrays["inference_gap"].argmax()
     name = class_name("fashion-mnist", arrays["labels"][worst])
@@ -99,7 +70,7 @@ def test_the_hardest_points_are_those_with_the_largest_gaps(tmp_path):
     ],
 )
 def test_badges_of_a_diagnosis(given, expected, tmp_path):
-    found = judged(a_diagnosis(**given).save(tmp_path))
+    found = judged(made_runs.diagnosis(**given).save(tmp_path))
     assert list(found) == list(expected)
     assert all(words in found[text] for text, words in expected.items())
 
