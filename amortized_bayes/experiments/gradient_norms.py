@@ -75,11 +75,23 @@ TABLES = (
     ),
 )
 FIGURES = {
-    "gradient_norms_{dataset}": tuple(
-        Lines("step", (metric,), hue="variant", style="part", log="xy") for metric in ("gradient_norm", "gradient_rms")
+    "gradient_norms_{dataset}": (
+        Lines(
+            *("step", ("gradient_norm",), "variant", "part"),
+            log="xy",
+            title="{dataset}: gradients of encoder and decoder along training",
+        ),
+        Lines("step", ("gradient_rms",), "variant", "part", log="xy"),
     ),
-    "gradient_ratios_{dataset}": tuple(
-        Lines("step", (metric,), hue="variant", log="xy") for metric in ("gradient_ratio", "gradient_rms_ratio")
+    "gradient_ratios_{dataset}": (
+        Lines(
+            "step",
+            ("gradient_ratio",),
+            "variant",
+            log="xy",
+            title="{dataset}: encoder over decoder",
+        ),
+        Lines("step", ("gradient_rms_ratio",), "variant", log="xy"),
     ),
 }
 

@@ -83,16 +83,26 @@ TABLES = (
 )
 
 
-def _curves(*metrics: str) -> tuple[Lines, ...]:
+def _curves(title: str, first: str, second: str) -> tuple[Lines, Lines]:
     """Panels of curves along training, train and test by the kind of line."""
-    return tuple(Lines("step", (metric,), hue="variant", style="split", log="x") for metric in metrics)
+    left, right = (Lines("step", (metric,), hue="variant", style="split", log="x") for metric in (first, second))
+    return replace(left, title=title), right
 
 
 FIGURES = {
-    "bounds_{dataset}": _curves("log_p_lower", "elbo"),
-    "gaps_{dataset}": _curves("approximation_gap", "amortization_gap"),
-    "generalization_gap": (Lines("step", ("generalization_gap",), hue="variant", apart="dataset", log="x"),),
-    "kl_and_reconstruction_{dataset}": _curves("kl", "reconstruction"),
+    "bounds_{dataset}": _curves("{dataset}: bounds along training", "log_p_lower", "elbo"),
+    "gaps_{dataset}": _curves("{dataset}: gaps along training", "approximation_gap", "amortization_gap"),
+    "generalization_gap": (
+        Lines(
+            "step",
+            ("generalization_gap",),
+            hue="variant",
+            apart="dataset",
+            log="x",
+            title="What the encoder loses more on test points than on training points",
+        ),
+    ),
+    "kl_and_reconstruction_{dataset}": _curves("{dataset}: parts of the ELBO along training", "kl", "reconstruction"),
 }
 
 
