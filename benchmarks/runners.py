@@ -101,11 +101,11 @@ class Stamps:
     def row(self, row: Any) -> None:
         """A row was written."""
 
-    def arrays(self, job: str, arrays: Mapping[str, Any]) -> None:
-        """A job has ended."""
+    def shown(self, job: str, shown: Any) -> None:
+        """A job has ended, and left its arrays."""
         if job.startswith("estimates"):
             self.ends.append(time.perf_counter())
-            self.processor += float(arrays["seconds"])
+            self.processor += float(shown.images["seconds"])
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ class Listener:
     def row(self, row):
         self.rows.append(row)
 
-    def arrays(self, job, arrays):
+    def shown(self, job, shown):
         pass
 
 

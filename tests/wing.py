@@ -76,6 +76,7 @@ class Recorder:
     def __init__(self, watch: Watch = lambda *_: None) -> None:
         self.watch = watch
         self.lines: list[str] = []
+        self.seen: list[tuple[str, Any]] = []
         self.fractions: list[float] = []
 
     def started(self, folder: RunFolder, num_jobs: int, forecast: Any) -> None:
@@ -91,8 +92,8 @@ class Recorder:
     def row(self, row: Any) -> None:
         pass
 
-    def arrays(self, job: str, arrays: Any) -> None:
-        pass
+    def shown(self, job: str, shown: Any) -> None:
+        self.seen.append((job, shown))
 
 
 @contextmanager
@@ -110,11 +111,18 @@ def uncaptured() -> Iterator[None]:
         yield
 
 
-def go(name: str, config: Any, out: Path, watch: Watch = lambda *_: None, given: Iterable[str] = ("dataset",)):
+def go(
+    name: str,
+    config: Any,
+    out: Path,
+    watch: Watch = lambda *_: None,
+    given: Iterable[str] = ("dataset",),
+    recorder: Recorder | None = None,
+):
     """Run an experiment to its end, in a process that has loaded nothing yet."""
     plan = plans.new_plan(name, config, QuickLab(out, CPU), list(given), {"threads": 1})
     with uncaptured():
-        return running.run(plan, Recorder(watch))
+        return running.run(plan, recorder or Recorder(watch))
 
 
 def resume(name: str, out: Path, text: str = "latest", watch: Watch = lambda *_: None) -> RunFolder:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amortized_bayes.experiments.forecast import Forecast
+from amortized_bayes.experiments.spec import Shown
 from amortized_bayes.labels import describe, metric_name
 from amortized_bayes.plain_files import check_folder
 from amortized_bayes.progress import Progress, counted, duration
 from amortized_bayes.results import RunFolder
 from amortized_bayes.types import Row
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Reporting"]
 
@@ -47,7 +44,7 @@ class Reporting(ExitStack):
         super().__init__()
         self.tensorboard, self.writer = tensorboard, None
         self.progress: Progress | None = None
-        self.shown = -math.inf
+        self.last_shown = -math.inf
 
     def started(self, folder: RunFolder, num_jobs: int, forecast: Forecast) -> None:
         """Say where a run goes, and how long it may take."""
@@ -65,9 +62,9 @@ class Reporting(ExitStack):
         """Show how far a stage of a job is, and the run with it."""
         assert self.progress is not None
         now = time.monotonic()
-        if now - self.shown < SHOWN_EVERY:
+        if now - self.last_shown < SHOWN_EVERY:
             return
-        self.shown = now
+        self.last_shown = now
         self.progress.show(forecast.fraction, forecast.seconds_left, job, stage, done, total, state)
 
     def say(self, line: str) -> None:
@@ -87,11 +84,13 @@ class Reporting(ExitStack):
             shown: Any = [str(v) for name, v in row.factors.items() if name not in ("seed", "dataset")]
             self.writer.add_scalar("/".join([row.metric, *shown]), row.value, row.step)
 
-    def arrays(self, job: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Pass images on to TensorBoard: originals, what a model makes of them, and draws from it."""
+    def shown(self, job: str, shown: Shown) -> None:
+        """Pass numbers and images of a job on to TensorBoard: originals, what a model makes of them, draws from it."""
         if self.writer is None:
             return
         from amortized_bayes.presenting.pictures import pictures_of
 
-        for name, images in pictures_of(arrays).items():
-            self.writer.add_images(f"{name}/{job}", images, dataformats="NHWC")
+        for name, value in shown.numbers.items():
+            self.writer.add_scalar(f"{name}/{job}", value, shown.step)
+        for name, images in pictures_of(shown.images).items():
+            self.writer.add_images(f"{name}/{job}", images, shown.step, dataformats="NHWC")

@@ -17,6 +17,7 @@ from amortized_bayes.commands.resuming import refuse_other_settings, run_to_resu
 from amortized_bayes.commands.runners import Flags, check_runner, placed
 from amortized_bayes.configuration import load_config
 from amortized_bayes.experiments import experiment
+from amortized_bayes.refusals import did_you_mean
 from amortized_bayes.stopping import EVERY, Stopped
 
 if TYPE_CHECKING:
@@ -196,7 +197,8 @@ def defaults(name: str, given: Sequence[str]) -> Run[Any]:
     module = experiment(name)
     preset = value_of(given, "--preset") or "quick"
     if preset not in module.PRESETS:
-        raise ValueError(f"expected --preset {' or '.join(module.PRESETS)}, got {preset!r}")
+        near = did_you_mean(preset, list(module.PRESETS))
+        raise ValueError(f"expected --preset {' or '.join(module.PRESETS)}, got {preset!r}{near}")
     setting = module.PRESETS[preset]
     if not {"-h", "--help"} & set(given) and (folder := run_to_resume(name, given, Run.out)) is not None:
         setting = folder.config(module.Config)

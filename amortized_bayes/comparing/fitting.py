@@ -21,7 +21,7 @@ from amortized_bayes.comparing.measures import (
     mse_of,
     rung_measures,
 )
-from amortized_bayes.comparing.problem import FitProblem, floats
+from amortized_bayes.comparing.problem import FitProblem, Held, floats
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.evaluation.errors import mean_prediction
@@ -229,8 +229,15 @@ def _taken(
         yield record
 
 
-def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None) -> Iterator[tuple[Evaluation, Elbo]]:
+def climb(
+    problem: FitProblem,
+    fitting: Fitting,
+    watch: Watch = lambda *_: None,
+    look: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
+) -> Iterator[tuple[Evaluation, Elbo]]:
     """Fit with every budget and stand at the top in the end; yield what each rung below the top is worth.
+
+    ``look`` gets the steps of each rung, and test points with what becomes of them, unless that took fits of their own.
 
     A fit that starts at another's answer has one rung, its start, and goes on from there. One that goes on after a kill
     yields the rungs that it has climbed before again; it then stands where the last of them was left, or, of those
@@ -271,6 +278,7 @@ def climb(problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None)
                     training.load_state(begin)
                 go(epochs * per_epoch, 0)
                 rungs.append(_rung(problem, fitting, epochs))
+                look(rungs[-1][0].step, _examples_on_the_way(problem, fitting))
                 yield rungs[-1]
             done += epochs * per_epoch
         if not afresh and not rungs:
@@ -329,10 +337,7 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
             proposal = answer if own else _fresh(problem, fitting, held.test[: held.predictive_points])
             found |= _measures(known("held", lambda: held_measures(problem, held, model, guide, proposal.guide)))
             notes |= {"final_mse_test": answer.note, "log_predictive": proposal.note}
-            if held.shown:
-                few = torch.tensor(held.shown, device=held.test.device)
-                seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
-                examples = {"original": held.test_target[few], "reconstruction": seen}
+            examples = _examples(held, model, guide)
     parameters, size = training.size()
     found |= {
         "seconds_per_step": Measure(training.seconds / max(1, training.steps)),
@@ -342,6 +347,23 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     }
     evaluation = _finite(_evaluation(fitting, problem.epochs, found))
     return Finished(evaluation, values, examples, notes)
+
+
+def _examples(held: Held, model: Any, guide: LocalGuide) -> dict[str, Tensor]:
+    """The test points to be shown, and what becomes of them; nothing without any."""
+    if not held.shown:
+        return {}
+    few = torch.tensor(held.shown, device=held.test.device)
+    seen = mean_prediction(model, guide, floats(held.test[few]), few).observed
+    return {"original": held.test_target[few], "reconstruction": seen}
+
+
+def _examples_on_the_way(problem: FitProblem, fitting: Fitting) -> dict[str, Tensor]:
+    """The same on a rung, drawing nothing that later numbers would miss."""
+    if problem.held is None or guide_entry(fitting.fit.guide).per_point:
+        return {}
+    with pyro.validation_enabled(False), torch.random.fork_rng(), fitting.training.averaged():
+        return _examples(problem.held, fitting.model, fitting.guide)
 
 
 class _Answer(NamedTuple):

@@ -16,7 +16,7 @@ from amortized_bayes.experiments.bounds import PointBounds, elbo_of, same_points
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import build_encoder, taken_in_training, vae_options
-from amortized_bayes.experiments.trained import Trained
+from amortized_bayes.experiments.trained import Trained, reconstructions
 from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import kept
@@ -26,6 +26,8 @@ from amortized_bayes.sites import latent_sites
 __all__ = ["MeasuredEncoder", "fit_encoder", "measured_encoder"]
 
 NUM_EVALUATIONS = 20
+SHOWN_EVERY = 4
+"""Evaluations from one at which reconstructions are shown to the next."""
 PATIENCE = 5
 """Evaluations without a better validation ELBO before stopping."""
 VALIDATION_DRAWS = 4
@@ -67,6 +69,7 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
     training = Training(model, guide, data.train, vae_options(wanted), wanted.seed)
     total = wanted.epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
+    shown = set(sorted(evaluations)[SHOWN_EVERY - 1 :: SHOWN_EVERY])
     ticks = evaluations | {round(total * i / 200) for i in range(1, 200)}
     best, state, since = -math.inf, copy.deepcopy(guide.state_dict()), 0
     with torch.random.fork_rng():
@@ -87,6 +90,10 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
                         since += 1
                         if value > best:
                             best, state, since = value, copy.deepcopy(guide.state_dict()), 0
+                        lab.show(record.step, validation_elbo=value)
+                if record.step in shown:
+                    with training.averaged():
+                        lab.show(record.step, reconstructions(trained._replace(guide=guide), data.test))
                 loop.offer()
                 if since >= PATIENCE:
                     break

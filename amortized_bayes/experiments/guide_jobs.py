@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from amortized_bayes.comparing.between import Rung
-    from amortized_bayes.comparing.fitting import Evaluation, Finished, Fitting
+    from amortized_bayes.comparing.fitting import Evaluation, Fitting
     from amortized_bayes.comparing.problem import FitProblem
     from amortized_bayes.evaluation.bounds import Elbo
 
@@ -120,7 +120,7 @@ class GuideJobs(NamedTuple):
         fitting = start_fit(problem, fit, start)
         elbos: dict[str, np.ndarray] = {}
         half: dict[str, np.ndarray] = {}
-        for found, elbo in climb(problem, fitting, self.place.watch(FIT)):
+        for found, elbo in climb(problem, fitting, self.place.watch(FIT), self.look):
             elbos |= _kept(found.epochs, elbo)
             yield from _on_curves(found)
             if starts_others(fit) and found.epochs == problem.budgets[-1]:
@@ -129,18 +129,23 @@ class GuideJobs(NamedTuple):
         elbos |= _kept(problem.epochs, done.elbo)
         if half:
             yield Checkpoint(half)
-        yield Arrays({**elbos, **self.images(done)})
+        yield Arrays({**elbos, **self.images(done.examples)}, done.evaluation.step)
         top = done.evaluation
         same = {metric: top.measures[name] for metric, name in CURVES.items() if name in top.measures}
         yield from _on_curves(top._replace(measures=same))
         yield from _measured(top, done.notes)
 
-    def images(self, done: Finished) -> dict[str, np.ndarray]:
+    def images(self, examples: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Some test images, and what becomes of them."""
         from amortized_bayes.data import to_pictures
 
         shape = self.place.images.image_shape
-        return {name: to_pictures(_array(seen), shape) for name, seen in done.examples.items()}
+        return {name: to_pictures(_array(seen), shape) for name, seen in examples.items()}
+
+    def look(self, step: int, examples: Mapping[str, Tensor]) -> None:
+        """Show the same on the way."""
+        if examples and self.place.images.image_shape is not None:
+            self.place.lab.show(step, self.images(examples))
 
     def compare(self) -> Iterator[Measured]:
         """Put the fits side by side."""

@@ -24,7 +24,7 @@ from amortized_bayes.experiments.setup import (
     load_vae_images,
     vae_options,
 )
-from amortized_bayes.experiments.spec import Checkpoint, Work
+from amortized_bayes.experiments.spec import Checkpoint, Shown, Work
 from amortized_bayes.experiments.trained import Trained, find_trained, load_trained, model_key
 from amortized_bayes.inference.capturing import COMPILED_FROM
 from amortized_bayes.inference.svi import Training
@@ -67,6 +67,7 @@ class Lab:
         away: whether jobs run where the run is not: what they read was brought to ``out`` with each of them.
         folder: the run that jobs write to; ``None`` while jobs are only listed.
         report: called with a stage of the running job, what is done of it, all of it, and a state in words.
+        display: called with what those who look on may see of the running job.
         nested: runs another experiment to its end, in a run of its own; returns nothing in a dry run.
         cache: what was made before.
     """
@@ -78,12 +79,17 @@ class Lab:
     away: bool = False
     folder: RunFolder | None = None
     report: Watch = lambda *_: None
+    display: Callable[[Shown], None] = lambda _: None
     nested: Callable[[str, Any], RunFolder | None] = lambda *_: None
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def watch(self, stage: str, done: int, total: int, state: str = "") -> None:
         """Say how far a stage of the running job is."""
         self.report(stage, done, total, state)
+
+    def show(self, step: int, images: Mapping[str, np.ndarray] = {}, **numbers: float) -> None:
+        """Let those who look on see images, as a job keeps them, and numbers of the running job at a step."""
+        self.display(Shown(step, images, numbers))
 
     def cached(self, key: Any, make: Callable[[], T]) -> T:
         """What ``make`` made when this key was first asked for."""

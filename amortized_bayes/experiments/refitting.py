@@ -13,7 +13,7 @@ from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.setup import rows_at_once, taken_in_training
-from amortized_bayes.experiments.trained import Trained
+from amortized_bayes.experiments.trained import Trained, reconstructions
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
@@ -71,5 +71,6 @@ def refit(
             lab.watch("refit", record.step, total, f"ELBO {record.elbo:.1f}")
             if record.step in wanted:
                 told.append((record.step, record.seconds, found()))
+                lab.show(record.step, reconstructions(trained._replace(guide=guide), x))
                 yield told[-1]
             loop.offer()

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
-
-import numpy as np
 
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.experiments import EXPERIMENTS, experiment
@@ -34,7 +32,7 @@ from amortized_bayes.experiments.parcels import Parcel, pack
 from amortized_bayes.experiments.plans import Plan, checksums, training_title
 from amortized_bayes.experiments.ray_runner import OnRay
 from amortized_bayes.experiments.settings import VAEConfig, serves
-from amortized_bayes.experiments.spec import Arrays, File, Measured
+from amortized_bayes.experiments.spec import Arrays, File, Measured, Shown
 from amortized_bayes.experiments.trained import find_trained
 from amortized_bayes.experiments.workshop import (
     Ended,
@@ -77,8 +75,8 @@ class Reporter(Protocol):
         """Take in a row."""
         ...
 
-    def arrays(self, job: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take in the arrays of a job."""
+    def shown(self, job: str, shown: Shown) -> None:
+        """Take in what a job shows of itself on its way, and the arrays that it keeps."""
         ...
 
 
@@ -254,13 +252,15 @@ class _Execution(ExitStack):
             hint = f"`{self.plan.name} --resume {self.plan.folder.path}` resumes the run"
             raise ChildProcessError(f"{error}, while {labels} ran; {hint}") from error
 
-    def _take(self, task: Task, message: Item | Stage | Ended | Warned | Died) -> None:
+    def _take(self, task: Task, message: Item | Stage | Shown | Ended | Warned | Died) -> None:
         """Keep what a job yields, tell how far it is, and mark it done at its end."""
         plan, (step, _) = self.plans[task.run], self.running[task]
         if isinstance(message, Stage):
             self.forecast.at(step.key, message.stage, message.done, message.total)
             self.running[task] = (step, message)
             self._show()
+        elif isinstance(message, Shown):
+            self.reporter.shown(task.job, message)
         elif isinstance(message, Died):
             self._died(task, message.words)
         elif isinstance(message, Ended):
@@ -313,7 +313,7 @@ class _Execution(ExitStack):
             folder.save_file(item.name, item.data, key)
         elif isinstance(item, Arrays):
             folder.save_arrays(key, key, **item.arrays)
-            self.reporter.arrays(key, item.arrays)
+            self.reporter.shown(key, Shown(item.step, item.arrays))
         else:
             folder.save_tensors(f"{key}.{item.name}" if item.name else key, item.tensors, item.texts, key)
 

@@ -51,6 +51,7 @@ __all__ = [
     "Panel",
     "Points",
     "Scatter",
+    "Shown",
     "Table",
     "Work",
     "job_key",
@@ -95,9 +96,10 @@ def measured(metric: str, found: tuple[float, float], **factors: Factor) -> Meas
 
 
 class Arrays(NamedTuple):
-    """Arrays for figures and for other jobs, kept as ``arrays/<key>.npz``."""
+    """Arrays for figures and for other jobs, kept as ``arrays/<key>.npz``; images among them are of ``step``."""
 
     arrays: Mapping[str, np.ndarray]
+    step: int = 0
 
 
 class Checkpoint(NamedTuple):
@@ -113,6 +115,14 @@ class File(NamedTuple):
 
     name: str
     data: bytes
+
+
+class Shown(NamedTuple):
+    """What those who look on may see of a job on its way: images and numbers by name, at a step. Nothing is kept."""
+
+    step: int
+    images: Mapping[str, np.ndarray] = {}
+    numbers: Mapping[str, float] = {}
 
 
 class FailedAt(ArithmeticError):

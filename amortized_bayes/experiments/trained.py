@@ -10,6 +10,7 @@ import numpy as np
 import pyro
 import torch
 
+from amortized_bayes.data import to_pictures
 from amortized_bayes.evaluation.errors import mean_latents
 from amortized_bayes.experiments.settings import VAEConfig, model_factors, serves
 from amortized_bayes.experiments.setup import ImageData, build_vae
@@ -28,8 +29,13 @@ __all__ = [
     "load_trained",
     "model_key",
     "reconstruct",
+    "reconstructions",
     "state_of",
 ]
+
+
+SHOWN = 10
+"""Points whose reconstructions are shown on the way."""
 
 
 class Trained(NamedTuple):
@@ -130,6 +136,15 @@ def reconstruct(trained: Trained, x: torch.Tensor, seed: int) -> torch.Tensor:
     with pyro.validation_enabled(False), global_seed(seed, "reconstruct"):
         weights = trained.model.weights()
         return trained.model.observation(trained.model.decode(mean_latents(trained.guide, x), weights)).mean
+
+
+def reconstructions(trained: Trained, x: torch.Tensor) -> dict[str, np.ndarray]:
+    """The first of some points ``(B, P)`` as images, and what becomes of them; nothing of points that are none."""
+    shape, few = trained.data.image_shape, x[:SHOWN].float()
+    if shape is None:
+        return {}
+    seen = {"original": few, "reconstruction": reconstruct(trained, few, trained.config.seed)}
+    return {name: to_pictures(pixels.cpu().numpy(), shape) for name, pixels in seen.items()}
 
 
 def find_trained(

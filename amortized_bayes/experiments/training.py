@@ -31,6 +31,8 @@ __all__ = ["kl_and_reconstruction", "train"]
 
 NUM_EVALUATIONS = 50
 """On the way."""
+SHOWN_EVERY = 5
+"""Evaluations from one at which images are shown to the next."""
 CURVE_POINTS = 2_000
 IWAE_POINTS = 1_000
 IWAE_PARTICLES = 50
@@ -55,6 +57,7 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint | Array
     stops_early = data.validation is not None  # of too few images none are held out
     copies = {epoch * training.batches.per_epoch: epoch for epoch in config.keep_epochs}
     evaluations = _evaluations(config, training)
+    shown = set(sorted(evaluations)[::SHOWN_EVERY]) if data.image_shape is not None else set()
     with kept("training", lambda: [training.state(), rows, best, state]) as loop:
         if loop.found is not None:
             now, told, best, state = loop.found
@@ -77,6 +80,8 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint | Array
                     score = next(scores, None)
                     if score is not None and score > best[0]:
                         best, state = (score, record.step), state_of(model, guide)
+                    if record.step in shown:
+                        lab.show(record.step, _pictures(config, data, model, guide))
                 rows += found
                 yield from found
             loop.offer()
@@ -88,7 +93,7 @@ def train(config: VAEConfig, lab: Lab) -> Iterator[Measured | Checkpoint | Array
         load_state(model, guide, state, "the best iterate")
     yield from (Measured(*row) for row in known("final", lambda: _final(config, data, model, guide, training)))
     if data.image_shape is not None:
-        yield Arrays(_pictures(config, data, model, guide))
+        yield Arrays(_pictures(config, data, model, guide), training.steps)
     yield Checkpoint(state_of(model, guide), {"model": model_key(config)})
 
 

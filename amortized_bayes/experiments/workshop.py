@@ -26,7 +26,7 @@ from amortized_bayes.experiments.changes import differences
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.parcels import Parcel, check_data, own_folder, unpacked
 from amortized_bayes.experiments.plans import Plan, using_threads
-from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured
+from amortized_bayes.experiments.spec import Arrays, Checkpoint, FailedAt, File, Job, Measured, Shown
 from amortized_bayes.keeping import CannotKeep, Keeper, Kept
 from amortized_bayes.results import RunFolder, environment
 from amortized_bayes.results.versions import code_checksum
@@ -88,12 +88,13 @@ class Workshop:
     elsewhere: bool = False
     collected: float = field(default_factory=time.monotonic)
 
-    def __call__(self, task: Task, send: Callable[[Item | Stage | Ended | Warned], None]) -> None:
+    def __call__(self, task: Task, send: Callable[[Item | Stage | Shown | Ended | Warned], None]) -> None:
         """Run a job, and send what it yields, how far it is, and how it ended."""
         if self.elsewhere:
             warnings.showwarning = partial(_hand_on, send)
         plan = self.plan(task.run)
         plan.lab.report = lambda *stage: send(Stage(*stage))
+        plan.lab.display = send
         (job,) = (job for job in plan.jobs if job.key == task.job)
         assert plan.folder is not None
         found = plan.folder.load_unfinished(job.key)
@@ -164,14 +165,14 @@ class Away:
         self.workshop, self.note = workshop, note
         self.checked: set[str] = set()
 
-    def __call__(self, parcel: Parcel, send: Callable[[Item | Stage | Ended | Warned], None]) -> None:
+    def __call__(self, parcel: Parcel, send: Callable[[Item | Stage | Shown | Ended | Warned], None]) -> None:
         """Run a job, and send what a workshop sends.
 
         Raises:
             ValueError: other data than those of the run.
         """
 
-        def noted(item: Item | Stage | Ended | Warned) -> None:
+        def noted(item: Item | Stage | Shown | Ended | Warned) -> None:
             if self.note and isinstance(item, Measured):
                 item = item._replace(note="; ".join(filter(None, (item.note, self.note))))
             send(item)
