@@ -59,7 +59,9 @@ def test_a_bound_without_certificate_is_doubted():
 def test_findings_of_an_experiment_are_functions_too_and_unknown_names_are_refused():
     made = made_runs.train()
     assert list(sentences(made.frame(), (lambda rows: [f"{len(rows) > 0}"],))) == ["True"]
-    with pytest.raises(ValueError, match="expected findings among sweep, notes, best_guides, got 'mine'"):
+    with pytest.raises(
+        ValueError, match="expected findings among sweep, notes, best_guides, encoder_or_family, got 'mine'"
+    ):
         said(made, "mine")
 
 
@@ -68,3 +70,31 @@ def test_the_best_rates_of_each_guide():
     assert (
         "MNIST, A-VI, k = 64: the best rates are 0.004 for q(theta), 0.2 for the local factors (ELBO -108.0)." in text
     )
+
+
+def taken_apart(encoder, family, error=0.1):
+    made = made_runs.Made("model-gaps")
+    for dataset in ("mnist", "digits"):
+        rows = [
+            ("amortization_gap", encoder, {}, {"error": error}),
+            ("approximation_gap", family, {}, {"error": error}),
+        ]
+        rows += [(metric, 99.0, {"label": 3}, more) for metric, _, _, more in rows]  # of a class
+        made.job({**made_runs.MODEL, "dataset": dataset}, rows)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("encoder", "family", "words"),
+    [
+        (2.25, 1.14, "the encoder loses more than the family, 2.25±0.10 against 1.14±0.10 nats per point."),
+        (1.0, 3.0, "the family loses more than the encoder, 3.00±0.10 against 1.00±0.10 nats per point."),
+        (1.2, 1.0, "encoder and family lose alike, 1.20±0.10 and 1.00±0.10 nats per point."),
+    ],
+)
+def test_a_model_is_told_what_loses_more(encoder, family, words):
+    lines = said(taken_apart(encoder, family), "encoder_or_family").splitlines()
+    assert lines == [f"MNIST: this model: {words}", f"digits: this model: {words}"]
+    shown = said(made_runs.model_gaps(("digits",)), "encoder_or_family").splitlines()
+    assert len(shown) == 4
+    assert shown[0].startswith("Gaussian, plain: the family loses more")

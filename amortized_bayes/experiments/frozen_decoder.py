@@ -33,7 +33,7 @@ from amortized_bayes.experiments.spec import GAPS, SEARCHED, Arrays, Checkpoint,
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
-__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
+__all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ TABLES = (
     ),
     Table((), ("iwae", "certificate_gap"), "{dataset}: more of the decoder", where={"encoder": None}, wide=True),
 )
+FINDINGS = ("encoder_or_family",)
 FIGURES = {
     "frozen_decoder": (
         Points(

@@ -30,7 +30,7 @@ from amortized_bayes.limits import Natural, Seed
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
 
-__all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "models", "substitutes"]
+__all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "jobs", "models", "substitutes"]
 
 ANNEALED_PART = 400 / 3280
 """Part of the run over which the paper anneals the entropy."""
@@ -128,6 +128,7 @@ TABLES = (
         wide=True,
     ),
 )
+FINDINGS = ("encoder_or_family",)
 FIGURES = {
     "model_gaps": (
         Bars(

@@ -5,6 +5,7 @@ An experiment's ``FINDINGS`` name functions of this file, or are functions of it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from amortized_bayes.results.summary import summarise
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FINDINGS", "best_guides", "notes", "sentences", "told_apart"]
+__all__ = ["FINDINGS", "best_guides", "encoder_or_family", "notes", "sentences", "told_apart"]
 
 NEVER_NEGATIVE = ("approximation_gap", "amortization_gap", "inference_gap", "optimization_gap")
 """Gaps that no optimum lets fall below zero: one that does shows noise, or a search that fell short."""
@@ -126,7 +127,39 @@ def best_guides(finals: pd.DataFrame) -> Iterator[str]:
         yield f"{labels.describe(key)}: the best rates are {rates} (ELBO {best['value']:.1f})."
 
 
-FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {"sweep": sweep, "notes": notes, "best_guides": best_guides}
+def encoder_or_family(finals: pd.DataFrame) -> Iterator[str]:
+    """Yield of each model whether its encoder or its family loses more, or that their errors do not tell."""
+    parts = cast("pd.DataFrame", finals[finals["metric"].isin(("amortization_gap", "approximation_gap"))])
+    rows = selection.where(parts, {"label": None})
+    seeds, same = selection.num_seeds(rows), selection.factors_of(rows)
+    for key, some in selection.groups(rows, [name for name in selection.factor_names(rows) if name != "seed"]):
+        encoder, family = (
+            selection.mean(some, metric, seeds=seeds) for metric in ("amortization_gap", "approximation_gap")
+        )
+        if encoder is None or family is None or not math.isfinite(encoder.value + family.value):
+            continue
+        dataset = f"{labels.dataset_label(str(key['dataset']))}: " if "dataset" in key and "dataset" not in same else ""
+        who = labels.describe({n: v for n, v in key.items() if n not in (*same, "dataset")}) or "this model"
+        both = [_with_error(found) for found in (encoder, family)]
+        if not abs(encoder.value - family.value) > 2 * math.hypot(encoder.error, family.error):
+            said = f"encoder and family lose alike, {both[0]} and {both[1]}"
+        elif encoder.value > family.value:
+            said = f"the encoder loses more than the family, {both[0]} against {both[1]}"
+        else:
+            said = f"the family loses more than the encoder, {both[1]} against {both[0]}"
+        yield f"{dataset}{who if dataset else _upper(who)}: {said} nats per point."
+
+
+def _with_error(found: selection.Found) -> str:
+    return f"{found.value:.2f}" + (f"±{found.error:.2f}" if math.isfinite(found.error) else "")
+
+
+FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {
+    "sweep": sweep,
+    "notes": notes,
+    "best_guides": best_guides,
+    "encoder_or_family": encoder_or_family,
+}
 """Findings by name."""
 
 
