@@ -178,6 +178,15 @@ def test_the_command_writes_one_file(tmp_path, call):
     assert not folder.verify()
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_rows_of_no_such_run_are_a_line_for_each_thing_that_they_do_not_give(tmp_path, call):
+    folder = a_small_run(tmp_path / "results")  # a sweep whose rows name no guide
+    for command in ("table", "report"):
+        code, said = call(command, str(folder.path))
+        assert (code, said.err) == (0, "")
+    assert "published claims cannot be compared: its rows lack 'guide'" in call("table", str(folder.path))[1].out
+
+
 def test_what_is_no_run_is_one_line(tmp_path, call):
     for arguments, line in (
         (("report", "nothing", "--out", str(tmp_path)), "error: expected a run under"),

@@ -21,7 +21,7 @@ def tell(
 ) -> None:
     """Print what a run found, in sentences and then in tables.
 
-    A table that cannot be made is a line that says why, and the others follow.
+    What cannot be made of the rows is a line that says why, and the rest follows.
 
     Args:
         experiment: the file of the run's experiment, with ``TABLES`` and perhaps ``FINDINGS``.
@@ -33,6 +33,7 @@ def tell(
     Raises:
         ValueError: rows that cannot be read.
     """
+    from amortized_bayes.presenting.cells import ROW_ERRORS, why_not
     from amortized_bayes.presenting.claims import claims_found
     from amortized_bayes.presenting.markdown import print_markdown
     from amortized_bayes.presenting.sentences import sentences
@@ -44,18 +45,24 @@ def tell(
         print(f"{folder.path} has no rows yet")
         return
     if not markdown:
-        for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
-            print(sentence)
+        try:
+            for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
+                print(sentence)
+        except ROW_ERRORS as error:
+            print(f"what was found cannot be told: {why_not(error)}")
         print()
     show = print_markdown if markdown else print_tables
     for table in experiment.TABLES:
         try:
             show([table], rows, wide=wide)
-        except ValueError as error:
-            print(f"table {table.title!r} cannot be printed: {error}")
+        except ROW_ERRORS as error:
+            print(f"table {table.title!r} cannot be printed: {why_not(error)}")
     if claims and not markdown:
         preset = str(folder.environment().get("preset", ""))
-        print_claims(list(claims_found(folder.experiment, summarise(rows), preset)))
+        try:
+            print_claims(list(claims_found(folder.experiment, summarise(rows), preset)))
+        except ROW_ERRORS as error:
+            print(f"published claims cannot be compared: {why_not(error)}")
 
 
 def draw(experiment: Any, folder: RunFolder, into: Path | None = None) -> list[Path]:

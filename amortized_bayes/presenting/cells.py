@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from amortized_bayes.selection import Found
 
-__all__ = ["cell", "fill", "listed", "with_seeds"]
+__all__ = ["ROW_ERRORS", "cell", "fill", "listed", "why_not", "with_seeds"]
+
+
+ROW_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What may go wrong where a sentence or a table is made of rows that are of no such run."""
+
+
+def why_not(error: Exception) -> str:
+    """Why rows give none."""
+    return f"its rows lack {error}" if isinstance(error, LookupError) else " ".join(str(error).split())
 
 
 def cell(metric: str, found: Found | None) -> str:

@@ -15,6 +15,7 @@ from amortized_bayes.page.parts import Code, Drawing, Facts, Missing, Page, Part
 from amortized_bayes.page.svg import drawing
 from amortized_bayes.presenting.again import command_again
 from amortized_bayes.presenting.badges import badges
+from amortized_bayes.presenting.cells import ROW_ERRORS, why_not
 from amortized_bayes.presenting.claims import claims_found
 from amortized_bayes.presenting.figures import drawn_figures
 from amortized_bayes.presenting.hardest import data_thumbnail, hardest_points
@@ -32,8 +33,6 @@ __all__ = ["run_page"]
 
 HEADINGS = ("What was found", "The run", "Numbers", "Figures", "The hardest points", "Published claims", "Again")
 MISSING = "Not shown"
-ERRORS = (ArithmeticError, LookupError, TypeError, ValueError)
-"""What may go wrong in making one part; the others are made all the same."""
 SUBTITLE = "amortized_bayes: what does it cost to share the inference?"
 
 
@@ -78,9 +77,8 @@ class _Run:
             if len(self.rows) or make in (self._facts, self._again):
                 try:
                     found[heading].extend(make())
-                except ERRORS as error:  # of rows that are of no such run
-                    said = f"its rows lack {error}" if isinstance(error, LookupError) else str(error)
-                    self.missing.append(f"{heading.lower()}: {said}")
+                except ROW_ERRORS as error:
+                    self.missing.append(f"{heading.lower()}: {why_not(error)}")
         found[MISSING] = [Missing(self.missing)] if self.missing else []
         return found
 
@@ -102,8 +100,8 @@ class _Run:
         for table in self.module.TABLES:
             try:
                 yield from filled_tables(table, self.rows)
-            except ValueError as error:
-                self.missing.append(f"table {table.title!r}: {error}")
+            except ROW_ERRORS as error:
+                self.missing.append(f"table {table.title!r}: {why_not(error)}")
 
     def _figures(self) -> Iterator[Drawing]:
         """Every declared figure that can be drawn, the others by name with the reason."""
