@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from amortized_bayes.guides import Constant
 from amortized_bayes.inference.optimize import LocalOptimum, LocalSettings, optimize_local
 from amortized_bayes.joint import Gaussian, draw_shared, joint_density
 from amortized_bayes.models import LinearGaussian
+from amortized_bayes.sites import latent_sites
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -269,3 +271,12 @@ def test_luck_of_the_kept_draws_brings_no_start_back(seed: int) -> None:
 
     found = optimize_local(model, guide, x, settings=LocalSettings(max_steps=100), seed=seed)
     assert (found.q.scale.log() - 0.5 * math.log(0.5)).abs().max() < 0.08
+
+
+def test_data_of_another_precision_than_the_guide_are_taken():
+    x = torch.randn(6, 3)
+    model = LinearGaussian(torch.ones(3, 2).float(), torch.zeros(3).float(), 0.5)
+    guide = Constant(latent_sites(model, x.float()).local, num_data=6).float()
+    settings = LocalSettings(max_steps=10, max_rounds=1)
+    one, other = (optimize_local(model, guide, data, settings=settings).elbo_star for data in (x.float(), x.double()))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, check_dtype=False)

@@ -187,6 +187,8 @@ def test_wrong_values_are_one_line_that_names_their_option(name, option, values)
         (lambda: ab.active_units(torch.zeros(3, 2), torch.ones(2)), "expected scales of shape (3, 2), got (2,)"),
         (lambda: ab.psis_khat(torch.zeros(())), "expected at least 25 draws along the last dimension, got 0"),
         (lambda: ab.FlowSettings("realnpv"), "got 'realnpv'; did you mean 'realnvp'?"),
+        (lambda: ab.elbo(MODEL, GUIDE, X.to_sparse()), "expected dense data, got a sparse tensor of shape (4, 3)"),
+        (lambda: ab.elbo(MODEL, GUIDE, X.to(torch.complex64)), "expected real log densities, got complex ones at site"),
         (lambda: ab.fit(MODEL, GUIDE, X, 0), "expected num_steps of 1 or more, got 0"),
     ],
 )

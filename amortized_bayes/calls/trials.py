@@ -139,7 +139,9 @@ def run(
         with nullcontext() if places is None else at_places(plate, places):
             trace = poutine.trace(program).get_trace(rows, None if "index" in data.names else places)
         for site in sample_sites(trace):
-            PairedTraces(trace, trace, plate).log_prob(site)  # with its mask, which may be of another size
+            found = PairedTraces(trace, trace, plate).log_prob(site)  # with its mask, which may be of another size
+            if found.is_complex():
+                raise ValueError(f"expected real log densities, got complex ones at site {site['name']!r}")
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         return error
     return trace
@@ -228,7 +230,11 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def refuse_nan(model: Model, data: PointData, plate: str) -> None:
-    """Refuse data that are not finite where they make the log density of a point so."""
+    """Refuse data that are not finite where they make the log density of a point so, and those that are sparse."""
+    for tensor in data.rows.tensors:
+        if tensor.layout != torch.strided:
+            shape = tuple(tensor.shape)
+            raise ValueError(f"expected dense data, got a sparse tensor of shape {shape}; use .to_dense()")
     floats = [t for t in data.rows.tensors if t.is_floating_point()]
     bad = torch.zeros(len(data), dtype=torch.bool, device=data.rows.device)
     for tensor in floats:

@@ -58,6 +58,7 @@ TICKS = 50
 """Times that a fit reports its progress."""
 
 Watch = Callable[[int, int, float], None]
+Look = Callable[[int, Mapping[str, Tensor]], None]
 """Called with steps taken, all steps, and what the last batch says of the objective, in nats per point."""
 
 
@@ -230,10 +231,7 @@ def _taken(
 
 
 def climb(
-    problem: FitProblem,
-    fitting: Fitting,
-    watch: Watch = lambda *_: None,
-    look: Callable[[int, Mapping[str, Tensor]], None] = lambda *_: None,
+    problem: FitProblem, fitting: Fitting, watch: Watch = lambda *_: None, look: Look = lambda *_: None
 ) -> Iterator[tuple[Evaluation, Elbo]]:
     """Fit with every budget and stand at the top in the end; yield what each rung below the top is worth.
 

@@ -230,7 +230,7 @@ class Slots:
                 drawn = self.family.draw(rows, noise[:, None].expand(-1, len(some), -1))
                 both = evaluate(drawn.z)[0] - drawn.log_q
                 log_w.append(both.reshape(2, -1, len(some)).mean(0))  # of a draw and its opposite
-            pairs = torch.cat(log_w)
+            pairs = torch.cat(log_w).to(self.start_log_w)  # data of another precision than the guide's raise that of p
             if not first:
                 self._check_density(some, pairs)
             score = pairs.mean(0).nan_to_num(nan=-math.inf)
