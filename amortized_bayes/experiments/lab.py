@@ -40,19 +40,25 @@ RECENT = 4
 """Values of a kind that are kept where each seed has its own: two data sets of two seeds."""
 STEPS = 5
 """Steps that are timed for a forecast."""
+COMPILED = 0.6
+"""What a compiled step takes of a replayed one: 0.52 to 0.79 in docs/benchmarks.md, 0.59 in docs/tuning.md."""
 ROWS = 2_000
 """Decoder evaluations that are timed at once, in a block of about the size that estimators use."""
 
 
 def seconds_per_step(training: Training, count: int, planned: int) -> float:
-    """Seconds that a step of a fit of ``planned`` steps takes, from ``count`` of them after as many that warm it up."""
+    """Seconds that a step of a fit of ``planned`` steps takes, from ``count`` of them after as many that warm it up.
+
+    Steps that will be compiled are timed as they are replayed, and reckoned at ``COMPILED`` of that.
+    """
+    waits = planned >= COMPILED_FROM and training.options.capture == "auto" and not training.data.is_cuda
     start = time.perf_counter()
     with suppress(Divergence):  # the fit itself will record it
         training.prepare(min(planned, COMPILED_FROM - 1))  # compiling takes longer than a forecast may
         list(training.run(count))
         start = time.perf_counter()
         list(training.run(count))
-    return (time.perf_counter() - start) / count
+    return (time.perf_counter() - start) / count * (COMPILED if waits else 1.0)
 
 
 @dataclass
