@@ -6,7 +6,8 @@ started at the best A-VI solution, each on a ladder of budgets (``comparing/prob
 ``python run_experiments.py sweep`` runs preset *quick*: about 10 minutes for both data sets on two cores. On MNIST
 expect k = 256 one nat behind the best F-VI, k = 16 seven (docs/results.md has the table).
 ``python run_experiments.py sweep --preset paper`` runs the setting of Margossian & Blei (*Amortized Variational
-Inference: When and Why?*, UAI 2024) with its known bugs fixed: hours on a GPU, days on a CPU.
+Inference: When and Why?*, UAI 2024) with its known bugs fixed: about a day on one thread (docs/tuning.md). It has not
+run on a GPU.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ``python run_experiments.py train`` trains preset *quick* on fixed binarized MNIST: about four minutes on two cores, a
 training ELBO near -94 nats per point. *paper* has the setting of Cremer, Li & Duvenaud (*Inference Suboptimality in
 Variational Autoencoders*, ICML 2018): encoder 784-200-200, 50 latents, mirrored decoder, ELU, batches of 100, Burda's
-schedule over 3,280 epochs, entropy annealing over 400; hours on a GPU.
+schedule over 3,280 epochs, entropy annealing over 400; it has not run on a GPU.
 """
 
 from __future__ import annotations
