@@ -1,7 +1,6 @@
-"""What do runners cost? Blocks of `gaps` on one worker and two, and jobs on Ray beside the same ones in this process.
+"""What do two workers gain over one, on blocks of `gaps`, one thread each? Aim: 1.8 times the pace on two cores.
 
-The points are of the VAE of `train` (784-200-200-50, fixed binarized MNIST), one thread per job. Aims: two workers on
-two cores at least 1.8 times one; a job on a warm Ray worker at most half a second more than in this process.
+The points are of the VAE of `train` (784-200-200-50, fixed binarized MNIST).
 
 One worker and two take turns, round by round. A run's seconds on the wall include the start of processes, which import
 torch, and the certificate, for which all blocks wait, and whatever else the machine does. So the seconds of the
@@ -10,17 +9,16 @@ half of theirs and of what the process needs that hands out the jobs. The ratio 
 which nothing else runs.
 
     python benchmarks/runners.py --json runners.json
-    ray start --head; python benchmarks/runners.py --rounds 0 --address auto
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -29,7 +27,6 @@ import tyro
 from _measure import show_table, surroundings, use_threads, wide_console, write_json
 from _vae import SMALL, trained_run
 
-from amortized_bayes.experiments.cluster import Cluster
 from amortized_bayes.experiments.gaps import Config
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.plans import new_plan
@@ -38,23 +35,21 @@ from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.results import RunFolder
 
 CPU = torch.device("cpu")
-ON_RAY = replace(Config(), splits=("test",), particles=25, restarts=1, local_steps=10, chains=2, temperatures=2)
-ON_RAY = replace(ON_RAY, max_temperatures=2, leapfrog=1, simulated=2, block_size=10)
+QUICK = replace(Config(), splits=("test",), particles=25, restarts=1, local_steps=10, chains=2, temperatures=2)
+QUICK = replace(QUICK, max_temperatures=2, leapfrog=1, simulated=2, block_size=10)
 """Jobs of a moment."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Time blocks of `gaps` on one worker, on two, and on Ray.
+    """Time blocks of `gaps` on one worker and on two.
 
     Args:
-        points: Test points, of which each of the default settings of `gaps` takes a tenth of a second or two.
+        points: Test points, of which each takes some tenths of a second.
         block_size: Points per block.
-        rounds: Rounds of one worker and two; 0 for none.
+        rounds: Rounds of one worker and two.
         dataset: Data set of the model.
         epochs: Epochs of its training.
-        ray_jobs: Blocks of ten points, in which next to nothing is done, on Ray and in this process.
-        address: Ray cluster, HOST:PORT or auto; none is timed without it.
         out: Folder with results, where the trained model is looked for or put.
         json: File for the figures.
         quick: A small model and few steps, to see that everything runs.
@@ -65,27 +60,23 @@ class Options:
     rounds: int = 3
     dataset: str = "binarized-mnist"
     epochs: int = 60
-    ray_jobs: int = 21
-    address: str | None = None
     out: Path = Path("results")
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     quick: bool = False
 
 
 class Spent(NamedTuple):
-    """A run: seconds on the wall, of the processor in its blocks and in the process that gives them out, and ends."""
+    """A run: seconds on the wall, of the processor in its blocks and in the process that gives them out."""
 
     wall: float
     processor: float
     giving: float
-    ends: list[float]
 
 
 class Stamps:
-    """A reporter that remembers when each block ended, and the seconds of the processor that it took."""
+    """A reporter that adds up the seconds of the processor that blocks took."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
         self.processor = 0.0
 
     def started(self, *_: Any) -> None:
@@ -104,7 +95,6 @@ class Stamps:
     def shown(self, job: str, shown: Any) -> None:
         """A job has ended, and left its arrays."""
         if job.startswith("estimates"):
-            self.ends.append(time.perf_counter())
             self.processor += float(shown.images["seconds"])
 
 
@@ -115,22 +105,9 @@ def main() -> None:
         out = Path(scratch) if options.quick else options.out
         wanted = VAEConfig(dataset=options.dataset, epochs=options.epochs)
         model = trained_run(SMALL if options.quick else wanted, Lab(out, CPU))
-        figures: dict[str, Any] = {}
-        rows: list[tuple[str, str]] = []
-        if options.rounds:
-            found = side_by_side(options, model)
-            figures["workers"] = found
-            rows += worker_rows(found)
-        if options.address is not None:
-            found = on_ray(options, model)
-            figures["ray"] = found
-            rows += [
-                ("a job in this process, seconds, median", f"{statistics.median(found['inline']):.3f}"),
-                ("the same on a warm Ray worker", f"{statistics.median(found['ray']):.3f}"),
-                ("what Ray adds, median of pairs, and most (aim: 0.5)", "{median:.3f}, {most:.3f}".format(**found)),
-            ]
-    show_table("runners, 1 thread per job", ("", "figure"), rows, wide_console())
-    write_json(options.json, {**figures, "environment": surroundings(threads, CPU)})
+        found = side_by_side(options, model)
+    show_table("blocks of gaps, 1 thread per job", ("", "figure"), worker_rows(found), wide_console())
+    write_json(options.json, {**found, "environment": surroundings(threads, CPU)})
 
 
 def side_by_side(options: Options, model: RunFolder) -> dict[str, Any]:
@@ -138,11 +115,11 @@ def side_by_side(options: Options, model: RunFolder) -> dict[str, Any]:
     config = replace(Config(), splits=("test",), points=options.points, block_size=options.block_size)
     config = replace(config, simulated=10, max_temperatures=config.temperatures)  # the certificate is not timed
     if options.quick:
-        config = replace(ON_RAY, points=40)
+        config = replace(QUICK, points=40)
     found: dict[int, list[Spent]] = {1: [], 2: []}
     for number in range(options.rounds):
         for workers in sorted(found, reverse=bool(number % 2)):
-            found[workers].append(spent(config, model, workers, "processes"))
+            found[workers].append(spent(config, model, workers))
     pairs = list(zip(found[1], found[2], strict=True))
     return {
         "points": config.points,
@@ -172,34 +149,24 @@ def worker_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def on_ray(options: Options, model: RunFolder) -> dict[str, Any]:
-    """The same small jobs in this process and on one Ray worker: seconds from the end of one to that of the next."""
-    cluster = Cluster(options.address or "auto")
-    cluster.connect()
-    config = replace(ON_RAY, points=10 * options.ray_jobs)
-    seconds = {}
-    for runner in ("inline", "ray", "ray"):  # the first on Ray finds nothing warm on its machine
-        ends = spent(config, model, 1, runner, cluster).ends
-        seconds[runner] = [later - earlier for earlier, later in pairwise(ends)]
-    added = [ray - inline for ray, inline in zip(seconds["ray"], seconds["inline"], strict=True)]
-    return {**seconds, "median": statistics.median(added), "most": max(added)}
-
-
-def spent(config: Config, model: RunFolder, workers: int, runner: Any, cluster: Cluster | None = None) -> Spent:
+def spent(config: Config, model: RunFolder, workers: int) -> Spent:
     """Run `gaps` in blocks into a folder of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         lab = Lab(Path(scratch), CPU)
         config = replace(config, checkpoint=str(model.path.resolve()))
         plan = new_plan("gaps", config, lab, ["config"], {}, workers)
-        plan = replace(plan, about={**plan.about, "threads": 1}, runner=runner)
-        plan = replace(plan, cluster=cluster if runner == "ray" else None)
+        plan = replace(plan, about={**plan.about, "threads": 1}, runner="processes")
         assert plan.forecast.seconds >= 0  # measured beforehand
         stamps: Any = Stamps()
         giving, start = time.process_time(), time.perf_counter()
         run(plan, stamps)
         wall = time.perf_counter() - start
-        return Spent(wall, stamps.processor, time.process_time() - giving, stamps.ends)
+        return Spent(wall, stamps.processor, time.process_time() - giving)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
