@@ -83,7 +83,8 @@ def test_models_travel_to_the_jobs_that_need_them(tmp_path, ray):
 def test_a_run_that_settings_name_travels(tmp_path, ray, results, elsewhere):
     (trained,) = list_runs(results)
     out = tmp_path / "other" if elsewhere else results
-    config = gaps.Config(str(trained.path), ("test",), 5, 30, 1, 10, 3, 4, simulated=3, target_gap=1e3)
+    few = {"particles": 30, "restarts": 1, "local_steps": 10, "chains": 3, "temperatures": 4, "simulated": 3}
+    config = gaps.Config(str(trained.path), ("test",), points=5, target_gap=1e3, **few)
     folders = [start("gaps", config, out, where) for where in (None, HERE)]
     assert_same(*folders)
     assert Path(folders[1].config(gaps.Config).checkpoint).is_absolute() == elsewhere
