@@ -50,6 +50,7 @@ class Options:
         rounds: Rounds of one worker and two.
         dataset: Data set of the model.
         epochs: Epochs of its training.
+        threads: Threads per job.
         out: Folder with results, where the trained model is looked for or put.
         json: File for the figures.
         quick: A small model and few steps, to see that everything runs.
@@ -60,6 +61,7 @@ class Options:
     rounds: int = 3
     dataset: str = "binarized-mnist"
     epochs: int = 60
+    threads: int = 1
     out: Path = Path("results")
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     quick: bool = False
@@ -100,13 +102,18 @@ class Stamps:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    threads = use_threads(1)
+    threads = use_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) if options.quick else options.out
         wanted = VAEConfig(dataset=options.dataset, epochs=options.epochs)
         model = trained_run(SMALL if options.quick else wanted, Lab(out, CPU))
         found = side_by_side(options, model)
-    show_table("blocks of gaps, 1 thread per job", ("", "figure"), worker_rows(found), wide_console())
+    show_table(
+        f"blocks of gaps, {threads} thread{'s' * (threads > 1)} per job",
+        ("", "figure"),
+        worker_rows(found),
+        wide_console(),
+    )
     write_json(options.json, {**found, "environment": surroundings(threads, CPU)})
 
 
@@ -117,7 +124,7 @@ def side_by_side(options: Options, model: RunFolder) -> dict[str, Any]:
     if options.quick:
         config = replace(QUICK, points=40)
     found: dict[int, list[Spent]] = {1: [], 2: []}
-    for number in range(options.rounds):
+    for number in range(1 if options.quick else options.rounds):
         for workers in sorted(found, reverse=bool(number % 2)):
             found[workers].append(spent(config, model, workers))
     pairs = list(zip(found[1], found[2], strict=True))
@@ -155,7 +162,7 @@ def spent(config: Config, model: RunFolder, workers: int) -> Spent:
         lab = Lab(Path(scratch), CPU)
         config = replace(config, checkpoint=str(model.path.resolve()))
         plan = new_plan("gaps", config, lab, ["config"], {}, workers)
-        plan = replace(plan, about={**plan.about, "threads": 1}, runner="processes")
+        plan = replace(plan, about={**plan.about, "threads": torch.get_num_threads()}, runner="processes")
         assert plan.forecast.seconds >= 0  # measured beforehand
         stamps: Any = Stamps()
         giving, start = time.process_time(), time.perf_counter()
