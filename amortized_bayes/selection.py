@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Found",
+    "difference",
     "factor_names",
     "factors_of",
     "fate",
     "groups",
     "guides",
+    "is_positive",
     "matching",
     "mean",
     "num_seeds",
@@ -59,6 +61,22 @@ class Found(NamedTuple):
             [2.0, 12.7, 4.3, 2.3]
         """
         return self.error * (2.0 if self.seeds == 1 else _student(self.seeds - 1))
+
+
+def difference(one: Found, other: Found) -> Found:
+    """Of two numbers that nothing pairs, with an error over the fewer seeds."""
+    error = math.hypot(one.error, other.error)
+    return Found(one.value - other.value, error, {}, seeds=min(one.seeds, other.seeds))
+
+
+def is_positive(found: Found) -> bool | None:
+    """Whether a number is above zero; ``None`` where its interval holds zero, or it has none.
+
+    Example:
+        >>> is_positive(Found(3.0, 1.0, {})), is_positive(Found(3.0, 1.0, {}, seeds=3))
+        (True, None)
+    """
+    return True if found.value > found.reach else False if found.value < -found.reach else None
 
 
 def factor_names(rows: pd.DataFrame) -> list[str]:

@@ -58,8 +58,9 @@ TICKS = 50
 """Times that a fit reports its progress."""
 
 Watch = Callable[[int, int, float], None]
-Look = Callable[[int, Mapping[str, Tensor]], None]
 """Called with steps taken, all steps, and what the last batch says of the objective, in nats per point."""
+Look = Callable[[int, Mapping[str, Tensor]], None]
+"""Called with steps taken, and images by name."""
 
 
 class Start(NamedTuple):

@@ -58,7 +58,8 @@ def prepare_blocks(
     Args:
         model: as of :func:`~amortized_bayes.diagnosis.run.diagnose`.
         guide: likewise; a function of the data.
-        args: a few of the points, at least as many as the certificate simulates.
+        args: a few of the points, at least as many as the certificate simulates, and such as the others are: at random
+            where these are in an order.
         plate: as of ``diagnose``.
         per_point: likewise.
         settings: how to estimate.

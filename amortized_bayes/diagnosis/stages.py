@@ -1,7 +1,7 @@
 """The stages of a diagnosis: what all points share, the estimates of some of them, and the report on all.
 
 What points share are the draws of the latents outside the plate, the family of q*, the number of temperatures, and the
-certificate. It is found on the first few points; given it, each block of points stands alone.
+certificate. It is found on a few points; given it, each block of points stands alone.
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ def _cut(places: np.ndarray, config: Any) -> list[np.ndarray]:
 def _prepare(config: Any, split: str, factors: Mapping[str, Factor], lab: Lab) -> Iterator[Checkpoint]:
     trained = lab.checkpoint(lab.run_named(config.checkpoint))
     places = point_places(config, split, trained)
-    some = images_at(getattr(trained.data, split), places[: config.simulated])
+    # From all over, since places rise and data may be sorted: these points are what simulated ones are compared with.
+    evenly = np.linspace(0, len(places) - 1, min(config.simulated, len(places))).round().astype(int)
+    some = images_at(getattr(trained.data, split), places[evenly])
     ground = prepare_blocks(
         trained.model,
         trained.guide,

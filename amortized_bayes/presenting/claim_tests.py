@@ -124,8 +124,8 @@ class Less:
             difference = mean_of([b.value - a.value for a, b in pairs])
         else:
             ((a, b),) = pairs
-            difference = _difference(b, a)
-        yield Told(_sure(difference), f"{self.smaller.shown(rows)} against {self.larger.shown(rows)}")
+            difference = selection.difference(b, a)
+        yield Told(selection.is_positive(difference), f"{self.smaller.shown(rows)} against {self.larger.shown(rows)}")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Signed:
         """Look at its interval."""
         found = self.term.mean(rows)
         name = ", ".join(labels.value_label(factor, value) for factor, value in self.term.where.items())
-        holds = None if found is None else _sure(found._replace(value=self.sign * found.value))
+        holds = None if found is None else selection.is_positive(found._replace(value=self.sign * found.value))
         yield Told(holds, f"{name}: {self.term.shown(rows)}")
 
 
@@ -250,7 +250,7 @@ class Largest:
         if mine is None or not found:
             yield Told(None, MISSING)
             return
-        sure = [_sure(_difference(mine, other)) for other in found.values()]
+        sure = [selection.is_positive(selection.difference(mine, other)) for other in found.values()]
         holds = False if False in sure else None if None in sure else True
         rival = max(found, key=lambda value: found[value].value)
         names = (labels.value_label(self.factor, value) for value in (self.value, rival))
@@ -292,17 +292,6 @@ def _pairs(rows: pd.DataFrame, one: Term, other: Term) -> list[tuple[Found, Foun
 
 def _mean(found: list[Found]) -> Found:
     return found[0] if len(found) == 1 else mean_of([one.value for one in found])
-
-
-def _difference(one: Found, other: Found) -> Found:
-    """Of two numbers that nothing pairs, with an error over the fewer seeds."""
-    error = math.hypot(one.error, other.error)
-    return Found(one.value - other.value, error, {}, seeds=min(one.seeds, other.seeds))
-
-
-def _sure(found: Found) -> bool | None:
-    """Whether a number is above zero; ``None`` where its interval holds zero, or it has none."""
-    return True if found.value > found.reach else False if found.value < -found.reach else None
 
 
 def _times(found: Found) -> str:

@@ -141,9 +141,10 @@ def encoder_or_family(finals: pd.DataFrame) -> Iterator[str]:
         dataset = f"{labels.dataset_label(str(key['dataset']))}: " if "dataset" in key and "dataset" not in same else ""
         who = labels.describe({n: v for n, v in key.items() if n not in (*same, "dataset")}) or "this model"
         both = [_with_error(found) for found in (encoder, family)]
-        if not abs(encoder.value - family.value) > 2 * math.hypot(encoder.error, family.error):
-            said = f"encoder and family lose alike, {both[0]} and {both[1]}"
-        elif encoder.value > family.value:
+        more = selection.is_positive(selection.difference(encoder, family))
+        if more is None:
+            said = f"whether encoder or family loses more cannot be told, {both[0]} and {both[1]}"
+        elif more:
             said = f"the encoder loses more than the family, {both[0]} against {both[1]}"
         else:
             said = f"the family loses more than the encoder, {both[1]} against {both[0]}"
