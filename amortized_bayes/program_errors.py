@@ -30,14 +30,20 @@ def said_of(program: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iter
             raise
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors) or "no tensors"
-        raise ProgramError(
-            f"cannot run the {program} on data of shape {shapes}: {first_line(error)}{hint(tensors)}"
-        ) from error
+        hints = _plate_hint(error) + hint(tensors)
+        raise ProgramError(f"cannot run the {program} on data of shape {shapes}: {first_line(error)}{hints}") from error
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's words, or its name where it has none."""
     return str(error).strip().splitlines()[0].rstrip(":") if str(error).strip() else type(error).__name__
+
+
+def _plate_hint(error: BaseException) -> str:
+    """What to do about a site whose dimensions Pyro takes for those of a plate."""
+    if "Shape mismatch inside plate" not in str(error):
+        return ""
+    return "; expected one draw a row, its own dimensions declared by .to_event(1)"
 
 
 def hint(tensors: Iterable[Tensor]) -> str:

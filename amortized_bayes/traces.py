@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.masks import adopt_mask, adopt_scale, is_masked, scored_value
-from amortized_bayes.program_errors import said_of
+from amortized_bayes.program_errors import ProgramError, said_of
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.types import Guide, Model
 
@@ -134,12 +134,42 @@ def trace_pair(
         else:
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
-    with said_of("model, with the guide's draws,", args, kwargs):
-        model_trace = enumerated_trace(replayed, args, kwargs, plate, model, guide=guide_trace)
+    try:
+        with said_of("model, with the guide's draws,", args, kwargs):
+            model_trace = enumerated_trace(replayed, args, kwargs, plate, model, guide=guide_trace)
+    except ProgramError as error:
+        raise (_misfit(model, guide_trace, args, kwargs, plate) or error) from error
     averaged = any(is_enumerated(site) for site in guide_trace.nodes.values())
     traces = PairedTraces(guide_trace, model_trace, plate, Expectation(guide_trace) if averaged else None)
     match_traces(traces)
     return traces
+
+
+def _misfit(
+    model: Model, guide: poutine.Trace, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str
+) -> ValueError | None:
+    """Where a model runs by itself but not on a guide's draws: the first draw of another size or shape than its own."""
+    try:
+        with torch.random.fork_rng():
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+    except Exception:  # the data are to blame, and the error at hand says so
+        return None
+    for site in sample_sites(trace):
+        twin = guide.nodes.get(site["name"])
+        if site["is_observed"] or twin is None or is_enumerated(twin):
+            continue
+        sizes = [frame and frame.size for frame in (plate_frame(twin, plate), plate_frame(site, plate))]
+        if None not in sizes and sizes[0] != sizes[1]:
+            return ValueError(
+                f"the guide draws {site['name']!r} of {sizes[0]} points, expected {sizes[1]}, as the model has: size "
+                f"its plate by the data, pyro.plate({plate!r}, len(x))"
+            )
+        shapes = [tuple(one["value"].shape) for one in (twin, site)]
+        if shapes[0] != shapes[1]:
+            return ValueError(
+                f"the guide draws {site['name']!r} of shape {shapes[0]}, expected {shapes[1]}, as the model has it"
+            )
+    return None
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[Any]:

@@ -63,6 +63,7 @@ def guide_with(where, shared=False):
 
 FIXED = {"shift": torch.zeros(2)}
 CALLS = {
+    "elbo": lambda model, guide, fixed: ab.elbo(model, guide, X),
     "iwae": lambda model, guide, fixed: ab.iwae(model, guide, X, num_particles=5),
     "log_predictive": lambda model, guide, fixed: ab.log_predictive(model, guide, X),
     "diagnose": lambda model, guide, fixed: ab.diagnose(model, guide, X, settings=QUICK),
@@ -85,7 +86,7 @@ def test_a_scaled_site_of_the_model_is_refused_by_every_call(name, where):
         CALLS[name](model_with(where, shared), guide_with(None, shared), FIXED if shared else None)
 
 
-@pytest.mark.parametrize("name", ["diagnose", "ais", "bdmc", "optimize_local", "iwae", "log_predictive"])
+@pytest.mark.parametrize("name", ["diagnose", "ais", "bdmc", "optimize_local", "elbo", "iwae", "log_predictive"])
 def test_a_scaled_site_of_the_guide_is_refused(name):
     with pytest.raises(ValueError, match=r"expected a guide whose sites are not scaled, got 'z' with a scale of 0\.25"):
         CALLS[name](model_with(None), guide_with("guide"), None)

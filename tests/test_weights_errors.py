@@ -46,6 +46,21 @@ def guide_without(x):
     pass
 
 
+def pairs(x):
+    """Two latents a point, which the model multiplies with: draws of another shape are torch's to refuse."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ torch.ones(2), 1.0), obs=x)
+
+
+def guide_of(shape, events, size=0):
+    def guide(x):
+        with pyro.plate("data", len(x) + size):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x) + size, *shape), 1.0).to_event(events))
+
+    return guide
+
+
 @pytest.mark.parametrize("particles", [1, 2])
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
@@ -118,3 +133,18 @@ def test_model_that_draws_its_own_subsample(linear_problem):
         log_weights(model, guide, x, num_particles=2)
     with pytest.raises(ValueError, match=r"got 4 of them where 12 were passed.*pass `subsample=index`"):
         elbo(model, guide, x)
+
+
+@pytest.mark.parametrize("call", [log_weights, elbo])
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (guide_of((3,), 1), r"^the guide draws 'z' of shape \(4, 3\), expected \(4, 2\), as the model has it$"),
+        (guide_of((), 0), r"^the guide draws 'z' of shape \(4,\), expected \(4, 2\), as the model has it$"),
+        (guide_of((2,), 1, size=1), "^the guide draws 'z' of 5 points, expected 4, as the model has: size its plate"),
+        (guide_of((2,), 0), r"the guide on data of shape \(4,\): .* expected one draw a row, .* by \.to_event\(1\)$"),
+    ],
+)
+def test_draws_that_the_model_cannot_take_are_not_blamed_on_the_data(call, guide, message):
+    with pytest.raises(ValueError, match=message):
+        call(pairs, guide, torch.zeros(4))

@@ -150,7 +150,9 @@ def elbo(
         kl = (found.log_q - found.log_prior)[0, 0]
         return found.log_likelihood[0, 0], kl, (found.shared / found.num_data).expand_as(kl)
 
-    draws = list(_draws(_chunks(entered, chunk_size), num_draws, evaluate))
+    chunks = _chunks(entered, chunk_size)
+    _check_scales(chunks[0], entered.model, entered.guide)
+    draws = list(_draws(chunks, num_draws, evaluate))
     likelihood, kl, shared = (torch.stack([found[i] for _, found in draws]) for i in range(3))
     of_draws = likelihood - kl + shared
     value, error, shared_error = _over_draws(of_draws, bool(draws[0][0].values))
