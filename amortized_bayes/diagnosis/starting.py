@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from amortized_bayes.evaluation.bdmc import simulated_points
@@ -37,9 +39,12 @@ def chain_start(real: LogJoint, guide: Guide, num_fit: int, local: LocalSettings
     except (RuntimeError, ValueError, IndexError):  # on all points it runs: it takes no others
         pass
 
+    # Where chains start need not be the optimum, only found alike for points of either kind: one round goes there.
+    rough = replace(local, max_rounds=1, num_restarts=1)
+
     def search(joint: LogJoint) -> Gaussian:
         args, kwargs = joint.arguments
-        options = {"settings": local, "plate": joint.plate, "fixed": joint.fixed, "seed": seed}
+        options = {"settings": rough, "plate": joint.plate, "fixed": joint.fixed, "seed": seed}
         return optimize_local(joint.model, None, *args, **options, **kwargs).q
 
     return FreshStart(search)
