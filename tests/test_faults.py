@@ -87,9 +87,11 @@ class Disk:
 
 @pytest.fixture
 def calls(tmp_path):
-    """How often a run calls functions of these names."""
+    """How often a run calls functions of these names, in a folder that it makes or that is made before."""
 
-    def count(*names):
+    def count(*names, made=False):
+        if made:
+            (tmp_path / "counted").mkdir()
         with pytest.MonkeyPatch.context() as patch:
             disk = Disk(patch, tmp_path / "counted", names)
             start(tmp_path / "counted")
@@ -210,7 +212,7 @@ def inodes(folder):
 @pytest.mark.parametrize("stride", [47, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_survives_a_disk_that_forgets_what_was_not_synced(tmp_path, whole, calls, names_first, stride):
     """``names_first``: the disk wrote names ahead of contents, as disks may."""
-    for number in range(2 + names_first, calls(*Forgetful.NAMES) + 1, stride):
+    for number in range(2 + names_first, calls(*Forgetful.NAMES, made=True) + 1, stride):
         out, after = tmp_path / f"{number}", tmp_path / f"{number}-after"
         out.mkdir()
         with pytest.MonkeyPatch.context() as patch:
