@@ -1,9 +1,10 @@
 """Three convolutions with batch norm, after the VAE that Cremer, Li & Duvenaud (ICML 2018) fit to CIFAR-10.
 
 Kernels are 4x4, of stride 2, without padding: 3x32x32 becomes 64x15x15, 128x6x6 and 256x2x2, and the decoder walks the
-same sizes back. In training batch norm takes mean and variance from the batch, so that an answer for a point depends on
-the other points; in evaluation mode from running averages, and each point stands alone. What is measured is measured
-there: no ELBO of a point, and no gap, is defined otherwise.
+same sizes back, where the row and column that a convolution leaves out at the far edge (14 of 15) repeat the last. In
+training batch norm takes mean and variance from the batch, so that an answer for a point depends on the other points;
+in evaluation mode from running averages, and each point stands alone. What is measured is measured there: no ELBO of a
+point, and no gap, is defined otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amortized_bayes.networks import ACTIVATIONS, MLP, Activation
@@ -82,19 +84,18 @@ class DeepConvolutionalDecoder(nn.Module):
         self.small = (channels[0], *sizes[0])
         self.dense = nn.Linear(latent_dim, channels[0] * sizes[0][0] * sizes[0][1], bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(count) for count in channels)
-        self.convolutions = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, KERNEL, STRIDE, output_padding=_missing(small, large), bias=last)
-            for (a, b), (small, large), last in zip(
-                pairwise([*channels, image_shape[0]]), pairwise(sizes), (False, False, True), strict=True
-            )
-        )
+        self.missing = [_missing(small, large) for small, large in pairwise(sizes)]
+        steps = zip(pairwise([*channels, image_shape[0]]), (False, False, True), strict=True)
+        self.convolutions = nn.ModuleList(nn.ConvTranspose2d(a, b, KERNEL, STRIDE, bias=last) for (a, b), last in steps)
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits or means of the pixels."""
         activation = ACTIVATIONS[self.activation]
         features = self.dense(z).reshape(-1, *self.small)
-        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+        for norm, convolution, (rows, columns) in zip(self.norms, self.convolutions, self.missing, strict=True):
             features = convolution(activation(norm(features)))
+            if rows or columns:  # copies, since rows of zeros end in pixels that no latent moves
+                features = F.pad(features, (0, columns, 0, rows), mode="replicate")
         return features.reshape(*z.shape[:-1], -1)
 
 

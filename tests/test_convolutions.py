@@ -51,6 +51,14 @@ def test_shapes(shape):
     assert decoder(torch.zeros(2, 6, 5)).shape == (2, 6, size)
 
 
+@pytest.mark.parametrize("shape", [(c, h, w) for c in (1, 3) for h, w in ((28, 28), (32, 32), (22, 31))])
+def test_every_pixel_follows_the_latents(shape):
+    """Rows that a transposed convolution leaves out, filled with zeros, would end in a border of one grey."""
+    decoder = DeepConvolutionalDecoder(5, CHANNELS[::-1], shape).eval()
+    draws = decoder(torch.randn(20, 5, generator=torch.Generator().manual_seed(0)))
+    assert (draws.std(0) > 1e-4 * draws.std()).all()
+
+
 def test_sizes_are_the_published_ones():
     encoder = DeepConvolutionalEncoder((3, 32, 32), (64, 128, 256), 100)
     decoder = DeepConvolutionalDecoder(50, (256, 128, 64), (3, 32, 32))
