@@ -154,8 +154,9 @@ def _misfit(
             trace = poutine.trace(model).get_trace(*args, **kwargs)
     except Exception:  # the data are to blame, and the error at hand says so
         return None
+    drawn: Any = guide.nodes
     for site in sample_sites(trace):
-        twin = guide.nodes.get(site["name"])
+        twin = drawn.get(site["name"])
         if site["is_observed"] or twin is None or is_enumerated(twin):
             continue
         sizes = [frame and frame.size for frame in (plate_frame(twin, plate), plate_frame(site, plate))]

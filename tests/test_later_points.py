@@ -70,6 +70,37 @@ def test_columns_that_would_meet_all_points_are_refused(call):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("call", ["compare", "diagnose", "elbo"])
+def test_rows_at_another_dimension_than_the_plate_are_refused(call):
+    """Values of (N,) under a plate at dim -2 are (N, N) with its latents."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def at_two(x):
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+
+    more = (X,) if call == "compare" else (at_two, X)
+    with pytest.raises(
+        ValueError, match=r"'x' have shape \(64,\), its distribution has \(64, 1\): .* points at dim -2"
+    ):
+        getattr(ab, call)(model, *more)
+
+
+def test_several_values_of_one_distribution_are_no_pairs():
+    """(N, P) values of a distribution of (N, 1), a row per point at dim -2: each point has P of its own."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    bind_points(model, (torch.zeros(10, 3),), {})
+
+
 def test_large_data_are_tried_in_part(monkeypatch):
     seen = []
 

@@ -108,3 +108,18 @@ def test_gaps_are_exact(name):
     exact = (exact_log_p() - exact_elbo()).mean()
     assert abs(gaps.amortization.mean - exact) < 4 * gaps.amortization.mean_error + 0.01
     assert abs(gaps.approximation.mean) < 0.1
+
+
+def test_an_easy_guide_that_takes_its_own_points_alone_works_on():
+    """The trial on a few points fails, inside its plate, and the next run must not find that plate."""
+    x = torch.linspace(-2, 2, 12)[:, None]
+
+    class Table(EasyGuide):
+        def guide(self, x):
+            with self.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(pyro.param("twelve", torch.zeros(12), event_dim=0), 0.5))
+
+    guide = Table(model)
+    ab.diagnose(model, guide, x, settings=QUICK, progress=False)
+    assert not guide.plates
+    assert ab.elbo(model, guide, x).value.shape == (12,)

@@ -104,7 +104,9 @@ def _refuse_pairs(trace: poutine.Trace, plate: str) -> None:
         most = max(map(len, shapes))
         own, given = (dict(zip(range(-len(shape), 0), shape, strict=True)) for shape in shapes)
         held = {other.dim for other in site["cond_indep_stack"]}
-        if any(own.get(dim, 1) != given.get(dim, 1) for dim in range(-most, frame.dim) if dim not in held):
+        crossed = [d for d in range(-most, 0) if d not in held and own.get(d, 1) != given.get(d, 1)]
+        has_rows = given.get(frame.dim, 1) == frame.size
+        if any(dim < frame.dim or not has_rows for dim in crossed):
             raise Refused(
                 f"values of observed site {site['name']!r} have shape {tuple(value.shape)}, its distribution has "
                 f"{tuple(fn.shape())}: together they make a density for each pair of points; expected the same shape, "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from amortized_bayes.calls import Bound
 from amortized_bayes.guides.autoguides import INSTEAD, check_batches, per_point_guide
 from amortized_bayes.guides.registry import GUIDES
+from amortized_bayes.joint.checks import check_masses
 from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide
@@ -102,6 +103,7 @@ def _check(name: str, guide: Any, model: Any, bound: Bound) -> None:
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"guides[{name!r}] cannot be fitted to batches of points ({first_line}); {INSTEAD}") from error
+    check_masses(traces, [*sites, *shared])
     if not whole.param_nodes and not any(p.requires_grad for p in guide.parameters()):
         raise ValueError(f"guides[{name!r}] has no parameter to fit: call diagnose(model, guide, ...)")
     if torch.allclose(first, again, 1e-3, 1e-3) and not torch.allclose(first.flip(0), other, 1e-3, 1e-3):

@@ -135,7 +135,11 @@ class Diagnosis(Report):
 
     @property
     def _residual(self) -> float | None:
-        return None if "flow" in self.settings else self.mean("residual")  # the search for a flow reports none
+        """The upper end of what q* would still gain, mean over points; the search for a flow reports none."""
+        if "flow" in self.settings:
+            return None
+        error = self.errors["residual"].square().sum().sqrt() / self.errors["residual"].numel()
+        return self.mean("residual") + 2 * error.item()
 
     def estimate(self, name: str) -> Estimate:
         """Values ``(B,)`` averaged over the T draws of shared latents, and their Monte Carlo errors."""

@@ -254,7 +254,8 @@ def _estimate(job: Subject, ground: Groundwork, number: int) -> Estimates:
         flow = optimize_flow(job.model, best, *job.args, **search, **options)
         star = (flow.elbo_star, flow.standard_error)
     job.telling.estimates({"elbo_star": star}, number)
-    chains = best.q if ground.fresh[number] else job.guide
+    # As those of simulated points: from the q* found here, which began at the guide, chains would be other than theirs.
+    chains = _chain_start(job, fixed) if ground.fresh[number] else job.guide
     bound = ais(job.model, chains, *job.args, settings=ground.chains, progress=job.telling.stage("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
     job.telling.estimates({"log_p_lower": (bound.log_p, bound.standard_error)}, number)

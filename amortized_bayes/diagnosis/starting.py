@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from amortized_bayes.evaluation.bdmc import simulated_points
+from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import FreshStart, Gaussian, LogJoint, follows_data
@@ -37,7 +38,7 @@ def chain_start(real: LogJoint, guide: Guide, num_fit: int, local: LocalSettings
         if follows_data(some, simulated, guide, num_fit, seed):
             return guide
     except (RuntimeError, ValueError, IndexError):  # on all points it runs: it takes no others
-        pass
+        forget_plates(guide)
 
     # Where chains start need not be the optimum, only found alike for points of either kind: one round goes there.
     rough = replace(local, max_rounds=1, num_restarts=1)

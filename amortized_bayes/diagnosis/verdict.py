@@ -163,7 +163,7 @@ def give_verdict(
     Args:
         gaps: of all points.
         reliability: of the estimates of log p(x).
-        residual: what a Newton step from q* would still gain, mean over points; ``None`` where it is not known.
+        residual: what a Newton step from q* would gain, mean over points, its upper end; ``None`` where it is unknown.
         relation: of the family of q* to the guide's, ``"own"``, ``"contains"`` or ``"unknown"``.
         source: what the guide gets its q from, a key of ``FIT``.
     """
@@ -224,7 +224,7 @@ def _unfinished(gaps: Gaps, residual: float) -> Iterator[str]:
     parts = {"approximation": gaps.approximation, "amortization": gaps.amortization}
     moved = [f"{name} {_say(gap)}" for name, gap in parts.items() if not residual <= max(0.05, 0.25 * abs(gap.mean))]
     if moved:
-        words = f"a Newton step would gain {residual:.2f} nats and move {' and '.join(moved)} by as much"
+        words = f"a Newton step would gain up to {residual:.2f} nats and move {' and '.join(moved)} by as much"
         yield f"q* has not converged: {words}"
 
 

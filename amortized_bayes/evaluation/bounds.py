@@ -32,7 +32,7 @@ from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, block
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.joint import joint_density
-from amortized_bayes.joint.checks import check_guide, check_scales
+from amortized_bayes.joint.checks import check_guide, check_masses, check_scales
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
@@ -151,7 +151,7 @@ def elbo(
         return found.log_likelihood[0, 0], kl, (found.shared / found.num_data).expand_as(kl)
 
     chunks = _chunks(entered, chunk_size)
-    _check_scales(chunks[0], entered.model, entered.guide)
+    _check_weights(chunks[0], entered.model, entered.guide)
     draws = list(_draws(chunks, num_draws, evaluate))
     likelihood, kl, shared = (torch.stack([found[i] for _, found in draws]) for i in range(3))
     of_draws = likelihood - kl + shared
@@ -211,7 +211,7 @@ def iwae(
             return value, error
         return value, error.where(psis_khat(weights.T) <= khat_threshold(num_particles), math.nan)
 
-    _check_scales(chunks[0], model, guide)
+    _check_weights(chunks[0], model, guide)
 
     def share() -> Tensor:
         found = chunks[0].weights(expected_log_weights, model, guide, num_data=num_data)
@@ -299,7 +299,7 @@ def log_predictive(
         return mean.value, mean.standard_error
 
     chunks = _chunks(entered, max_rows // num_particles)
-    _check_scales(chunks[0], model, guide)
+    _check_weights(chunks[0], model, guide, bound=False)
     draws = list(_draws(chunks, 1 if local_reparametrization else num_shared, evaluate))
     of_theta = torch.stack([found for _, (found, _) in draws])  # (T, B)
     value, error = _log_mean_exp(of_theta)
@@ -375,12 +375,17 @@ def _streamed(
     return mean.value, mean.standard_error
 
 
-def _check_scales(chunk: PointChunk, model: Model, guide: Guide) -> None:
-    """Refuse scaled sites, whose weights have no bound on log p(x) in them; the generator is left as it was."""
+def _check_weights(chunk: PointChunk, model: Model, guide: Guide, *, bound: bool = True) -> None:
+    """Refuse programs whose weights have no bound on log p(x) in them; the generator is left as it was.
+
+    Shared latents may be one point where no ``bound`` on the evidence of all data is asked for.
+    """
     with chunk, torch.random.fork_rng():
         traces = trace_pair(model, guide, chunk.args, chunk.kwargs, chunk.plate)
     check_scales(traces.model, chunk.plate)
     check_guide(traces)
+    if bound:
+        check_masses(traces, traces.shared_sites(traces.guide))
 
 
 def _log_mean_exp(log_terms: Tensor) -> tuple[Tensor, Tensor]:

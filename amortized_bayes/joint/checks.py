@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import Delta, Independent
 from torch import Tensor
 
 from amortized_bayes.enumeration import is_marked, without
@@ -15,7 +16,15 @@ from amortized_bayes.program_errors import first_line
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites
 
-__all__ = ["check_density", "check_fixed", "check_guide", "check_latents", "check_model", "check_scales"]
+__all__ = [
+    "check_density",
+    "check_fixed",
+    "check_guide",
+    "check_latents",
+    "check_masses",
+    "check_model",
+    "check_scales",
+]
 
 
 class _Density(Protocol):
@@ -82,12 +91,31 @@ def check_scales(trace: poutine.Trace, plate: str) -> None:
 
 
 def check_guide(traces: PairedTraces) -> None:
-    """Refuse a guide that scales a site inside the plate where the model does not: weights are then no p/q."""
+    """Refuse a guide whose weights are no p/q inside the plate: scaled where the model is not, or all at one point."""
+    check_masses(traces, traces.local_sites(traces.guide, observed=False))
     for site, shown in _scaled(traces, traces.guide):
         if plate_frame(site, traces.plate) is not None:
             raise ValueError(
                 f"expected a guide whose sites are not scaled, got {site['name']!r} with a scale of {shown}: its "
                 "log q is then that of no distribution; take poutine.scale away, or set it to 1, for this"
+            )
+
+
+def check_masses(traces: PairedTraces, sites: Iterable[Any]) -> None:
+    """Refuse sites of a guide that have all mass at one point: p(x, z) at the best z is no bound on p(x).
+
+    A draw may be handed on by a :class:`Delta` with a log density, or next to an auxiliary site that is drawn.
+    """
+    if any(site["infer"].get("is_auxiliary") for site in sample_sites(traces.guide) if not site["is_observed"]):
+        return
+    for site in sites:
+        fn = site["fn"]
+        while isinstance(fn, Independent):
+            fn = fn.base_dist
+        if isinstance(fn, Delta) and not torch.as_tensor(fn.log_density).any() and not site["is_observed"]:
+            raise ValueError(
+                f"expected a guide with a density, got {site['name']!r} with all mass at one point (Delta): its "
+                "log p(x, z) bounds nothing; draw it, such as from a Normal, or take AutoNormal"
             )
 
 

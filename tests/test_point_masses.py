@@ -1,0 +1,80 @@
+"""Guides that put all mass at one point: what they maximize is log p(x, z), which bounds nothing."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import amortized_bayes as ab
+from amortized_bayes.inference.options import FitOptions
+
+X = torch.linspace(-1, 2, 5)
+SHORT = ab.ComparisonSettings(epochs=2, num_draws=2, fit=FitOptions(capture="off"))
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def point(x):
+    loc = pyro.param("point_loc", lambda: torch.zeros(()))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Delta(x / 1.25 + loc))
+
+
+def with_shared(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + w, 0.5), obs=x)
+
+
+def shared_point(x):
+    pyro.sample("w", dist.Delta(torch.tensor(0.3)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x - 0.3) / 1.25, 0.2**0.5))
+
+
+CALLS = {
+    "elbo": lambda: ab.elbo(model, point, X),
+    "iwae": lambda: ab.iwae(model, point, X),
+    "log_predictive": lambda: ab.log_predictive(model, point, X),
+    "ais": lambda: ab.ais(model, point, X),
+    "optimize_local": lambda: ab.optimize_local(model, point, X),
+    "diagnose": lambda: ab.diagnose(model, point, X, progress=False),
+    "compare": lambda: ab.compare(model, X, widths=(2,), guides={"point": point}, settings=SHORT, progress=False),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_latent_at_one_point_is_refused(name):
+    with pytest.raises(ValueError, match=r"'z' with all mass at one point \(Delta\)") as refused:
+        CALLS[name]()
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("call", [ab.elbo, ab.iwae])
+def test_a_shared_latent_at_one_point_has_no_bound(call):
+    with pytest.raises(ValueError, match=r"'w' with all mass at one point \(Delta\)"):
+        call(with_shared, shared_point, X)
+
+
+def test_given_a_shared_point_log_predictive_is_that_of_new_points():
+    found = ab.log_predictive(with_shared, shared_point, X, num_particles=2)
+    exact = dist.Normal(0.3, 1.25**0.5).log_prob(X)
+    torch.testing.assert_close(found.value.float(), exact, rtol=0, atol=1e-4)
+
+
+def test_a_delta_that_hands_on_a_draw_is_none():
+    """Log q is that of the noise less the logarithm of the scale, which the Delta carries."""
+    scale = torch.tensor(0.2).sqrt()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            noise = pyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(x / 1.25 + scale * noise, log_density=-scale.log()))
+
+    found = ab.elbo(model, guide, X, num_draws=3)
+    torch.testing.assert_close(found.value.float(), dist.Normal(0.0, 1.25**0.5).log_prob(X), rtol=0, atol=1e-4)
