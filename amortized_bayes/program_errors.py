@@ -43,7 +43,7 @@ def _plate_hint(error: BaseException) -> str:
     """What to do about a site whose dimensions Pyro takes for those of a plate."""
     if "Shape mismatch inside plate" not in str(error):
         return ""
-    return "; expected one draw a row, its own dimensions declared by .to_event(1)"
+    return "; expected a plate of the data's size, and one draw a row, its own dimensions declared by .to_event(1)"
 
 
 def hint(tensors: Iterable[Tensor]) -> str:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta, Independent, Unit
+from pyro.distributions import Delta, Unit
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import Independent
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from amortized_bayes.enumeration import Expectation, SummedOut, enumerated_trace, is_enumerated, sum_out, without
@@ -20,7 +21,7 @@ from amortized_bayes.program_errors import ProgramError, said_of
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["PairedTraces", "checked_frame", "match_traces", "no_plate_error", "sample_sites", "trace_pair"]
+__all__ = ["PairedTraces", "checked_frame", "match_traces", "no_plate_error", "sample_sites", "trace_pair", "unwrapped"]
 
 
 class PairedTraces(NamedTuple):
@@ -138,7 +139,9 @@ def trace_pair(
         with said_of("model, with the guide's draws,", args, kwargs):
             model_trace = enumerated_trace(replayed, args, kwargs, plate, model, guide=guide_trace)
     except ProgramError as error:
-        raise (_misfit(model, guide_trace, args, kwargs, plate) or error) from error
+        if (misfit := _misfit(model, guide_trace, args, kwargs, plate)) is None:
+            raise
+        raise misfit from error
     averaged = any(is_enumerated(site) for site in guide_trace.nodes.values())
     traces = PairedTraces(guide_trace, model_trace, plate, Expectation(guide_trace) if averaged else None)
     match_traces(traces)
@@ -223,7 +226,7 @@ def match_traces(traces: PairedTraces) -> None:
                 f"the guide draws {site['name']!r} of shape {tuple(site['value'].shape)}, all points together; "
                 f"expected {tuple(site['fn'].shape())}, as the model has it"
             )
-        if site["name"] in inside and isinstance(_unwrapped(twin["fn"]), Delta):
+        if site["name"] in inside and isinstance(unwrapped(twin["fn"]), Delta):
             _refuse_parts_masked(traces, site)
         adopt_mask(site, twin)
         adopt_scale(traces.own_scale(site), traces.own_scale(twin), twin)
@@ -249,7 +252,8 @@ def _refuse_parts_masked(traces: PairedTraces, site: Any) -> None:
         )
 
 
-def _unwrapped(fn: Any) -> Any:
+def unwrapped(fn: Any) -> Any:
+    """A distribution without what ``to_event`` put around it."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn

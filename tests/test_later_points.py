@@ -101,6 +101,16 @@ def test_several_values_of_one_distribution_are_no_pairs():
     bind_points(model, (torch.zeros(10, 3),), {})
 
 
+def test_one_value_for_all_is_no_pair():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("zero", dist.Normal(x - z, 1.0), obs=torch.tensor(0.0))
+
+    bind_points(model, (torch.zeros(10, 3),), {})
+
+
 def test_large_data_are_tried_in_part(monkeypatch):
     seen = []
 

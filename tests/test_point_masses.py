@@ -78,3 +78,31 @@ def test_a_delta_that_hands_on_a_draw_is_none():
 
     found = ab.elbo(model, guide, X, num_draws=3)
     torch.testing.assert_close(found.value.float(), dist.Normal(0.0, 1.25**0.5).log_prob(X), rtol=0, atol=1e-4)
+
+
+def test_a_draw_inside_the_plate_says_nothing_of_a_point_outside():
+    def guide(x):
+        pyro.sample("w", dist.Delta(torch.tensor(0.3)))
+        with pyro.plate("data", len(x)):
+            noise = pyro.sample("noise", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(noise, log_density=torch.tensor(0.0)))
+
+    with pytest.raises(ValueError, match="'w' with all mass at one point"):
+        ab.elbo(with_shared, guide, X)
+
+
+def test_a_point_that_has_a_probability_is_a_bound():
+    """At a discrete value: log p(x, z) is a bound on log p(x), the sum over z."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta((x > 0.5).float()))
+
+    found = ab.elbo(model, guide, X, num_draws=2).value
+    sides = [dist.Normal(z, 0.5).log_prob(X) + dist.Bernoulli(0.3).log_prob(torch.tensor(z)) for z in (0.0, 1.0)]
+    torch.testing.assert_close(found.float(), torch.where(X > 0.5, sides[1], sides[0]), rtol=0, atol=1e-5)

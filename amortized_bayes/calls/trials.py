@@ -106,7 +106,7 @@ def _refuse_pairs(trace: poutine.Trace, plate: str) -> None:
         held = {other.dim for other in site["cond_indep_stack"]}
         crossed = [d for d in range(-most, 0) if d not in held and own.get(d, 1) != given.get(d, 1)]
         has_rows = given.get(frame.dim, 1) == frame.size
-        if any(dim < frame.dim or not has_rows for dim in crossed):
+        if any(dim < frame.dim or (given.get(dim, 1) != 1 and not has_rows) for dim in crossed):
             raise Refused(
                 f"values of observed site {site['name']!r} have shape {tuple(value.shape)}, its distribution has "
                 f"{tuple(fn.shape())}: together they make a density for each pair of points; expected the same shape, "

@@ -103,7 +103,10 @@ def _check(name: str, guide: Any, model: Any, bound: Bound) -> None:
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"guides[{name!r}] cannot be fitted to batches of points ({first_line}); {INSTEAD}") from error
-    check_masses(traces, [*sites, *shared])
+    try:
+        check_masses(traces, [*sites, *shared])
+    except ValueError as error:
+        raise ValueError(f"guides[{name!r}]: {error}") from error
     if not whole.param_nodes and not any(p.requires_grad for p in guide.parameters()):
         raise ValueError(f"guides[{name!r}] has no parameter to fit: call diagnose(model, guide, ...)")
     if torch.allclose(first, again, 1e-3, 1e-3) and not torch.allclose(first.flip(0), other, 1e-3, 1e-3):

@@ -23,7 +23,7 @@ from amortized_bayes.calls import check_several
 from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.diagnosis.settings import DiagnosisSettings
-from amortized_bayes.diagnosis.starting import SEARCHED, chain_start
+from amortized_bayes.diagnosis.starting import SEARCHED, chain_start, fresh_start
 from amortized_bayes.diagnosis.telling import Telling
 from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN, join_certificate, split_certificate
 from amortized_bayes.entrance import Entered
@@ -255,7 +255,8 @@ def _estimate(job: Subject, ground: Groundwork, number: int) -> Estimates:
         star = (flow.elbo_star, flow.standard_error)
     job.telling.estimates({"elbo_star": star}, number)
     # As those of simulated points: from the q* found here, which began at the guide, chains would be other than theirs.
-    chains = _chain_start(job, fixed) if ground.fresh[number] else job.guide
+    fresh = fresh_start(job.settings.local, job.seed) if "guide" in (ground.chains.start, ground.chains.mass) else None
+    chains = fresh if ground.fresh[number] else job.guide
     bound = ais(job.model, chains, *job.args, settings=ground.chains, progress=job.telling.stage("ais"), **options)
     nothing = torch.full_like(bound.log_p, torch.nan)
     job.telling.estimates({"log_p_lower": (bound.log_p, bound.standard_error)}, number)

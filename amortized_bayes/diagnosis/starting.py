@@ -13,7 +13,7 @@ from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.joint import FreshStart, Gaussian, LogJoint, follows_data
 from amortized_bayes.types import Guide
 
-__all__ = ["SEARCHED", "chain_start"]
+__all__ = ["SEARCHED", "chain_start", "fresh_start"]
 
 SEARCHED = (
     "the guide's parameters belong to the real points, so that its q says nothing of simulated ones: chains start at a "
@@ -40,7 +40,11 @@ def chain_start(real: LogJoint, guide: Guide, num_fit: int, local: LocalSettings
     except (RuntimeError, ValueError, IndexError):  # on all points it runs: it takes no others
         forget_plates(guide)
 
-    # Where chains start need not be the optimum, only found alike for points of either kind: one round goes there.
+    return fresh_start(local, seed)
+
+
+def fresh_start(local: LocalSettings, seed: int) -> FreshStart:
+    """The search. Where chains start need not be the optimum, only found alike for all points: one round goes there."""
     rough = replace(local, max_rounds=1, num_restarts=1)
 
     def search(joint: LogJoint) -> Gaussian:

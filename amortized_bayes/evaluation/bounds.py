@@ -129,7 +129,7 @@ def elbo(
         kwargs: keyword arguments of both programs.
 
     Raises:
-        ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+        ValueError: as :func:`~amortized_bayes.weights.log_weights`; scaled sites, and a guide with all mass at a point.
 
     Example:
         >>> import torch
@@ -184,8 +184,7 @@ def iwae(
     needs no more memory.
 
     Raises:
-        ValueError: as :func:`~amortized_bayes.weights.log_weights`; above 1,000 particles also as
-            :func:`~amortized_bayes.joint.log_joint`.
+        ValueError: as :func:`elbo`; above 1,000 particles also as :func:`~amortized_bayes.joint.log_joint`.
 
     Example:
         >>> import torch
@@ -272,7 +271,7 @@ def log_predictive(
         kwargs: keyword arguments of both programs.
 
     Raises:
-        ValueError: as :func:`~amortized_bayes.weights.log_weights`.
+        ValueError: as :func:`~amortized_bayes.weights.log_weights`; scaled sites, and a guide with all mass at a point.
 
     Example:
         >>> import torch

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta, Independent
+from pyro.distributions import Delta
 from torch import Tensor
 
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.program_errors import first_line
 from amortized_bayes.shared_draw import plate_frame
-from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites
+from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites, unwrapped
 
 __all__ = [
     "check_density",
@@ -104,15 +104,18 @@ def check_guide(traces: PairedTraces) -> None:
 def check_masses(traces: PairedTraces, sites: Iterable[Any]) -> None:
     """Refuse sites of a guide that have all mass at one point: p(x, z) at the best z is no bound on p(x).
 
-    A draw may be handed on by a :class:`Delta` with a log density, or next to an auxiliary site that is drawn.
+    A Delta may hand on a draw: one with a log density does, and one beside an auxiliary draw, both of them inside the
+    plate or outside. At a discrete value, or where the model has a Delta too, it has a probability like any other.
     """
-    if any(site["infer"].get("is_auxiliary") for site in sample_sites(traces.guide) if not site["is_observed"]):
-        return
+    auxiliary = [s for s in sample_sites(traces.guide) if s["infer"].get("is_auxiliary") and not s["is_observed"]]
+    sides = {plate_frame(site, traces.plate) is None for site in auxiliary}
+    models: Any = traces.model.nodes
     for site in sites:
-        fn = site["fn"]
-        while isinstance(fn, Independent):
-            fn = fn.base_dist
-        if isinstance(fn, Delta) and not torch.as_tensor(fn.log_density).any() and not site["is_observed"]:
+        fn, twin = unwrapped(site["fn"]), models.get(site["name"])
+        if site["is_observed"] or not isinstance(fn, Delta) or torch.as_tensor(fn.log_density).any():
+            continue
+        has_mass = twin is None or isinstance(unwrapped(twin["fn"]), Delta) or twin["fn"].support.is_discrete
+        if not has_mass and (plate_frame(site, traces.plate) is None) not in sides:
             raise ValueError(
                 f"expected a guide with a density, got {site['name']!r} with all mass at one point (Delta): its "
                 "log p(x, z) bounds nothing; draw it, such as from a Normal, or take AutoNormal"

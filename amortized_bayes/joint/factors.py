@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.distributions import (
     Distribution,
-    Independent,
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
@@ -26,7 +25,7 @@ from torch.distributions import (
 from amortized_bayes.guides.conditionals import SAID
 from amortized_bayes.joint.density import LocalSite, plate_to_front
 from amortized_bayes.joint.tied import places_in_z, taken_from
-from amortized_bayes.traces import PairedTraces
+from amortized_bayes.traces import PairedTraces, unwrapped
 
 __all__ = ["NATURAL", "Factor", "read_factors"]
 
@@ -101,7 +100,7 @@ def read_factors(sites: tuple[LocalSite, ...], traces: PairedTraces) -> list[Fac
     if said != {None}:  # the guide says of which Gaussian its sites are
         of_all = said.pop() if len(said) == 1 and not nodes else None
         return None if of_all is None else [_said(sites, *of_all())]
-    found, masses = [], [site for site in sites if isinstance(_unwrapped(own[site.name]["fn"]), dist.Delta)]
+    found, masses = [], [site for site in sites if isinstance(unwrapped(own[site.name]["fn"]), dist.Delta)]
     for source in nodes.values():
         places = taken_from(source, masses, traces)
         factor = None if places is None else _read_gaussian(source, constraints.real, len(places), traces.plate)
@@ -113,7 +112,7 @@ def read_factors(sites: tuple[LocalSite, ...], traces: PairedTraces) -> list[Fac
     for site in sites:
         if site in masses:
             return None
-        if not isinstance(_unwrapped((node := own[site.name])["fn"]), dist.Delta):
+        if not isinstance(unwrapped((node := own[site.name])["fn"]), dist.Delta):
             gaussian = _read_gaussian(node, site.support, site.free_shape.numel(), traces.plate)
             factor = gaussian or _read_natural(site, node, traces.plate)
             if factor is None:
@@ -149,11 +148,11 @@ def _read_gaussian(node: Any, support: Any, size: int, plate: str) -> Factor | N
 
 
 def _free_gaussian(fn: Any, support: Any) -> Any:
-    fn = _unwrapped(fn)
+    fn = unwrapped(fn)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if isinstance(fn, TransformedDistribution):
-        base, bijection = _unwrapped(fn.base_dist), biject_to(support)
+        base, bijection = unwrapped(fn.base_dist), biject_to(support)
         free = base.sample()
         moved: Any = free
         for transform in fn.transforms:  # which may be written otherwise and be the same
@@ -168,7 +167,7 @@ def _free_gaussian(fn: Any, support: Any) -> Any:
 
 def _read_natural(site: LocalSite, node: Any, plate: str) -> Factor | None:
     """A site's distribution by the parameters of each point, where it is one of :data:`NATURAL`."""
-    fn = _unwrapped(node["fn"])
+    fn = unwrapped(node["fn"])
     if type(fn) not in NATURAL or _has_own_bounds(site.support):
         return None
     parameters = {}
@@ -186,9 +185,3 @@ def _has_own_bounds(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in vars(support).values())
-
-
-def _unwrapped(fn: Any) -> Any:
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn
