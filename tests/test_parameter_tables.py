@@ -117,7 +117,7 @@ def test_an_easy_guide_that_takes_its_own_points_alone_works_on():
     class Table(EasyGuide):
         def guide(self, x):
             with self.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(pyro.param("twelve", torch.zeros(12), event_dim=0), 0.5))
+                pyro.sample("z", dist.Normal(pyro.param("twelve", torch.zeros(12)), 0.5))
 
     guide = Table(model)
     ab.diagnose(model, guide, x, settings=QUICK, progress=False)
