@@ -322,6 +322,8 @@ def no_local(x):
         (no_local, {}, "expected a continuous latent site in plate 'data', got none"),
         (normal, {"widths": (4, 0)}, r"expected widths of 1 or more, got \[4, 0\]"),
         (normal, {"widths": ()}, "expected widths of 1 or more"),
+        (normal, {"guides": ()}, "expected guides, such as 'constant', 'amortized', 'factorized', .* got none"),
+        (normal, {"guides": {}}, "got none"),
         (normal, {"depth": -1}, "expected depth of 0 or more, got -1"),
         (normal, {"epochs": 1}, "expected epochs of 2 or more, got 1"),
         (normal, {"guides": ("amortised",)}, "expected guides among constant, amortized, factorized, got 'amortised'"),

@@ -90,6 +90,31 @@ def test_rows_at_another_dimension_than_the_plate_are_refused(call):
         getattr(ab, call)(model, *more)
 
 
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("call", ["compare", "diagnose", "elbo"])
+def test_as_many_points_as_columns_are_no_columns(call, latent):
+    """Without ``to_event`` a plate of N points holds the last dimension, the columns: only N = P lets that run."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            prior = dist.Normal(torch.zeros(5), 1.0)
+            z = pyro.sample("z", prior.expand([len(x), 5]) if latent else prior.expand([len(x), 5]).to_event(1))
+            seen = dist.Normal(z, 1.0)
+            pyro.sample("x", seen.to_event(1) if latent else seen, obs=x)
+
+    def rows(x):
+        with pyro.plate("data", len(x)):
+            q = dist.Normal(x / 2, 1.0)
+            pyro.sample("z", q if latent else q.to_event(1))
+
+    x = torch.randn(5, 5)
+    site = "z" if latent else "x"
+    words = rf"site '{site}' has batch shape \(5, 5\), of which plate 'data' holds dim -1 alone.*\.to_event\(1\)"
+    with pytest.raises(ValueError, match=words) as refused:
+        getattr(ab, call)(model, *((x,) if call == "compare" else (rows, x)))
+    assert "\n" not in str(refused.value)
+
+
 def test_several_values_of_one_distribution_are_no_pairs():
     """(N, P) values of a distribution of (N, 1), a row per point at dim -2: each point has P of its own."""
 

@@ -74,7 +74,9 @@ def try_call(model: Model, data: PointData, plate: str | None, any_size: bool) -
         few, first = every, run(model, data, every)  # a plate, and what is in it, of a size of its own
     if isinstance(first, Exception):
         words = f"the model cannot take {data.describe()}; expected data as in training"
-        if not isinstance(run(model, data, every), Exception):
+        whole = run(model, data, every)
+        if not isinstance(whole, Exception):
+            _refuse_columns(whole, only_plate(whole, plate))
             words = (
                 f"the model takes all {count} rows of {', '.join(_tensors(data))} and not {len(few)} of them; size its "
                 "plate by the data, `len(x)`, with the points first in what is passed, and close over no data"
@@ -85,6 +87,7 @@ def try_call(model: Model, data: PointData, plate: str | None, any_size: bool) -
         got = next(size for size in sizes if size != len(few))
         raise Refused(_other_size(name, got, len(few)), 2)
     _refuse_pairs(first, name)
+    _refuse_columns(first, name)
     _follow(model, data, first, few, name)
     _follow_to_the_end(model, data, len(few), name)
     counted = len(few) < count and _follows_itself(first, name, len(few))
@@ -111,6 +114,26 @@ def _refuse_pairs(trace: poutine.Trace, plate: str) -> None:
                 f"values of observed site {site['name']!r} have shape {tuple(value.shape)}, its distribution has "
                 f"{tuple(fn.shape())}: together they make a density for each pair of points; expected the same shape, "
                 f"with the points at dim {frame.dim} of plate {plate!r}",
+                4,
+            )
+
+
+def _refuse_columns(trace: poutine.Trace, plate: str) -> None:
+    """Refuse sites whose points are rows and whose plate holds columns, as N rows of N numbers without ``to_event`` do.
+
+    Where N is another number than that of the columns, sizes tell it; here all runs, and columns are taken for points.
+    """
+    for site in sample_sites(trace):
+        frame, fn = plate_frame(site, plate), site["fn"]
+        if frame is None:
+            continue
+        held = {other.dim for other in site["cond_indep_stack"]}
+        shape = dict(zip(range(-len(fn.batch_shape), 0), fn.batch_shape, strict=True))
+        if any(size > 1 and dim < frame.dim and dim not in held for dim, size in shape.items()):
+            raise Refused(
+                f"site {site['name']!r} has batch shape {tuple(fn.batch_shape)}, of which plate {plate!r} holds dim "
+                f"{frame.dim} alone, so that its columns would be taken for points; expected .to_event(1) on its "
+                "distribution",
                 4,
             )
 

@@ -136,8 +136,10 @@ def compare(
     check_keywords(compare, model, kwargs)
     if not widths:
         raise ValueError("expected widths of 1 or more, got none")
+    if not guides:
+        raise ValueError(f"expected guides, such as {', '.join(map(repr, OURS))}, or your own by name, got none")
     own = dict(guides) if isinstance(guides, Mapping) else {}
-    fits = list_fits(OURS if own or not guides else tuple(guides), tuple(widths), tuple(own))
+    fits = list_fits(OURS if own else tuple(guides), tuple(widths), tuple(own))
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), watched(progress) as told:
         torch.manual_seed(torch_seed(seed, "start"))
