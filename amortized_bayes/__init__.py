@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amortized_bayes.amortizability import Amortizability, can_amortize
     from amortized_bayes.comparing.any_model import ComparisonSettings, compare
     from amortized_bayes.comparing.comparison import Comparison
     from amortized_bayes.data import load_dataset
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from amortized_bayes.weights import LogWeights, log_weights
 
 _WHERE = {
+    "amortizability": ("Amortizability", "can_amortize"),
     "comparing.any_model": ("ComparisonSettings", "compare"),
     "comparing.comparison": ("Comparison",),
     "data": ("load_dataset",),

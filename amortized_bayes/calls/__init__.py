@@ -1,6 +1,6 @@
 """How a model is called: which arguments hold a row per data point, which plate holds the points."""
 
-from amortized_bayes.calls.binding import Bound, PerPointNames, bind_points, check_several, with_index
+from amortized_bayes.calls.binding import Bound, PerPointNames, bind_points, check_several, named_rows, with_index
 from amortized_bayes.calls.trials import only_plate
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "PerPointNames",
     "bind_points",
     "check_several",
+    "named_rows",
     "only_plate",
     "with_index",
 ]

@@ -22,7 +22,7 @@ from amortized_bayes.signatures import check_arguments, takes
 from amortized_bayes.snapshots import snapshot
 from amortized_bayes.types import Model
 
-__all__ = ["Bound", "PerPointNames", "bind_points", "check_several", "with_index"]
+__all__ = ["Bound", "PerPointNames", "bind_points", "check_several", "named_rows", "with_index"]
 
 PerPointNames = str | int | Iterable[str | int] | None
 """Names or positions of arguments; ``None`` where they are to be found."""
@@ -119,7 +119,7 @@ def _bind(
     """The first guess that holds."""
     problems: list[Refused] = []
     try:
-        for guess in _guesses(data) if per_point is None else [_named(data, per_point)]:
+        for guess in _guesses(data) if per_point is None else [named_rows(data, per_point)]:
             try:
                 return Bound(*try_call(model, guess, plate, any_size))
             except Refused as error:
@@ -159,8 +159,12 @@ def _guesses(data: PointData) -> Iterator[PointData]:
                 yield data.with_data([i in some for i in range(len(data.leaves))])
 
 
-def _named(data: PointData, per_point: str | int | Iterable[str | int]) -> PointData:
-    """Rows as the user names them."""
+def named_rows(data: PointData, per_point: str | int | Iterable[str | int]) -> PointData:
+    """Rows as the user names them.
+
+    Raises:
+        ValueError: what is no tensor among the arguments, or tensors of different numbers of rows.
+    """
     wanted = [per_point] if isinstance(per_point, (str, int)) else list(per_point)
     flags = [False] * len(data.leaves)
     positions = [] if data.signature is None else list(data.signature.parameters)

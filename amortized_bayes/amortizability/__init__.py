@@ -1,0 +1,5 @@
+"""Whether points are inferred independently of each other, so that one network of each point's own data can do it."""
+
+from amortized_bayes.amortizability.verdict import Amortizability, can_amortize
+
+__all__ = ["Amortizability", "can_amortize"]
