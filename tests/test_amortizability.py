@@ -201,6 +201,19 @@ def test_a_log_density_that_is_not_finite_cannot_be_told():
     assert "not finite" in report.reason
 
 
+def test_a_tie_as_small_as_rounding_cannot_be_told():
+    def model(x, weight):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z + weight * z.roll(1), 1.0), obs=x)
+
+    report = can_amortize(model, X, 5e-6)
+    assert (report.can, report.sites) == (None, ("z",))
+    assert "float64" in report.reason
+    assert can_amortize(model, X.double(), 5e-6).can is False
+    assert can_amortize(model, X.double(), 1e-11).can is None
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 

@@ -185,11 +185,8 @@ def _verdict(probe: Probe) -> Amortizability:
         return _tied(probe, pairs, at, dtype)
     probe.check_data_reached(*pairs[0])
     if largest > quiet(dtype):
-        raise CannotTell(
-            f"points change each other's derivatives by a part in {1 / largest:.0e}, which may be rounding: pass model "
-            "and data in float64",
-            *names,
-        )
+        more = "" if dtype == torch.float64 else "; pass model and data in float64"
+        raise CannotTell(f"points move each other's derivatives by {largest:.0e}, which may be rounding{more}", *names)
     said = _listed(names)
     if not _alike(probe, pairs, dtype):
         return Amortizability(
