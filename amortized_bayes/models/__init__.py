@@ -1,6 +1,31 @@
-"""Models as Pyro programs: one latent variable per data point inside the plate ``data``."""
+"""Models as Pyro programs: one latent variable per data point inside the plate ``data``, or a series of them."""
 
 from amortized_bayes.models.deep_generative import DeepGenerative
+from amortized_bayes.models.gaussian_joint import Answer, GaussianJoint, gaussian_joint
 from amortized_bayes.models.linear_gaussian import LinearGaussian
+from amortized_bayes.models.series import (
+    SERIES,
+    GaussianProcess,
+    Linear,
+    Nonlinear,
+    RandomWalk,
+    Saw,
+    SeriesModel,
+    TwoLevels,
+)
 
-__all__ = ["DeepGenerative", "LinearGaussian"]
+__all__ = [
+    "SERIES",
+    "Answer",
+    "DeepGenerative",
+    "GaussianJoint",
+    "GaussianProcess",
+    "Linear",
+    "LinearGaussian",
+    "Nonlinear",
+    "RandomWalk",
+    "Saw",
+    "SeriesModel",
+    "TwoLevels",
+    "gaussian_joint",
+]
