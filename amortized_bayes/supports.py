@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
+import pyro.distributions.transforms as transforms
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
+from torch.distributions.transforms import IndependentTransform, _InverseTransform
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn import functional
 
 __all__ = ["same_for_all", "support_of"]
 
 CIRCULAR = (dist.VonMises, dist.VonMises3D, dist.SineBivariateVonMises)
 """Distributions on circles and spheres, whose supports are all reals in name."""
 
+Ends = tuple[Any, Any]
+
+WITH_BOUNDS = (
+    constraints.interval,
+    constraints.half_open_interval,
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.less_than,
+)
+
+INCREASING: dict[type, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    transforms.ExpTransform: (torch.exp, torch.log),
+    transforms.SigmoidTransform: (torch.sigmoid, torch.logit),
+    transforms.TanhTransform: (torch.tanh, torch.atanh),
+    transforms.SoftplusTransform: (functional.softplus, lambda y: y + (-torch.expm1(-y)).log()),
+    transforms.ELUTransform: (functional.elu, lambda y: torch.where(y > 0, y, y.clamp(max=0).log1p())),
+}
+"""Transforms of single numbers as functions that reach their limits, which torch's own clip, and their inverses."""
+
 
 def support_of(site: Any) -> Constraint:
-    """Support of a site's distribution; that of a mixture is its components'.
+    """Support of a site's distribution: that of a mixture is its components', that of a transformed one the image.
 
     Raises:
-        ValueError: components with supports of their own, or a support that has no bijection from all reals.
+        ValueError: components with supports of their own, transforms whose image is not known, or a support that has no
+            bijection from all reals.
     """
-    support = _of_components(site["name"], site["fn"].support)
+    support = _of_components(site["name"], _told(site["name"], site["fn"]))
     if isinstance(_kind(site["fn"]), CIRCULAR):
         raise ValueError(
             f"expected continuous latents on an interval or all reals, got {site['name']!r} of "
@@ -102,3 +127,98 @@ def _of_first(name: str, support: Any, events: int) -> Constraint:
         first = copy.copy(first) if first is support else first
         setattr(first, key, of_first)
     return first
+
+
+def _told(name: str, fn: Any) -> Any:
+    """What a distribution says of its support, where torch takes transforms to give all that they can give at all."""
+    if isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution):
+        return _told(name, fn.base_dist)
+    if isinstance(fn, dist.Independent):
+        return _independent(_told(name, fn.base_dist), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.MixtureSameFamily):
+        return MixtureSameFamilyConstraint(_told(name, fn.component_distribution))
+    if getattr(type(fn), "support", None) is not dist.TransformedDistribution.support:  # LogNormal says it itself
+        return fn.support
+    support = _told(name, fn.base_dist)
+    for transform in fn.transforms:
+        support = _image(name, support, transform)
+    return _independent(support, len(fn.event_shape) - support.event_dim)
+
+
+def _independent(support: Any, levels: int) -> Any:
+    return constraints.independent(support, levels) if levels > 0 else support
+
+
+def _image(name: str, support: Any, transform: Any) -> Any:
+    """Support of what a transform makes of draws on a support."""
+    if isinstance(transform, transforms.ComposeTransform):
+        for part in transform.parts:
+            support = _image(name, support, part)
+        return support
+    inverse = isinstance(transform, _InverseTransform)
+    forward: Any = transform.inv if inverse else transform
+    if isinstance(forward, IndependentTransform):
+        inner = forward.base_transform
+        return _image(name, support, inner.inv if inverse else inner)
+    # Pyro says of ELU that it gives positive numbers.
+    if not isinstance(forward, transforms.ELUTransform) and _same(support, transform.domain):
+        return transform.codomain
+    ends = _ends(support)
+    moved = None if ends is None else _moved(ends, forward, inverse)
+    if moved is None:
+        raise ValueError(
+            f"expected latents on a support that is known, got {name!r} of TransformedDistribution, whose "
+            f"{type(forward).__name__} moves draws that have bounds: draw it before that transform, and "
+            "transform the draw"
+        )
+    return _between(*moved)
+
+
+def _ends(support: Any) -> Ends | None:
+    """Bounds of single numbers, infinite ones as plain numbers; ``None`` of other supports."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, WITH_BOUNDS):
+        return getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
+    return (-math.inf, math.inf) if isinstance(support, type(constraints.real)) else None
+
+
+def _same(support: Any, domain: Any) -> bool:
+    """Whether a support is all that a transform can be given."""
+    ends, others = _ends(support), _ends(domain)
+    if ends is None or others is None:
+        return ends is others and type(support) is type(domain)
+    return all(bool(torch.as_tensor(a == b).all()) for a, b in zip(ends, others, strict=True))
+
+
+def _moved(ends: Ends, forward: Any, inverse: bool) -> Ends | None:
+    """Bounds after a transform of single numbers; ``None`` if it is not known, or turns half-lines in some places."""
+    if not isinstance(forward, transforms.AffineTransform):
+        both = next((both for kind, both in INCREASING.items() if isinstance(forward, kind)), None)
+        moved = () if both is None else tuple(_at(both[inverse], end) for end in ends)
+        return None if any(end is None for end in moved) or not moved else moved
+    loc, scale = (-forward.loc / forward.scale, 1 / forward.scale) if inverse else (forward.loc, forward.scale)
+    rising = torch.as_tensor(scale > 0)
+    always, never = bool(rising.all()), not rising.any()
+    low, high = ((end if always else -end) if _is_infinite(end) else loc + scale * end for end in ends)
+    if always or never:
+        return (low, high) if always else (high, low)
+    return None if _is_infinite(low) or _is_infinite(high) else (torch.minimum(low, high), torch.maximum(low, high))
+
+
+def _at(function: Callable[[Tensor], Tensor], end: Any) -> Any:
+    """An increasing function at a bound, or its limit there; ``None`` where it is infinite in places."""
+    found = function(end if isinstance(end, Tensor) else torch.tensor(end, dtype=torch.float64))
+    if isinstance(end, Tensor) and found.isfinite().all():
+        return found
+    return found.flatten()[0].item() if (found == found.flatten()[0]).all() else None
+
+
+def _is_infinite(end: Any) -> bool:
+    return not isinstance(end, Tensor) and math.isinf(end)
+
+
+def _between(low: Any, high: Any) -> Constraint:
+    if _is_infinite(low):
+        return constraints.real if _is_infinite(high) else constraints.less_than(high)
+    return constraints.greater_than(low) if _is_infinite(high) else constraints.interval(low, high)

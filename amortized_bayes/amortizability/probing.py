@@ -25,6 +25,7 @@ from torch.distributions import biject_to
 
 from amortized_bayes.amortizability.places import Latent, Places
 from amortized_bayes.points import PointData
+from amortized_bayes.supports import support_of
 from amortized_bayes.traces import PairedTraces, sample_sites
 from amortized_bayes.types import Model
 
@@ -283,9 +284,9 @@ def _start(site: Any, *, near: bool) -> Tensor:
     if not near or site["fn"].support.is_discrete:
         return value
     try:
-        transform = biject_to(site["fn"].support)
+        transform = biject_to(support_of(site))
         drawn = transform(torch.randn_like(transform.inv(value)))
-    except NotImplementedError:
+    except (NotImplementedError, ValueError):
         return value
     return drawn if drawn.shape == value.shape and drawn.isfinite().all() else value
 
