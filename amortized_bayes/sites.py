@@ -16,7 +16,7 @@ from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.limits import limited
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.signatures import own_options
-from amortized_bayes.supports import same_for_all, support_of
+from amortized_bayes.supports import has_own_bounds, same_for_all, same_in_draws, support_of
 from amortized_bayes.traces import no_plate_error, sample_sites
 from amortized_bayes.types import LatentSite, Model, NestedPlate
 
@@ -53,7 +53,7 @@ def latent_sites(
 
     Raises:
         ValueError: no such plate, a discrete latent site that is not enumerated, or a local site inside a further plate
-            that is a loop or draws a part of itself.
+            that is a loop or draws a part of itself; a support that moves from draw to draw, or from point to point.
 
     Example:
         >>> import torch
@@ -70,16 +70,26 @@ def latent_sites(
     if not any(plate_frame(site, plate) for site in sample_sites(trace)):
         raise no_plate_error(trace, plate)
     found = LatentSites([], [], {})
-    for site in sample_sites(trace):
-        if site["is_observed"] or is_marked(site, plate):
-            continue
-        latent = _describe(site, plate)
+    for site, latent in _latents(trace, plate):
         if plate_frame(site, plate) is not None:
             found.local.append(latent)
         else:
             found.shared.append(latent)
             found.shared_draw[latent.name] = _start_at(latent, site["value"].detach())
+    sites = {latent.name: latent for latent in (*found.shared, *found.local)}
+    if found.shared and any(has_own_bounds(latent.support) for latent in sites.values()):
+        with torch.no_grad(), torch.random.fork_rng():
+            again = poutine.trace(entered.model).get_trace(*entered.args, **entered.kwargs)
+        for _, latent in _latents(again, plate):
+            if latent.name in sites:
+                same_in_draws(latent.name, sites[latent.name].support, latent.support)
     return found
+
+
+def _latents(trace: poutine.Trace, plate: str) -> Iterator[tuple[Any, LatentSite]]:
+    for site in sample_sites(trace):
+        if not (site["is_observed"] or is_marked(site, plate)):
+            yield site, _describe(site, plate)
 
 
 def _start_at(latent: LatentSite, value: Tensor) -> Tensor:

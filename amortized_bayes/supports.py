@@ -17,7 +17,7 @@ from torch.distributions.transforms import IndependentTransform, _InverseTransfo
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
-__all__ = ["same_for_all", "support_of"]
+__all__ = ["has_own_bounds", "same_for_all", "same_in_draws", "support_of"]
 
 CIRCULAR = (dist.VonMises, dist.VonMises3D, dist.SineBivariateVonMises)
 """Distributions on circles and spheres, whose supports are all reals in name."""
@@ -87,6 +87,26 @@ def same_for_all(name: str, support: Any, dim: int, events: int = 0) -> Constrai
         whole = copy.copy(whole) if whole is support else whole
         setattr(whole, key, one.reshape(()) if one.numel() == 1 else one)
     return whole
+
+
+def has_own_bounds(support: Any) -> bool:
+    """Whether a support has bounds that a model may have computed."""
+    return any(isinstance(bound, Tensor) for bound in vars(_inner(support)).values())
+
+
+def same_in_draws(name: str, support: Any, other: Any) -> None:
+    """Refuse a support that another draw of the latents outside the plate moves to an ``other``.
+
+    Raises:
+        ValueError: bounds that differ.
+    """
+    others = vars(_inner(other))
+    for key, bound in vars(_inner(support)).items():
+        if not torch.equal(torch.as_tensor(bound), torch.as_tensor(others.get(key, bound))):
+            raise ValueError(
+                f"expected the support of latent {name!r} to be the same in every draw, got one whose {key} moves with "
+                "the latents it depends on: draw it on one support, such as (0, 1), and move it from there"
+            )
 
 
 def _kind(fn: Any) -> Any:
@@ -176,11 +196,16 @@ def _image(name: str, support: Any, transform: Any) -> Any:
 
 def _ends(support: Any) -> Ends | None:
     """Bounds of single numbers, infinite ones as plain numbers; ``None`` of other supports."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = _inner(support)
     if isinstance(support, WITH_BOUNDS):
         return getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
     return (-math.inf, math.inf) if isinstance(support, type(constraints.real)) else None
+
+
+def _inner(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def _same(support: Any, domain: Any) -> bool:

@@ -80,3 +80,35 @@ def test_a_masked_part_of_a_joint_draw_is_refused():
         assert ab.elbo(masked, guide, x, every).value.isfinite().all()
         with pytest.raises(ValueError, match="model masks 'u', which the guide makes of the auxiliary draw"):
             ab.elbo(masked, guide, x, some)
+
+
+def within(bound):
+    def model(x):
+        theta = pyro.sample("theta", dist.LogNormal(1.0, 0.3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(len(x)), bound(theta)))
+            pyro.sample("x", dist.Normal(z, 0.3), obs=x)
+
+    return model
+
+
+def test_a_support_that_moves_with_a_shared_latent_is_refused():
+    """Every fit of it failed: a guide has one support, and half of its draws lie outside the next."""
+    for call in (ab.latent_sites, ab.compare):
+        with pytest.raises(
+            ValueError, match="support of latent 'z' to be the same in every draw, got one whose upper"
+        ) as refused:
+            call(within(lambda theta: theta), X)
+        assert "\n" not in str(refused.value)
+
+
+def test_looking_twice_leaves_random_numbers_as_they_were():
+    model, states = within(lambda _: torch.tensor(4.0)), []
+    for look in (ab.latent_sites, lambda *args: poutine.trace(args[0]).get_trace(args[1])):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            found = look(model, X)
+            states.append(torch.random.get_rng_state())
+        if look is ab.latent_sites:
+            assert float(found.local[0].support.upper_bound) == 4
+    assert torch.equal(*states)
