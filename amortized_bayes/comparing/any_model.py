@@ -196,7 +196,7 @@ def _pose(
         depth=chosen.depth,
         num_draws=chosen.num_draws,
         plate=plate,
-        analytic_kl=chosen.fit.analytic_kl,
+        analytic_kl=chosen.fit.expected_kl,
         local_reparametrization=chosen.fit.local_reparametrization,
         seen=encoder_view(data, encoder_input, dtype),
         own=own,

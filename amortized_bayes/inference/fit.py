@@ -41,11 +41,13 @@ class FitResult:
     Args:
         steps: taken.
         seconds: that the steps took, capturing left out.
-        records: the ELBO of a batch, in nats per point, at up to 100 steps, evenly spaced.
+        records: the ELBO of a batch, or the bound that ``bound`` names, in nats per point, at up to 100 steps, evenly
+            spaced.
         elbo: mean of the last quarter of the records, nats per point.
         elbo_error: its standard error, over batches and draws.
         gain: ``elbo`` minus that of the quarter before; nan for fewer than 8 records, and for an annealed objective.
         gain_error: its standard error.
+        bound: what was climbed, and what ``elbo``, ``gain`` and the records are of; see ``FitOptions.objective``.
 
     Example:
         >>> FitResult(200, 1.5, (), elbo=-3.2, elbo_error=0.01, gain=0.5, gain_error=0.02)
@@ -59,16 +61,17 @@ class FitResult:
     elbo_error: float
     gain: float
     gain_error: float
+    bound: str = "ELBO"
 
     @classmethod
-    def of(cls, records: Sequence[StepRecord], *, annealed: bool = False) -> FitResult:
+    def of(cls, records: Sequence[StepRecord], *, annealed: bool = False, bound: str = "ELBO") -> FitResult:
         """The result of a fit with these records."""
         quarter = max(1, len(records) // 4)
         values = torch.tensor([record.elbo for record in records], dtype=torch.float64)
         (last, last_error), (before, before_error) = map(_mean, (values[-quarter:], values[-2 * quarter : -quarter]))
         known = quarter > 1 and not annealed
         gain, error = (last - before, math.hypot(last_error, before_error)) if known else (math.nan, math.nan)
-        return cls(records[-1].step, records[-1].seconds, tuple(records), last, last_error, gain, error)
+        return cls(records[-1].step, records[-1].seconds, tuple(records), last, last_error, gain, error, bound)
 
     @property
     def converged(self) -> bool | None:
@@ -85,10 +88,8 @@ class FitResult:
             None: "too few records to say whether it is level" if math.isnan(self.gain) else f"perhaps rising: {gain}",
         }[self.converged]
         error = "" if math.isnan(self.elbo_error) else f"±{self.elbo_error:.2f}"
-        return (
-            f"FitResult({self.steps:,} steps in {self.seconds:.1f} s, ELBO {self.elbo:.2f}{error} nats per point, "
-            f"{words})"
-        )
+        value = f"{self.bound} {self.elbo:.2f}{error} nats per point"
+        return f"FitResult({self.steps:,} steps in {self.seconds:.1f} s, {value}, {words})"
 
 
 @own_options
@@ -145,7 +146,8 @@ def fit(
     entered = _enter(fit, model, guide, args, kwargs, plate=plate, per_point=per_point, pass_index=pass_index)
     marks = [round(num_steps * (i + 1) / NUM_RECORDS) for i in range(NUM_RECORDS)]
     steps = _run(entered, num_steps, options, seed, pass_index, marks)
-    return FitResult.of(list(_watched(steps, num_steps, progress)), annealed=options.annealed)
+    records = list(_watched(steps, num_steps, progress, options.bound_name))
+    return FitResult.of(records, annealed=options.annealed, bound=options.bound_name)
 
 
 @own_options
@@ -257,13 +259,13 @@ def _run(
     training.settle()
 
 
-def _watched(steps: Iterator[StepRecord], num_steps: int, progress: bool) -> Iterator[StepRecord]:
+def _watched(steps: Iterator[StepRecord], num_steps: int, progress: bool, bound: str) -> Iterator[StepRecord]:
     """Show a bar on a terminal while the records pass by."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task("fit", total=num_steps)
         for record in steps:
-            bar.update(task, completed=record.step, description=f"fit, ELBO {record.elbo:.2f}")
+            bar.update(task, completed=record.step, description=f"fit, {bound} {record.elbo:.2f}")
             yield record
 
 

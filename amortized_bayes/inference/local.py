@@ -19,6 +19,7 @@ from amortized_bayes.inference.streams import batch_length, cuda_devices
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import kept
 from amortized_bayes.per_point import mean_over_points
+from amortized_bayes.points import PointRows
 from amortized_bayes.types import LatentSite
 
 __all__ = ["Fresh", "fresh_factors"]
@@ -158,7 +159,7 @@ def _fit_rows(
             for _ in training.run(stop - training.steps, begin=begin, due=lambda: loop.due):
                 loop.offer()
             done, height = done + more, height / math.sqrt(2)
-            values = _local_elbo(training)
+            values = _local_bound(training)
             gain = (math.nan, math.nan) if before is None else mean_over_points(values - before)
             before = values
 
@@ -177,25 +178,30 @@ def _frozen_store() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _local_elbo(training: Training) -> Tensor:
-    """ELBO of each point without the part of theta, ``(B,)`` in nats, from draws that are the same at every call."""
-    options, found = training.options, []
+def _local_bound(training: Training) -> Tensor:
+    """What each point is fitted by without the part of theta, ``(B,)`` in nats, from draws that are always the same."""
+    found = []
     with torch.random.fork_rng(devices=cuda_devices(training.data)):
         torch.manual_seed(training.seed)
         for index in torch.arange(len(training.data), device=training.data.device).split(ROWS):
             x = training.data[index].to(training.dtype)
-            draws = [
-                expected_log_weights(
-                    training.model,
-                    training.guide,
-                    x,
-                    index,
-                    plate=training.plate,
-                    num_data=len(training.data),
-                    analytic_kl=options.analytic_kl,
-                    local_reparametrization=options.local_reparametrization,
-                ).local[0, 0]
-                for _ in range(DRAWS)
-            ]
+            draws = [_draw(training, x, index) for _ in range(DRAWS)]
             found.append(torch.stack(draws).mean(0))
     return torch.cat(found)
+
+
+def _draw(training: Training, x: Tensor | PointRows, index: Tensor) -> Tensor:
+    options = training.options
+    if training.importance is not None:
+        with torch.enable_grad():  # its draws are cut off from what made them, which nothing else asks for
+            return training.importance.bound((x, index), index).local.detach()
+    return expected_log_weights(
+        training.model,
+        training.guide,
+        x,
+        index,
+        plate=training.plate,
+        num_data=len(training.data),
+        analytic_kl=options.expected_kl,
+        local_reparametrization=options.local_reparametrization,
+    ).local[0, 0]

@@ -11,6 +11,10 @@ from amortized_bayes.limits import AtLeast, Below, Count, NotNegative, limited
 
 __all__ = ["FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
 
+OF_ELBO = (
+    *("analytic_kl", "local_reparametrization", "quadrature_nodes", "entropy_weight", "kl_weight", "shared_kl_weight"),
+)
+"""Options that replace draws by expectations, or weigh terms of the ELBO: importance weights have neither."""
 RATED_WIDTH = 64
 """Encoders wider than this take smaller steps than learning rates say."""
 
@@ -31,7 +35,7 @@ class FitOptions:
         row_learning_rate: of rows of tables (factorized VI), which are visited once an epoch.
         row_steps: steps of the rows of a batch at each visit; everything else moves with the last of them (stochastic
             VI fits local factors before it moves shared ones: Hoffman, Blei, Wang & Paisley, 2013).
-        analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`.
+        analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`; by default with ``elbo``.
         local_reparametrization: likewise.
         quadrature_nodes: likewise; needs local reparametrization.
         center_input: encoders see the data minus their mean, which moves into their first bias (LeCun, Bottou, Orr &
@@ -47,10 +51,17 @@ class FitOptions:
         shared_kl_weight: multiplies those of shared latents.
         adam_beta2: decay of Adam's second moments, those of rows too.
         adam_eps: added to Adam's denominators (not to those of rows).
+        objective: what is climbed: ``elbo``; ``iwae``, the importance-weighted bound of ``num_particles`` draws, with
+            the guide's gradient doubly reparametrized (Tucker et al., 2019); or ``rws``, reweighted wake-sleep, which
+            fits the model by that bound and the guide by its wake phase (Bornschein & Bengio, 2015). See
+            :mod:`~amortized_bayes.inference.importance`. The last two take plain draws: no analytic KL, local
+            reparametrization, quadrature or weights of terms.
+        num_particles: K, draws of each point per step, with ``iwae`` (1 is the ELBO) and ``rws`` (2 or more).
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: a number out of its range, or quadrature without local reparametrization.
+        ValueError: a number out of its range, quadrature without local reparametrization, or an option that the
+            objective does not have.
 
     Example:
         >>> from amortized_bayes import FitOptions
@@ -64,7 +75,7 @@ class FitOptions:
     shared_scale_learning_rate: NotNegative | None = None
     row_learning_rate: NotNegative = 0.1
     row_steps: Count = 1
-    analytic_kl: bool = True
+    analytic_kl: bool | None = None
     local_reparametrization: bool = False
     quadrature_nodes: Annotated[int, AtLeast(0, 100)] = 0
     center_input: bool = False
@@ -77,6 +88,8 @@ class FitOptions:
     shared_kl_weight: Schedule | None = None
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     adam_eps: NotNegative = 1e-8
+    objective: Literal["elbo", "iwae", "rws"] = "elbo"
+    num_particles: Count = 1
 
     def __post_init__(self) -> None:
         if self.quadrature_nodes and not self.local_reparametrization:
@@ -84,13 +97,21 @@ class FitOptions:
                 "expected quadrature_nodes of 1 or more with local_reparametrization, or 0, got "
                 f"{self.quadrature_nodes} with local_reparametrization={self.local_reparametrization}"
             )
+        if self.objective == "elbo":
+            if self.num_particles > 1:
+                raise ValueError(f"expected num_particles of 1 with objective 'elbo', got {self.num_particles}")
+            return
+        if self.objective == "rws" and self.num_particles < 2:
+            raise ValueError("expected num_particles of 2 or more with objective 'rws': the weight of one draw is 1")
+        if found := [name for name in OF_ELBO if getattr(self, name)]:
+            raise ValueError(f"expected objective 'elbo' with {found[0]}, got {self.objective!r}")
 
     @classmethod
     def recipe(cls, **changes: Any) -> FitOptions:
         """What was found to converge soonest (docs/tuning.md): falling rates, KL warm-up, centered input, row steps.
 
         The last iterate is the result, so that no averages are kept. Quadrature and local reparametrization, which not
-        every model allows, are left to ``changes``.
+        every model allows, are left to ``changes``. Only the ELBO has a warm-up.
 
         Example:
             >>> FitOptions.recipe(batch_size=50).schedule(0.25)
@@ -109,7 +130,24 @@ class FitOptions:
             "shared_kl_weight": WarmUp(0.2),
             "adam_beta2": 0.99,
         }
+        if changes.get("objective", "elbo") != "elbo":
+            del found["kl_weight"], found["shared_kl_weight"]
         return cls(**found | changes)
+
+    @property
+    def expected_kl(self) -> bool:
+        """Whether the ELBO has KL divergences in closed form, where there are any."""
+        return self.analytic_kl is not False
+
+    @property
+    def bound_name(self) -> str:
+        """Which bound a fit climbs, for curves.
+
+        Example:
+            >>> FitOptions(objective="iwae", num_particles=8).bound_name
+            'IWAE bound (K = 8)'
+        """
+        return "ELBO" if self.objective == "elbo" else f"IWAE bound (K = {self.num_particles})"
 
     @property
     def annealed(self) -> bool:
@@ -144,7 +182,8 @@ class FitOptions:
 class StepRecord(NamedTuple):
     """A fit after ``step`` steps that took ``seconds``; ``elbo`` is the last batch's noisy value, nats per point.
 
-    While terms are annealed it is the annealed objective, which lies above the ELBO: during a warm-up it falls.
+    With another objective it is the importance-weighted bound that ``FitOptions.bound_name`` names. While terms are
+    annealed it is the annealed objective, which lies above the ELBO: during a warm-up it falls.
     """
 
     step: int

@@ -5,7 +5,8 @@ The loss of a step is the negative ELBO per data point,
 .. math::
     -\frac{1}{B} \sum_{b} \text{local}_b - \frac{1}{N} \text{shared},
 
-so that a batch's gradient does not grow with N. Steps have a constant rate and reports are made on averaged iterates,
+so that a batch's gradient does not grow with N; or that of an importance-weighted bound, with gradients of its own
+(:mod:`~amortized_bayes.inference.importance`). Steps have a constant rate and reports are made on averaged iterates,
 which need no known end; or a schedule lets the rates fall, and the last iterate is reported (``average=None``).
 """
 
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pyro
@@ -27,6 +29,7 @@ from amortized_bayes.capture import Captured
 from amortized_bayes.divergence import CHECK_EVERY, Divergence
 from amortized_bayes.expectations import check_quadrature, expected_log_weights
 from amortized_bayes.inference.capturing import Whole, captured_step, pays
+from amortized_bayes.inference.importance import ImportanceWeighted
 from amortized_bayes.inference.options import FitOptions, StepRecord
 from amortized_bayes.inference.streams import Batches, Stream, cuda_devices
 from amortized_bayes.inference.variables import Variables
@@ -37,6 +40,9 @@ from amortized_bayes.tiling import at_places
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["Training"]
+
+GradientsOf = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
+"""Gradients of a loss with respect to tensors, ``None`` where it does not depend on one."""
 
 
 class Training:
@@ -56,7 +62,8 @@ class Training:
         transform: applied to each batch, such as fresh binarization; draws by torch's global generator are the run's.
 
     Raises:
-        ValueError: no data, a batch larger than the data, nothing to fit, or quadrature where it would be wrong.
+        ValueError: no data, a batch larger than the data, nothing to fit, quadrature where it would be wrong, or a
+            guide without the gradients of the objective.
 
     Example:
         >>> import torch
@@ -104,6 +111,7 @@ class Training:
             self._call(self._check_quadrature)
         self.batches = Batches(len(data), options.batch_size, seed, data.device)
         self.stream = Stream(seed, data)
+        self.importance = self._importance() if options.objective != "elbo" else None
 
     def _check_memory(self) -> None:
         """Refuse layers whose outputs for a batch do not fit, each with its gradient and what its activation keeps."""
@@ -111,8 +119,10 @@ class Training:
             m for program in (self.model, self.guide) if isinstance(program, nn.Module) for m in program.modules()
         ]
         outputs = sum(module.out_features for module in modules if isinstance(module, nn.Linear))
-        size = 3 * outputs * self.options.batch_size * self.dtype.itemsize
-        what = f"a batch of {self.options.batch_size:,} points through layers of {outputs:,} units in all"
+        rows, particles = self.options.batch_size * self.options.num_particles, self.options.num_particles
+        size = 3 * outputs * rows * self.dtype.itemsize
+        points = f"{self.options.batch_size:,} points" + (f" with {particles:,} particles" if particles > 1 else "")
+        what = f"a batch of {points} through layers of {outputs:,} units in all"
         check_memory(size, what, self.data.device)
 
     def _call(self, program: Callable[..., object]) -> None:
@@ -127,24 +137,39 @@ class Training:
     def _check_quadrature(self, *args: Any) -> None:
         check_quadrature(self.model, self.guide, *args, plate=self.plate)
 
+    def _importance(self) -> ImportanceWeighted:
+        """The objective's draws and gradients, tried on the first batch."""
+        objective = self.options.objective
+        assert objective != "elbo"
+        counts = self.options.num_particles, len(self.data)
+        found = ImportanceWeighted(self.model, self.guide, self.plate, objective, *counts)
+        index, buffers = self.batches[0], [(buffer, buffer.clone()) for _, buffer in self._buffers()]
+        with torch.random.fork_rng(devices=cuda_devices(self.data)), self._places(index):
+            found.settle((self._inputs_of(index), *([index] if self.pass_index else [])), index)
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        return found
+
     def _batch(self, index: Tensor) -> Any:
         return self.data.index_select(0, index).to(self.dtype)
 
     def loss_and_gradients(self, *inputs: Tensor) -> list[Tensor]:
-        """Negative ELBO per point of a batch, and its gradients: of parameters as they are, of rows times B.
+        """Loss per point of a batch, and its gradients: of parameters as they are, of rows times B.
+
+        The loss is the negative ELBO, or the negative importance-weighted bound.
 
         Inputs are the data, each of their tensors, and places ``(B,)``; then the weights of log prior, log q and the
         shared part, ``(3,)``, where the options anneal, and rows.
         """
-        loss, rows = self._loss(*inputs)
+        loss, rows, gradients_of = self._loss(*inputs)
         wanted = [*self.variables.parameters, *rows]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        found = gradients_of(wanted)
         gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted, strict=True)]
         count = len(self.variables.parameters)
         return [loss.detach(), *gradients[:count], *(g * len(inputs[0]) for g in gradients[count:])]
 
     def moving_step(self, numbers: Tensor, *inputs: Tensor) -> list[Tensor]:
-        """Negative ELBO per point of a batch, gradients of rows times B, and what the step moves, as it is after it.
+        """Loss per point of a batch, gradients of rows times B, and what the step moves, as it is after it.
 
         This is what is compiled. It takes :meth:`Variables.numbers` before the inputs of :meth:`loss_and_gradients`.
         The batch is gathered outside: inside, Inductor would write it anew for each kernel that is not its own.
@@ -154,16 +179,21 @@ class Training:
         return [loss, *gradients[count:], *self.variables.moved(gradients[:count], numbers)]
 
     def row_gradients(self, *inputs: Tensor) -> list[Tensor]:
-        """Negative ELBO per point of a batch, and its gradients with respect to rows alone, times B."""
-        loss, rows = self._loss(*inputs)
-        return [loss.detach(), *(g * len(inputs[0]) for g in torch.autograd.grad(loss, rows))]
+        """Loss per point of a batch, and its gradients with respect to rows alone, times B."""
+        loss, rows, gradients_of = self._loss(*inputs)
+        found = zip(gradients_of(rows), rows, strict=True)
+        return [loss.detach(), *((torch.zeros_like(row) if g is None else g) * len(inputs[0]) for g, row in found)]
 
-    def _loss(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _loss(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], GradientsOf]:
+        """Loss per point, rows that stand for those of tables, and what gives gradients of the loss."""
         own, (index, *more) = inputs[: self._width], inputs[self._width :]
         x = PointRows(own) if isinstance(self.data, PointRows) else own[0]
         annealing, given = (more[0], more[1:]) if self.options.annealed else (None, more)
         rows = tuple(r.detach().requires_grad_() for r in given)
         with self.variables.bound(rows), self._places(index):
+            if self.importance is not None:
+                bound = self.importance.bound((x, *([index] if self.pass_index else [])), index)
+                return -bound.value, rows, bound.gradients
             weights = expected_log_weights(
                 self.model,
                 self.guide,
@@ -171,7 +201,7 @@ class Training:
                 *([index] if self.pass_index else []),
                 plate=self.plate,
                 num_data=len(self.data),
-                analytic_kl=self.options.analytic_kl,
+                analytic_kl=self.options.expected_kl,
                 local_reparametrization=self.options.local_reparametrization,
                 quadrature_nodes=self.options.quadrature_nodes,
             )
@@ -179,7 +209,8 @@ class Training:
         if annealing is not None:
             local = weights.log_likelihood + annealing[0] * weights.log_prior - annealing[1] * weights.log_q
             shared = annealing[2] * shared
-        return -(local.mean() + shared), rows
+        loss = -(local.mean() + shared)
+        return loss, rows, partial(torch.autograd.grad, loss, allow_unused=True)
 
     def prepare(self, num_steps: int, begin: int = 0) -> None:
         """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not.
