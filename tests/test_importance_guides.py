@@ -262,3 +262,15 @@ def test_a_result_says_which_bound_it_is():
     assert "IWAE bound (K = 3) -" in repr(found)
     plain = ab.fit(model, guide, x, 5, FitOptions(batch_size=B), progress=False)
     assert "s, ELBO -" in repr(plain)
+
+
+@pytest.mark.parametrize("objective", ["iwae", "rws"])
+def test_compare_fits_all_families_by_the_objective(float64, objective):
+    model = ab.LinearGaussian(torch.ones(3, 1), torch.zeros(3), 0.8)
+    x = torch.randn(60, 1) + 0.8 * torch.randn(60, 3)
+    fit = FitOptions.recipe(batch_size=20, objective=objective, num_particles=5, capture="replay")
+    found = ab.compare(model, x, widths=(4,), settings=ab.ComparisonSettings(epochs=60, fit=fit), progress=False)
+    frame = found.to_frame().set_index("guide")
+    best = model.best_factorized_elbo(x).mean().item()
+    for name in ("amortized", "factorized"):  # the exact posterior is in both families
+        assert best - 0.15 < frame.loc[name, "elbo"] < best + 0.05
