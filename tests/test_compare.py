@@ -230,7 +230,7 @@ def test_a_fit_that_fails_is_said_and_the_others_stand(x):
     assert set(failed["metric"]) == {"failure"}
 
 
-def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
+def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch, tmp_path):
     def diverge(self, num_steps, *rest):
         raise Divergence(3, math.inf)
         yield
@@ -238,8 +238,20 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch):
     monkeypatch.setattr(fitting.Training, "run", diverge)
     report = compare(normal, x)
     assert set(report.to_frame()["status"]) == {"failed"}
-    assert "no F-VI fit succeeded" in str(report)
     assert "no reference" in repr(report)
+    why = "loss of inf nats per point at step 3"
+    said = f"no F-VI fit succeeded: there is no reference to compare with (F-VI failed at step 3 ({why}))"
+    report.save(tmp_path / "report")
+    for found in (report, amortized_bayes.Comparison.load(tmp_path / "report")):
+        assert str(found) == said
+        assert found.to_frame()["reason"].tolist() == [why, why, why, "A-VI, which it starts from, failed"]
+        assert set(found.to_rows()["note"]) == set(found.to_frame()["reason"])
+        for call in (found.plot, found.plot_curves):
+            with pytest.raises(ValueError, match="to draw the others against, but no F-VI fit succeeded") as refused:
+                call()
+            assert "\n" not in str(refused.value)
+        with pytest.raises(ValueError, match=f"every one failed: F-VI failed at step 3 .{why}"):
+            found.best  # noqa: B018
 
 
 def test_a_fit_that_diverges_at_the_top_of_its_ladder_failed_and_starts_no_other(x, monkeypatch):
@@ -256,7 +268,7 @@ def test_a_fit_that_diverges_at_the_top_of_its_ladder_failed_and_starts_no_other
     assert frame.index[frame["status"] == "failed"].tolist() == ["amortized", "factorized-from-amortized"]
     assert frame["unconverged_by"].notna().tolist() == [True, False, True, False]
     assert report.reference.name == "factorized"
-    assert "A-VI, k = 2: failed at step 3" in str(report)
+    assert "A-VI, k = 2: failed at step 3 (loss of inf" in str(report)
 
 
 def test_a_guide_that_was_added_is_compared(x, monkeypatch):

@@ -19,7 +19,7 @@ from amortized_bayes.reports.report import Group
 __all__ = ["array_groups", "pack_fits", "unpack_fits"]
 
 TERMS = ("value", "standard_error", "log_likelihood", "kl", "shared")
-PLAIN = ("name", "k", "step", "seconds", "active_units")
+PLAIN = ("name", "k", "step", "seconds", "active_units", "reason")
 
 
 def pack_fits(fits: Sequence[FittedGuide]) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
@@ -57,7 +57,7 @@ def _unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> FittedGu
         top = elbo if values is None else PointValues(values, error)
         assert top is not None
         rungs.append(Rung(epochs, step, seconds, top))
-    own = {name: plain[name] for name in PLAIN}
+    own = {name: plain[name] for name in PLAIN if name in plain}  # files from before reasons were kept
     return FittedGuide(**own, elbo=elbo, rungs=tuple(rungs))
 
 

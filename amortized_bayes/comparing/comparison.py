@@ -92,7 +92,7 @@ class Comparison(Report):
         """
         done = [f for f in self.fits if f.elbo is not None]
         if not done:
-            raise ValueError("expected a fit that succeeded, but every one failed: see to_frame()")
+            raise ValueError(f"expected a fit that succeeded, but every one failed: {self._first_failure()}")
         return max(done, key=_mean_elbo)
 
     def to_frame(self) -> pd.DataFrame:
@@ -113,6 +113,7 @@ class Comparison(Report):
         reference = self.reference
         if reference is None or reference.elbo is None:
             why = "no F-VI fit succeeded: there is no reference to compare with"
+            why += f" ({failure})" if (failure := self._first_failure()) else ""
             return Ranking(why, None, (why,))
         lines = [f"ELBO of the best F-VI found: {reference.elbo.mean()[0]:.3f} nats per point"]
         lines += [f"{fitted.label}: {self._say(fitted)}" for fitted in self.fits]
@@ -120,7 +121,7 @@ class Comparison(Report):
 
     def _say(self, fitted: FittedGuide) -> str:
         if fitted.elbo is None:
-            return f"failed at step {fitted.step}"
+            return f"failed at step {fitted.step}" + (f" ({fitted.reason})" if fitted.reason else "")
         row = self._row(fitted)
         gap, more = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)", row["unconverged_by"]
         tail = "" if math.isnan(more) else f"; the last doubling of the epochs gained {more:.3f} nats"
@@ -128,10 +129,24 @@ class Comparison(Report):
         dead = "; vacuous: no latent is active" if fitted.status == "vacuous" else ""
         return f"family gap {gap}{tail}{dead}"
 
+    def _first_failure(self) -> str:
+        """The first F-VI that failed, else the first fit of any guide, with its reason; empty where none did."""
+        failed = sorted((f for f in self.fits if f.elbo is None), key=lambda f: not guide_entry(f.name).is_reference)
+        return f"{failed[0].label} {self._say(failed[0])}" if failed else ""
+
+    def _need_reference(self) -> None:
+        if self.reference is None:
+            raise ValueError(f"expected a fit to draw the others against, but {self.verdict}")
+
     def plot(self) -> Figure:
-        """Draw the family gap against k."""
+        """Draw the family gap against k.
+
+        Raises:
+            ValueError: no F-VI succeeded.
+        """
         from amortized_bayes.plotting import family_gap_figure
 
+        self._need_reference()
         return family_gap_figure(self.to_rows())
 
     def _badges(self) -> Iterator[Badge]:
@@ -153,9 +168,14 @@ class Comparison(Report):
         yield "curves", lambda: drawing(self.plot_curves(), "nats behind the reference against steps and seconds")
 
     def plot_curves(self) -> Figure:
-        """Draw nats behind the reference against iterations and seconds, a point for each budget."""
+        """Draw nats behind the reference against iterations and seconds, a point for each budget.
+
+        Raises:
+            ValueError: no F-VI succeeded.
+        """
         from amortized_bayes.plotting import curve_figure
 
+        self._need_reference()
         return curve_figure(self.to_rows(), "data", "behind_reference")
 
     def to_rows(self) -> pd.DataFrame:
@@ -182,7 +202,7 @@ class Comparison(Report):
     def _row(self, fitted: FittedGuide) -> dict[str, Any]:
         row: dict[str, Any] = dict(zip(("guide", "k", "step", "seconds"), fitted[:4], strict=True))
         if fitted.elbo is None:
-            return {**row, "status": fitted.status}
+            return {**row, "status": fitted.status, "reason": fitted.reason}
         found = {f.metric: f.measure for f in self._findings if f.fit == fitted.fit}
         nothing = Measure(math.nan)
         gap, more = found.get("family_gap", nothing), found.get("unconverged_by", nothing)
@@ -199,6 +219,7 @@ class Comparison(Report):
             "gap_settled": self._is_settled(fitted.fit),
             "seconds_per_step": fitted.seconds_per_step,
             "status": fitted.status,
+            "reason": fitted.reason,
         }
 
     def _is_settled(self, fit: Fit) -> bool:

@@ -32,6 +32,7 @@ class FittedGuide(NamedTuple):
         active_units: latents that carry something.
         program: the fitted guide; ``None`` for a fit that failed, and in a report that was loaded.
         model_state: parameters that the model was fitted to beside the guide; ``None`` where it has none.
+        reason: why a fit failed; empty for one that did not.
     """
 
     name: str
@@ -43,6 +44,7 @@ class FittedGuide(NamedTuple):
     active_units: int = 0
     program: Any = None
     model_state: Snapshot | None = None
+    reason: str = ""
 
     @property
     def guide(self) -> Any:

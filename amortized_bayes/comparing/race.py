@@ -43,7 +43,8 @@ def run_race(
         origin = guide_entry(fit.guide).starts_from
         best = best_fit(elbos, origin)
         if origin and best is None:
-            fitted, start = FittedGuide(*fit, 0, 0.0, None, ()), None
+            why = f"{guide_entry(origin).label}, which it starts from, failed"
+            fitted, start = FittedGuide(*fit, 0, 0.0, None, (), reason=why), None
         else:
             fitted, start = _fit(problem, fit, None if best is None else starts[best], watch)
         if fitted.elbo is not None and start is not None:
@@ -75,7 +76,7 @@ def _fit(
                 answer = start_at(problem, fitting, _keep)
         done = finish_fit(problem, fitting)
     except Divergence as error:
-        return FittedGuide(*fit, error.step, fitting.training.seconds, None, tuple(rungs)), None
+        return FittedGuide(*fit, error.step, fitting.training.seconds, None, tuple(rungs), reason=str(error)), None
     fitting.training.settle()
     top = done.evaluation
     rungs.append(Rung(top.epochs, top.step, top.seconds, done.elbo))

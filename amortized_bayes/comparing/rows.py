@@ -17,7 +17,7 @@ def fit_rows(fitted: FittedGuide, seed: int) -> Iterator[Row]:
     factors = {**_of_run(seed), **fitted.fit.factors}
     row = Row("compare", factors, fitted.step, fitted.seconds, "failure", None, status=fitted.status)
     if fitted.elbo is None:
-        yield row
+        yield row._replace(note=fitted.reason)
         return
     for rung in fitted.rungs:
         at = {"factors": {**factors, "epochs": rung.epochs}, "step": rung.step, "seconds": rung.seconds}
