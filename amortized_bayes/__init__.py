@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from amortized_bayes.inference.flow_search import optimize_flow
     from amortized_bayes.inference.optimize import optimize_local
     from amortized_bayes.inference.options import FitOptions
+    from amortized_bayes.inference.refine import RefineSettings, refine
     from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
     from amortized_bayes.inference.svi import Training
     from amortized_bayes.joint import draw_shared, log_joint
@@ -74,6 +75,7 @@ _WHERE = {
     "inference.flow_search": ("optimize_flow",),
     "inference.optimize": ("optimize_local",),
     "inference.options": ("FitOptions",),
+    "inference.refine": ("RefineSettings", "refine"),
     "inference.settings": ("FlowSearchSettings", "LocalSettings"),
     "inference.svi": ("Training",),
     "joint": ("draw_shared", "log_joint"),

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 CHAINS = ab.AISSettings(num_chains=2, num_temperatures=2, num_pilot=2)
 LOCAL = ab.LocalSettings(max_steps=10, max_rounds=1, num_samples=4, num_score=20)
+REFINE = ab.RefineSettings(steps=(2,), num_samples=4, num_score=20)
 SEARCH = ab.FlowSearchSettings(num_steps=1, num_kept=2, num_score=20, num_samples=2)
 FIT = ab.FitOptions(batch_size=5, capture="off", learning_rate=0.0, shared_learning_rate=0.0)
 
@@ -33,13 +34,14 @@ EXACT = {  # of a guide that is the posterior, all of these are log p(x) whateve
     "log_predictive": lambda *a, **k: ab.log_predictive(*a, num_particles=2, num_shared=1, **k).value,
     "optimize_local": lambda *a, **k: ab.optimize_local(*a, settings=LOCAL, **k).elbo_star,
     "optimize_flow": lambda *a, **k: flow(*a, **k).elbo_star,
+    "refine, optimized": lambda *a, **k: ab.refine(*a, settings=REFINE, **k).elbo[-1],
 }
 SHAPED = {
     "ais": lambda *a, **k: ab.ais(*a, settings=CHAINS, **k).log_p,
     "latent_sites": lambda model, guide, *a, **k: torch.zeros(N * len(ab.latent_sites(model, *a, **k).local)),
     "mean_prediction": lambda *a, **k: ab.mean_prediction(*a, **k).latents[:, 0],
 }
-SLOWER = ("iwae, streamed", "optimize_local", "optimize_flow")
+SLOWER = ("iwae, streamed", "optimize_local", "optimize_flow", "refine, optimized")
 CALLS = {**EXACT, **SHAPED}
 
 

@@ -16,6 +16,7 @@ CALLS = {
     "inference/fit.py: fit_steps": 9,
     "inference/flow_search.py: optimize_flow": 9,
     "inference/optimize.py: optimize_local": 9,
+    "inference/refine.py: refine": 9,
 }
 """What readers call, with options by name, may have more."""
 MAX_LINES = 400

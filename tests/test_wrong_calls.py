@@ -26,6 +26,7 @@ RESULTS = {"Comparison", "Diagnosis", "FitResult", "LogWeights", "VAE", "Diverge
 MAY_BE_0 = {
     *("seed", "depth", "quadrature_nodes", "average", "adam_beta2", "adam_eps", "tolerance", "restart_spread"),
     *("share", "log_scale", "learning_rate", "shared_learning_rate", "shared_scale_learning_rate", "row_learning_rate"),
+    "steps",
 }
 MAY_BE_HUGE = {"seed", "num_data", "observed", "width", "latent_dim", "num_steps_done"}
 """What has no limit of its own: sizes are held against the machine's memory."""
@@ -38,7 +39,7 @@ Q = Gaussian(torch.zeros(4, 2), torch.ones(4, 2))
 OF_MODEL = {"compare", "latent_sites", "log_joint", "optimize_flow"}
 OF_BOTH = {
     *("ais", "bdmc", "diagnose", "elbo", "fit", "fit_steps", "iwae", "log_predictive", "log_weights"),
-    *("mean_prediction", "optimize_local"),
+    *("mean_prediction", "optimize_local", "refine"),
 }
 GIVEN = {
     "Amortized": {"sites": SITES, "num_data": 4, "observed": 3},
@@ -116,7 +117,7 @@ def wrong(name, hint):
             choice = next(choice for choice in get_args(kind) if isinstance(choice, str))
             found += [choice[:-1] + "x", choice.upper(), 3, ""]
         if get_origin(kind) in (Sequence, tuple) and int in map(lambda h: (parts(h) or [None])[0], get_args(kind)):
-            found += [[0], [1.5], [-1, 2], ["a"], "12", [math.nan]]
+            found += [[1.5], [-1, 2], ["a"], "12", [math.nan]] + ([[0]] if name not in MAY_BE_0 else [])
         if get_origin(kind) in (Mapping, Callable) or is_dataclass(kind):
             found += [3, [1]]
         if is_dataclass(kind):

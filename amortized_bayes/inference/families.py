@@ -126,6 +126,11 @@ class Diagonal:
         scale = rows[:, self.dim :].exp()
         return torch.cat([gradient[:, : self.dim] / self.unit * scale, gradient[:, self.dim :] / math.sqrt(2)], -1)
 
+    def unwhiten(self, rows: Tensor, step: Tensor) -> Tensor:
+        """A step in those coordinates, in the coordinates of the rows, ``(r, 2D)``."""
+        scale = rows[:, self.dim :].exp()
+        return torch.cat([step[:, : self.dim] * scale / self.unit, step[:, self.dim :] / math.sqrt(2)], -1)
+
     def pace(self, rows: Tensor, distance: Tensor) -> Tensor:
         """A round at the default settings moves means by 1.5 of their units."""
         scale = rows[:, self.dim :].exp()

@@ -28,6 +28,7 @@ from torch.distributions import Distribution
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.inference.families import Diagonal, Family
+from amortized_bayes.inference.members import score, start_of
 from amortized_bayes.inference.own_family import OwnFamily
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.inference.slots import Slots
@@ -35,7 +36,6 @@ from amortized_bayes.joint import (
     Factor,
     Gaussian,
     LogJoint,
-    gaussian_start,
     global_seed,
     joint_density,
     points_per_chunk,
@@ -161,7 +161,7 @@ def _family(
 ) -> tuple[Family, Tensor]:
     """The family, and the member of each point to start at, ``(B, W)``."""
     if family == "gaussian":
-        start = _start(joint, guide, num_fit, size)
+        start = start_of(joint, guide, num_fit, size)
         diagonal = Diagonal(_unit(start))
         return diagonal, diagonal.rows(start)
     if guide is None or isinstance(guide, Gaussian):
@@ -175,27 +175,6 @@ def _family(
     if bad:
         raise ValueError(f"the guide's parameters are not finite at point {bad[0]}")
     return own, own.start
-
-
-def _start(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size: int) -> Gaussian:
-    """Start of each point, ``(B, D)``."""
-    if isinstance(guide, Gaussian):
-        shape = (joint.num_points, joint.dim)
-        if guide.loc.shape != shape or guide.scale.shape != shape or not (guide.scale > 0).all():
-            raise ValueError(
-                f"expected start with loc and positive scale of shape {shape}, got {tuple(guide.loc.shape)} and "
-                f"{tuple(guide.scale.shape)}"
-            )
-        return guide
-    parts = []
-    for part in torch.arange(joint.num_points).split(size):
-        some = joint.select(part)
-        if guide is None:
-            draws = some.sample_prior(num_fit)
-            parts.append(Gaussian(draws.mean(0), draws.std(0)))
-        else:
-            parts.append(gaussian_start(some, guide, num_fit))
-    return Gaussian(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _unit(start: Gaussian) -> Tensor:
@@ -247,14 +226,5 @@ def _score(
     joint: LogJoint, slots: Slots, members: Tensor, max_rows: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """ELBO of a member for each run on fresh draws and its standard error, ``(R·B,)`` twice."""
-    values, num_draws, points = [], slots.settings.num_score, slots.points
-    for run in torch.arange(len(points), device=points.device).split(max(1, max_rows // 50)):
-        some, rows = joint.select(points[run]), members[run]
-        weights = []
-        for draws in torch.arange(num_draws).split(50):
-            noise = rows.new_empty(len(draws), len(run), joint.dim).normal_(generator=generator)
-            drawn = slots.family.draw(rows, noise)
-            weights.append((some(drawn.z) - drawn.log_q).double())
-        values.append(torch.cat(weights))
-    log_w = torch.cat(values, -1)
-    return log_w.mean(0), log_w.std(0) / math.sqrt(num_draws)
+    log_w = score(joint, slots.family, slots.points, members, slots.settings.num_score, max_rows, generator)
+    return log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))
