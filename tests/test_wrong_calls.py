@@ -21,7 +21,7 @@ import amortized_bayes as ab
 from amortized_bayes.joint import Gaussian
 
 HERE = Path(ab.__file__).parent
-RESULTS = {"Comparison", "Diagnosis", "FitResult", "LogWeights", "VAE", "Divergence"}
+RESULTS = {"Amortizability", "Comparison", "Diagnosis", "FitResult", "LogWeights", "VAE", "Divergence"}
 """What calls give; nobody makes them."""
 MAY_BE_0 = {
     *("seed", "depth", "quadrature_nodes", "average", "adam_beta2", "adam_eps", "tolerance", "restart_spread"),
@@ -36,7 +36,7 @@ MODEL = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5)
 SITES = ab.latent_sites(MODEL, X).local
 GUIDE = ab.Constant(SITES, num_data=4)
 Q = Gaussian(torch.zeros(4, 2), torch.ones(4, 2))
-OF_MODEL = {"compare", "latent_sites", "log_joint", "optimize_flow"}
+OF_MODEL = {"can_amortize", "compare", "latent_sites", "log_joint", "optimize_flow"}
 OF_BOTH = {
     *("ais", "bdmc", "diagnose", "elbo", "fit", "fit_steps", "iwae", "log_predictive", "log_weights"),
     *("mean_prediction", "optimize_local", "refine"),
