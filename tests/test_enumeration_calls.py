@@ -322,3 +322,20 @@ def test_compare_with_enumerated_sites_and_the_plate_at_any_dimension(dim):
     assert abs(report.best.elbo.value.mean() - exact.mean()) < 3 * error
     evidence = (LOGITS + dist.Normal(MEANS[:, 0], (0.64 + 0.09) ** 0.5).log_prob(x[:, None])).logsumexp(-1)
     assert 0 < (evidence - exact).mean() < 0.1
+
+
+def test_a_guide_that_enumerates_its_label_runs_in_the_race():
+    """Its own label picks a row of its encoder: a mean of labels would be no index."""
+    problem, x = SemiSupervised(), points(20, 2)
+    settings = ab.ComparisonSettings(2, 1, num_draws=3, fit=ab.FitOptions(batch_size=10, capture="off"))
+    model = config_enumerate(problem.model, "parallel")
+    parameters = torch.nn.ParameterList([problem.logits, problem.loc])
+
+    def mine(x):
+        pyro.module("mine", parameters)
+        problem.guide(x)
+
+    report = ab.compare(model, x, guides={"mine": mine}, widths=(2,), settings=settings, progress=False)
+    (found,) = (f for f in report.fits if f.name == "mine")
+    assert found.status != "failed"
+    assert math.isfinite(found.elbo.value.mean())

@@ -69,7 +69,9 @@ def test_both_reports_have_one_face(report, tmp_path):
     assert repr(again) == repr(report)
 
 
-def test_both_reports_have_a_page(report):
+def test_both_reports_have_a_page(report, tmp_path):
+    report.save(tmp_path / "report")
+    assert type(report).load(tmp_path / "report").to_html("data") == report.to_html("data")
     found = read_strictly(report.to_html("<script>alert(1)</script>"))
     shown = "".join(found.texts)
     assert "<script>alert(1)</script>" in shown
@@ -89,6 +91,16 @@ def test_what_cannot_be_drawn_is_named(comparison):
     assert "✗ failed" in shown
     assert "? no verdict" in shown
     assert "Not shown" in shown
+
+
+def test_constant_vi_is_not_blamed_for_being_vacuous(comparison):
+    """All points have its q: no unit of it can be active."""
+    dead = ab.Comparison(
+        tuple(f._replace(active_units=0) for f in comparison.fits), comparison.num_data, comparison.seed
+    )
+    (badge,) = (badge for badge in dead._badges() if badge.text == "vacuous")
+    assert "A-VI, k = 2" in badge.more
+    assert "constant" not in badge.more
 
 
 def test_a_page_judges_as_the_report_does(diagnosis):

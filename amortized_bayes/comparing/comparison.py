@@ -153,7 +153,7 @@ class Comparison(Report):
         for status in ("failed", "vacuous"):
             whose = [f for f in self.fits if f.status == status]
             if status == "vacuous":
-                whose = [f for f in whose if not guide_entry(f.guide).never_active]
+                whose = [f for f in whose if not guide_entry(f.name).never_active]
             if whose:
                 yield Badge("bad", status, "; ".join(f.label for f in whose))
         if self.reference is None:

@@ -215,8 +215,11 @@ class _Means(Messenger):
 
 
 def _center(distribution: Any) -> Tensor:
+    """The mean, or, of a discrete value, the mode: labels are indices, of which there is no mean."""
     if isinstance(distribution, Independent):
         return _center(distribution.base_dist)
+    if distribution.support.is_discrete:
+        return cast(Tensor, distribution.mode).nan_to_num(nan=0.0)  # a fair coin has none
     if isinstance(distribution, TransformedDistribution):
         value: Any = _center(distribution.base_dist)
         for transform in distribution.transforms:
