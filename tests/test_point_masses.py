@@ -106,3 +106,55 @@ def test_a_point_that_has_a_probability_is_a_bound():
     found = ab.elbo(model, guide, X, num_draws=2).value
     sides = [dist.Normal(z, 0.5).log_prob(X) + dist.Bernoulli(0.3).log_prob(torch.tensor(z)) for z in (0.0, 1.0)]
     torch.testing.assert_close(found.float(), torch.where(X > 0.5, sides[1], sides[0]), rtol=0, atol=1e-5)
+
+
+def drawn_beside(draw):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", draw(len(x)), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(x / 1.25 + 0.1 * u, 0.5))
+
+    return guide
+
+
+def made_in_part(x):
+    with pyro.plate("data", len(x)):
+        u = pyro.sample("u", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(u[:, 0]))
+
+
+MIXED = {
+    "a label": drawn_beside(lambda n: dist.Categorical(torch.ones(n, 3) / 3)),
+    "a number": drawn_beside(lambda n: dist.Normal(torch.zeros(n), 10.0)),
+    "more than is made of it": made_in_part,
+}
+
+
+@pytest.mark.parametrize("call", [ab.elbo, ab.iwae, ab.log_predictive, ab.ais, ab.diagnose])
+@pytest.mark.parametrize("kind", MIXED)
+def test_auxiliary_draws_that_no_latent_is_made_of_are_refused(kind, call):
+    """Of three equal labels IWAE would end log 3 above log p(x), of a number anywhere."""
+    with pytest.raises(ValueError, match="made of the guide's auxiliary draws, number for number, got 'u'") as refused:
+        call(model, MIXED[kind], X)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_auxiliary_draw_with_its_density_given_z_is_right():
+    """q(u, z) over r(u | z), the exact one: all weights are those of q(z), a Gaussian."""
+    spread = 0.6
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), spread), infer={"is_auxiliary": True})
+            z = pyro.sample("z", dist.Normal(x / 1.25 + u, 0.5))
+            variance = 1 / (1 / spread**2 + 1 / 0.25)
+            back = dist.Normal(variance * (z - x / 1.25) / 0.25, variance**0.5)
+            pyro.factor("back", -back.log_prob(u), has_rsample=True)
+
+    def alone(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.25, (spread**2 + 0.25) ** 0.5))
+
+    found, expected = (ab.elbo(model, each, X, num_draws=4_000) for each in (guide, alone))
+    error = torch.hypot(found.standard_error, expected.standard_error)
+    assert ((found.value - expected.value).abs() < 4 * error).all()

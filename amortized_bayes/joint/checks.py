@@ -7,16 +7,19 @@ from typing import Any, Protocol
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from torch import Tensor
+from torch.distributions import biject_to
 
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.program_errors import first_line
 from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.supports import support_of
 from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites, unwrapped
 
 __all__ = [
+    "check_auxiliary",
     "check_density",
     "check_fixed",
     "check_guide",
@@ -92,6 +95,7 @@ def check_scales(trace: poutine.Trace, plate: str) -> None:
 
 def check_guide(traces: PairedTraces) -> None:
     """Refuse a guide whose weights are no p/q inside the plate: scaled where the model is not, or all at one point."""
+    check_auxiliary(traces)
     check_masses(traces, traces.local_sites(traces.guide, observed=False))
     for site, shown in _scaled(traces, traces.guide):
         if plate_frame(site, traces.plate) is not None:
@@ -99,6 +103,38 @@ def check_guide(traces: PairedTraces) -> None:
                 f"expected a guide whose sites are not scaled, got {site['name']!r} with a scale of {shown}: its "
                 "log q is then that of no distribution; take poutine.scale away, or set it to 1, for this"
             )
+
+
+def check_auxiliary(traces: PairedTraces) -> None:
+    """Refuse auxiliary draws that the model's latents are not made of, number for number: q(z) is then a mixture.
+
+    The weight p(x, z)/(q(u) q(z|u)) has the mean p(x) times the size of u's space. A factor of the guide may hold the
+    density of u given z that is missing, as in auxiliary flows.
+    """
+    sites = list(sample_sites(traces.guide))
+    if any(isinstance(site["fn"], Unit) for site in sites):
+        return
+    models: Any = traces.model.nodes
+    for inside in (True, False):
+        side = [s for s in sites if not s["is_observed"] and (plate_frame(s, traces.plate) is not None) == inside]
+        drawn = [s for s in side if s["infer"].get("is_auxiliary") and s["name"] not in models]
+        made = [models[s["name"]] for s in side if s["name"] in models and isinstance(unwrapped(s["fn"]), Delta)]
+        if not drawn:
+            continue
+        numbers = sum(_free(site).numel() for site in made)
+        if numbers != (count := sum(site["value"].numel() for site in drawn)):
+            size = next((plate_frame(s, traces.plate).size for s in drawn if inside), 1)
+            names = ", ".join(repr(site["name"]) for site in drawn)
+            raise ValueError(
+                f"expected latents made of the guide's auxiliary draws, number for number, got {names} of "
+                f"{count // size} numbers and {numbers // size} made of them (Delta): log q(z) is then that of a "
+                "mixture, which is not there; sum the draw out, or add its density given z as a factor (has_rsample)"
+            )
+
+
+def _free(site: Any) -> Tensor:
+    """The value of a latent on the unconstrained space; a discrete one as it is."""
+    return site["value"] if site["fn"].support.is_discrete else biject_to(support_of(site)).inv(site["value"])
 
 
 def check_masses(traces: PairedTraces, sites: Iterable[Any]) -> None:
