@@ -141,6 +141,26 @@ class GaussianJoint:
         ratio = (2 * log_scale).exp() * self.diagonal
         return 0.5 * (away @ self.times(away) + (ratio - 1 - ratio.log()).sum())
 
+    def local_best(self) -> Tensor:
+        """Means and log scales of the local latents at the optimum of F-VI, (N, 2 D): a row per point."""
+        rows = (part[self.num_shared :].reshape(self.num_data, -1) for part in self.best()[:2])
+        return torch.cat([*rows], 1)
+
+    def answer(self, rows: Tensor) -> Answer:
+        """Local means and log scales (N, 2 D), beside the shared latents' own best answer to them.
+
+        Raises:
+            ValueError: rows of another shape.
+        """
+        count, size = self.num_shared, len(self.band[0]) // self.num_data
+        if rows.shape != (self.num_data, 2 * size):
+            raise ValueError(f"expected rows ({self.num_data}, {2 * size}), got {tuple(rows.shape)}")
+        local, log_scale = (part.double().flatten() for part in rows.chunk(2, 1))
+        theta = torch.linalg.solve(self.border, self.linear[:count] - self.cross @ local)
+        mean = torch.cat([theta, local])
+        scales = torch.cat([-0.5 * self.border.diagonal().log(), log_scale])
+        return Answer(mean, scales, self.lost(mean, scales))
+
     def best_of(self, features: Tensor, groups: Tensor | None = None) -> Answer:
         """The best f whose means are linear in features of its input, with one scale for each group of points.
 
