@@ -74,6 +74,17 @@ def test_residuals_add_up_to_the_loss_where_no_latents_are_tied():
     assert float(exact.answer(found.answers).lost) < float(found.residual.sum())  # theta answers to them
 
 
+def test_shared_latents_answer_to_the_rows():
+    """At any rows, the ELBO has no slope in the shared latents."""
+    _, exact, best = problem(TwoLevels(members=2))
+    answer = exact.answer(best + torch.randn(best.shape) + 1)
+    mean, log_scale = (part.clone().requires_grad_() for part in answer[:2])
+    slopes = torch.autograd.grad(exact.elbo(mean, log_scale), (mean, log_scale))
+    for slope in slopes:
+        assert abs(float(slope[0])) < 1e-9
+        assert slope[1:].abs().max() > 1e-2
+
+
 def test_equal_inputs_get_the_common_answer_of_least_residual():
     """A walk that is always 1: means weighted by the precisions 3, ..., 3, 2, and their mean precision."""
     exact = RandomWalk().exact(torch.ones(N))
