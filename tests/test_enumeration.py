@@ -243,6 +243,17 @@ def test_half_of_the_labels_are_known():
     torch.testing.assert_close(ab.log_weights(model, nothing, x, label).local[0, 0], expected)
 
 
+def test_a_mark_that_pyro_drops_is_not_asked_for_again():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            known, label = torch.arange(len(x)) % 2 == 0, torch.zeros(len(x))
+            k = pyro.sample("k", dist.Categorical(logits=LOGITS), obs=label, obs_mask=known, infer=PARALLEL)
+            pyro.sample("x", dist.Normal(LOCS[k.long()], 0.7).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"'k_unobserved'.*: use `pyro.infer.config_enumerate\(model\)`"):
+        ab.log_weights(model, nothing, points())
+
+
 def test_a_scale_is_outside_of_the_sum_and_one_for_all():
     def model(x, inner):
         with pyro.plate("data", 60, subsample=torch.arange(len(x))), poutine.scale(scale=0.5):

@@ -60,7 +60,7 @@ def test_divergence_leaves_the_outside_as_it_was():
 
 @pytest.mark.parametrize("size", [N + 1])
 def test_batch_size_beyond_the_data(size):
-    with pytest.raises(ValueError, match=f"batch size of 1 to {N}"):
+    with pytest.raises(ValueError, match=f"batch size of 1 to {N} .*, got {size}: set `FitOptions.batch_size="):
         training(batch_size=size)
 
 

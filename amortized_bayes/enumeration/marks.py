@@ -11,6 +11,8 @@ from amortized_bayes.shared_draw import plate_frame
 __all__ = ["OTHERWISE", "is_enumerated", "is_marked", "without"]
 
 HOW = "infer={'enumerate': 'parallel'}"
+UNOBSERVED = "_unobserved"
+"""How Pyro ends the names of latents that it makes of a site with ``obs_mask``."""
 OTHERWISE = "marginalize it or observe it"
 
 
@@ -50,6 +52,8 @@ def without(site: Any) -> str:
         return ""
     if site["infer"].get("enumerate") is not None:
         return f"it cannot be summed out here; {OTHERWISE}"
+    if site["name"].endswith(UNOBSERVED) and _can_be_enumerated(site["fn"]):
+        return f"Pyro drops {HOW} of a site with `obs_mask`: use `pyro.infer.config_enumerate(model)`, or {OTHERWISE}"
     return f"mark it {HOW} to have it summed out, or {OTHERWISE}" if _can_be_enumerated(site["fn"]) else OTHERWISE
 
 

@@ -93,7 +93,10 @@ class Training:
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
         if not 1 <= options.batch_size <= len(data):
-            raise ValueError(f"expected a batch size of 1 to {len(data)} (the data), got {options.batch_size}")
+            raise ValueError(
+                f"expected a batch size of 1 to {len(data)} (the data), got {options.batch_size}: set "
+                "`FitOptions(batch_size=...)`"
+            )
         self.model, self.guide, self.data, self.options, self.seed = model, guide, data, options, seed
         self.plate, self.pass_index, self.transform = plate, pass_index, transform
         self.dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
