@@ -91,7 +91,14 @@ class BinomialProportion(dist.TorchDistribution):
             self._validate_sample(value)
         logits, grey = broadcast_all(self.logits, value)
         one_count = -binary_cross_entropy_with_logits(logits, grey, reduction="none")  # no cancellation near 0 and 1
-        return self.levels * one_count + self._log_coefficients()[(self.levels * value).round().long()]
+        try:
+            return self.levels * one_count + self._log_coefficients()[(self.levels * value).round().long()]
+        except IndexError:
+            low, high = value.min().item(), value.max().item()
+            raise ValueError(
+                f"expected grey values in [0, 1], counts divided by their {self.levels} levels, got values "
+                f"from {low:g} to {high:g}"
+            ) from None
 
     def _log_coefficients(self) -> Tensor:
         """Log binomial coefficients of all counts, ``(n + 1,)``, looked up: fewer log gammas than one per pixel."""

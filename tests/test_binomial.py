@@ -8,6 +8,7 @@ from scipy.special import expit
 from scipy.stats import binom
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+import amortized_bayes as ab
 from amortized_bayes.binomial import BinomialProportion
 from amortized_bayes.evaluation.errors import mean_prediction
 from amortized_bayes.guides import Amortized, MeanField
@@ -163,3 +164,18 @@ def test_data_are_drawn_from_the_model(float64):
     assert drawn.shape == x.shape
     torch.testing.assert_close(drawn * 16, (drawn * 16).round())
     assert len(drawn.unique()) > 5
+
+
+def test_counts_in_the_place_of_grey_values_are_told():
+    """Also where validation is off, as in the first trials of a model."""
+    words = r"expected grey values in \[0, 1\], counts divided by their 16 levels, got values from 0.5 to 9"
+    with pytest.raises(ValueError, match=words):
+        BinomialProportion(16, torch.zeros(2), validate_args=False).log_prob(torch.tensor([0.5, 9]))
+    pair = ab.vae(
+        torch.nn.Linear(3, 2), torch.nn.Linear(1, 3), "binomial", 1,
+        encoder_gives="log_scale", decoder_gives="logits", levels=16,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="from 0 to 9") as refused:
+        ab.elbo(*pair, torch.arange(12.0).reshape(4, 3).clamp(max=9))
+    assert "\n" not in str(refused.value)
+    assert "index" not in str(refused.value)
