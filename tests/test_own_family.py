@@ -294,9 +294,12 @@ def test_guides_that_have_a_name_and_those_that_have_none() -> None:
     assert kinds_of(low_rank(1)) == ["MultivariateNormal contained"]
     assert kinds_of(low_rank(2)) == ["MultivariateNormal"]  # which any covariance of three latents has
     assert kinds_of(site(moved)) == ["MultivariateNormal"]
-    for guide in (with_auxiliary, depends, site(mixture), site(flow)):
+    for guide in (site(mixture), site(flow)):
         assert kinds_of(guide) is None
+    for guide in (with_auxiliary, depends):
+        with pytest.raises(ValueError, match="got 'v' of 1 numbers and 0 made of them"):
+            kinds_of(guide)
     with pytest.raises(ValueError, match="expected a guide whose family has a name"):
-        optimize_local(plain, with_auxiliary, x, family="own")
+        optimize_local(plain, site(mixture), x, family="own")
     with pytest.raises(ValueError, match="whose family is to be searched, got none"):
         optimize_local(plain, None, x, family="own")
