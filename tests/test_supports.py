@@ -132,3 +132,25 @@ def test_numbers_of_a_prior_on_an_interval_meet_an_integral():
     assert found is not None
     error = found.standard_error.square().sum().sqrt() / len(x)
     assert exact.mean() - 0.1 < found.value.mean() < exact.mean() + 3 * error
+
+
+@pytest.mark.parametrize("call", [ab.elbo, ab.iwae, ab.ais, ab.diagnose, ab.compare])
+def test_guides_that_draw_outside_are_refused(call):
+    """Where torch takes the support for all reals it clips what is outside, and has a density for it."""
+    loc = torch.nn.Linear(1, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", moved(dist.Normal(torch.zeros(len(x)), 1.0), SIGMOID, UP))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        pyro.module("loc", loc)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc(x[:, None])[:, 0], 3.0))
+
+    x = torch.linspace(-1, 2, 30)
+    given = {"guides": {"mine": guide}, "settings": QUICK} if call is ab.compare else {}
+    with pytest.raises(ValueError, match=r"draws 'z' outside .*, on which the model has it") as refused:
+        call(model, *(() if call is ab.compare else (guide,)), x, **given)
+    assert "\n" not in str(refused.value)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from amortized_bayes.calls import Bound
 from amortized_bayes.guides.autoguides import INSTEAD, check_batches, per_point_guide
 from amortized_bayes.guides.registry import GUIDES
-from amortized_bayes.joint.checks import check_auxiliary, check_masses
+from amortized_bayes.joint.checks import check_auxiliary, check_inside, check_masses
 from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide
@@ -105,6 +105,7 @@ def _check(name: str, guide: Any, model: Any, bound: Bound) -> None:
         raise ValueError(f"guides[{name!r}] cannot be fitted to batches of points ({first_line}); {INSTEAD}") from error
     try:
         check_auxiliary(traces)
+        check_inside(traces)
         check_masses(traces, [*sites, *shared])
     except ValueError as error:
         raise ValueError(f"guides[{name!r}]: {error}") from error

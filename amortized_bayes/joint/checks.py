@@ -23,6 +23,7 @@ __all__ = [
     "check_density",
     "check_fixed",
     "check_guide",
+    "check_inside",
     "check_latents",
     "check_masses",
     "check_model",
@@ -96,6 +97,7 @@ def check_scales(trace: poutine.Trace, plate: str) -> None:
 def check_guide(traces: PairedTraces) -> None:
     """Refuse a guide whose weights are no p/q inside the plate: scaled where the model is not, or all at one point."""
     check_auxiliary(traces)
+    check_inside(traces)
     check_masses(traces, traces.local_sites(traces.guide, observed=False))
     for site, shown in _scaled(traces, traces.guide):
         if plate_frame(site, traces.plate) is not None:
@@ -135,6 +137,22 @@ def check_auxiliary(traces: PairedTraces) -> None:
 def _free(site: Any) -> Tensor:
     """The value of a latent on the unconstrained space; a discrete one as it is."""
     return site["value"] if site["fn"].support.is_discrete else biject_to(support_of(site)).inv(site["value"])
+
+
+def check_inside(traces: PairedTraces) -> None:
+    """Refuse draws outside the support of the model's site, where torch takes it for a wider one and gives a density.
+
+    So it does with transforms that end in an affine one: it has their image for all reals.
+    """
+    for site in sample_sites(traces.model):
+        if site["is_observed"] or site["fn"].support.is_discrete or site["name"] not in traces.guide.nodes:
+            continue
+        support, value = support_of(site), site["value"]
+        if site["fn"].support.check(value).all() and not support.check(value).all():
+            raise ValueError(
+                f"the guide draws {site['name']!r} outside {support}, on which the model has it: expected draws there, "
+                "such as by the same transforms of a Gaussian"
+            )
 
 
 def check_masses(traces: PairedTraces, sites: Iterable[Any]) -> None:
