@@ -188,8 +188,8 @@ def _image(name: str, support: Any, transform: Any) -> Any:
     if moved is None:
         raise ValueError(
             f"expected latents on a support that is known, got {name!r} of TransformedDistribution, whose "
-            f"{type(forward).__name__} moves draws that have bounds: draw it before that transform, and "
-            "transform the draw"
+            f"{type(forward).__name__} has no image that is known of these draws: draw it before that transform, "
+            "and transform the draw"
         )
     return _between(*moved)
 

@@ -46,11 +46,10 @@ def assert_mean(draws, expected):
 
 
 @pytest.mark.parametrize("guide", [Guide, NoRepeats])
-@pytest.mark.parametrize("num_particles", [1, 2, 3])
-@pytest.mark.parametrize("objective", ["iwae", "rws"])
+@pytest.mark.parametrize(
+    ("objective", "num_particles"), [("iwae", 1), ("iwae", 2), ("iwae", 3), ("rws", 2), ("rws", 3)]
+)
 def test_gradients_are_those_of_the_integrals(objective, num_particles, guide):
-    if objective == "rws" and num_particles == 1:
-        return
     bound, of_iwae, of_wake = integrals(num_particles)
     value, found = draws_of(objective, num_particles, guide)
     for name, expected in (of_iwae if objective == "iwae" else of_wake).items():

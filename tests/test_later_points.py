@@ -245,3 +245,14 @@ def test_arguments_of_the_model_that_are_told_apart():
     for programs, more in (((like_options, its_guide), ("cases", *offsets)), ((bound, with_guide), ())):
         found = ab.iwae(*programs, x, *more, num_particles=3, plate="cases")
         torch.testing.assert_close(found.value.double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("call", ["compare", "diagnose", "elbo"])
+def test_a_loop_over_points_is_told_as_one(call):
+    def model(x):
+        for n in pyro.plate("data", len(x)):
+            z = pyro.sample(f"z_{n}", dist.Normal(0.0, 1.0))
+            pyro.sample(f"x_{n}", dist.Normal(z, 1.0), obs=x[n])
+
+    with pytest.raises(ValueError, match="plate 'data' is sequential"):
+        getattr(ab, call)(model, *((X,) if call == "compare" else (guide, X)))

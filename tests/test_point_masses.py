@@ -4,11 +4,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.poutine import block
 
 import amortized_bayes as ab
 from amortized_bayes.inference.options import FitOptions
 
 X = torch.linspace(-1, 2, 5)
+QUICK_DIAGNOSIS = ab.DiagnosisSettings(num_particles=100, certificate=ab.CertificateSettings(4, 0.1, 64))
 SHORT = ab.ComparisonSettings(epochs=2, num_draws=2, fit=FitOptions(capture="off"))
 
 
@@ -158,3 +161,39 @@ def test_an_auxiliary_draw_with_its_density_given_z_is_right():
     found, expected = (ab.elbo(model, each, X, num_draws=4_000) for each in (guide, alone))
     error = torch.hypot(found.standard_error, expected.standard_error)
     assert ((found.value - expected.value).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize("call", [ab.elbo, ab.iwae, ab.diagnose])
+def test_autoguides_of_shared_latents_are_taken(call, auto):
+    """Where shared latents are held, what is drawn for them makes nothing."""
+    shared = auto(block(with_shared, hide=["z"]))
+
+    def guide(x):
+        w = shared(x)["w"]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - w) / 1.25, 0.2**0.5))
+
+    settings = {"settings": QUICK_DIAGNOSIS} if call is ab.diagnose else {}
+    assert call(with_shared, guide, X, **settings) is not None
+
+
+def test_labels_beside_an_auxiliary_draw_are_taken():
+    """A label that the guide hands on has a probability; z is made of the draw."""
+
+    def labelled(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + y, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("label", dist.Bernoulli(0.3), infer={"is_auxiliary": True})
+            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0), infer={"is_auxiliary": True})
+            pyro.sample("y", dist.Delta(label))
+            pyro.sample("z", dist.Delta(u))
+
+    exact = (0.5 * torch.stack([dist.Normal(y, 1.25**0.5).log_prob(X).exp() for y in (0.0, 1.0)]).sum(0)).log()
+    found = ab.iwae(labelled, guide, X, num_particles=900)
+    assert ((found.value - exact).abs() < 5 * found.standard_error).all()

@@ -105,7 +105,7 @@ def test_distributions_that_say_their_support_are_believed(base):
     ids=["flow of bounded draws", "half-lines both ways"],
 )
 def test_an_image_that_is_not_known_is_refused(fn, kind):
-    with pytest.raises(ValueError, match=f"'z' of TransformedDistribution, whose {kind} moves draws") as refused:
+    with pytest.raises(ValueError, match=f"'z' of TransformedDistribution, whose {kind} has no image") as refused:
         support_of({"name": "z", "fn": fn})
     assert "\n" not in str(refused.value)
 

@@ -125,7 +125,7 @@ def _refuse_columns(trace: poutine.Trace, plate: str) -> None:
     """
     for site in sample_sites(trace):
         frame, fn = plate_frame(site, plate), site["fn"]
-        if frame is None:
+        if frame is None or frame.dim is None:  # a loop over points is refused in words of its own
             continue
         held = {other.dim for other in site["cond_indep_stack"]}
         shape = dict(zip(range(-len(fn.batch_shape), 0), fn.batch_shape, strict=True))

@@ -105,6 +105,7 @@ def _check(name: str, guide: Any, model: Any, bound: Bound) -> None:
         raise ValueError(f"guides[{name!r}] cannot be fitted to batches of points ({first_line}); {INSTEAD}") from error
     try:
         check_auxiliary(traces)
+        check_auxiliary(traces, inside=False)
         check_inside(traces)
         check_masses(traces, [*sites, *shared])
     except ValueError as error:

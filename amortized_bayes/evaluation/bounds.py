@@ -32,7 +32,7 @@ from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, block
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.joint import joint_density
-from amortized_bayes.joint.checks import check_guide, check_masses, check_scales
+from amortized_bayes.joint.checks import check_auxiliary, check_guide, check_masses, check_scales
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
@@ -384,6 +384,7 @@ def _check_weights(chunk: PointChunk, model: Model, guide: Guide, *, bound: bool
     check_scales(traces.model, chunk.plate)
     check_guide(traces)
     if bound:
+        check_auxiliary(traces, inside=False)
         check_masses(traces, traces.shared_sites(traces.guide))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -215,11 +217,14 @@ class _Means(Messenger):
 
 
 def _center(distribution: Any) -> Tensor:
-    """The mean, or, of a discrete value, the mode: labels are indices, of which there is no mean."""
+    """The mean, or, of a discrete value that has one, the mode: labels are indices, of which there is no mean."""
     if isinstance(distribution, Independent):
         return _center(distribution.base_dist)
+    if isinstance(distribution, MaskedDistribution):
+        return _center(distribution.base_dist)
     if distribution.support.is_discrete:
-        return cast(Tensor, distribution.mode).nan_to_num(nan=0.0)  # a fair coin has none
+        with suppress(NotImplementedError):
+            return cast(Tensor, distribution.mode).nan_to_num(nan=0.0)  # a fair coin has none
     if isinstance(distribution, TransformedDistribution):
         value: Any = _center(distribution.base_dist)
         for transform in distribution.transforms:

@@ -157,9 +157,9 @@ def refine(
     programs: dict[int, Program] = {}
     chunks, places = [], torch.arange(joint.num_points, device=joint.device).split(size)
     with global_seed(seed, "draws"):
-        begin = time.perf_counter()
+        begin = _now(joint.device)
         start = start_of(joint, entered.guide, settings.num_fit, size)
-        start_seconds = time.perf_counter() - begin
+        start_seconds = _now(joint.device) - begin
         for number, part in enumerate(places):
             generator = torch_generator(seed, "refine", number, device=joint.device)
             chunk = _Chunk(joint.select(part), settings, generator, programs)
@@ -171,6 +171,13 @@ def refine(
     seconds = start_seconds + torch.stack([chunk.seconds for chunk in chunks]).sum(0)
     q = Gaussian(*(torch.cat(part) for part in zip(*(chunk.q for chunk in chunks), strict=True)))
     return Refined(tuple(sorted({0, *settings.steps})), elbo, error, gain, gain_error, seconds, q)
+
+
+def _now(device: torch.device) -> float:
+    """The time, when a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class _Climbed(NamedTuple):
@@ -209,9 +216,9 @@ class _Chunk:
                 log_w.append(score(joint, family, points, rows, settings.num_score, max_rows, scoring))
                 seconds.append(spent)
             if step < largest:
-                begin = time.perf_counter()
+                begin = _now(joint.device)
                 rows = self._step(family, rows, moments, step)
-                spent += time.perf_counter() - begin
+                spent += _now(joint.device) - begin
         scores = torch.stack(log_w)
         gain, root = scores - scores[0], math.sqrt(settings.num_score)
         values = (scores.mean(1), scores.std(1) / root, gain.mean(1), gain.std(1) / root)

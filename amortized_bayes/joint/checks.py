@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pyro.poutine as poutine
 import torch
 from pyro.distributions import Delta, Unit
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import TransformedDistribution, biject_to
 
 from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.masks import is_masked, is_one
@@ -107,36 +107,46 @@ def check_guide(traces: PairedTraces) -> None:
             )
 
 
-def check_auxiliary(traces: PairedTraces) -> None:
-    """Refuse auxiliary draws that the model's latents are not made of, number for number: q(z) is then a mixture.
+def check_auxiliary(traces: PairedTraces, *, inside: bool = True) -> None:
+    """Refuse auxiliary draws that the latents on their side of the plate are not made of, number for number.
 
-    The weight p(x, z)/(q(u) q(z|u)) has the mean p(x) times the size of u's space. A factor of the guide may hold the
-    density of u given z that is missing, as in auxiliary flows.
+    q(z) is then a mixture: the weight p(x, z)/(q(u) q(z|u)) has the mean p(x) times the size of u's space. A factor of
+    the guide may hold the density of u given z that is missing, as in auxiliary flows. Labels may be handed on.
     """
-    sites = list(sample_sites(traces.guide))
+    sites, models = list(sample_sites(traces.guide)), cast(Any, traces.model.nodes)
     if any(isinstance(site["fn"], Unit) for site in sites):
         return
-    models: Any = traces.model.nodes
-    for inside in (True, False):
-        side = [s for s in sites if not s["is_observed"] and (plate_frame(s, traces.plate) is not None) == inside]
-        drawn = [s for s in side if s["infer"].get("is_auxiliary") and s["name"] not in models]
-        made = [models[s["name"]] for s in side if s["name"] in models and isinstance(unwrapped(s["fn"]), Delta)]
-        if not drawn:
-            continue
-        numbers = sum(_free(site).numel() for site in made)
-        if numbers != (count := sum(site["value"].numel() for site in drawn)):
-            size = next((plate_frame(s, traces.plate).size for s in drawn if inside), 1)
+    side = [s for s in sites if not s["is_observed"] and (plate_frame(s, traces.plate) is not None) == inside]
+    drawn = [s for s in side if s["infer"].get("is_auxiliary") and s["name"] not in models]
+    made = [models[s["name"]] for s in side if s["name"] in models and isinstance(unwrapped(s["fn"]), Delta)]
+    if not drawn:
+        return
+    for discrete in (False, True):
+        given, used = (_numbers([s for s in some if _is_discrete(s) == discrete]) for some in (drawn, made))
+        if given > used or (given != used and not discrete):
+            size = plate_frame(drawn[0], traces.plate).size if inside else 1
             names = ", ".join(repr(site["name"]) for site in drawn)
+            why = (
+                "log q(z) is then that of a mixture, which is not there; sum the draw out, or add its density given z "
+                "as a factor (has_rsample)"
+                if given > used
+                else "some of them have all mass at one point, where log p(x, z) bounds nothing; draw them too"
+            )
             raise ValueError(
                 f"expected latents made of the guide's auxiliary draws, number for number, got {names} of "
-                f"{count // size} numbers and {numbers // size} made of them (Delta): log q(z) is then that of a "
-                "mixture, which is not there; sum the draw out, or add its density given z as a factor (has_rsample)"
+                f"{given // size} numbers and {used // size} made of them (Delta): {why}"
             )
 
 
-def _free(site: Any) -> Tensor:
-    """The value of a latent on the unconstrained space; a discrete one as it is."""
-    return site["value"] if site["fn"].support.is_discrete else biject_to(support_of(site)).inv(site["value"])
+def _is_discrete(site: Any) -> bool:
+    """Whether a value has a probability: a discrete one, and one that the model has at one point too."""
+    return isinstance(unwrapped(site["fn"]), Delta) or site["fn"].support.is_discrete
+
+
+def _numbers(sites: Iterable[Any]) -> int:
+    """Numbers of values on the unconstrained space; discrete ones as they are."""
+    free = (s["value"] if _is_discrete(s) else biject_to(support_of(s)).inv(s["value"]) for s in sites)
+    return sum(value.numel() for value in free)
 
 
 def check_inside(traces: PairedTraces) -> None:
@@ -145,7 +155,8 @@ def check_inside(traces: PairedTraces) -> None:
     So it does with transforms that end in an affine one: it has their image for all reals.
     """
     for site in sample_sites(traces.model):
-        if site["is_observed"] or site["fn"].support.is_discrete or site["name"] not in traces.guide.nodes:
+        moved = isinstance(unwrapped(site["fn"]), TransformedDistribution)
+        if site["is_observed"] or not moved or site["name"] not in traces.guide.nodes:
             continue
         support, value = support_of(site), site["value"]
         if site["fn"].support.check(value).all() and not support.check(value).all():
