@@ -7,13 +7,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from fits import every_family, parts_of, same_bits, steps, training
+from pyro.distributions.transforms import ELUTransform, ExpTransform, Planar
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.distributions.transforms import IndependentTransform
 
 import amortized_bayes as ab
 from amortized_bayes.capture import capture, compiler_available
 from amortized_bayes.entrance import enter
 from amortized_bayes.flows import FlowSettings
+from amortized_bayes.inference.importance import _is_flow
 from amortized_bayes.inference.options import FitOptions, WarmUp, linear
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.weights import draw_weights
@@ -274,3 +277,12 @@ def test_compare_fits_all_families_by_the_objective(float64, objective):
     best = model.best_factorized_elbo(x).mean().item()
     for name in ("amortized", "factorized"):  # the exact posterior is in both families
         assert best - 0.15 < frame.loc[name, "elbo"] < best + 0.05
+
+
+@pytest.mark.parametrize("transform", [Planar(2), Planar(2).inv, IndependentTransform(ELUTransform(), 1)])
+def test_a_flow_is_one_whatever_wraps_it(transform):
+    """Its inverse is not closed, so that densities at a draw see its base."""
+    base = dist.Normal(torch.zeros(3, 2), 1.0)
+    assert _is_flow(dist.TransformedDistribution(base, [transform]))
+    for known in (ExpTransform(), ExpTransform().inv, IndependentTransform(ExpTransform(), 1)):
+        assert not _is_flow(dist.TransformedDistribution(base, [known]))

@@ -43,6 +43,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import ComposeTransform, Independent, TransformedDistribution
+from torch.distributions.transforms import IndependentTransform, _InverseTransform
 
 from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.program_errors import ProgramError
@@ -336,7 +337,12 @@ def _is_flow(fn: Any) -> bool:
     pending, known = list(fn.transforms), True
     while pending:
         transform = pending.pop()
-        pending += transform.parts if isinstance(transform, ComposeTransform) else []
+        if isinstance(transform, ComposeTransform):
+            pending += transform.parts
+        elif isinstance(transform, IndependentTransform):
+            pending.append(transform.base_transform)
+        elif isinstance(transform, _InverseTransform):
+            pending.append(transform.inv)
         known = known and type(transform).__module__.startswith("torch.distributions")
     return not known
 

@@ -10,7 +10,8 @@ With q*_n = N(m*_n, diag v*_n), a point's residual is
    + \frac{(m_{nd} - m^*_{nd})^2}{v^*_{nd}} \Big) .
 
 Of a jointly Gaussian model 1/v* is the diagonal of the precision matrix, and the residuals add up to the ELBO that is
-lost where it has no other entries between the latents of points. Where it has,
+lost where it has no other entries, neither between the latents of points nor within one, and where latents that points
+share are held. Elsewhere
 :meth:`GaussianJoint.answer <amortized_bayes.models.GaussianJoint.answer>` gives the exact loss.
 """
 
