@@ -49,7 +49,7 @@ from amortized_bayes.guides.easyguides import forget_plates
 from amortized_bayes.program_errors import ProgramError
 from amortized_bayes.shared_draw import SharedDraw, plate_frame
 from amortized_bayes.tiling import Tiling
-from amortized_bayes.traces import PairedTraces, trace_pair
+from amortized_bayes.traces import PairedTraces, trace_pair, unwrapped
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["Bound", "ImportanceWeighted"]
@@ -295,7 +295,7 @@ def _split(traces: PairedTraces, site: Any, cutting: _Cutting, remembered: Conta
         raise ValueError(f"an importance-weighted objective cannot follow the draw {name!r}: the guide hides it")
     if cut.base is None:
         return nothing, log_q
-    if isinstance(_inside(fn), MaskedDistribution):
+    if isinstance(unwrapped(fn), MaskedDistribution):
         raise ValueError(f"objective 'iwae' expected a flow for {name!r} without masked entries; mask whole points")
     of_base = cut.base.log_prob(cut.leaf)
     of_base = traces.reduce(site, of_base.reshape(*of_base.shape[: len(fn.batch_shape)], -1).sum(-1))
@@ -320,12 +320,6 @@ def _one_line(traces: PairedTraces, wake: bool) -> Iterator[None]:
 def unmasked(fn: Any) -> Any:
     """A distribution without masks and what ``to_event`` put around it."""
     while isinstance(fn, (Independent, MaskedDistribution)):
-        fn = fn.base_dist
-    return fn
-
-
-def _inside(fn: Any) -> Any:
-    while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn
 

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from amortized_bayes.inference.families import Family
-from amortized_bayes.joint import Gaussian, LogJoint, gaussian_start
+from amortized_bayes.joint import Gaussian, LogJoint, check_start, gaussian_start
 from amortized_bayes.types import Guide
 
 __all__ = ["score", "start_of"]
@@ -28,12 +28,7 @@ def start_of(joint: LogJoint, guide: Guide | Gaussian | None, num_fit: int, size
         ValueError: Gaussians of another shape, or a guide that does not fit.
     """
     if isinstance(guide, Gaussian):
-        shape = (joint.num_points, joint.dim)
-        if guide.loc.shape != shape or guide.scale.shape != shape or not (guide.scale > 0).all():
-            raise ValueError(
-                f"expected start with loc and positive scale of shape {shape}, got {tuple(guide.loc.shape)} and "
-                f"{tuple(guide.scale.shape)}"
-            )
+        check_start(joint, guide)
         return guide
     parts = []
     for part in torch.arange(joint.num_points).split(size):

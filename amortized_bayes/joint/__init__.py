@@ -14,7 +14,7 @@ from amortized_bayes.joint.gaussian import (
 )
 from amortized_bayes.joint.layout import joint_density, log_joint
 from amortized_bayes.joint.replay import captured_or_plain, only, points_per_chunk
-from amortized_bayes.joint.starts import FreshStart, Start, follows_data, found_start
+from amortized_bayes.joint.starts import FreshStart, Start, check_start, follows_data, found_start
 from amortized_bayes.joint.whitening import Whitening
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Start",
     "Whitening",
     "captured_or_plain",
+    "check_start",
     "draw",
     "draw_shared",
     "follows_data",

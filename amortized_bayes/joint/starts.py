@@ -11,7 +11,7 @@ from amortized_bayes.joint.density import LogJoint
 from amortized_bayes.joint.gaussian import Gaussian, gaussian_start, global_seed
 from amortized_bayes.types import Guide
 
-__all__ = ["FreshStart", "Start", "follows_data", "found_start"]
+__all__ = ["FreshStart", "Start", "check_start", "follows_data", "found_start"]
 
 
 class FreshStart(NamedTuple):
@@ -32,13 +32,22 @@ def found_start(joint: LogJoint, start: Start) -> Guide | Gaussian | None:
     """
     found = start.search(joint) if isinstance(start, FreshStart) else start
     if isinstance(found, Gaussian):
-        shape = (joint.num_points, joint.dim)
-        if found.loc.shape != shape or found.scale.shape != shape or not (found.scale > 0).all():
-            raise ValueError(
-                f"expected start with loc and positive scale of shape {shape}, got {tuple(found.loc.shape)} and "
-                f"{tuple(found.scale.shape)}"
-            )
+        check_start(joint, found)
     return found
+
+
+def check_start(joint: LogJoint, start: Gaussian) -> None:
+    """Refuse Gaussians of other points or dimensions, or without a scale.
+
+    Raises:
+        ValueError: they are such.
+    """
+    shape = (joint.num_points, joint.dim)
+    if start.loc.shape != shape or start.scale.shape != shape or not (start.scale > 0).all():
+        raise ValueError(
+            f"expected start with loc and positive scale of shape {shape}, got {tuple(start.loc.shape)} and "
+            f"{tuple(start.scale.shape)}"
+        )
 
 
 def follows_data(real: LogJoint, other: LogJoint, guide: Guide, num_fit: int, seed: int) -> bool:

@@ -120,13 +120,16 @@ class GaussianJoint:
 
     def log_evidence(self) -> Tensor:
         """Exact log p(x) of all data in nats, ()."""
+        return self._evidence()[0]
+
+    def _evidence(self) -> tuple[Tensor, Tensor]:
+        """Log p(x), and the log determinant of the precision."""
         mean, log_det = self.solve(self.linear)
-        return self.constant + 0.5 * (self.linear @ mean + len(mean) * math.log(2 * math.pi) - log_det)
+        return self.constant + 0.5 * (self.linear @ mean + len(mean) * math.log(2 * math.pi) - log_det), log_det
 
     def best_elbo(self) -> Tensor:
         """ELBO of the optimum of F-VI in nats, of all data, ()."""
-        mean, log_det = self.solve(self.linear)
-        evidence = self.constant + 0.5 * (self.linear @ mean + len(mean) * math.log(2 * math.pi) - log_det)
+        evidence, log_det = self._evidence()
         return evidence - 0.5 * (self.diagonal.log().sum() - log_det)
 
     def elbo(self, mean: Tensor, log_scale: Tensor) -> Tensor:
