@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from amortized_bayes.inference.optimize import optimize_local
     from amortized_bayes.inference.options import FitOptions
     from amortized_bayes.inference.refine import RefineSettings, refine
+    from amortized_bayes.inference.semi_amortized import SemiAmortized
     from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
     from amortized_bayes.inference.svi import Training
     from amortized_bayes.joint import draw_shared, log_joint
@@ -76,6 +77,7 @@ _WHERE = {
     "inference.optimize": ("optimize_local",),
     "inference.options": ("FitOptions",),
     "inference.refine": ("RefineSettings", "refine"),
+    "inference.semi_amortized": ("SemiAmortized",),
     "inference.settings": ("FlowSearchSettings", "LocalSettings"),
     "inference.svi": ("Training",),
     "joint": ("draw_shared", "log_joint"),

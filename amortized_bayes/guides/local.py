@@ -115,11 +115,15 @@ class LocalGuide(Registered, ABC):
         x, index = self.read(*args, **kwargs, **({} if index is None else {"index": index}))
         if self.shared is not None:
             self.shared()
-        size = len(x) if index is None else self.num_data
-        dim = self.sites[0].dim
-        with pyro.plate(self.plate, size, subsample=index, dim=None if dim == -1 else dim) as places:
+        with self.plate_over(x, index) as places:
             assert places is not None
             self.sample(x, places)
+
+    def plate_over(self, x: Tensor, index: Tensor | None) -> pyro.plate:
+        """The plate over data points, of the data ``x`` (B, ...) at places ``index`` (B,) where these are given."""
+        dim = self.sites[0].dim
+        size = len(x) if index is None else self.num_data
+        return pyro.plate(self.plate, size, subsample=index, dim=None if dim == -1 else dim)
 
     def read(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """What :meth:`locate` gets of the arguments of a call; places of the points only where they are given."""
@@ -141,7 +145,11 @@ class LocalGuide(Registered, ABC):
 
     def sample(self, x: Tensor, index: Tensor) -> None:
         """Sample every local site, inside the plate: a Gaussian of what :meth:`locate` gives."""
-        loc, log_scale = self.locate(x, index).chunk(2, -1)
+        self.sample_at(self.locate(x, index))
+
+    def sample_at(self, rows: Tensor) -> None:
+        """Sample every local site, inside the plate, from locations and log scales ``(B, 2 D)``."""
+        loc, log_scale = rows.chunk(2, -1)
         for site, start, size in zip(each_in_its_plates(self.sites), self.starts, self.sizes, strict=True):
             part = slice(start, start + size)
             pyro.sample(site.name, gaussian_site(site, loc[:, part], log_scale[:, part]))
