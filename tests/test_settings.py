@@ -40,6 +40,15 @@ from amortized_bayes.results.encoding import yaml_bytes
         ({"binarization": "dynamic"}, "--binarization fixed for binarized-mnist, .*; --dataset mnist has grey values"),
         ({"binarization": "threshold"}, "which is binary already, got 'threshold'"),
         ({"likelihood": "poisson"}, "expected --likelihood among 'bernoulli', 'gaussian', 'binomial', got 'poisson'"),
+        ({"objective": "vae"}, "expected --objective"),
+        ({"objective": "iwae", "num_particles": 1}, "expected --num-particles of 2 or more, got 1"),
+        ({"objective": "iwae", "decoder": "bayesian"}, "expected --decoder point with --objective iwae"),
+        ({"objective": "iwae", "kl_warm_up": 1}, "expected --kl-warm-up 0 with --objective iwae, .* got 1"),
+        ({"objective": "rws", "entropy_annealing": 2}, "expected --entropy-annealing 0 with --objective rws"),
+        ({"objective": "rws", "family": "realnvp"}, "expected --family gaussian with --objective rws"),
+        ({"semi_amortized_steps": -1}, "expected --semi-amortized-steps of 0 or more, got -1"),
+        ({"semi_amortized_steps": 1, "family": "planar"}, "--family gaussian with --semi-amortized-steps.*'planar'"),
+        ({"semi_amortized_steps": 1, "dataset": "cifar10"}, "--semi-amortized-steps 0 for deep-convolutional"),
         *[
             ({"likelihood": "gaussian", "binarization": binarization}, f"--binarization auto .*got '{binarization}'")
             for binarization in ("fixed", "dynamic", "threshold")
@@ -105,6 +114,8 @@ def test_factors_name_the_model_and_what_is_unusual_about_it():
         "kl_warm_up": True,
     }
     assert "likelihood" not in model_factors(VAEConfig(gaussian_scale="learned"))
+    climbs = VAEConfig(objective="iwae", num_particles=5, semi_amortized_steps=3)
+    assert model_factors(climbs) == plain | {"objective": "iwae", "num_particles": 5, "semi_amortized_steps": 3}
 
 
 IDLE = {
@@ -112,12 +123,13 @@ IDLE = {
     "gaussian_scale": "learned",
     "binarization": "fixed",
     "flow_hidden": 7,
+    "num_particles": 9,
 }
 """Settings without effect in the default configuration."""
 OTHER = {
     **{"dataset": "digits", "network": "convolutional", "encoder": "wide", "family": "planar", "decoder": "bayesian"},
     **{"likelihood": "gaussian", "activation": "tanh", "schedule": "burda", "early_stopping": False, "hidden": (3,)},
-    **{"learning_rate": 1.0},
+    **{"learning_rate": 1.0, "objective": "iwae"},
 }
 
 
@@ -140,6 +152,7 @@ def test_models_are_the_same_where_all_that_has_an_effect_is(name):
         ({"early_stopping": False}, {"keep_epochs": (1,)}, True),
         ({"early_stopping": False}, {"patience": 3}, True),
         ({"network": "convolutional"}, {"hidden": (3,)}, True),
+        ({"objective": "rws"}, {"num_particles": 9}, False),
         ({"dataset": "fashion-mnist"}, {"binarization": "fixed"}, False),
         ({"dataset": "fashion-mnist"}, {"binarization": "threshold"}, True),
         ({"dataset": "mnist", "binarization": "fixed"}, {"binarization": "dynamic"}, False),

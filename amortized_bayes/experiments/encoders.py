@@ -65,7 +65,7 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
     """
     data, model = trained.data, trained.model
     model.requires_grad_(False)
-    guide = build_encoder(wanted, data, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
+    guide = build_encoder(wanted, data, model, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
     training = Training(model, guide, data.train, vae_options(wanted), wanted.seed)
     total = wanted.epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}

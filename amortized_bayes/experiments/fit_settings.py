@@ -43,6 +43,10 @@ class FitSettings(Settings):
         batch_size: Images per step.
         num_train: Number of training images, after a seeded shuffle; all if there are fewer.
         num_test: Number of test images, likewise.
+        objective: What fits climb, the ELBO (elbo), the importance-weighted bound (iwae), or that bound for the decoder
+            and the wake phase of reweighted wake-sleep for the guide (rws). The last two take plain draws, without
+            local reparametrization, quadrature and warm-up. All fits are compared by their ELBOs.
+        num_particles: Draws of each image per step, with iwae and rws.
         local_reparametrization: Draw the decoder's outputs instead of its weights while fitting.
         quadrature_nodes: Nodes over the noise of the pixels' logits or means instead of draws; 0 draws them.
         row_steps: Steps of F-VI's rows at each visit.
@@ -72,6 +76,8 @@ class FitSettings(Settings):
     batch_size: Annotated[int, AtLeast(1)] = 250
     num_train: Annotated[int, AtLeast(1)] = 10_000
     num_test: Annotated[int, AtLeast(1)] = 1_000
+    objective: Literal["elbo", "iwae", "rws"] = "elbo"
+    num_particles: Annotated[int, AtLeast(2)] = 8
     local_reparametrization: bool = True
     quadrature_nodes: Annotated[int, AtLeast(0, 100)] = 3
     row_steps: Annotated[int, AtLeast(1)] = 2
@@ -85,6 +91,11 @@ class FitSettings(Settings):
         check_names(self.dataset)
         if self.warm_up >= 1:
             raise SettingError(f"expected --warm-up of 0 or more and below 1, got {self.warm_up:g}")
+        if self.objective == "rws" and self.decoder == "bayesian":
+            raise SettingError(
+                "expected --decoder point with --objective rws, since weights that all images share have no particles, "
+                "got 'bayesian'"
+            )
         known = [name for name, entry in GUIDES.items() if not entry.starts_from]
         if unknown := [guide for guide in self.guides if guide not in known]:
             raise SettingError(f"expected --guides among {', '.join(known)}, got {unknown[0]}")

@@ -122,8 +122,9 @@ class Place(NamedTuple):
         from amortized_bayes.inference.options import FitOptions, WarmUp
 
         config, chosen = self.config, rates or rates_of(self.config, fit.guide)
-        undrawn = config.local_reparametrization and config.decoder == "bayesian"
-        warm_up = WarmUp(config.warm_up) if config.warm_up else None
+        plain = config.objective != "elbo"  # plain draws, whose weights have no KL of their own
+        undrawn = config.local_reparametrization and config.decoder == "bayesian" and not plain
+        warm_up = WarmUp(config.warm_up) if config.warm_up and not plain else None
         options = (FitOptions.recipe if config.decay else FitOptions)(
             batch_size=config.batch_size,
             learning_rate=chosen.local,
@@ -137,12 +138,16 @@ class Place(NamedTuple):
             kl_weight=warm_up,
             shared_kl_weight=warm_up,
             capture=config.compile_step,
+            objective=config.objective,
+            num_particles=config.num_particles if plain else 1,
         )
         return options.at_width(fit.k) if config.decay else options
 
     def watch(self, stage: str) -> Watch:
         """What reports the progress of a fit to the lab."""
-        name = "annealed ELBO" if self.config.warm_up else "ELBO"  # what a fit climbs is no ELBO until the warm-up ends
+        options = self.options(self._widest)
+        # what a fit climbs is no ELBO until the warm-up ends
+        name = "annealed ELBO" if options.annealed else options.bound_name
 
         def watch(done: int, total: int, elbo: float) -> None:
             self.lab.watch(stage, done, total, f"{name} {elbo:.2f} nats per point")

@@ -44,6 +44,7 @@ __all__ = [
     "datasets_of",
     "image_substitutes",
     "model_factors",
+    "objective_factors",
     "same_model",
     "serves",
 ]
@@ -107,6 +108,11 @@ class VAEConfig(Settings):
         schedule: How the learning rate falls. Burda's stages are scaled to the number of epochs.
         entropy_annealing: Number of epochs over which the weight of log q alone rises from 0 to 1.
         kl_warm_up: Number of epochs over which the weight of the whole KL divergence rises from 0 to 1.
+        objective: What training climbs, the ELBO (elbo), the importance-weighted bound (iwae), or that bound for the
+            decoder and the wake phase of reweighted wake-sleep for the encoder (rws).
+        num_particles: Number of draws of each image per step, with iwae and rws.
+        semi_amortized_steps: Number of steps of each image's own that follow the encoder's answer (semi-amortized VI);
+            the encoder is trained through them.
         early_stopping: Stop when the ELBO of validation images no longer improves, and keep the best iterate.
         num_validation: Number of training images held out for early stopping, a tenth of them at most.
         patience: Number of evaluations without a better validation ELBO before stopping, out of fifty in all.
@@ -135,6 +141,9 @@ class VAEConfig(Settings):
     schedule: Literal["burda", "cosine", "constant"] = "cosine"
     entropy_annealing: Annotated[int, AtLeast(0)] = 0
     kl_warm_up: Annotated[int, AtLeast(0)] = 0
+    objective: Literal["elbo", "iwae", "rws"] = "elbo"
+    num_particles: Annotated[int, AtLeast(2)] = 8
+    semi_amortized_steps: Annotated[int, AtLeast(0, 1_000)] = 0
     early_stopping: bool = True
     num_validation: Annotated[int, AtLeast(1)] = 5_000
     patience: Annotated[int, AtLeast(1)] = 10
@@ -159,6 +168,7 @@ class VAEConfig(Settings):
                 "expected --decoder point for deep-convolutional networks, whose batch norm has no posterior, got "
                 "'bayesian'"
             )
+        self._check_objective()
         if self.likelihood not in LIKELIHOODS:
             raise SettingError(f"expected --likelihood {' or '.join(CHOICES)}, got {self.likelihood!r}")
         if self.binarization != "auto" and not LIKELIHOODS[self.likelihood].binary:
@@ -173,6 +183,28 @@ class VAEConfig(Settings):
                 f"expected --binarization fixed for {self.dataset}, which is binary already, got "
                 f"{self.binarization!r}{grey}"
             )
+
+    def _check_objective(self) -> None:
+        """Refuse what an objective, or steps of each image's own, cannot be had with."""
+        found = f"--objective {self.objective}"
+        if self.objective != "elbo" and self.decoder == "bayesian":
+            raise SettingError(
+                f"expected --decoder point with {found}, whose particles have one decoder, got 'bayesian'"
+            )
+        for name in ("entropy_annealing", "kl_warm_up"):
+            if self.objective != "elbo" and getattr(self, name):
+                raise SettingError(f"expected {flag(name)} 0 with {found}, which has no KL, got {getattr(self, name)}")
+        if self.objective == "rws" and self.family != "gaussian":
+            raise SettingError(f"expected --family gaussian with {found}, which scores draws anew, got {self.family!r}")
+        if self.semi_amortized_steps:
+            steps = "--semi-amortized-steps, which are of Gaussians"
+            if self.family != "gaussian":
+                raise SettingError(f"expected --family gaussian with {steps}, got {self.family!r}")
+            if self.architecture == "deep-convolutional":
+                raise SettingError(
+                    "expected --semi-amortized-steps 0 for deep-convolutional networks, whose batch norm mixes images, "
+                    f"got {self.semi_amortized_steps}"
+                )
 
     @property
     def architecture(self) -> Literal["dense", "convolutional", "deep-convolutional"]:
@@ -209,7 +241,17 @@ def model_factors(config: VAEConfig) -> dict[str, Factor]:
     factors |= {"decoder": config.decoder} if config.decoder != "point" else {}
     likelihood = with_scale(config.likelihood, config.gaussian_scale)
     factors |= {"likelihood": likelihood} if likelihood != "bernoulli" else {}
-    return factors | ({"kl_warm_up": True} if config.kl_warm_up else {})
+    factors |= {"kl_warm_up": True} if config.kl_warm_up else {}
+    return factors | objective_factors(config)
+
+
+def objective_factors(config: Any) -> dict[str, Factor]:
+    """What tells another objective than the plain ELBO, in rows."""
+    factors: dict[str, Factor] = {}
+    if config.objective != "elbo":
+        factors |= {"objective": config.objective, "num_particles": config.num_particles}
+    steps = getattr(config, "semi_amortized_steps", 0)
+    return factors | ({"semi_amortized_steps": steps} if steps else {})
 
 
 def same_model(a: VAEConfig, b: VAEConfig) -> bool:
@@ -241,6 +283,7 @@ def _effective(config: VAEConfig) -> dict[str, Any]:
         "flow_hidden": config.family == "gaussian",
         "gaussian_scale": with_scale(config.likelihood, "learned") == config.likelihood,
         "hidden": config.architecture != "dense",
+        "num_particles": config.objective == "elbo",
         "num_validation": not config.early_stopping,
         "patience": not config.early_stopping,
         "keep_epochs": True,

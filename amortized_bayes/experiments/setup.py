@@ -22,6 +22,7 @@ from amortized_bayes.flows import FlowSettings
 from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
+from amortized_bayes.inference.semi_amortized import SemiAmortized
 from amortized_bayes.likelihoods import LIKELIHOODS, with_levels, with_scale
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, start_at
@@ -265,20 +266,30 @@ def build_vae(config: VAEConfig, data: ImageData) -> tuple[DeepGenerative, Local
     model = build_decoder(config, data)
     sites = latent_sites(model, data.train[:2].float())
     shared = MeanField(sites.shared, locs=sites.shared_draw) if sites.shared else None
-    return model, build_encoder(config, data, sites.local, shared)
+    return model, build_encoder(config, data, model, sites.local, shared)
 
 
 def build_encoder(
-    config: VAEConfig, data: ImageData, sites: Sequence[LatentSite], shared: nn.Module | None = None
+    config: VAEConfig,
+    data: ImageData,
+    model: DeepGenerative,
+    sites: Sequence[LatentSite],
+    shared: nn.Module | None = None,
 ) -> LocalGuide:
-    """The guide alone, at its start, in evaluation mode: encoder and, for the richer families, flow."""
+    """The guide alone, at its start, in evaluation mode: encoder and, for the richer families, flow.
+
+    Steps of each image's own, where there are any, are on the ELBO of ``model``, which the guide does not own.
+    """
     torch.manual_seed(torch_seed(config.seed, "encoder", config.encoder, config.family))
     device, observed, num_data = data.train.device, data.train.shape[1], len(data.train)
-    if config.family == "gaussian":
-        return Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared).to(device).eval()
-    settings = flow_settings(config, config.family)
-    encoder = _encoder(config, data, settings.context_dim)
-    return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device).eval()
+    if config.family != "gaussian":
+        settings = flow_settings(config, config.family)
+        encoder = _encoder(config, data, settings.context_dim)
+        return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device).eval()
+    guide = Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared)
+    if config.semi_amortized_steps:
+        guide = SemiAmortized(model, guide, config.semi_amortized_steps, gradients="guide", seed=config.seed)
+    return guide.to(device).eval()
 
 
 @contextmanager
@@ -353,6 +364,8 @@ def vae_options(config: VAEConfig) -> FitOptions:
         kl_weight=rising(config.kl_warm_up),
         adam_eps=1e-4,
         average=averaging(config),
+        objective=config.objective,
+        num_particles=1 if config.objective == "elbo" else config.num_particles,
     )
 
 

@@ -21,6 +21,7 @@ from amortized_bayes.configuration import Above, AtLeast, Different, SettingErro
 from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, substitutes
 from amortized_bayes.experiments.guide_fits import Place
 from amortized_bayes.experiments.guide_jobs import GuideJobs
+from amortized_bayes.experiments.settings import objective_factors
 from amortized_bayes.experiments.spec import Column, Drawn, Job, Table
 from amortized_bayes.guides.registry import GUIDES, SHARES
 from amortized_bayes.likelihoods import with_scale
@@ -125,7 +126,8 @@ FINDINGS = ("sweep",)
 
 def factors(config: Config) -> dict[str, Factor]:
     """What all rows of a run share."""
-    return {"likelihood": with_scale(config.likelihood, config.gaussian_scale), "decoder": config.decoder}
+    likelihood = with_scale(config.likelihood, config.gaussian_scale)
+    return {"likelihood": likelihood, "decoder": config.decoder, **objective_factors(config)}
 
 
 def prepare(config: Config, lab: Lab) -> Config:
