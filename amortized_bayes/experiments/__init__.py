@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "toy-posteriors": "toy_posteriors",
     "learning-dynamics": "learning_dynamics",
     "gradient-norms": "gradient_norms",
+    "close-the-gap": "close_the_gap",
 }
 """Commands, and the files of this folder that they run."""
 ALIASES = {"test-set-gaps": "model-gaps"}

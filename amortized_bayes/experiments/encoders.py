@@ -18,12 +18,13 @@ from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import build_encoder, taken_in_training, vae_options
 from amortized_bayes.experiments.trained import Trained, reconstructions
 from amortized_bayes.guides import LocalGuide
+from amortized_bayes.inference.semi_amortized import SemiAmortized
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import kept
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
 
-__all__ = ["MeasuredEncoder", "fit_encoder", "measured_encoder"]
+__all__ = ["FittedEncoder", "MeasuredEncoder", "fit_encoder", "fitted_encoder", "measured_encoder"]
 
 NUM_EVALUATIONS = 20
 SHOWN_EVERY = 4
@@ -31,6 +32,13 @@ SHOWN_EVERY = 4
 PATIENCE = 5
 """Evaluations without a better validation ELBO before stopping."""
 VALIDATION_DRAWS = 4
+
+
+class FittedEncoder(NamedTuple):
+    """An encoder with its flow, and the seconds that the steps of its training took."""
+
+    guide: LocalGuide
+    seconds: float
 
 
 class MeasuredEncoder(NamedTuple):
@@ -50,6 +58,11 @@ def measured_encoder(model: VAEConfig, wanted: VAEConfig, key: str, lab: Lab) ->
 
 
 def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
+    """As :func:`fitted_encoder`: an encoder that is trained afresh."""
+    return fitted_encoder(trained, wanted, lab).guide
+
+
+def fitted_encoder(trained: Trained, wanted: VAEConfig, lab: Lab, *, further: bool = False) -> FittedEncoder:
     """Fit the encoder and family of ``wanted`` to the training images, with the decoder of ``trained`` held fixed.
 
     With validation images the encoder that is best on them is returned, and fitting stops when it gets no better.
@@ -59,6 +72,7 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
         wanted: encoder, family, seed, and how to fit: the most passes over the images, batch size, learning rate, its
             schedule, and epochs of KL warm-up.
         lab: who is told how far it is, as the stage ``encoder``.
+        further: start at the encoder of ``trained``, which has the same networks, and not afresh.
 
     Raises:
         Divergence: the loss, or the validation ELBO, is not finite.
@@ -66,6 +80,9 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
     data, model = trained.data, trained.model
     model.requires_grad_(False)
     guide = build_encoder(wanted, data, model, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
+    if further:
+        encoder = guide.guide if isinstance(guide, SemiAmortized) else guide
+        encoder.load_state_dict(trained.guide.state_dict())
     training = Training(model, guide, data.train, vae_options(wanted), wanted.seed)
     total = wanted.epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
@@ -101,4 +118,4 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
         training.settle()
     else:
         guide.load_state_dict(state)
-    return guide.requires_grad_(False)
+    return FittedEncoder(guide.requires_grad_(False), training.seconds)

@@ -3,6 +3,7 @@
 Nothing here imports torch, and no function changes matplotlib's global state.
 """
 
+from amortized_bayes.plotting.closing import Way, closing_figure
 from amortized_bayes.plotting.curves import curve_figure
 from amortized_bayes.plotting.family_gap import family_gap_figure
 from amortized_bayes.plotting.images import picture_figure, reconstruction_figure
@@ -15,6 +16,8 @@ __all__ = [
     "Cloud",
     "GuideStyle",
     "Search",
+    "Way",
+    "closing_figure",
     "convergence_figure",
     "curve_figure",
     "family_gap_figure",

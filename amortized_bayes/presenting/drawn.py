@@ -9,6 +9,7 @@ of a fit of the sweep; ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import product
 from typing import TYPE_CHECKING
@@ -201,6 +202,45 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
     return plotting.toy_figure(densities, clouds, f"Posteriors of a model with two latents on {datasets}")
 
 
+def _close_the_gap(run: RunView, rows: pd.DataFrame) -> Figure | None:
+    """What each method recovers, against its seconds at test time and of training."""
+    del run
+    finals = summarise(rows)
+    found: dict[str, list[plotting.Way]] = {}
+    for dataset in dict.fromkeys(finals["dataset"]):
+        own = selection.where(finals, {"dataset": dataset})
+        ways = [_way(selection.where(own, {"method": method}), method) for method in _methods(own)]
+        if ways:
+            found[labels.dataset_label(str(dataset))] = ways
+    heading = "Nats recovered over the encoder's own answer, with the number of steps of each point's own"
+    return plotting.closing_figure(found, heading) if found else None
+
+
+def _methods(rows: pd.DataFrame) -> list[str]:
+    known = rows[(rows["metric"] == "recovered") & rows["value"].notna()]
+    return labels.order("method", known["method"])
+
+
+def _way(rows: pd.DataFrame, method: str) -> plotting.Way:
+    steps = [0] * len(rows) if "budget" not in rows else [int(n) for n in rows["budget"].fillna(0)]
+    columns = (rows["metric"], rows["value"].astype(float), rows["standard_error"].astype(float))
+    own = {(metric, n): (value, error) for n, metric, value, error in zip(steps, *columns, strict=True)}
+    known = sorted(n for metric, n in own if metric == "recovered")
+
+    def column(metric: str, place: int = 0) -> list[float]:
+        return [own[metric, n][place] if (metric, n) in own else math.nan for n in known]
+
+    return plotting.Way(
+        labels.value_label("method", method),
+        known,
+        column("recovered"),
+        column("recovered", 1),
+        [1e3 * seconds for seconds in column("seconds_per_point")],
+        column("training_seconds"),
+        is_ceiling=method.startswith("qstar"),
+    )
+
+
 def _pictures(run: RunView, rows: pd.DataFrame, heading: str) -> Figure | None:
     """Images that jobs left as arrays named ``picture_...``, a row for each, with what tells their jobs apart."""
     jobs = {key: run.jobs[key] for key in run.find({})}
@@ -221,6 +261,7 @@ def _words(name: str) -> str:
 
 
 DRAWN: dict[str, Callable[..., Figure | None]] = {
+    "close_the_gap": _close_the_gap,
     "curves": _curves,
     "family_gap": _family_gap,
     "reconstructions": _reconstructions,
