@@ -54,9 +54,9 @@ def closing_figure(found: Mapping[str, Sequence[Way]], heading: str) -> Figure:
             low = _limits(ways)[0]
             for way in ways:
                 look = _look(names.index(way.name))
-                _series(left, way, way.milliseconds, look, low + 0.02 * abs(low))
+                _series(left, way, way.milliseconds, look, 0.9 * low)
                 if np.isfinite(way.training).any():
-                    _series(right, way, way.training, look, low + 0.02 * abs(low))
+                    _series(right, way, way.training, look, 0.9 * low)
             for axes in (left, right):
                 _levels(axes, ways)
             left.set_title(dataset)
@@ -112,10 +112,10 @@ def _front(axes: Axes, ways: Sequence[Way]) -> None:
 
 def _limits(ways: Sequence[Way]) -> tuple[float, float]:
     """Of the axis of nats: losses larger than a part of what there is to recover are cut off."""
-    every = [value for way in ways for value in way.recovered]
-    ceiling = max((max(way.recovered) for way in ways if way.is_ceiling), default=max(every))
-    high = max(ceiling, *every, 1e-3)
-    return max(min(0.0, *every), -ROOM * high) - 0.06 * high, 1.15 * high
+    pairs = [(value, error) for way in ways for value, error in zip(way.recovered, way.error, strict=True)]
+    high = max(value for value, _ in (*pairs, (1e-3, 0.0)))
+    top = max(high, *(value + np.nan_to_num(error) for value, error in pairs))
+    return max(min(0.0, *(value for value, _ in pairs)), -ROOM * high) - 0.08 * high, 1.08 * top
 
 
 def _levels(axes: Axes, ways: Sequence[Way]) -> None:
