@@ -7,7 +7,8 @@ C chains a point walk from a start density f_0 to the joint f_1 = p(x, z) along 
     \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log \frac{f_1(z_{t-1})}{f_0(z_{t-1})}, \qquad
     \mathbb{E}[w] = p(x), \qquad \log \tfrac1C \sum_c w_c \;\text{is on average at most}\; \log p(x)
 
-(Neal, *Annealed importance sampling*, 2001). f_0 is the prior, or a Gaussian made from the guide's q and widened.
+(Neal, *Annealed importance sampling*, 2001). f_0 is the prior, or a Gaussian made from the guide's q and widened: with
+an encoder as guide, an amortized proposal for each point, whose q also gives the chains their masses.
 Temperatures, and a step size for each temperature and point, are tuned on pilot chains, frozen, and then used by other
 chains: a step that follows the chain's own history would break the identity above. Walked backwards from exact
 posterior draws under the same settings, the same weights bound log p(x) from above: see

@@ -23,7 +23,7 @@ class AISSettings:
         num_chains: C.
         num_temperatures: T, steps from start to joint.
         num_leapfrog: gradients per temperature; an even number makes pairs, which keep the energy better.
-        start: ``"guide"`` (its q as a Gaussian, widened) or ``"prior"``.
+        start: ``"guide"`` (its q as a Gaussian, widened: an amortized proposal) or ``"prior"``.
         mass: ``"guide"`` (1/scale² of the guide's q) or ``"unit"``.
         schedule: spacing of the temperatures: ``"adaptive"`` (equal steps of √Var log(f_1/f_0) dβ, seen by pilot
             chains), ``"linear"`` or ``"sigmoid"``.

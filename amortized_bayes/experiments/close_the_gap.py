@@ -65,10 +65,10 @@ class Config(Settings):
     search_steps: Annotated[int, AtLeast(10)] = 300
     own_steps: Annotated[tuple[int, ...], Different(), AtLeast(1, 1_000)] = (1, 5)
     num_particles: Annotated[int, AtLeast(2)] = 8
-    encoder_epochs: Annotated[int, AtLeast(1)] = 3
+    encoder_epochs: Annotated[int, AtLeast(1)] = 2
     encoder_learning_rate: Annotated[float, Above(0)] = 1e-3
     wider: EncoderName = "wide"
-    wider_epochs: Annotated[int, AtLeast(1)] = 12
+    wider_epochs: Annotated[int, AtLeast(1)] = 9
     score: Annotated[int, AtLeast(2)] = 500
     seed: Seed = 0
 

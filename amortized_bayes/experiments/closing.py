@@ -29,6 +29,10 @@ from amortized_bayes.seeding import torch_generator
 __all__ = ["Place", "answer_of", "gain_over", "refined", "search", "trained_encoder"]
 
 MAX_ROWS = 20_000
+LOOKS = 20
+"""Evaluations of an encoder on validation images, at most."""
+ROUNDS = 2
+"""Of a search for the best q, at most; the second is for points that the first leaves far off."""
 TIMINGS = 5
 """An answer is asked for so many times, after one that is not timed; the median counts."""
 
@@ -84,7 +88,7 @@ def search(place: Place, first: str, start: str) -> Iterator[Measured | Arrays]:
         trained.model,
         own if start == "encoder" else None,
         x,
-        settings=LocalSettings(max_steps=config.search_steps, num_score=config.score),
+        settings=LocalSettings(max_steps=config.search_steps, max_rounds=ROUNDS, num_score=config.score),
         seed=config.seed,
         progress=partial(place.lab.watch, "q*"),
     )
@@ -124,7 +128,8 @@ def trained_encoder(place: Place, first: str, wanted: VAEConfig, further: bool) 
     """An encoder that is trained for the decoder, further or afresh."""
     config, (trained, x) = place.config, place.subject
     start = answer_of(trained.guide, x)[0]
-    fit = fitted_encoder(trained, wanted, place.lab, further=further)
+    looks = min(LOOKS, 2 * wanted.epochs)  # with steps of each point's own, these cost more than a pass
+    fit = fitted_encoder(trained, wanted, place.lab, further=further, looks=looks)
     q, seconds = answer_of(fit.guide, x)
     gain, elbo, _ = gain_over(joint_density(trained.model, x), start, q, config.score, config.seed)
     yield from _rows(place, first, gain, seconds, fit.seconds)

@@ -62,7 +62,9 @@ def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
     return fitted_encoder(trained, wanted, lab).guide
 
 
-def fitted_encoder(trained: Trained, wanted: VAEConfig, lab: Lab, *, further: bool = False) -> FittedEncoder:
+def fitted_encoder(
+    trained: Trained, wanted: VAEConfig, lab: Lab, *, further: bool = False, looks: int = NUM_EVALUATIONS
+) -> FittedEncoder:
     """Fit the encoder and family of ``wanted`` to the training images, with the decoder of ``trained`` held fixed.
 
     With validation images the encoder that is best on them is returned, and fitting stops when it gets no better.
@@ -73,6 +75,7 @@ def fitted_encoder(trained: Trained, wanted: VAEConfig, lab: Lab, *, further: bo
             schedule, and epochs of KL warm-up.
         lab: who is told how far it is, as the stage ``encoder``.
         further: start at the encoder of ``trained``, which has the same networks, and not afresh.
+        looks: evaluations on validation images, the last at the end.
 
     Raises:
         Divergence: the loss, or the validation ELBO, is not finite.
@@ -85,7 +88,7 @@ def fitted_encoder(trained: Trained, wanted: VAEConfig, lab: Lab, *, further: bo
         encoder.load_state_dict(trained.guide.state_dict())
     training = Training(model, guide, data.train, vae_options(wanted), wanted.seed)
     total = wanted.epochs * training.batches.per_epoch
-    evaluations = {round(total * (i + 1) / NUM_EVALUATIONS) for i in range(NUM_EVALUATIONS)}
+    evaluations = {round(total * (i + 1) / looks) for i in range(looks)}
     shown = set(sorted(evaluations)[SHOWN_EVERY - 1 :: SHOWN_EVERY])
     ticks = evaluations | {round(total * i / 200) for i in range(1, 200)}
     best, state, since = -math.inf, copy.deepcopy(guide.state_dict()), 0
