@@ -168,7 +168,7 @@ def _pose(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(rows)):
             trace = poutine.trace(program).get_trace(*few)
-        check_model(trace, plate)
+        check_model(program, trace, few, {}, plate)
         sites = latent_sites(program, *few, plate=plate)
     finally:
         put_back()

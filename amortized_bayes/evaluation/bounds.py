@@ -32,7 +32,7 @@ from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, block
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.joint import joint_density
-from amortized_bayes.joint.checks import check_auxiliary, check_guide, check_masses, check_scales
+from amortized_bayes.joint.checks import check_auxiliary, check_guide, check_masses, check_outside, check_scales
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
@@ -151,7 +151,7 @@ def elbo(
         return found.log_likelihood[0, 0], kl, (found.shared / found.num_data).expand_as(kl)
 
     chunks = _chunks(entered, chunk_size)
-    _check_weights(chunks[0], entered.model, entered.guide)
+    _check_weights(chunks[0], entered.model, entered.guide, apart=len(chunks) > 1)
     draws = list(_draws(chunks, num_draws, evaluate))
     likelihood, kl, shared = (torch.stack([found[i] for _, found in draws]) for i in range(3))
     of_draws = likelihood - kl + shared
@@ -374,13 +374,16 @@ def _streamed(
     return mean.value, mean.standard_error
 
 
-def _check_weights(chunk: PointChunk, model: Model, guide: Guide, *, bound: bool = True) -> None:
+def _check_weights(chunk: PointChunk, model: Model, guide: Guide, *, bound: bool = True, apart: bool = True) -> None:
     """Refuse programs whose weights have no bound on log p(x) in them; the generator is left as it was.
 
-    Shared latents may be one point where no ``bound`` on the evidence of all data is asked for.
+    Shared latents may be one point where no ``bound`` on the evidence of all data is asked for. Where points are not
+    taken ``apart``, all of them are in one ELBO, with what lies outside the plate.
     """
     with chunk, torch.random.fork_rng():
         traces = trace_pair(model, guide, chunk.args, chunk.kwargs, chunk.plate)
+        if apart:
+            check_outside(model, traces.model, chunk.args, chunk.kwargs, chunk.plate)
     check_scales(traces.model, chunk.plate)
     check_guide(traces)
     if bound:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro.poutine as poutine
 import torch
 from pyro.infer.autoguide import AutoGuide
 from rich.console import Console
@@ -17,10 +18,13 @@ from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import Entered, enter
 from amortized_bayes.guides.autoguides import check_batches
 from amortized_bayes.inference.options import FitOptions, StepRecord
+from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.inference.svi import Training
+from amortized_bayes.joint.checks import check_outside
 from amortized_bayes.limits import Count, Seed, check_value, limited
 from amortized_bayes.points import as_tensors
 from amortized_bayes.signatures import own_options, signature_of
+from amortized_bayes.snapshots import snapshot
 from amortized_bayes.trees import leaves_of
 from amortized_bayes.types import Guide, Model
 
@@ -253,10 +257,24 @@ def _run(
     report_at: Iterable[int],
 ) -> Iterator[StepRecord]:
     model, guide = entered.model, entered.guide
+    if options.batch_size < len(entered.args[0]) or options.objective != "elbo":
+        _check_apart(entered)
     told = pass_index is not False and (model.takes_index or guide.takes_index)
     training = Training(model, guide, entered.args[0], options, seed, plate=entered.plate, pass_index=told)
     yield from training.run(num_steps, report_at)
     training.settle()
+
+
+def _check_apart(entered: Entered) -> None:
+    """Refuse, before points are taken by batches, terms outside the plate that they are all in."""
+    rows, put_back = entered.args[0], snapshot(entered.model)
+    few = torch.arange(min(2, len(rows)), device=rows.device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(rows)):
+            trace = poutine.trace(entered.model).get_trace(rows[few], few)
+        check_outside(entered.model, trace, (rows[few], few), {}, entered.plate)
+    finally:
+        put_back()
 
 
 def _watched(steps: Iterator[StepRecord], num_steps: int, progress: bool, bound: str) -> Iterator[StepRecord]:

@@ -11,12 +11,13 @@ from pyro.distributions import Delta, Unit
 from torch import Tensor
 from torch.distributions import TransformedDistribution, biject_to
 
-from amortized_bayes.enumeration import is_marked, without
+from amortized_bayes.enumeration import is_enumerated, is_marked, without
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.program_errors import first_line
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.supports import support_of
 from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites, unwrapped
+from amortized_bayes.types import Model
 
 __all__ = [
     "check_auxiliary",
@@ -27,6 +28,7 @@ __all__ = [
     "check_latents",
     "check_masses",
     "check_model",
+    "check_outside",
     "check_scales",
 ]
 
@@ -76,13 +78,53 @@ def check_latents(trace: poutine.Trace, plate: str) -> None:
             )
 
 
-def check_model(trace: poutine.Trace, plate: str) -> None:
-    """Refuse a model whose terms do not add up to log p(x, z) of data: nothing observed, or scaled sites."""
+def check_model(
+    model: Model, trace: poutine.Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str
+) -> None:
+    """Refuse a model whose terms do not add up to log p(x, z) of each point: nothing observed, scaled or tied sites."""
     if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
         raise no_plate_error(trace, plate)
     if not any(True for _ in PairedTraces(trace, trace, plate).local_sites(trace, observed=True)):
         raise ValueError(f"expected an observed site inside plate {plate!r} (`obs=`), got none: nothing says what x is")
     check_scales(trace, plate)
+    check_outside(model, trace, args, kwargs, plate)
+
+
+def check_outside(
+    model: Model, trace: poutine.Trace, args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str
+) -> None:
+    """Refuse sites outside the plate whose density moves with latents inside: it is no point's, and in no point's gap.
+
+    Args:
+        model: what ``trace`` is of.
+        trace: a run of it, the latents of which are used.
+        args: of that run.
+        kwargs: of that run.
+        plate: over data points.
+    """
+    sites = list(sample_sites(trace))
+    latents = [s for s in sites if not (s["is_observed"] or is_enumerated(s) or is_marked(s, plate))]
+    inside = [s for s in latents if plate_frame(s, plate) is not None and s["value"].is_floating_point()]
+    names = {site["name"] for site in inside}
+    first = next((place for place, site in enumerate(sites) if site["name"] in names), len(sites))
+    if all(plate_frame(site, plate) is not None for site in sites[first:]):
+        return
+    with torch.enable_grad(), torch.random.fork_rng():
+        leaves = {s["name"]: s["value"].detach().clone().requires_grad_() for s in inside}
+        given = {s["name"]: s["value"].detach() for s in latents} | {name: leaf + 0 for name, leaf in leaves.items()}
+        moved = poutine.trace(poutine.condition(model, data=given)).get_trace(*args, **kwargs)
+        traces = PairedTraces(moved, moved, plate)
+        for site in traces.shared_sites(moved):
+            log_p = traces.log_prob(site)
+            if not log_p.requires_grad:
+                continue
+            gradients = torch.autograd.grad(log_p, list(leaves.values()), retain_graph=True, allow_unused=True)
+            for name, gradient in zip(leaves, gradients, strict=True):
+                if gradient is not None and gradient.nan_to_num(nan=0.0).any():
+                    raise ValueError(
+                        f"expected sites that depend on {name!r} inside plate {plate!r}, where it is, got "
+                        f"{site['name']!r} outside: its density belongs to no point; move it into that plate"
+                    )
 
 
 def check_scales(trace: poutine.Trace, plate: str) -> None:

@@ -80,7 +80,7 @@ def joint_density(
             if fixed:
                 check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
             trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
-        check_model(trace, plate)
+        check_model(conditioned, trace, args, kwargs, plate)
         check_latents(trace, plate)
         tiling = Tiling.of(prior, conditioned, args, kwargs, 1, plate)
         if not tiling.has_data(args, kwargs):
