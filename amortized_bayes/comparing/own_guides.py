@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from amortized_bayes.calls import Bound
 from amortized_bayes.guides.autoguides import INSTEAD, check_batches, per_point_guide
 from amortized_bayes.guides.registry import GUIDES
-from amortized_bayes.joint.checks import check_auxiliary, check_inside, check_masses
+from amortized_bayes.joint.auxiliary import check_auxiliary, check_factors, check_jacobians
+from amortized_bayes.joint.checks import check_inside, check_masses
 from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide
@@ -104,8 +105,10 @@ def _check(name: str, guide: Any, model: Any, bound: Bound) -> None:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"guides[{name!r}] cannot be fitted to batches of points ({first_line}); {INSTEAD}") from error
     try:
+        check_factors(traces)
         check_auxiliary(traces)
         check_auxiliary(traces, inside=False)
+        check_jacobians(traces, guide, (rows[few], few), {})
         check_inside(traces)
         check_masses(traces, [*sites, *shared])
     except ValueError as error:

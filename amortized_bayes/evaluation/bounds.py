@@ -32,7 +32,8 @@ from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, block
 from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.joint import joint_density
-from amortized_bayes.joint.checks import check_auxiliary, check_guide, check_masses, check_outside, check_scales
+from amortized_bayes.joint.auxiliary import check_auxiliary
+from amortized_bayes.joint.checks import check_guide, check_masses, check_outside, check_scales
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
@@ -377,15 +378,14 @@ def _streamed(
 def _check_weights(chunk: PointChunk, model: Model, guide: Guide, *, bound: bool = True, apart: bool = True) -> None:
     """Refuse programs whose weights have no bound on log p(x) in them; the generator is left as it was.
 
-    Shared latents may be one point where no ``bound`` on the evidence of all data is asked for. Where points are not
-    taken ``apart``, all of them are in one ELBO, with what lies outside the plate.
+    Shared latents may be one point where no ``bound`` on all data is asked for. ``apart``: points are not all in one.
     """
     with chunk, torch.random.fork_rng():
         traces = trace_pair(model, guide, chunk.args, chunk.kwargs, chunk.plate)
         if apart:
             check_outside(model, traces.model, chunk.args, chunk.kwargs, chunk.plate)
-    check_scales(traces.model, chunk.plate)
-    check_guide(traces)
+        check_scales(traces.model, chunk.plate)
+        check_guide(traces, guide, chunk.args, chunk.kwargs)
     if bound:
         check_auxiliary(traces, inside=False)
         check_masses(traces, traces.shared_sites(traces.guide))

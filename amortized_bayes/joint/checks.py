@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import TransformedDistribution, biject_to
+from torch.distributions import TransformedDistribution
 
 from amortized_bayes.enumeration import is_enumerated, is_marked, without
+from amortized_bayes.joint.auxiliary import check_auxiliary, check_factors, check_jacobians
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.program_errors import first_line
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.supports import support_of
 from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites, unwrapped
-from amortized_bayes.types import Model
+from amortized_bayes.types import Guide, Model
 
 __all__ = [
-    "check_auxiliary",
     "check_density",
     "check_fixed",
     "check_guide",
@@ -136,9 +136,14 @@ def check_scales(trace: poutine.Trace, plate: str) -> None:
         )
 
 
-def check_guide(traces: PairedTraces) -> None:
-    """Refuse a guide whose weights are no p/q inside the plate: scaled where the model is not, or all at one point."""
+def check_guide(traces: PairedTraces, guide: Guide, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a guide whose weights are no p/q inside the plate: scaled where the model is not, or all at one point.
+
+    ``args`` and ``kwargs`` are those of its run.
+    """
+    check_factors(traces)
     check_auxiliary(traces)
+    check_jacobians(traces, guide, args, kwargs)
     check_inside(traces)
     check_masses(traces, traces.local_sites(traces.guide, observed=False))
     for site, shown in _scaled(traces, traces.guide):
@@ -147,48 +152,6 @@ def check_guide(traces: PairedTraces) -> None:
                 f"expected a guide whose sites are not scaled, got {site['name']!r} with a scale of {shown}: its "
                 "log q is then that of no distribution; take poutine.scale away, or set it to 1, for this"
             )
-
-
-def check_auxiliary(traces: PairedTraces, *, inside: bool = True) -> None:
-    """Refuse auxiliary draws that the latents on their side of the plate are not made of, number for number.
-
-    q(z) is then a mixture: the weight p(x, z)/(q(u) q(z|u)) has the mean p(x) times the size of u's space. A factor of
-    the guide may hold the density of u given z that is missing, as in auxiliary flows. Labels may be handed on.
-    """
-    sites, models = list(sample_sites(traces.guide)), cast(Any, traces.model.nodes)
-    if any(isinstance(site["fn"], Unit) for site in sites):
-        return
-    side = [s for s in sites if not s["is_observed"] and (plate_frame(s, traces.plate) is not None) == inside]
-    drawn = [s for s in side if s["infer"].get("is_auxiliary") and s["name"] not in models]
-    made = [models[s["name"]] for s in side if s["name"] in models and isinstance(unwrapped(s["fn"]), Delta)]
-    if not drawn:
-        return
-    for discrete in (False, True):
-        given, used = (_numbers([s for s in some if _is_discrete(s) == discrete]) for some in (drawn, made))
-        if given > used or (given != used and not discrete):
-            size = plate_frame(drawn[0], traces.plate).size if inside else 1
-            names = ", ".join(repr(site["name"]) for site in drawn)
-            why = (
-                "log q(z) is then that of a mixture, which is not there; sum the draw out, or add its density given z "
-                "as a factor (has_rsample)"
-                if given > used
-                else "some of them have all mass at one point, where log p(x, z) bounds nothing; draw them too"
-            )
-            raise ValueError(
-                f"expected latents made of the guide's auxiliary draws, number for number, got {names} of "
-                f"{given // size} numbers and {used // size} made of them (Delta): {why}"
-            )
-
-
-def _is_discrete(site: Any) -> bool:
-    """Whether a value has a probability: a discrete one, and one that the model has at one point too."""
-    return isinstance(unwrapped(site["fn"]), Delta) or site["fn"].support.is_discrete
-
-
-def _numbers(sites: Iterable[Any]) -> int:
-    """Numbers of values on the unconstrained space; discrete ones as they are."""
-    free = (s["value"] if _is_discrete(s) else biject_to(support_of(s)).inv(s["value"]) for s in sites)
-    return sum(value.numel() for value in free)
 
 
 def check_inside(traces: PairedTraces) -> None:

@@ -158,7 +158,7 @@ def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
     model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
     with torch.no_grad(), joint.indexed():
         traces = trace_pair(model, guide, args, kwargs, joint.plate)
-    check_guide(traces)
+        check_guide(traces, guide, args, kwargs)
     known = {site.name for site in joint.sites}
     for site in traces.local_sites(traces.model, observed=False):
         if site["name"] in traces.guide.nodes and site["name"] not in known:
