@@ -85,7 +85,7 @@ def before(x, y):
         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
     pyro.sample("later", dist.Normal(w, 1.0), obs=torch.tensor(-0.3))
-    pyro.factor("f", 0.0 * z.detach().sum())
+    pyro.factor("f", 0.0 * z.sum())
 
 
 def with_w(x, y):
