@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Delta, Unit
+from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Independent
@@ -21,7 +21,16 @@ from amortized_bayes.program_errors import ProgramError, said_of
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["PairedTraces", "checked_frame", "match_traces", "no_plate_error", "sample_sites", "trace_pair", "unwrapped"]
+__all__ = [
+    "PairedTraces",
+    "checked_frame",
+    "is_deterministic",
+    "match_traces",
+    "no_plate_error",
+    "sample_sites",
+    "trace_pair",
+    "unwrapped",
+]
 
 
 class PairedTraces(NamedTuple):
@@ -160,6 +169,11 @@ def _misfit(
     drawn: Any = guide.nodes
     for site in sample_sites(trace):
         twin = drawn.get(site["name"])
+        if twin is not None and twin["is_observed"] and not site["is_observed"]:
+            return ValueError(
+                f"the guide gives {site['name']!r} a value without drawing it, which is a latent of the model: "
+                "expected it drawn, or reparametrized in model and guide alike"
+            )
         if site["is_observed"] or twin is None or is_enumerated(twin):
             continue
         sizes = [frame and frame.size for frame in (plate_frame(twin, plate), plate_frame(site, plate))]
@@ -177,14 +191,19 @@ def _misfit(
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[Any]:
-    """All sample sites of a trace, latent or observed, without the plates' own and those of ``pyro.deterministic``."""
+    """All sample sites of a trace, latent or observed, without the plates' own and functions of others."""
     return (
         s
         for s in trace.nodes.values()
-        if s["type"] == "sample"
-        and not isinstance(s["fn"], _Subsample)
-        and not (s["infer"] or {}).get("_deterministic")
+        if s["type"] == "sample" and not isinstance(s["fn"], _Subsample) and not is_deterministic(s)
     )
+
+
+def is_deterministic(site: Any) -> bool:
+    """Whether a site is a function of others: ``pyro.deterministic``, or what reparametrization leaves of a latent."""
+    fn = site["fn"]
+    left = site["is_observed"] and isinstance(fn, MaskedDistribution) and isinstance(unwrapped(fn.base_dist), Delta)
+    return bool((site["infer"] or {}).get("_deterministic")) or (left and fn._mask is False)
 
 
 def match_traces(traces: PairedTraces) -> None:

@@ -105,3 +105,11 @@ def test_active_units_of_a_guide(linear_problem):
     found = mean_prediction(model, Factorized(sites, N, start=start), x)
     assert active_units(found.latents) == 1
     assert active_units(mean_prediction(model, Constant(sites, N), x).latents) == 0
+
+
+@pytest.mark.parametrize("wrong", [torch.full((4, 2), torch.nan), torch.ones(4, 2, dtype=torch.long)])
+def test_active_units_of_what_is_no_number_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected latent_means of finite floats"):
+        active_units(wrong)
+    with pytest.raises(ValueError, match="expected scales of finite floats"):
+        active_units(torch.ones(4, 2), wrong)

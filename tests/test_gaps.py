@@ -85,3 +85,14 @@ def test_bad_input() -> None:
         log_evidence(three, four)
     with pytest.raises(ValueError, match="between 0 and 1, got 95"):
         paired_gap(three, three, 95)
+
+
+def test_unknown_numbers_stay_unknown() -> None:
+    nothing = Estimate(torch.full((5,), torch.nan))
+    known = Estimate(torch.arange(5.0))
+    assert math.isnan(paired_gap(nothing, known).mean_z)
+    assert math.isnan(paired_gap(Estimate(torch.ones(1)), Estimate(torch.zeros(1))).mean_z)
+    assert log_evidence(nothing, known).source == "iwae"
+    assert log_evidence(known, nothing).source == "ais"
+    with pytest.raises(ValueError, match="standard error of each of 5 points"):
+        paired_gap(known, Estimate(torch.zeros(5), torch.ones(3)))

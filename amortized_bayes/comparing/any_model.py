@@ -24,6 +24,7 @@ from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.joint.checks import check_model
 from amortized_bayes.limits import AtLeast, Count, Depth, Seed, limited
 from amortized_bayes.point_programs import PointProgram
+from amortized_bayes.program_errors import said_of
 from amortized_bayes.progress import Told, Watch, watched
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.signatures import check_keywords, own_options, takes
@@ -166,7 +167,8 @@ def _pose(
     few = rows[:2], torch.arange(2, device=rows.device)
     put_back = snapshot(model)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices(rows)):
+        devices = cuda_devices(rows)
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), said_of("model", rows[:2].tensors, {}):
             trace = poutine.trace(program).get_trace(*few)
         check_model(program, trace, few, {}, plate)
         sites = latent_sites(program, *few, plate=plate)

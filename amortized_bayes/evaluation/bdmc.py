@@ -93,7 +93,7 @@ class BDMCResult(NamedTuple):
         divergences: diverged transitions, both ways.
         settings: what the gap certifies.
         reached: whether ``highest_gap`` is at most ``target_gap``; ``None`` where no target was set.
-        difficulty: simulated against real points; ``None`` without a guide.
+        difficulty: simulated against real points; ``None`` without a guide, or of a single point.
     """
 
     lower: Tensor
@@ -195,7 +195,7 @@ def bdmc(
     start = found_start(simulated, guide)
     result = _sandwich(simulated, z, start, settings, seed, progress)
     difficulty = None
-    if start is not None and follows:
+    if start is not None and follows and num_points > 1:  # of one point no error is known
         starts = (start, found_start(some, guide))
         difficulty = _difficulty((simulated, some), starts, seed)
     return result._replace(

@@ -147,6 +147,11 @@ def paired_gap(upper: Estimate, lower: Estimate, confidence: float = 0.95) -> Ga
             f"expected two estimates of the same points, (B,) each, got {tuple(upper.value.shape)} and "
             f"{tuple(lower.value.shape)}"
         )
+    for one in (upper, lower):
+        if one.standard_error is not None and one.standard_error.shape != one.value.shape:
+            raise ValueError(
+                f"expected a standard error of each of {len(one.value)} points, got {tuple(one.standard_error.shape)}"
+            )
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
     value = upper.value.double() - lower.value.double()
@@ -161,7 +166,7 @@ def paired_gap(upper: Estimate, lower: Estimate, confidence: float = 0.95) -> Ga
         mean=mean,
         mean_error=mean_error,
         interval=(mean - half, mean + half),
-        mean_z=mean / mean_error if mean_error > 0 else math.copysign(math.inf, mean) if mean else 0.0,
+        mean_z=_z_score(mean, mean_error),
         num_negative=int((value < 0).sum()),
         num_flagged=int((z_score < -2).sum()) if z_score is not None else None,
     )
@@ -181,10 +186,19 @@ def log_evidence(ais: Estimate | None, iwae: Estimate | None) -> LogEvidence:
         )
     ais_mean, ais_error = mean_over_points(ais.value) if ais is not None else (math.nan, math.nan)
     iwae_mean, iwae_error = mean_over_points(iwae.value) if iwae is not None else (math.nan, math.nan)
-    if ais is not None and not (iwae is not None and iwae_mean > ais_mean):
+    if ais is not None and not (iwae is not None and (iwae_mean > ais_mean or math.isnan(ais_mean))):
         return LogEvidence(ais, "ais", ais_mean, ais_error, iwae_mean, iwae_error)
     assert iwae is not None
     return LogEvidence(iwae, "iwae", ais_mean, ais_error, iwae_mean, iwae_error)
+
+
+def _z_score(mean: float, error: float) -> float:
+    """A mean over its error; infinite where there is no error, and nan where either is unknown."""
+    if math.isnan(mean) or math.isnan(error):
+        return math.nan
+    if error > 0:
+        return mean / error
+    return math.copysign(math.inf, mean) if mean else 0.0
 
 
 def _combine(a: Estimate, b: Estimate) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from amortized_bayes.joint import LogJoint, plate_to_front
 from amortized_bayes.program_errors import hint
 from amortized_bayes.shared_draw import plate_frame
-from amortized_bayes.traces import sample_sites
+from amortized_bayes.traces import is_deterministic, sample_sites
 
 __all__ = ["simulate"]
 
@@ -67,6 +67,8 @@ class _Unobserve(Messenger):
         self.plate, self.held = plate, held
 
     def _pyro_sample(self, msg: Any) -> None:
+        if is_deterministic(msg):
+            return
         if msg["is_observed"] and plate_frame(msg, self.plate) is not None:
             if isinstance(msg["fn"], Unit):
                 raise ValueError(
@@ -121,7 +123,7 @@ def _entries(joint: LogJoint, node: Any, old: Tensor, leaf: Tensor, free: Tensor
         seen = plate_to_front(node, joint.plate, seen).reshape(-1)
         return seen if len(seen.unique()) == len(seen) and bool(free[seen].all()) else None
     wanted = plate_to_front(node, joint.plate, old)
-    if len(wanted) != len(leaf) or not wanted.numel():
+    if not wanted.dim() or len(wanted) != len(leaf) or not wanted.numel():
         return None
     columns, wanted, places = leaf.reshape(len(leaf), -1), wanted.reshape(len(leaf), -1), places.reshape(len(leaf), -1)
     free = free.reshape(columns.shape).all(0)

@@ -18,6 +18,7 @@ from amortized_bayes.guides.mean_field import MeanField
 from amortized_bayes.inference.optim import IterateAverage, RowAdam
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.networks import row_tables
+from amortized_bayes.program_errors import said_of
 from amortized_bayes.types import Guide, Model
 
 __all__ = ["Variables"]
@@ -238,7 +239,7 @@ def _parameters(
 def _params_asked_for(program: Callable[..., object], call: Callable[[Callable[..., object]], None]) -> list[str]:
     """Names of the ``pyro.param`` statements of a run of a program."""
     traced = poutine.trace(program)
-    with torch.no_grad():
+    with torch.no_grad(), said_of("model or guide", (), {}):
         call(traced)
     return traced.trace.param_nodes
 
