@@ -62,7 +62,8 @@ def mean_over_points(values: Tensor | np.ndarray | PerPoint) -> tuple[float, flo
     exact, shared = _in_float64(values)
     if len(exact) < 2:
         return float(exact.mean()), math.nan
-    spread = exact.std(ddof=1) if isinstance(exact, np.ndarray) else exact.std()
+    with np.errstate(invalid="ignore"):  # infinite values have no spread
+        spread = exact.std(ddof=1) if isinstance(exact, np.ndarray) else exact.std()
     return float(exact.mean()), math.hypot(float(spread) / math.sqrt(len(exact)), shared)
 
 

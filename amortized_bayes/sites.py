@@ -16,7 +16,7 @@ from amortized_bayes.enumeration import is_marked, without
 from amortized_bayes.limits import limited
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.signatures import own_options
-from amortized_bayes.supports import has_own_bounds, same_for_all, same_in_draws, support_of
+from amortized_bayes.supports import has_own_bounds, moves_with_parameters, same_for_all, same_in_draws, support_of
 from amortized_bayes.traces import no_plate_error, sample_sites
 from amortized_bayes.types import LatentSite, Model, NestedPlate
 
@@ -53,7 +53,8 @@ def latent_sites(
 
     Raises:
         ValueError: no such plate, a discrete latent site that is not enumerated, or a local site inside a further plate
-            that is a loop or draws a part of itself; a support that moves from draw to draw, or from point to point.
+            that is a loop or draws a part of itself; a support that moves from draw to draw, from point to point, or
+            with parameters.
 
     Example:
         >>> import torch
@@ -77,10 +78,16 @@ def latent_sites(
             found.shared.append(latent)
             found.shared_draw[latent.name] = _start_at(latent, site["value"].detach())
     sites = {latent.name: latent for latent in (*found.shared, *found.local)}
-    if found.shared and any(has_own_bounds(latent.support) for latent in sites.values()):
-        with torch.no_grad(), torch.random.fork_rng():
+    if any(has_own_bounds(latent.support) for latent in sites.values()):
+        with torch.enable_grad(), torch.random.fork_rng():
             again = poutine.trace(entered.model).get_trace(*entered.args, **entered.kwargs)
         for _, latent in _latents(again, plate):
+            if moves_with_parameters(latent.support):
+                raise ValueError(
+                    f"expected the support of latent {latent.name!r} to stay as it is, got bounds that move with "
+                    "parameters of the model, which are fitted: draw it on one support, such as (0, 1), and move it "
+                    "from there"
+                )
             if latent.name in sites:
                 same_in_draws(latent.name, sites[latent.name].support, latent.support)
     return found

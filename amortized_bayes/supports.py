@@ -17,7 +17,7 @@ from torch.distributions.transforms import IndependentTransform, _InverseTransfo
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
-__all__ = ["has_own_bounds", "same_for_all", "same_in_draws", "support_of"]
+__all__ = ["has_own_bounds", "moves_with_parameters", "same_for_all", "same_in_draws", "support_of"]
 
 CIRCULAR = (dist.VonMises, dist.VonMises3D, dist.SineBivariateVonMises)
 """Distributions on circles and spheres, whose supports are all reals in name."""
@@ -92,6 +92,11 @@ def same_for_all(name: str, support: Any, dim: int, events: int = 0) -> Constrai
 def has_own_bounds(support: Any) -> bool:
     """Whether a support has bounds that a model may have computed."""
     return any(isinstance(bound, Tensor) for bound in vars(_inner(support)).values())
+
+
+def moves_with_parameters(support: Any) -> bool:
+    """Whether a support of a run with gradients has bounds that are fitted."""
+    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(_inner(support)).values())
 
 
 def same_in_draws(name: str, support: Any, other: Any) -> None:
@@ -218,6 +223,8 @@ def _same(support: Any, domain: Any) -> bool:
 
 def _moved(ends: Ends, forward: Any, inverse: bool) -> Ends | None:
     """Bounds after a transform of single numbers; ``None`` if it is not known, or turns half-lines in some places."""
+    if isinstance(forward, transforms.PowerTransform):
+        return _powers(ends, 1 / forward.exponent if inverse else forward.exponent)
     if not isinstance(forward, transforms.AffineTransform):
         both = next((both for kind, both in INCREASING.items() if isinstance(forward, kind)), None)
         moved = () if both is None else tuple(_at(both[inverse], end) for end in ends)
@@ -229,6 +236,18 @@ def _moved(ends: Ends, forward: Any, inverse: bool) -> Ends | None:
     if always or never:
         return (low, high) if always else (high, low)
     return None if _is_infinite(low) or _is_infinite(high) else (torch.minimum(low, high), torch.maximum(low, high))
+
+
+def _powers(ends: Ends, exponent: Any) -> Ends | None:
+    """Bounds of powers of positive numbers; ``None`` of others, or where some powers rise and some fall."""
+    exponent = torch.as_tensor(exponent, dtype=torch.float64)
+    rising = exponent > 0
+    if bool((torch.as_tensor(ends[0]) < 0).any()) or bool(rising.any()) != bool(rising.all()):
+        return None
+    found = [_at(lambda value: value.pow(exponent.to(value)), end) for end in ends]
+    if any(end is None for end in found):
+        return None
+    return (found[0], found[1]) if rising.all() else (found[1], found[0])
 
 
 def _at(function: Callable[[Tensor], Tensor], end: Any) -> Any:

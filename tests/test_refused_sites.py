@@ -112,3 +112,13 @@ def test_looking_twice_leaves_random_numbers_as_they_were():
         if look is ab.latent_sites:
             assert float(found.local[0].support.upper_bound) == 4
     assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("call", [ab.elbo, ab.iwae, ab.log_predictive, ab.ais])
+def test_a_model_that_observes_nothing_has_no_evidence(call):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="expected an observed site inside plate 'data'"):
+        call(poutine.block(model_of(lambda x: dist.Normal(0.0, 1.0)), hide=["x"]), guide, X)

@@ -52,6 +52,10 @@ BOUNDED = {
     "log-normal, affine": (moved(dist.LogNormal(torch.zeros(ROWS), 1.0), TWICE), 1, INF),
     "log of uniform": (moved(dist.Uniform(torch.zeros(ROWS), 2.0), EXP.inv), -INF, math.log(2)),
     "logit of beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), SIGMOID.inv), -INF, INF),
+    "square of uniform": (moved(dist.Uniform(1.0, 2.0), T.PowerTransform(torch.tensor(2.0))), 1, 4),
+    "square of beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), T.PowerTransform(torch.tensor(2.0))), 0, 1),
+    "root of beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), T.PowerTransform(torch.tensor(2.0)).inv), 0, 1),
+    "one over beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), T.PowerTransform(torch.tensor(-1.0))), 1, INF),
     "masked": (moved(normal(), SIGMOID, UP).mask(True), -1, 2),
     "event": (
         moved(normal(2).to_event(1), SIGMOID, T.AffineTransform(0.0, SIGNS)),
@@ -154,3 +158,52 @@ def test_guides_that_draw_outside_are_refused(call):
     with pytest.raises(ValueError, match=r"draws 'z' outside .*, on which the model has it") as refused:
         call(model, *(() if call is ab.compare else (guide,)), x, **given)
     assert "\n" not in str(refused.value)
+
+
+def test_a_power_of_a_bounded_draw_is_bounded():
+    """A squared uniform draw on (1, 2), by quadrature."""
+    x = torch.linspace(0, 5, ROWS)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            uniform = dist.Uniform(torch.ones(len(x)), 2.0)
+            z = pyro.sample("z", moved(uniform, T.PowerTransform(torch.tensor(2.0))))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    u = torch.linspace(1, 2, 2001, dtype=torch.float64)[:, None]
+    exact = dist.Normal(u**2, 0.5).log_prob(x).exp().mean(0).log()
+    found = ab.ais(model, None, x, settings=ab.AISSettings(start="prior", mass="unit"))
+    assert ((found.log_p - exact).abs() < 5 * found.standard_error + 0.01).all()
+
+
+def test_bounds_that_are_fitted_are_refused():
+    def model(x):
+        high = pyro.param("high", torch.tensor(2.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(len(x)), high))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    x = torch.linspace(0, 2, ROWS)
+    for call in (ab.latent_sites, lambda *given: ab.compare(*given, progress=False)):
+        with pytest.raises(ValueError, match="'z' to stay as it is, got bounds that move with parameters"):
+            call(model, x)
+    u = torch.linspace(0, 2, 2001, dtype=torch.float64)[:, None]
+    exact = dist.Normal(u, 0.5).log_prob(x).exp().mean(0).log()
+    found = ab.ais(model, None, x, settings=ab.AISSettings(start="prior", mass="unit"))
+    assert ((found.log_p - exact).abs() < 5 * found.standard_error + 0.01).all()
+
+
+def test_bounds_in_rows_are_those_of_the_points_at_hand():
+    """Half of the points, as a certificate takes: Pareto, whose bound is a tensor with a row per point."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Pareto(torch.ones(len(x)), 3.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Pareto(torch.ones(len(x)), 2 + x.square()))
+
+    certificate, settings = ab.CertificateSettings(4, None, 20), ab.AISSettings(num_chains=4, num_temperatures=20)
+    assert ab.bdmc(model, guide, torch.linspace(1, 3, 9), settings=settings, certificate=certificate).gap.shape == (4,)

@@ -33,7 +33,7 @@ from amortized_bayes.expectations import expected_log_weights
 from amortized_bayes.guides.autoguides import as_per_point
 from amortized_bayes.joint import joint_density
 from amortized_bayes.joint.auxiliary import check_auxiliary
-from amortized_bayes.joint.checks import check_guide, check_masses, check_outside, check_scales
+from amortized_bayes.joint.checks import check_guide, check_masses, check_outside, check_terms
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.shared_draw import plate_frame
@@ -384,7 +384,7 @@ def _check_weights(chunk: PointChunk, model: Model, guide: Guide, *, bound: bool
         traces = trace_pair(model, guide, chunk.args, chunk.kwargs, chunk.plate)
         if apart:
             check_outside(model, traces.model, chunk.args, chunk.kwargs, chunk.plate)
-        check_scales(traces.model, chunk.plate)
+        check_terms(traces.model, chunk.plate)
         check_guide(traces, guide, chunk.args, chunk.kwargs)
     if bound:
         check_auxiliary(traces, inside=False)

@@ -29,7 +29,7 @@ __all__ = [
     "check_masses",
     "check_model",
     "check_outside",
-    "check_scales",
+    "check_terms",
 ]
 
 
@@ -84,9 +84,7 @@ def check_model(
     """Refuse a model whose terms do not add up to log p(x, z) of each point: nothing observed, scaled or tied sites."""
     if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
         raise no_plate_error(trace, plate)
-    if not any(True for _ in PairedTraces(trace, trace, plate).local_sites(trace, observed=True)):
-        raise ValueError(f"expected an observed site inside plate {plate!r} (`obs=`), got none: nothing says what x is")
-    check_scales(trace, plate)
+    check_terms(trace, plate)
     check_outside(model, trace, args, kwargs, plate)
 
 
@@ -127,8 +125,10 @@ def check_outside(
                     )
 
 
-def check_scales(trace: poutine.Trace, plate: str) -> None:
-    """Refuse a model that scales a site, the plate's own scale apart: its terms do not add up to log p(x, z)."""
+def check_terms(trace: poutine.Trace, plate: str) -> None:
+    """Refuse a model that observes nothing, or scales a site, the plate apart: its terms add up to no log p(x, z)."""
+    if not any(True for _ in PairedTraces(trace, trace, plate).local_sites(trace, observed=True)):
+        raise ValueError(f"expected an observed site inside plate {plate!r} (`obs=`), got none: nothing says what x is")
     for site, shown in _scaled(PairedTraces(trace, trace, plate), trace):
         raise ValueError(
             f"expected sites that are not scaled, got {site['name']!r} with a scale of {shown}: log p(x) is then "

@@ -25,6 +25,7 @@ from torch.distributions import (
 from amortized_bayes.guides.conditionals import SAID
 from amortized_bayes.joint.density import LocalSite, plate_to_front
 from amortized_bayes.joint.tied import places_in_z, taken_from
+from amortized_bayes.supports import support_of
 from amortized_bayes.traces import PairedTraces, unwrapped
 
 __all__ = ["NATURAL", "Factor", "read_factors"]
@@ -109,11 +110,12 @@ def read_factors(sites: tuple[LocalSite, ...], traces: PairedTraces) -> list[Fac
         made = [site for site in masses if (places == site.place.start).any()]
         found.append(factor._replace(sites=tuple(made), places=places))
         masses = [site for site in masses if site not in made]
+    models: Any = traces.model.nodes  # of these points: bounds that a site keeps are those of all
     for site in sites:
         if site in masses:
             return None
         if not isinstance(unwrapped((node := own[site.name])["fn"]), dist.Delta):
-            gaussian = _read_gaussian(node, site.support, site.free_shape.numel(), traces.plate)
+            gaussian = _read_gaussian(node, support_of(models[site.name]), site.free_shape.numel(), traces.plate)
             factor = gaussian or _read_natural(site, node, traces.plate)
             if factor is None:
                 return None
