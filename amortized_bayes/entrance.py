@@ -40,6 +40,20 @@ class Entered(NamedTuple):
     data: PointData | None = None
     subsample: str = ""
 
+    def check_estimates(self, *, apart: bool) -> None:
+        """Refuse estimates from more than one run, or of points taken ``apart``, where there are none.
+
+        Raises:
+            ValueError: the model draws its own points, or log p of a point changes with those that it is given with.
+        """
+        if self.subsample:
+            raise ValueError(self.subsample)
+        if apart and self.data is not None and self.data.mixed:
+            raise ValueError(
+                "log p(x, z) of a point changes with its neighbours, such as by batch norm or a mean over the data: "
+                "expected a model in evaluation mode (model.eval()), that is given what it computes from all points"
+            )
+
 
 def enter(
     call: Callable[..., Any],

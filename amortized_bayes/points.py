@@ -79,6 +79,7 @@ class PointData:
         missing: sites of entries that ``obs_mask`` leaves out and that nothing else depends on: they integrate to 1,
             and programs are run as if they were not there.
         counted: whether the model's plate counts the rows that it is given, whatever their places among all.
+        mixed: whether log p of a point changes with those that it is given with, as by batch norm or a mean over them.
     """
 
     leaves: tuple[Any, ...]
@@ -88,6 +89,7 @@ class PointData:
     signature: inspect.Signature | None = None
     missing: tuple[str, ...] = ()
     counted: bool = False
+    mixed: bool = False
 
     @classmethod
     def of(cls, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PointData:

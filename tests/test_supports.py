@@ -54,7 +54,7 @@ BOUNDED = {
     "logit of beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), SIGMOID.inv), -INF, INF),
     "square of uniform": (moved(dist.Uniform(1.0, 2.0), T.PowerTransform(torch.tensor(2.0))), 1, 4),
     "square of beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), T.PowerTransform(torch.tensor(2.0))), 0, 1),
-    "root of beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), T.PowerTransform(torch.tensor(2.0)).inv), 0, 1),
+    "root of uniform": (moved(dist.Uniform(1.0, 4.0), T.PowerTransform(torch.tensor(2.0)).inv), 1, 2),
     "one over beta": (moved(dist.Beta(torch.ones(ROWS), 2.0), T.PowerTransform(torch.tensor(-1.0))), 1, INF),
     "masked": (moved(normal(), SIGMOID, UP).mask(True), -1, 2),
     "event": (

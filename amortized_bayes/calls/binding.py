@@ -110,7 +110,8 @@ def with_index(data: PointData, model: Model) -> PointData:
     args, kwargs = data.arguments()
     more = PointData.of(model, args, {**kwargs, "index": torch.arange(len(data), device=data.rows.device)})
     known = {"index": True, **dict(zip(data.names, data.is_data, strict=True))}
-    return replace(more, is_data=tuple(known[name] for name in more.names), missing=data.missing, counted=data.counted)
+    same = {"missing": data.missing, "counted": data.counted, "mixed": data.mixed}
+    return replace(more, is_data=tuple(known[name] for name in more.names), **same)
 
 
 def _bind(

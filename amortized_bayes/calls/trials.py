@@ -88,10 +88,10 @@ def try_call(model: Model, data: PointData, plate: str | None, any_size: bool) -
         raise Refused(_other_size(name, got, len(few)), 2)
     _refuse_pairs(first, name)
     _refuse_columns(first, name)
-    _follow(model, data, first, few, name)
+    mixed = _follow(model, data, first, few, name)
     _follow_to_the_end(model, data, len(few), name)
     counted = len(few) < count and _follows_itself(first, name, len(few))
-    return replace(data, missing=_missing(model, data, first, few, name), counted=counted), name
+    return replace(data, missing=_missing(model, data, first, few, name), counted=counted, mixed=mixed), name
 
 
 def _refuse_pairs(trace: poutine.Trace, plate: str) -> None:
@@ -172,27 +172,31 @@ def run(
     return trace
 
 
-def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> None:
-    """Refuse rows in the other order at which the log density of a point is another."""
-    latents, same = {}, {}
+def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> bool:
+    """Refuse rows in another order at which the log density of a point is another; say whether half of them change it."""
+    latents, same, of_half, half = {}, {}, {}, (len(places) + 1) // 2
     for site in sample_sites(first):
         if not site["is_observed"]:
             frame = plate_frame(site, plate)
             value = site["value"]
             dim = None if frame is None else frame.dim - len(site["fn"].event_shape)
             same[site["name"]] = value
-            latents[site["name"]] = value if dim is None or value.dim() < -dim else value.flip(dim)
+            is_row = dim is not None and value.dim() >= -dim
+            latents[site["name"]] = value.flip(dim) if is_row else value
+            of_half[site["name"]] = value.narrow(dim, 0, half) if is_row and value.shape[dim] == len(places) else value
     own = "" if _follows_itself(first, plate, len(places)) else plate
     before = _densities(first, plate)
     runs = [run(model, data, places, same, own), run(model, data, places.flip(0), latents, own)]
     if isinstance(runs[0], Exception) or not _close(before, _densities(runs[0], plate)):
-        return  # a model that is random given its latents, such as one with dropout, says nothing
+        return False  # a model that is random given its latents, such as one with dropout, says nothing
     if isinstance(runs[1], Exception) or not _close(before.flip(0), _densities(runs[1], plate)):
         raise Refused(
             f"log p of a point in plate {plate!r} does not follow its rows of {', '.join(_tensors(data))}: pass all "
             "data as arguments instead of closing over them, and name those with a row per point, per_point=('x', ...)",
             3,
         )
+    alone = run(model, data, places[:half], of_half, own)
+    return not isinstance(alone, Exception) and not _close(before[:half], _densities(alone, plate))
 
 
 def _follow_to_the_end(model: Model, data: PointData, tried: int, plate: str) -> None:

@@ -151,7 +151,7 @@ def elbo(
         kl = (found.log_q - found.log_prior)[0, 0]
         return found.log_likelihood[0, 0], kl, (found.shared / found.num_data).expand_as(kl)
 
-    chunks = _chunks(entered, chunk_size)
+    chunks = _chunks(entered, chunk_size, apart=False)
     _check_weights(chunks[0], entered.model, entered.guide, apart=len(chunks) > 1)
     draws = list(_draws(chunks, num_draws, evaluate))
     likelihood, kl, shared = (torch.stack([found[i] for _, found in draws]) for i in range(3))
@@ -309,10 +309,10 @@ def log_predictive(
     return Estimate(value, draws[0][1][1] if alone else error, shared_error)
 
 
-def _chunks(entered: Entered, size: int) -> list[PointChunk]:
-    if entered.subsample:
-        raise ValueError(entered.subsample)
-    return list(point_chunks(entered.args, entered.kwargs, size, entered.plate))
+def _chunks(entered: Entered, size: int, *, apart: bool = True) -> list[PointChunk]:
+    chunks = list(point_chunks(entered.args, entered.kwargs, size, entered.plate))
+    entered.check_estimates(apart=apart or len(chunks) > 1)
+    return chunks
 
 
 def _draws(
