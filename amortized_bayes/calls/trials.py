@@ -173,7 +173,7 @@ def run(
 
 
 def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> bool:
-    """Refuse rows in another order at which the log density of a point is another; say whether half of them change it."""
+    """Refuse rows in another order at which log p of a point is another; return whether half of them change it."""
     latents, same, of_half, half = {}, {}, {}, (len(places) + 1) // 2
     for site in sample_sites(first):
         if not site["is_observed"]:
