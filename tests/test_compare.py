@@ -246,6 +246,7 @@ def test_when_all_fail_there_is_a_report_that_says_so(x, monkeypatch, tmp_path):
         assert str(found) == said
         assert found.to_frame()["reason"].tolist() == [why, why, why, "A-VI, which it starts from, failed"]
         assert set(found.to_rows()["note"]) == set(found.to_frame()["reason"])
+        assert found.summary()["reason"].tolist() == found.to_frame()["reason"].tolist()
         for call in (found.plot, found.plot_curves):
             with pytest.raises(ValueError, match="to draw the others against, but no F-VI fit succeeded") as refused:
                 call()

@@ -102,8 +102,12 @@ class Comparison(Report):
         return pd.DataFrame([self._row(f) for f in self.fits]).astype({"k": "Int64"})
 
     def summary(self) -> pd.DataFrame:
-        """The numbers to look at first, in nats per point: a row per guide, by its name for readers."""
-        frame = self.to_frame().reindex(columns=list(SUMMARY))
+        """The numbers to look at first, in nats per point: a row per guide, by its name for readers.
+
+        Where fits failed a last column says why.
+        """
+        why = ["reason"] if any(fitted.reason for fitted in self.fits) else []
+        frame = self.to_frame().reindex(columns=[*SUMMARY, *why])
         frame.index = [f.label for f in self.fits]
         return frame
 
