@@ -148,9 +148,12 @@ def _active(problem: FitProblem, guide: LocalGuide) -> Measure:
         means, draws = (
             local_values(guide, problem.x, problem.index, plate=problem.plate, mean=m) for m in (True, False)
         )
-        return Measure(active_units(means, (draws - means).abs()))
-    location, log_scale = guide.answer(problem.x, problem.index).chunk(2, -1)
-    return Measure(active_units(location, log_scale.exp()))
+        scales = (draws - means).abs()
+    else:
+        means, scales = guide.answer(problem.x, problem.index).chunk(2, -1)
+        scales = scales.exp()
+    # of a fit that diverged, which its ELBO says, what is no number is not active
+    return Measure(active_units(means.nan_to_num(nan=0.0), scales.nan_to_num(nan=math.inf, posinf=math.inf)))
 
 
 def _known(value: float, error: float, over: str) -> Measure:

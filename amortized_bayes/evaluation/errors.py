@@ -155,7 +155,7 @@ def active_units(latent_means: Tensor, scales: Tensor | None = None) -> int:
     is that of the means and the mean of theirs.
 
     Raises:
-        ValueError: other shapes, fewer points than two, or numbers that are not finite floats.
+        ValueError: other shapes, fewer points than two, or numbers that are nan or no floats.
 
     Example:
         >>> import torch
@@ -168,8 +168,8 @@ def active_units(latent_means: Tensor, scales: Tensor | None = None) -> int:
     if scales is not None and scales.shape != latent_means.shape:
         raise ValueError(f"expected scales of shape {tuple(latent_means.shape)}, got {tuple(scales.shape)}")
     for name, given in (("latent_means", latent_means), ("scales", scales)):
-        if given is not None and not (given.is_floating_point() and given.isfinite().all()):
-            raise ValueError(f"expected {name} of finite floats, got {given.dtype} or numbers that are nan or infinite")
+        if given is not None and (not given.is_floating_point() or given.isnan().any()):
+            raise ValueError(f"expected {name} of floats, got {given.dtype} or numbers that are nan")
     variance = latent_means.var(0)
     whole = 1.0 if scales is None else variance + scales.square().mean(0)
     return int((variance > ACTIVE_VARIANCE * whole).sum())
