@@ -16,6 +16,8 @@ from amortized_bayes.guides.registry import GUIDES
 __all__ = [
     "FACTORS",
     "METRICS",
+    "SEES",
+    "SEES_LABELS",
     "Metric",
     "axis_label",
     "dataset_label",
@@ -70,6 +72,12 @@ METRICS: dict[str, Metric] = {
     "certified": Metric("certified", digits=0, unit=""),
     "converged": Metric("q* converged", digits=0, unit=""),
     "family_gap": Metric("family gap"),
+    "exact_family_gap": Metric("family gap", "family gap, from F-VI's exact optimum", 3),
+    "family_gap_of_linear": Metric("linear f, exact", "family gap of the best linear f", 3),
+    "forecast": Metric("forecast", "forecast of the family gap", 3),
+    "forecast_exact": Metric("exact loss", "ELBO lost by the f that was fitted to F-VI's optimum", 3),
+    "log_p_exact": Metric("log p(x)"),
+    "elbo_optimum": Metric("F-VI's optimum", "ELBO of F-VI's optimum"),
     "final_elbo": Metric("ELBO"),
     "final_elbo_monte_carlo": Metric("ELBO (MC)", "ELBO, by Monte Carlo alone"),
     "final_iwae": Metric("IWAE"),
@@ -117,6 +125,7 @@ METRICS: dict[str, Metric] = {
 FACTORS = {
     "dataset": "data set",
     "guide": "guide",
+    "sees": "f sees",
     "k": "width k",
     "epochs": "epochs",
     "share": "share of the gap",
@@ -148,6 +157,33 @@ FACTORS = {
 }
 """Factors that the experiments use, in the order in which they describe a line."""
 
+SERIES_LABELS = {
+    "linear": "linear model",
+    "nonlinear": "nonlinear model",
+    "two-levels": "two levels",
+    "saw": "saw series",
+    "random-walk": "random walk",
+    "gaussian-process": "Gaussian process",
+}
+"""Models of ``models/series.py``, which stand where data sets do: data are drawn from them."""
+SEES: Mapping[str, tuple[str, ...]] = {
+    "linear": ("own",),
+    "nonlinear": ("own",),
+    "two-levels": ("first-member", "own"),
+    "saw": ("own", "next", "own-and-next"),
+    "random-walk": ("own", "neighbours", "window", "whole"),
+    "gaussian-process": ("own", "neighbours", "window", "whole"),
+}
+"""What an f may see in each of them; by the last it can do what F-VI does."""
+SEES_LABELS = {
+    "own": "own point",
+    "first-member": "one member of five",
+    "next": "next point",
+    "own-and-next": "own and next point",
+    "neighbours": "own point and neighbours",
+    "window": "window of nine",
+    "whole": "whole series",
+}
 FLAGS = {
     "annealed": ("plain", "annealed"),
     "kl_warm_up": ("no KL warm-up", "KL warm-up"),
@@ -172,6 +208,7 @@ ORDERS: Mapping[str, tuple[Any, ...]] = {
     "encoder": ("linear", "small", "standard", "wide", "large"),
     "method": tuple(METHODS),
     "start": ("encoder", "prior", "reference"),
+    "sees": ("first-member", *(name for name in SEES_LABELS if name != "first-member")),
 }
 """Values in the order in which people read them; others follow, in the order of the rows."""
 
@@ -206,7 +243,7 @@ def guide_label(guide: str, k: int | None = None) -> str:
 
 def dataset_label(dataset: str) -> str:
     """The name of a data set; an array of the user's is named by its file."""
-    return label_of(dataset)
+    return SERIES_LABELS.get(dataset) or label_of(dataset)
 
 
 def value_label(factor: str, value: Any) -> str:
@@ -221,6 +258,8 @@ def value_label(factor: str, value: Any) -> str:
         return dataset_label(str(value))
     if factor == "method":
         return METHODS.get(str(value), str(value))
+    if factor == "sees":
+        return SEES_LABELS.get(str(value), str(value))
     if factor == "share":
         return f"{value:.0%}"
     if isinstance(value, bool):

@@ -21,6 +21,8 @@ EXPERIMENTS = {
     "learning-dynamics": "learning_dynamics",
     "gradient-norms": "gradient_norms",
     "close-the-gap": "close_the_gap",
+    "when-and-why": "when_and_why",
+    "interpolate": "interpolate",
 }
 """Commands, and the files of this folder that they run."""
 ALIASES = {"test-set-gaps": "model-gaps"}

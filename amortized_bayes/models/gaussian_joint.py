@@ -24,12 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pyro
-import pyro.poutine as poutine
 import torch
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from amortized_bayes.models.flat_program import FlatProgram
 from amortized_bayes.types import Model
 
 __all__ = ["Answer", "GaussianJoint", "gaussian_joint"]
@@ -217,44 +215,22 @@ def gaussian_joint(
     Raises:
         ValueError: a density that is no such form, or a site that is missing.
     """
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        trace = poutine.trace(model).get_trace(*args)
-        nodes: dict[str, Any] = {n: trace.nodes[n] for n in trace.stochastic_nodes}
-        found = {n: node["value"] for n, node in nodes.items() if not isinstance(node["fn"], _Subsample)}
-    if missing := [name for name in local if name not in found]:
-        raise ValueError(f"expected latent sites {', '.join(map(repr, found))} in local, got {missing[0]!r}")
-    names = [name for name in found if name not in local]
-    count, sizes = len(found[local[0]]), [found[name].numel() // len(found[name]) for name in local]
-    num_shared, width = sum(found[name].numel() for name in names), sum(sizes)
-
-    def gradient(u: Tensor) -> tuple[Tensor, Tensor]:
-        """Log p(u, x) and its gradient."""
-        u = u.clone().requires_grad_()
-        parts = u[:num_shared].split([found[name].numel() for name in names])
-        values = {name: part.reshape(found[name].shape) for name, part in zip(names, parts, strict=True)}
-        columns = u[num_shared:].reshape(count, width).split(sizes, 1)
-        values |= {name: part.reshape(found[name].shape) for name, part in zip(local, columns, strict=True)}
-        with pyro.validation_enabled(False), torch.enable_grad():
-            total = poutine.trace(poutine.condition(model, data=values)).get_trace(*args).log_prob_sum()
-            assert isinstance(total, Tensor)
-            return total.detach(), torch.autograd.grad(total, u)[0]
-
-    total = num_shared + count * width
+    program = FlatProgram(model, *args, local=local)
+    num_shared, gradient, total = program.num_shared, program.gradient, program.size
     constant, linear = gradient(torch.zeros(total).double())
     columns = [linear - gradient(row)[1] for row in torch.eye(total)[:num_shared].double()]
     rows = torch.stack(columns) if columns else torch.zeros(0, total).double()
-    most = count * width - 1
-    reach = most if bandwidth is None else min(bandwidth, most)
-    band, places = torch.zeros(reach + 1, count * width).double(), torch.arange(count * width)
-    for colour in range(min(2 * reach + 1, count * width)):
+    num_local = total - num_shared
+    reach = num_local - 1 if bandwidth is None else min(bandwidth, num_local - 1)
+    band, places = torch.zeros(reach + 1, num_local).double(), torch.arange(num_local)
+    for colour in range(min(2 * reach + 1, num_local)):
         chosen = places % (2 * reach + 1) == colour
         product = linear - gradient(torch.cat([torch.zeros(num_shared).double(), chosen.double()]))[1]
         mine = places[chosen]
         for k in range(reach + 1):
-            inside = mine[mine + k < count * width]
+            inside = mine[mine + k < num_local]
             band[k, inside] = product[num_shared + inside + k]
-    joint = GaussianJoint(rows[:, :num_shared], rows[:, num_shared:], band, linear, constant, count)
+    joint = GaussianJoint(rows[:, :num_shared], rows[:, num_shared:], band, linear, constant, program.num_data)
     _check(joint, *gradient(probe := torch.randn(total, generator=torch.Generator().manual_seed(1)).double()), probe)
     return joint
 

@@ -13,7 +13,8 @@ model                     density                                               
 
 Theta and mu have priors N(0, 10^2), where the paper's are flat. Settings are those of its code; the nonlinear density
 has its term -log sigma(z), which is missing there, and the saw series is drawn from its model. All but the nonlinear
-one are jointly Gaussian: :meth:`SeriesModel.exact` gives posterior, evidence and the optimum of F-VI.
+one are jointly Gaussian: :meth:`SeriesModel.exact` gives posterior, evidence and the optimum of F-VI; of that one
+:meth:`SeriesModel.truth` gives ELBO and optimum by quadrature.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from amortized_bayes.limits import Natural, NotNegative, Positive, Seed, limited
 from amortized_bayes.models.gaussian_joint import GaussianJoint, gaussian_joint
+from amortized_bayes.models.independent_joint import IndependentJoint
 from amortized_bayes.models.walk import Walk
 from amortized_bayes.seeding import torch_generator
 
@@ -78,14 +80,26 @@ class SeriesModel(ABC):
         Raises:
             ValueError: a model that is not jointly Gaussian, or data of another type or not finite.
         """
-        if x.dtype != torch.float64 or not x.isfinite().all():
-            raise ValueError(f"expected finite data in float64, got {x.dtype}, {int((~x.isfinite()).sum())} not finite")
-        return gaussian_joint(self, x, local=self.local, bandwidth=self.bandwidth)
+        return gaussian_joint(self, _finite(x), local=self.local, bandwidth=self.bandwidth)
+
+    def truth(self, x: Tensor) -> GaussianJoint | IndependentJoint:
+        """What is known of the model at float64 data: its exact form, or quadrature where it has none.
+
+        Raises:
+            ValueError: data of another type or not finite.
+        """
+        return self.exact(x)
 
     def draws(self, seed: int, *shape: int) -> Tensor:
         """Standard normal draws in float64, the same for a seed."""
         generator = torch_generator(seed, "series", type(self).__name__)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _finite(x: Tensor) -> Tensor:
+    if x.dtype != torch.float64 or not x.isfinite().all():
+        raise ValueError(f"expected finite data in float64, got {x.dtype}, {int((~x.isfinite()).sum())} not finite")
+    return x
 
 
 def _normal(loc: Tensor, scale: float | Tensor = 1.0) -> dist.Normal:
@@ -137,6 +151,10 @@ class Nonlinear(SeriesModel):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", _normal(x.new_zeros(())))
             pyro.sample("x", _normal(theta + z * z.sin() + z, z.cos().exp()), obs=x)
+
+    def truth(self, x: Tensor) -> IndependentJoint:
+        """ELBO by quadrature, and the optimum of F-VI that it gives."""
+        return IndependentJoint(self, _finite(x))
 
     def simulate(self, num_data: Natural, seed: Seed) -> Tensor:
         """Draw x, (N,)."""

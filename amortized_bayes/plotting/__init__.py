@@ -11,14 +11,17 @@ from amortized_bayes.plotting.point_elbos import point_elbo_figure
 from amortized_bayes.plotting.qstar import Search, convergence_figure, restart_figure
 from amortized_bayes.plotting.style import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.toy import Cloud, toy_figure
+from amortized_bayes.plotting.when_and_why import ModelPanel, course_figure, when_and_why_figure
 
 __all__ = [
     "Cloud",
     "GuideStyle",
+    "ModelPanel",
     "Search",
     "Way",
     "closing_figure",
     "convergence_figure",
+    "course_figure",
     "curve_figure",
     "family_gap_figure",
     "guide_style",
@@ -29,4 +32,5 @@ __all__ = [
     "save_figure",
     "style",
     "toy_figure",
+    "when_and_why_figure",
 ]

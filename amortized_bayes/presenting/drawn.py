@@ -24,6 +24,7 @@ from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
 from amortized_bayes.presenting.fits import of_guide, widths
 from amortized_bayes.presenting.pictures import PICTURE, as_images
+from amortized_bayes.presenting.series import course, gaps_by_input
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -262,8 +263,10 @@ def _words(name: str) -> str:
 
 DRAWN: dict[str, Callable[..., Figure | None]] = {
     "close_the_gap": _close_the_gap,
+    "course": course,
     "curves": _curves,
     "family_gap": _family_gap,
+    "gaps_by_input": gaps_by_input,
     "reconstructions": _reconstructions,
     "memory": _memory,
     "pictures": _pictures,
