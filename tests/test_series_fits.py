@@ -189,7 +189,7 @@ def test_quadrature_of_the_nonlinear_model_is_the_mean_of_draws():
 
 
 def test_searches_from_several_means_find_the_higher_of_two_maxima():
-    """With x = |z - 1/2| + noise two would be equal; a slope makes the one that a search from 0 does not find higher."""
+    """Of x = |z - 1/2| - 0.4 z + noise: a search from 0 ends in the lower one."""
     import pyro
     import pyro.distributions as dist
 

@@ -18,7 +18,9 @@ def run(call, place, command, *given):
 
 
 def test_when_and_why_from_start_to_figures(call, place):
-    out, folder = run(call, place, "when-and-why", "--models", "linear", "random-walk", "--steps", "300", "--widths", "0")
+    out, folder = run(
+        call, place, "when-and-why", "--models", "linear", "random-walk", "--steps", "300", "--widths", "0"
+    )
     rows = folder.rows()
     assert {path.name for path in folder.path.glob("*.png")} == {"when_and_why.png", "when_and_why_steps.png"}
 

@@ -163,8 +163,8 @@ def fit_answers(
     begin = time.perf_counter()
     for step in range(1, num_steps + 1):
         optimizer.zero_grad()
-        found = answers()
-        torch.autograd.backward(found, slopes(problem, *found, generator))
+        mean, log_scale = answers()
+        torch.autograd.backward([mean, log_scale], slopes(problem, mean, log_scale, generator))
         optimizer.step()
         falling.step()
         if step in wanted or step % CHECK_EVERY == 0:

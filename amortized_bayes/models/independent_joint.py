@@ -81,11 +81,12 @@ class IndependentJoint:
     def best(self) -> Answer:
         """The best factorized Gaussian that was found: the optimum of F-VI."""
         rows = self._best
-        return Answer(*rows, torch.zeros_like(rows[0, 0]))
+        return Answer(rows[0], rows[1], torch.zeros_like(rows[0, 0]))
 
     def best_elbo(self) -> Tensor:
         """ELBO of the optimum of F-VI in nats, of all data, ()."""
-        return self.elbo(*self._best)
+        mean, log_scale = self._best
+        return self.elbo(mean, log_scale)
 
     def lost(self, mean: Tensor, log_scale: Tensor) -> Tensor:
         """Nats that a factorized Gaussian loses beside the optimum of F-VI, ()."""
@@ -105,7 +106,7 @@ class IndependentJoint:
             raise ValueError(f"expected rows ({self.num_data}, 2), got {tuple(rows.shape)}")
         own = self._best[:, :1].clone()
         found = torch.cat([_climb(own, lambda pair: self.elbo(*torch.cat([pair, rows.T], 1))), rows.T], 1)
-        return Answer(*found, self.lost(*found))
+        return Answer(found[0], found[1], self.lost(found[0], found[1]))
 
     @cached_property
     def _best(self) -> Tensor:

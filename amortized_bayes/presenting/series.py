@@ -54,7 +54,7 @@ def course(run: RunView, rows: pd.DataFrame) -> Figure | None:
     """How far each fit of the first seed lies behind at each step: constant VI, F-VI, and A-VI that sees enough."""
     del run
     own = selection.where(rows, {"metric": "behind_reference", "seed": int(rows["seed"].min())})
-    shares = rows["share"].dropna() if "share" in rows.columns else []
+    shares = rows["share"].dropna().tolist() if "share" in rows.columns else []
     panels = []
     for key, part in selection.groups(own, ("dataset",)):
         enough = labels.SEES.get(str(key["dataset"]), ("",))[-1]
@@ -73,7 +73,7 @@ def course(run: RunView, rows: pd.DataFrame) -> Figure | None:
             panels.append(plotting.ModelPanel(labels.dataset_label(str(key["dataset"])), series))
     if not panels:
         return None
-    share = float(shares.iloc[0]) if len(shares) else 0.99
+    share = float(shares[0]) if shares else 0.99
     return plotting.course_figure(
         panels, share, "Equal starts, equal rates: how fast each guide comes near F-VI's optimum, where f sees enough"
     )
