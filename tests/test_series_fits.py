@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_exact_elbo(name):
 @pytest.mark.parametrize("name", ALL)
 def test_f_vi_comes_within_a_hundredth_of_a_nat(name):
     problem = Problem(case(name, N, 2))
-    behind = fitted(problem, Answers(problem, "factorized"), steps=3000, rate=0.03)
+    behind = fitted(problem, Answers(problem, "factorized"))
     assert -1e-9 < behind < 0.01
 
 

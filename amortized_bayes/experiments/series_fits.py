@@ -35,8 +35,8 @@ __all__ = ["Answers", "Case", "Problem", "Reached", "case", "fit_answers", "slop
 
 CHECK_EVERY = 100
 """Steps after which a fit is looked at for nan."""
-FLAT = 0.5
-"""Share of a fit with its full rate; in the rest the rate falls to 0."""
+FLAT = 0.2
+"""Share of a fit with its full rate; in the rest it falls to 0 as a square, so that the noise of the draws dies out."""
 REACH = 4
 """Of a window: rows on each side."""
 
@@ -156,7 +156,9 @@ def fit_answers(
     """
     generator = torch_generator(seed, "series", "draws")
     optimizer = torch.optim.Adam(answers.parameters(), lr=rate, foreach=True)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (1 - step / num_steps) / (1 - FLAT)))
+    falling = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (1 - step / num_steps) / (1 - FLAT)) ** 2
+    )
     seconds, wanted = 0.0, {*marks, num_steps}
     problem.gradient(*(part.detach() for part in answers()))  # captured before the clock starts
     yield Reached(0, 0.0, problem.behind(*(part.detach() for part in answers())))

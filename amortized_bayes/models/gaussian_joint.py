@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,8 @@ from amortized_bayes.types import Model
 
 __all__ = ["Answer", "GaussianJoint", "gaussian_joint"]
 
+MANY, MOST_FULL = 30, 3_000
+"""Diagonals of a band between which it is held as a matrix too."""
 TOLERANCE = 1e-7
 """Relative, of the density against its quadratic form, at a random place."""
 
@@ -80,9 +83,19 @@ class GaussianJoint:
         """Diagonal of the precision matrix, (G + N·D,): one over the variances of the optimum of F-VI."""
         return torch.cat([self.border.diagonal(), self.band[0]])
 
+    @cached_property
+    def _full(self) -> Tensor | None:
+        """The band as a matrix, where it has so many diagonals that one product is quicker than one for each."""
+        if not MANY < len(self.band) <= MOST_FULL:
+            return None
+        upper = sum(torch.diag_embed(row[: len(row) - k], k) for k, row in enumerate(self.band[1:], 1))
+        return torch.diag(self.band[0]) + upper + upper.T
+
     def times(self, u: Tensor) -> Tensor:
         r"""Product of the precision matrix with u, (G + N·D,)."""
         theta, z = u[: self.num_shared], u[self.num_shared :]
+        if self._full is not None:
+            return torch.cat([self.border @ theta + self.cross @ z, self._full @ z + self.cross.T @ theta])
         local = self.band[0] * z + self.cross.T @ theta
         for k, row in enumerate(self.band[1:], 1):
             local = local + torch.nn.functional.pad(row[:-k] * z[:-k], (k, 0))
