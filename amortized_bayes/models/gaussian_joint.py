@@ -88,8 +88,11 @@ class GaussianJoint:
         """The band as a matrix, where it has so many diagonals that one product is quicker than one for each."""
         if not MANY < len(self.band) <= MOST_FULL:
             return None
-        upper = sum(torch.diag_embed(row[: len(row) - k], k) for k, row in enumerate(self.band[1:], 1))
-        return torch.diag(self.band[0]) + upper + upper.T
+        full = torch.diag(self.band[0])
+        for k, row in enumerate(self.band[1:], 1):
+            full.diagonal(k).copy_(row[:-k])
+            full.diagonal(-k).copy_(row[:-k])
+        return full
 
     def times(self, u: Tensor) -> Tensor:
         r"""Product of the precision matrix with u, (G + N·D,)."""
