@@ -52,7 +52,8 @@ class SemiAmortized(LocalGuide):
         guide: where the steps start, an ``Amortized`` guide for example; it is fitted along.
         steps: T; 0 leaves the guide as it is.
         num_samples: S, draws of each q per step, in pairs: an even number.
-        learning_rate: of the steps; 1 leads to the mean of a Gaussian posterior in one step where q has its scales.
+        learning_rate: of the steps; 1 leads to the mean of a Gaussian posterior in one step where q has its scales, and
+            overshoots where latents are correlated. More draws bear a higher rate.
         gradients: where gradients pass through the steps, by second derivatives: to the guide and to the model
             (``all``), or to the ``guide`` alone, so that the model gets the gradient of its ELBO at the refined q. Or
             nowhere (``straight``): the guide gets the gradient with respect to the refined locations and log scales as
@@ -85,7 +86,7 @@ class SemiAmortized(LocalGuide):
         steps: Annotated[int, AtLeast(0, 1_000)] = 1,
         *,
         num_samples: Annotated[int, AtLeast(2), PAIRS] = 2,
-        learning_rate: Positive = 0.7,
+        learning_rate: Positive = 0.4,
         gradients: Literal["all", "guide", "straight"] = "all",
         seed: Seed = 0,
     ) -> None:
