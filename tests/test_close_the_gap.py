@@ -131,6 +131,17 @@ def test_an_encoder_is_trained_further_from_where_it_was(run, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, trained.model.parameters(), strict=True))
 
 
+def test_training_that_only_makes_an_encoder_worse_leaves_it_as_it_was(run, tmp_path):
+    """At a rate far too high; afresh, the best of what there was is returned, and is not the start."""
+    trained = loaded(RunFolder.open(find_run(run.path.parents[1], "latest", "train")))
+    assert trained.data.validation is not None
+    wanted = replace(trained.config, learning_rate=0.05, epochs=1)
+    with uncaptured():
+        found = fitted_encoder(trained, wanted, QuickLab(tmp_path, CPU), further=True).guide.state_dict()
+    for name, value in trained.guide.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
 def test_the_figure_is_drawn(run, tmp_path):
     drawings = draw_figures(FIGURES, RunView(run), run.rows(), tmp_path)
     assert (tmp_path / "close_the_gap.png").stat().st_size > 10_000

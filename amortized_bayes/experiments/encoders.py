@@ -23,6 +23,7 @@ from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import kept
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import latent_sites
+from amortized_bayes.types import Guide, Model
 
 __all__ = ["FittedEncoder", "MeasuredEncoder", "fit_encoder", "fitted_encoder", "measured_encoder"]
 
@@ -74,7 +75,8 @@ def fitted_encoder(
         wanted: encoder, family, seed, and how to fit: the most passes over the images, batch size, learning rate, its
             schedule, and epochs of KL warm-up.
         lab: who is told how far it is, as the stage ``encoder``.
-        further: start at the encoder of ``trained``, which has the same networks, and not afresh.
+        further: start at the encoder of ``trained``, which has the same networks, and not afresh; with validation
+            images the start itself is returned where nothing later is better on them.
         looks: evaluations on validation images, the last at the end.
 
     Raises:
@@ -98,15 +100,15 @@ def fitted_encoder(
             if loop.found is not None:
                 now, best, state, since = loop.found
                 training.load_state(now)
+            elif further and data.validation is not None:
+                best = _validation_elbo(model, guide, data.validation, 0)  # the start may be the best there is
             left = total - training.steps if since < PATIENCE else 0
             records = training.run(left, ticks, 0, lambda: loop.due) if left else iter(())
             for record in taken_in_training(records, guide):
                 lab.watch("encoder", record.step, total, f"ELBO {record.elbo:.1f}")
                 if data.validation is not None and record.step in evaluations:
                     with training.averaged():
-                        value = elbo(model, guide, data.validation.float(), num_draws=VALIDATION_DRAWS).value.mean()
-                        if not math.isfinite(value := value.item()):
-                            raise Divergence(record.step, value)
+                        value = _validation_elbo(model, guide, data.validation, record.step)
                         since += 1
                         if value > best:
                             best, state, since = value, copy.deepcopy(guide.state_dict()), 0
@@ -122,3 +124,15 @@ def fitted_encoder(
     else:
         guide.load_state_dict(state)
     return FittedEncoder(guide.requires_grad_(False), training.seconds)
+
+
+def _validation_elbo(model: Model, guide: Guide, images: Tensor, step: int) -> float:
+    """ELBO of validation images in nats per point.
+
+    Raises:
+        Divergence: it is not finite.
+    """
+    value = elbo(model, guide, images.float(), num_draws=VALIDATION_DRAWS).value.mean().item()
+    if not math.isfinite(value):
+        raise Divergence(step, value)
+    return value
