@@ -131,6 +131,18 @@ def test_an_encoder_is_trained_further_from_where_it_was(run, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, trained.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_an_encoder_that_was_trained_for_steps_is_trained_further(run, tmp_path, steps):
+    trained = loaded(RunFolder.open(find_run(run.path.parents[1], "latest", "train")))
+    before = trained._replace(guide=SemiAmortized(trained.model, trained.guide, 1))
+    wanted = replace(trained.config, learning_rate=1e-12, epochs=1, semi_amortized_steps=steps)
+    with uncaptured():
+        guide = fitted_encoder(before, wanted, QuickLab(tmp_path, CPU), further=True).guide
+    found = (guide.guide if steps else guide).state_dict()
+    for name, value in trained.guide.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+
+
 def test_training_that_only_makes_an_encoder_worse_leaves_it_as_it_was(run, tmp_path):
     """At a rate far too high; afresh, the best of what there was is returned, and is not the start."""
     trained = loaded(RunFolder.open(find_run(run.path.parents[1], "latest", "train")))

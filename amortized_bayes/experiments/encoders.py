@@ -86,8 +86,7 @@ def fitted_encoder(
     model.requires_grad_(False)
     guide = build_encoder(wanted, data, model, latent_sites(model, data.train[:2].float()).local).to(data.train.device)
     if further:
-        encoder = guide.guide if isinstance(guide, SemiAmortized) else guide
-        encoder.load_state_dict(trained.guide.state_dict())
+        _without_steps(guide).load_state_dict(_without_steps(trained.guide).state_dict())
     training = Training(model, guide, data.train, vae_options(wanted), wanted.seed)
     total = wanted.epochs * training.batches.per_epoch
     evaluations = {round(total * (i + 1) / looks) for i in range(looks)}
@@ -124,6 +123,10 @@ def fitted_encoder(
     else:
         guide.load_state_dict(state)
     return FittedEncoder(guide.requires_grad_(False), training.seconds)
+
+
+def _without_steps(guide: LocalGuide) -> LocalGuide:
+    return guide.guide if isinstance(guide, SemiAmortized) else guide
 
 
 def _validation_elbo(model: Model, guide: Guide, images: Tensor, step: int) -> float:
