@@ -51,6 +51,8 @@ __all__ = [
 T = TypeVar("T")
 DENSE_WIDTH = 256
 """Of the dense layers beside the convolutions."""
+OWN_STEPS: dict[str, Any] = {"num_samples": 2, "learning_rate": 0.4, "gradients": "guide"}
+"""Of semi-amortized training; no part of a model's key, so said here, whatever the guide's defaults become."""
 SCHEDULES: dict[str, Callable[[float], float] | None] = {"burda": burda, "cosine": cosine, "constant": None}
 
 
@@ -288,7 +290,7 @@ def build_encoder(
         return FlowGuide(sites, num_data, observed, settings, encoder=encoder, shared=shared).to(device).eval()
     guide = Amortized(sites, num_data, observed, encoder=_encoder(config, data, 0), shared=shared)
     if config.semi_amortized_steps:
-        guide = SemiAmortized(model, guide, config.semi_amortized_steps, gradients="guide", seed=config.seed)
+        guide = SemiAmortized(model, guide, config.semi_amortized_steps, seed=config.seed, **OWN_STEPS)
     return guide.to(device).eval()
 
 

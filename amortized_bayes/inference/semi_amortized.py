@@ -15,6 +15,7 @@ single latents.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -22,17 +23,19 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from amortized_bayes.calls import PerPointNames, named_rows
 from amortized_bayes.guides.local import LocalGuide, unconstrained_shape
 from amortized_bayes.inference.families import Diagonal
 from amortized_bayes.inference.refine import LONGEST
 from amortized_bayes.inference.settings import PAIRS
 from amortized_bayes.joint import LocalSite, LogJoint
 from amortized_bayes.limits import AtLeast, Positive, Seed, limited
+from amortized_bayes.points import PointData
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.signatures import signature_of
 from amortized_bayes.traces import sample_sites
-from amortized_bayes.trees import flatten
 from amortized_bayes.types import Model
 
 __all__ = ["SemiAmortized"]
@@ -45,7 +48,9 @@ class SemiAmortized(LocalGuide):
 
     It is called as the model is, with the same arguments, and is fitted, scored and diagnosed like any guide. The model
     is held, not owned: its parameters are none of the guide's, and are fitted with the model, if at all. Latents
-    outside the plate are held at this run's draw of q(theta), through which no gradient of the steps passes.
+    outside the plate are held at this run's draw of q(theta), through which no gradient of the steps passes. The noise
+    and the rate of the steps are part of the guide's state, so that a guide that is loaded takes the steps that it was
+    trained for.
 
     Args:
         model: Pyro program whose ELBO the steps climb: the one that the guide is fitted to.
@@ -59,11 +64,14 @@ class SemiAmortized(LocalGuide):
             nowhere (``straight``): the guide gets the gradient with respect to the refined locations and log scales as
             if it were with respect to its own.
         seed: of the noise.
+        per_point: names or positions of the model's arguments with a row per point, ``index`` apart; needed where more
+            than one argument is a tensor. It is not told from the number of rows, which may agree by chance.
 
     Raises:
         TypeError: an option that does not exist, or of another type, or a guide that is no ``LocalGuide``.
         ValueError: a number out of its range, a guide whose q is no factorized Gaussian, or gradients to the guide
-            alone beside a model that is no module.
+            alone beside a model that is no module. When it is called: no argument with rows, several tensors without
+            ``per_point``, or a model whose batch norm is in training mode, where a point's q would depend on others.
 
     Example:
         >>> import torch
@@ -77,6 +85,7 @@ class SemiAmortized(LocalGuide):
     """
 
     noise: Tensor
+    rate: Tensor
 
     @limited
     def __init__(
@@ -89,6 +98,7 @@ class SemiAmortized(LocalGuide):
         learning_rate: Positive = 0.4,
         gradients: Literal["all", "guide", "straight"] = "all",
         seed: Seed = 0,
+        per_point: PerPointNames = None,
     ) -> None:
         if not isinstance(guide, LocalGuide):
             raise TypeError(f"expected a guide such as Amortized to start the steps at, got {type(guide).__name__}")
@@ -100,17 +110,24 @@ class SemiAmortized(LocalGuide):
                 "held fixed in the steps"
             )
         super().__init__(guide.sites, guide.num_data, shared=guide.shared, plate=guide.plate)
-        self.guide, self.steps, self.learning_rate, self.gradients = guide, steps, learning_rate, gradients
+        self.guide, self.steps, self.gradients = guide, steps, gradients
+        self.per_point = per_point if isinstance(per_point, (str, int, type(None))) else tuple(per_point)
         self._held = _Held(model)
         half = torch.empty(steps, num_samples // 2, 1, self.latent_dim)
         half.normal_(generator=torch_generator(seed, "semi-amortized"))
         half = half / half.square().mean(1, keepdim=True).sqrt()
         self.register_buffer("noise", torch.cat([half, -half], 1))  # (T, S, 1, D)
+        self.register_buffer("rate", torch.tensor(float(learning_rate)))
 
     @property
     def model(self) -> Model:
         """Whose ELBO the steps climb."""
         return self._held.value
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the steps."""
+        return self.rate.item()
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:
         """Sample every latent site, called as the model is."""
@@ -150,6 +167,7 @@ class SemiAmortized(LocalGuide):
         rows = self.guide.locate(x, index)
         if not self.steps:
             return rows
+        _check_apart(self.model)
         through = self.gradients != "straight" and torch.is_grad_enabled()
         refined = rows if through else rows.detach()
         joint = self._density(len(rows), index, args, kwargs, fixed)
@@ -181,21 +199,17 @@ class SemiAmortized(LocalGuide):
         log_prior, log_likelihood = joint.terms(z.flatten(0, 1), *inputs)
         total = (log_prior + log_likelihood).sum()  # no mean: a point's steps know nothing of how many there are
         (slope,) = torch.autograd.grad(total, [z], create_graph=through)
-        white = self.learning_rate * family.whiten(rows, drawn.pull(slope))
+        white = self.rate * family.whiten(rows, drawn.pull(slope))
         return family.move(rows, family.unwhiten(rows, white.clamp(-LONGEST, LONGEST)), None)
 
     def _density(
         self, count: int, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: dict[str, Tensor]
     ) -> LogJoint:
         """Log p(x, z) of the points that the guide is called with, in the guide's order of latents."""
-        leaves, spec = flatten((args, self._taken(args, kwargs)))
-        is_data = [isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == count for leaf in leaves]
-        if not any(is_data):
-            raise ValueError(
-                f"expected an argument with the {count} data points along its first dimension, got none: steps of "
-                "each point's own need the data passed to the model"
-            )
-        joint = LogJoint(self.model, (leaves, spec, is_data), index, self.plate, fixed)
+        data = self._rows(args, self._taken(args, kwargs))
+        if len(data) != count:
+            raise ValueError(f"expected arguments with a row for each of the {count} points, got {data.describe()}")
+        joint = LogJoint(self.model, (data.leaves, data.spec, data.is_data), index, self.plate, fixed)
         joint.sites = tuple(
             LocalSite(
                 *(site.name, torch.Size((*site.around, *site.event_shape)), unconstrained_shape(site), site.support),
@@ -204,6 +218,26 @@ class SemiAmortized(LocalGuide):
             for site, start, size in zip(self.sites, self.starts, self.sizes, strict=True)
         )
         return joint
+
+    def _rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PointData:
+        """Arguments of the model, and which of them hold rows: by their names, whatever their lengths."""
+        given = PointData.of(self.model, args, kwargs)
+        tensors = [isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in given.leaves]
+        places = [tensor and name == "index" for tensor, name in zip(tensors, given.names, strict=True)]
+        if sum(tensors) == sum(places):
+            raise ValueError(
+                "expected an argument with the data points along its first dimension, got none: steps of each point's "
+                "own need the data passed to the model"
+            )
+        if self.per_point is not None:
+            chosen = named_rows(given.with_data(places), self.per_point)
+            return chosen.with_data([*map(operator.or_, chosen.is_data, places)])
+        if sum(tensors) > 1 + sum(places):
+            raise ValueError(
+                f"expected per_point, the names of the arguments with a row per point, with several tensors, got "
+                f"{given.describe()}"
+            )
+        return given.with_data(tensors)
 
     def _taken(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Keyword arguments without places that the model does not take, or has already."""
@@ -225,6 +259,17 @@ def _held_fixed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in moving:
             parameter.requires_grad_(True)
+
+
+def _check_apart(model: Model) -> None:
+    """Refuse a model in which points of a batch change each other's log p, and that steps would change."""
+    for layer in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+            state = "in training mode" if layer.training else "without running statistics"
+            raise ValueError(
+                f"expected a model with batch norm in evaluation mode (model.eval()), whose points do not change each "
+                f"other's steps, got {type(layer).__name__} {state}"
+            )
 
 
 class _Held(Generic[T]):
