@@ -155,10 +155,7 @@ def fit_answers(
         Divergence: an answer is not finite.
     """
     generator = torch_generator(seed, "series", "draws")
-    optimizer = torch.optim.Adam(answers.parameters(), lr=rate, foreach=True)
-    falling = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (1 - step / num_steps) / (1 - FLAT)) ** 2
-    )
+    optimizer = torch.optim.Adam(answers.parameters(), lr=rate, fused=True)
     seconds, wanted = 0.0, {*marks, num_steps}
     problem.gradient(*(part.detach() for part in answers()))  # captured before the clock starts
     yield Reached(0, 0.0, problem.behind(*(part.detach() for part in answers())))
@@ -167,8 +164,9 @@ def fit_answers(
         optimizer.zero_grad()
         mean, log_scale = answers()
         torch.autograd.backward([mean, log_scale], slopes(problem, mean, log_scale, generator))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (1 - (step - 1) / num_steps) / (1 - FLAT)) ** 2
         optimizer.step()
-        falling.step()
         if step in wanted or step % CHECK_EVERY == 0:
             seconds += time.perf_counter() - begin
             with torch.no_grad():
