@@ -93,7 +93,7 @@ def what_f_must_see(finals: pd.DataFrame) -> Iterator[str]:
             continue
         name = labels.dataset_label(str(key["dataset"]))
         words = [
-            f"{labels.value_label('sees', sees)} {cell('family_gap', gap)} ({_f(k)})"
+            f"{labels.value_label('sees', sees)} {cell('exact_family_gap', gap)} ({_f(k)})"
             for sees, (k, gap) in found.items()
         ]
         yield f"{name[0].upper()}{name[1:]}, the least family gap by what f sees: {', '.join(words)} nats per point."
