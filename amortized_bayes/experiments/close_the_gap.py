@@ -62,7 +62,7 @@ class Config(Settings):
     points: Annotated[int, AtLeast(2)] = 200
     steps: Annotated[tuple[int, ...], Different(), AtLeast(1)] = (1, 2, 5, 10, 20, 50)
     refine_samples: Annotated[int, AtLeast(4), Even("since draws come in pairs")] = 10
-    adam_rate: Annotated[float, Above(0)] = 0.1
+    adam_rate: Annotated[float, Above(0)] = 0.2
     search_steps: Annotated[int, AtLeast(10)] = 300
     own_steps: Annotated[tuple[int, ...], Different(), AtLeast(1, 1_000)] = (1, 5)
     num_particles: Annotated[int, AtLeast(2)] = 8
