@@ -73,7 +73,7 @@ METRICS: dict[str, Metric] = {
     "converged": Metric("q* converged", digits=0, unit=""),
     "family_gap": Metric("family gap"),
     "exact_family_gap": Metric("family gap", "family gap, from F-VI's exact optimum", 3),
-    "family_gap_of_linear": Metric("linear f, exact", "family gap of the best linear f", 3),
+    "family_gap_of_linear": Metric("linear mean", "family gap of the best f with a linear mean and one scale", 3),
     "forecast": Metric("forecast", "forecast of the family gap", 3),
     "forecast_exact": Metric("exact loss", "ELBO lost by the f that was fitted to F-VI's optimum", 3),
     "log_p_exact": Metric("log p(x)"),

@@ -151,6 +151,25 @@ def test_posterior_and_optimum_by_a_dense_inverse(name):
     assert torch.allclose(precision, torch.stack([limits.times(row) for row in torch.eye(len(precision))]))
 
 
+def test_a_band_is_a_matrix_only_where_that_is_small():
+    many = TwoLevels(members=40)
+    wide = gaussian_joint(many, many.simulate(100, 0), local=many.local, bandwidth=40)  # 4,100 latents
+    assert wide._full is None
+    small = gaussian_joint(many, many.simulate(3, 0), local=many.local, bandwidth=40)
+    assert small._full is not None
+    u = torch.randn(1 + 3 * 41)
+    expected = small.times(u)
+    small.__dict__["_full"] = None
+    torch.testing.assert_close(small.times(u), expected)
+
+
+def test_a_precision_that_no_memory_holds_is_refused(monkeypatch):
+    monkeypatch.setattr("amortized_bayes.memory.SMALL", 0)
+    monkeypatch.setattr("amortized_bayes.memory.memory_of", lambda _: (10.0, 10.0))
+    with pytest.raises(ValueError, match="the precision of 9 latents by 9 diagonals, which needs"):
+        gaussian_joint(Linear(), torch.ones(9))
+
+
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_what_an_answer_loses(name):
     exact = SERIES[name]().exact(SERIES[name]().simulate(N, 4))

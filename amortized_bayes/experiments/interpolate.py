@@ -76,8 +76,14 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             for sees in SEES[name]:
                 for k in config.widths:
                     factors = {"dataset": name, "seed": seed, "sees": sees, "k": k}
-                    work = [Work(FIT, 1, lambda: 1e-3 * config.steps, "habit")]
+                    size = config.points * max(k, 1) * (2 * config.points if sees == "whole" else 10)
+                    work = [Work(FIT, 1, partial(_seconds, config.steps, size), "habit")]
                     yield Job(factors, partial(_regress, config, lab, name, seed, sees, k), work=work)
+
+
+def _seconds(steps: int, size: int) -> float:
+    """Of a regression whose first layer takes so many multiplications."""
+    return (steps + 300) * (1e-3 + 1e-9 * size)
 
 
 def _regress(config: Config, lab: Lab, name: str, seed: int, sees: str, k: int) -> Iterator[Measured]:

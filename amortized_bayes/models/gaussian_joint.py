@@ -28,13 +28,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from amortized_bayes.memory import check_memory
 from amortized_bayes.models.flat_program import FlatProgram
 from amortized_bayes.types import Model
 
 __all__ = ["Answer", "GaussianJoint", "gaussian_joint"]
 
-MANY, MOST_FULL = 30, 3_000
-"""Diagonals of a band between which it is held as a matrix too."""
+MANY = 30
+"""Diagonals of a band from which on one product with a matrix is quicker than one for each of them."""
+MOST_FULL = 3_000
+"""Local latents up to which that matrix is made: 72 MB."""
 TOLERANCE = 1e-7
 """Relative, of the density against its quadratic form, at a random place."""
 
@@ -86,7 +89,7 @@ class GaussianJoint:
     @cached_property
     def _full(self) -> Tensor | None:
         """The band as a matrix, where it has so many diagonals that one product is quicker than one for each."""
-        if not MANY < len(self.band) <= MOST_FULL:
+        if len(self.band) < MANY or self.band.shape[1] > MOST_FULL:
             return None
         full = torch.diag(self.band[0])
         for k, row in enumerate(self.band[1:], 1):
@@ -229,7 +232,7 @@ def gaussian_joint(
             z_21, ...; by default there is no limit.
 
     Raises:
-        ValueError: a density that is no such form, or a site that is missing.
+        ValueError: a density that is no such form, a site that is missing, or a precision that no memory holds.
     """
     program = FlatProgram(model, *args, local=local)
     num_shared, gradient, total = program.num_shared, program.gradient, program.size
@@ -238,14 +241,14 @@ def gaussian_joint(
     rows = torch.stack(columns) if columns else torch.zeros(0, total).double()
     num_local = total - num_shared
     reach = num_local - 1 if bandwidth is None else min(bandwidth, num_local - 1)
+    check_memory(8 * (reach + 1) * num_local, f"the precision of {num_local:,} latents by {reach + 1:,} diagonals")
     band, places = torch.zeros(reach + 1, num_local).double(), torch.arange(num_local)
     for colour in range(min(2 * reach + 1, num_local)):
         chosen = places % (2 * reach + 1) == colour
         product = linear - gradient(torch.cat([torch.zeros(num_shared).double(), chosen.double()]))[1]
-        mine = places[chosen]
-        for k in range(reach + 1):
-            inside = mine[mine + k < num_local]
-            band[k, inside] = product[num_shared + inside + k]
+        other = places[chosen] + torch.arange(reach + 1)[:, None]
+        inside = other < num_local
+        band[:, chosen] = torch.where(inside, product[num_shared:][other.clamp(max=num_local - 1)], 0.0)
     joint = GaussianJoint(rows[:, :num_shared], rows[:, num_shared:], band, linear, constant, program.num_data)
     _check(joint, *gradient(probe := torch.randn(total, generator=torch.Generator().manual_seed(1)).double()), probe)
     return joint

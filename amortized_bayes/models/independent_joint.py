@@ -5,7 +5,9 @@ For a factorized Gaussian q, with nodes t_i and s_j of Gauss-Hermite quadrature 
 .. math:: \mathrm{ELBO}(m, v) = \mathrm{E}[\log p(\theta)] + \sum_n \sum_{ij} w_i w_j\,
    \log p(x_n, z_n = m_n + \sqrt{v_n} s_j \mid \theta = m_0 + \sqrt{v_0} t_i) + \mathrm{H}(q) .
 
-A point's ELBO may have several maxima in (m_n, v_n), so searches begin at several means and each point keeps its best.
+The nodes of z_n are enough for scales up to about 1: on the nonlinear model the ELBO is off by 0.002 nats per point at
+1.65. A point's ELBO may have several maxima in (m_n, v_n), so searches begin at several means and each point keeps its
+best.
 """
 
 from __future__ import annotations

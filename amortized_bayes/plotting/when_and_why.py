@@ -45,7 +45,7 @@ def when_and_why_figure(panels: Sequence[ModelPanel], widths: Sequence[int], hea
                 one.axhline(value, label=label, color=look.color, linestyle=look.linestyle, linewidth=look.linewidth)
             one.axhline(0, color="black", linewidth=0.8, label="F-VI's optimum, exact")
             one.set_title(panel.name)
-            _bent(one)
+            _log_with_zero(one)
             one.set_xlabel("width k of f" if place >= len(panels) - COLUMNS else "")
             one.set_ylabel("family gap (nats per point)" if place % COLUMNS == 0 else "")
         _finish(figure, axes, len(panels), heading)
@@ -76,7 +76,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, [*figure.subplots(rows, columns, squeeze=False).ravel()]
 
 
-def _bent(axes: Axes) -> None:
+def _log_with_zero(axes: Axes) -> None:
     """A logarithmic axis with a 0."""
     axes.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.6)
     top = axes.get_ylim()[1]

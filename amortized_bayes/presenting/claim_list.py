@@ -158,6 +158,7 @@ CLAIMS = (
         f"{MB}, from its arrays",
         "when-and-why",
         {"saw": "240.9 s against 202.0 s for 30,000 iterations"},
+        # the width of the published f is not known
         (Quotient(_series("seconds_per_step", "own-and-next", 16), _fit("seconds_per_step", "factorized"), 1.1, 1.3),),
     ),
     Claim(
@@ -172,7 +173,9 @@ CLAIMS = (
         f"{MB}, from its arrays",
         "when-and-why",
         {"linear": "165 iterations against 180 of F-VI"},
-        (Quotient(_fit("steps_to_share", "factorized"), _series("steps_to_share", "own", 0), 1, 1.3),),
+        (
+            Quotient(_fit("steps_to_share", "factorized"), _series("steps_to_share", "own", 0), 0.9, 1.3),
+        ),  # steps are looked at a tenth apart
     ),
     Claim(
         "A wide f of its own point does what F-VI does, a narrow one does not",
