@@ -45,7 +45,8 @@ def test_when_and_why_from_start_to_figures(call, place):
     reached = wing.one(rows, "steps_to_share", dataset="linear", guide="amortized", seed=0, sees="own", k=0)["value"]
     own = curves[(curves["guide"] == "amortized") & (curves["k"] == 0)].sort_values("step")
     near = own[own["value"] <= 0.01 * own.iloc[0]["value"]]
-    assert reached == near.iloc[0]["step"]
+    assert 0 < reached <= near.iloc[0]["step"]  # every second mark is kept
+    assert (own[own["step"] < 0.5 * reached]["value"] > 0.01 * own.iloc[0]["value"]).all()
     exact = wing.one(rows, "log_p_exact", dataset="linear", seed=0)["value"]
     assert exact > wing.one(rows, "elbo_optimum", dataset="linear", seed=0)["value"]
 

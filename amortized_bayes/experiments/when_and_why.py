@@ -44,7 +44,7 @@ class Config(SeriesSettings):
         learning_rate: The first, of all guides alike.
     """
 
-    steps: Annotated[int, AtLeast(10)] = 1_500
+    steps: Annotated[int, AtLeast(10)] = 2_000
     learning_rate: Annotated[float, Above(0)] = 0.05
 
 
@@ -105,7 +105,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
             fits: list[dict[str, Any]] = [{"guide": "constant"}, {"guide": "factorized"}]
             fits += [{"guide": "amortized", "sees": sees, "k": k} for sees in SEES[name] for k in config.widths]
             for fit in fits:
-                yield Job({**place, **fit}, partial(_fit, config, problem, lab, seed, **fit), work=[work], disk=1e4)
+                yield Job({**place, **fit}, partial(_fit, config, lab, name, seed, **fit), work=[work], disk=1e4)
 
 
 def _step_seconds(lab: Lab, config: Config, name: str) -> float:
@@ -141,22 +141,24 @@ def _known(problem: Any) -> Iterator[Measured]:
 
 
 def _fit(
-    config: Config, problem: Any, lab: Lab, seed: int, guide: str, sees: str | None = None, k: int | None = None
+    config: Config, lab: Lab, name: str, seed: int, guide: str, sees: str | None = None, k: int | None = None
 ) -> Iterator[Measured]:
     """Fit one guide; its course, where it ends, and what it took to come near the optimum."""
     import numpy as np
 
     from amortized_bayes.experiments.series_fits import Answers, fit_answers
 
-    known: Problem = problem()
+    known = problem_of(lab, name, config.points, seed)
     answers = Answers(known, guide, known.case.inputs[sees] if sees else None, k, seed)
     marks = np.unique(np.geomspace(1, config.steps, 90).round().astype(int)).tolist()
+    drawn = {0, *marks[::2], config.steps} if sees in (None, SEES[name][-1]) else set()
     start, near = None, None
     reached = None
     for reached in fit_answers(known, answers, config.steps, config.learning_rate, marks, seed):
         start = reached.behind if start is None else start
         place = {"step": reached.step, "seconds": reached.seconds}
-        yield Measured("behind_reference", reached.behind, **place)
+        if reached.step in drawn:
+            yield Measured("behind_reference", reached.behind, **place)
         if near is None and reached.behind <= (1 - SHARE) * start:
             near = reached
         lab.watch(FIT, reached.step, config.steps, f"{reached.behind:.3f} nats per point behind")
