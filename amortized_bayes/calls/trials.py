@@ -29,6 +29,8 @@ PROBED = 64
 """Points on which a model is tried first."""
 MOST_NUMBERS = 2_000_000
 """Numbers in the points on which it is tried in the end, those of all but large data."""
+PAIRS = ([0, 0], [1, 1], [0, 1, 1])
+"""Rows of two that show whether one changes with the other: means change with all, a largest value with one of two."""
 
 
 def only_plate(trace: poutine.Trace, wanted: str | None = None) -> str:
@@ -88,7 +90,7 @@ def try_call(model: Model, data: PointData, plate: str | None, any_size: bool) -
         raise Refused(_other_size(name, got, len(few)), 2)
     _refuse_pairs(first, name)
     _refuse_columns(first, name)
-    mixed = _follow(model, data, first, few, name)
+    mixed = _follow(model, data, first, few, name) or (count == 1 and _mixes_one(model, data, name))
     _follow_to_the_end(model, data, len(few), name)
     counted = len(few) < count and _follows_itself(first, name, len(few))
     return replace(data, missing=_missing(model, data, first, few, name), counted=counted, mixed=mixed), name
@@ -173,20 +175,11 @@ def run(
 
 
 def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> bool:
-    """Refuse rows in another order at which log p of a point is another; return whether half of them change it."""
-    latents, same, of_half, half = {}, {}, {}, (len(places) + 1) // 2
-    for site in sample_sites(first):
-        if not site["is_observed"]:
-            frame = plate_frame(site, plate)
-            value = site["value"]
-            dim = None if frame is None else frame.dim - len(site["fn"].event_shape)
-            same[site["name"]] = value
-            is_row = dim is not None and value.dim() >= -dim
-            latents[site["name"]] = value.flip(dim) if is_row else value
-            of_half[site["name"]] = value.narrow(dim, 0, half) if is_row and value.shape[dim] == len(places) else value
+    """Refuse rows in another order at which log p of a point is another; return whether other rows change it."""
     own = "" if _follows_itself(first, plate, len(places)) else plate
     before = _densities(first, plate)
-    runs = [run(model, data, places, same, own), run(model, data, places.flip(0), latents, own)]
+    every = torch.arange(len(places), device=places.device)
+    runs = [run(model, data, places[at], _latents_at(first, plate, at), own) for at in (every, every.flip(0))]
     if isinstance(runs[0], Exception) or not _close(before, _densities(runs[0], plate)):
         return False  # a model that is random given its latents, such as one with dropout, says nothing
     if isinstance(runs[1], Exception) or not _close(before.flip(0), _densities(runs[1], plate)):
@@ -195,8 +188,35 @@ def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor,
             "data as arguments instead of closing over them, and name those with a row per point, per_point=('x', ...)",
             3,
         )
-    alone = run(model, data, places[:half], of_half, own)
-    return not isinstance(alone, Exception) and not _close(before[:half], _densities(alone, plate))
+    half = (len(every) + 1) // 2
+    # Two rows are repeated: one alone is what batch norm cannot take, and what a plate of two broadcasts.
+    others = [every[at] for at in PAIRS] if len(every) == 2 else [every[:half]]
+    for at in others:
+        other = run(model, data, places[at], _latents_at(first, plate, at), own)
+        if not isinstance(other, Exception) and not _close(before[at], _densities(other, plate)):
+            return True
+    return False
+
+
+def _mixes_one(model: Model, data: PointData, plate: str) -> bool:
+    """Whether log p of a lone point changes beside itself with other latents, as particles are beside each other."""
+    places = torch.zeros(2, dtype=torch.long, device=data.rows.device)
+    twice = run(model, data, places)
+    if isinstance(twice, Exception) or _sizes(twice, plate) != {2}:
+        return False
+    return _follow(model, data, twice, places, plate)
+
+
+def _latents_at(trace: poutine.Trace, plate: str, at: Tensor) -> dict[str, Tensor]:
+    """Latents of those of the trace's points that are at the places ``at`` (B,), and what all points share."""
+    found: dict[str, Tensor] = {}
+    for site in sample_sites(trace):
+        if not site["is_observed"]:
+            frame, value = plate_frame(site, plate), site["value"]
+            dim = None if frame is None else frame.dim - len(site["fn"].event_shape)
+            is_row = dim is not None and value.dim() >= -dim and value.shape[dim] > 1
+            found[site["name"]] = value.index_select(dim, at) if is_row else value
+    return found
 
 
 def _follow_to_the_end(model: Model, data: PointData, tried: int, plate: str) -> None:
