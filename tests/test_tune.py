@@ -140,6 +140,14 @@ def test_a_guide_that_was_added_is_tuned_on_two_widths(tmp_path, monkeypatch):
     assert len(frame) == 4 * len(SHARED)
 
 
+def test_rows_say_what_trials_climb(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "SHARED", (4e-3,))
+    config = replace(TINY_TRIALS, guides=("constant",), objective="iwae", num_particles=5, decoder="point")
+    frame = start(tmp_path, config, "tune").rows()
+    told = frame[["objective", "num_particles", "decoder", "likelihood"]].drop_duplicates().to_numpy().tolist()
+    assert told == [["iwae", 5, "point", "bernoulli"]]
+
+
 def test_trials_take_a_quarter_of_the_epochs(tmp_path, monkeypatch):
     steps = []
     real = fitting.train_kept

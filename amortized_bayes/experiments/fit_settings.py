@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
-from amortized_bayes.experiments.settings import DATASET_HELP, LikelihoodName, check_names
+from amortized_bayes.experiments.settings import DATASET_HELP, LikelihoodName, check_names, objective_factors
 from amortized_bayes.guides.registry import GUIDES, Rates
+from amortized_bayes.likelihoods import with_scale
 from amortized_bayes.limits import Depth, Natural
+from amortized_bayes.types import Factor
 
-__all__ = ["PAPER", "FitSettings", "rates_field", "rates_of", "substitutes"]
+__all__ = ["PAPER", "FitSettings", "factors", "rates_field", "rates_of", "substitutes"]
 
 Config = TypeVar("Config", bound="FitSettings")
 CHOICES = tuple(name for name, entry in GUIDES.items() if not entry.starts_from)
@@ -124,6 +126,12 @@ PAPER: Mapping[str, Any] = {
 
 DIGITS: Mapping[str, Any] = {"likelihood": "binomial", "widths": (1, 4, 16, 64), "epochs": 640}
 """What the embedded digits need: as bits they carry 3 nats, as counts of 16 grey levels 20 (docs/maths.md has why)."""
+
+
+def factors(config: FitSettings) -> dict[str, Factor]:
+    """What all rows of a run share."""
+    likelihood = with_scale(config.likelihood, config.gaussian_scale)
+    return {"likelihood": likelihood, "decoder": config.decoder, **objective_factors(config)}
 
 
 def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, str]]:

@@ -18,14 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import Above, AtLeast, Different, SettingError
-from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, substitutes
+from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, factors, substitutes
 from amortized_bayes.experiments.guide_fits import Place
 from amortized_bayes.experiments.guide_jobs import GuideJobs
-from amortized_bayes.experiments.settings import objective_factors
 from amortized_bayes.experiments.spec import Column, Drawn, Job, Table
 from amortized_bayes.guides.registry import GUIDES, SHARES
-from amortized_bayes.likelihoods import with_scale
-from amortized_bayes.types import Factor
 
 if TYPE_CHECKING:
     from amortized_bayes.experiments.lab import Lab
@@ -122,12 +119,6 @@ FIGURES = {
     "memory": Drawn("memory"),
 }
 FINDINGS = ("sweep",)
-
-
-def factors(config: Config) -> dict[str, Factor]:
-    """What all rows of a run share."""
-    likelihood = with_scale(config.likelihood, config.gaussian_scale)
-    return {"likelihood": likelihood, "decoder": config.decoder, **objective_factors(config)}
 
 
 def prepare(config: Config, lab: Lab) -> Config:

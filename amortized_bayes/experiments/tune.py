@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, rates_field, substitutes
+from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, factors, rates_field, substitutes
 from amortized_bayes.experiments.guide_fits import Place
 from amortized_bayes.experiments.spec import Job, Measured, Points, Table
 from amortized_bayes.guides.registry import GUIDES, Fit, Rates, list_fits
@@ -34,6 +34,7 @@ __all__ = [
     "TUNING_SEED",
     "Config",
     "config_of",
+    "factors",
     "jobs",
     "rates_tried",
     "substitutes",
@@ -83,8 +84,8 @@ def jobs(config: Config, lab: Lab) -> list[Job]:
                 work = [place.work(STAGE, _epochs(config.epochs), fit)]
                 for rates in rates_tried(guide):
                     named = {"shared_rate": rates.shared, "local_rate": rates.local}
-                    factors = {"dataset": place.name, **fit.factors, **named}
-                    found.append(Job(factors, partial(_trial, place, fit, rates), work=work))
+                    about = {"dataset": place.name, **fit.factors, **named}
+                    found.append(Job(about, partial(_trial, place, fit, rates), work=work))
     return found
 
 
