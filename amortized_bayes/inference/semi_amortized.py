@@ -111,7 +111,7 @@ class SemiAmortized(LocalGuide):
             )
         super().__init__(guide.sites, guide.num_data, shared=guide.shared, plate=guide.plate)
         self.guide, self.steps, self.gradients = guide, steps, gradients
-        self.per_point = per_point if isinstance(per_point, (str, int, type(None))) else tuple(per_point)
+        self.per_point = _names(per_point)
         self._held = _Held(model)
         half = torch.empty(steps, num_samples // 2, 1, self.latent_dim)
         half.normal_(generator=torch_generator(seed, "semi-amortized"))
@@ -270,6 +270,22 @@ def _check_apart(model: Model) -> None:
                 f"expected a model with batch norm in evaluation mode (model.eval()), whose points do not change each "
                 f"other's steps, got {type(layer).__name__} {state}"
             )
+
+
+def _names(per_point: PerPointNames) -> tuple[str | int, ...] | None:
+    """Names or positions.
+
+    Raises:
+        TypeError: others, or none.
+    """
+    if per_point is None:
+        return None
+    if isinstance(per_point, str | int):
+        return (per_point,)
+    names = tuple(per_point) if isinstance(per_point, Iterable) else ()
+    if not names or not all(isinstance(name, str | int) for name in names):
+        raise TypeError(f"expected per_point with names or positions of arguments, got {per_point!r}")
+    return names
 
 
 class _Held(Generic[T]):
