@@ -22,7 +22,7 @@ from torch import Generator, Tensor, nn
 
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.guides.local import INITIAL_LOG_SCALE
-from amortized_bayes.inference.interpolation import window_inputs
+from amortized_bayes.inference.interpolation import standardized, window_inputs
 from amortized_bayes.joint import captured_or_plain
 from amortized_bayes.labels import SEES
 from amortized_bayes.models import SERIES, GaussianJoint, SeriesModel
@@ -97,7 +97,7 @@ class Answers(nn.Module):
     Args:
         problem: what it answers.
         guide: constant, factorized or amortized.
-        inputs: what f sees, (N, K), standardized here.
+        inputs: what f sees, (N, K), brought to variance 1/K here.
         width: k; 0 for an f that is linear.
         seed: of the first weights.
     """
@@ -114,7 +114,7 @@ class Answers(nn.Module):
         self.table = self.network = None
         if guide == "amortized":
             assert inputs is not None
-            self.inputs = standardized(inputs)
+            self.inputs = standardized(inputs) / math.sqrt(inputs.shape[1])  # a step moves f as far whatever K is
             with torch.random.fork_rng():
                 torch.manual_seed(torch_seed(seed, "series", "network"))
                 sizes = [inputs.shape[1], *([width] if width else []), 2 * size]
@@ -187,13 +187,6 @@ def slopes(problem: Problem, mean: Tensor, log_scale: Tensor, generator: Generat
     away = log_scale.exp() * torch.empty_like(mean).normal_(generator=generator)
     one, other = problem.gradient(mean + away, mean - away)
     return [-0.5 * (one + other) / problem.num_data, -(0.5 * (one - other) * away + 1) / problem.num_data]
-
-
-def standardized(inputs: Tensor) -> Tensor:
-    """Columns of mean 0 and variance 1/K, so that a step moves f about as far whatever K is; constant ones are 0."""
-    spread = inputs.std(0, correction=0)
-    away = inputs - inputs.mean(0)
-    return away / (torch.where(spread > 0, spread, torch.ones_like(spread)) * math.sqrt(inputs.shape[1]))
 
 
 def case(name: str, num_data: int, seed: int) -> Case:

@@ -27,7 +27,7 @@ from amortized_bayes.limits import AtLeast, Count, Positive, Seed, limited
 from amortized_bayes.networks import MLP
 from amortized_bayes.seeding import torch_seed
 
-__all__ = ["Interpolation", "interpolate", "window_inputs"]
+__all__ = ["Interpolation", "interpolate", "standardized", "window_inputs"]
 
 POLISH = 300
 """Iterations of L-BFGS after the steps of Adam, each of all points."""
@@ -85,8 +85,7 @@ def interpolate(
     if not (inputs.isfinite().all() and best.isfinite().all()):
         raise ValueError("expected finite inputs and answers, got nan or inf in them")
     inputs, best = inputs.detach().double(), best.detach().double()
-    spread = inputs.std(0, correction=0)
-    standard = (inputs - inputs.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    standard = standardized(inputs)
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(seed, "interpolate"))
         sizes = [inputs.shape[1], *([width] if width else []), best.shape[1]]
@@ -151,6 +150,12 @@ def window_inputs(x: Tensor, offsets: Sequence[int], *, num_data: Count | None =
         if marks and outside.any():
             edges.append(outside[:, None].to(rows.dtype))
     return torch.cat([*seen, *edges], 1)
+
+
+def standardized(inputs: Tensor) -> Tensor:
+    """Columns (N, K) of mean 0 and variance 1; those that are constant are 0."""
+    spread = inputs.std(0, correction=0)
+    return (inputs - inputs.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
 def _residual(answers: Tensor, best: Tensor) -> Tensor:
