@@ -17,11 +17,12 @@ share are held. Elsewhere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amortized_bayes.limits import AtLeast, Count, Positive, Seed, limited
 from amortized_bayes.networks import MLP
@@ -31,6 +32,8 @@ __all__ = ["Interpolation", "interpolate", "standardized", "window_inputs"]
 
 POLISH = 300
 """Iterations of L-BFGS after the steps of Adam, each of all points."""
+BEGINNINGS = 10
+"""Times that these are begun at most."""
 
 
 class Interpolation(NamedTuple):
@@ -90,26 +93,15 @@ def interpolate(
         torch.manual_seed(torch_seed(seed, "interpolate"))
         sizes = [inputs.shape[1], *([width] if width else []), best.shape[1]]
         network = MLP(sizes, _best_common(best), "tanh").double()
-    parameters = list(network.parameters())
     if width:
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, num_steps)
         for _ in range(num_steps):
             optimizer.zero_grad()
             _residual(network(standard), best).mean().backward()
             optimizer.step()
             falling.step()
-    polish = torch.optim.LBFGS(
-        parameters, max_iter=POLISH, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        polish.zero_grad()
-        value = _residual(network(standard), best).mean()
-        value.backward()
-        return value
-
-    polish.step(loss)  # pyright: ignore[reportArgumentType]  it takes a tensor
+    _polish(network, lambda: _residual(network(standard), best).mean())
     answers = network(standard).detach()
     return Interpolation(answers, _residual(answers, best))
 
@@ -156,6 +148,34 @@ def standardized(inputs: Tensor) -> Tensor:
     """Columns (N, K) of mean 0 and variance 1; those that are constant are 0."""
     spread = inputs.std(0, correction=0)
     return (inputs - inputs.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def _polish(network: nn.Module, objective: Callable[[], Tensor]) -> None:
+    """L-BFGS, begun again at the best parameters so far where a line search leaves the numbers."""
+    parameters = list(network.parameters())
+    least, best, finite = math.inf, [p.detach().clone() for p in parameters], True
+
+    def loss() -> Tensor:
+        nonlocal least, best, finite
+        network.zero_grad()
+        value = objective()
+        value.backward()
+        finite = finite and bool(value.isfinite())
+        if value.item() < least:
+            least, best = value.item(), [p.detach().clone() for p in parameters]
+        return value
+
+    for _ in range(BEGINNINGS):
+        finite = True
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=POLISH, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+        )
+        optimizer.step(loss)  # pyright: ignore[reportArgumentType]  it takes a tensor
+        with torch.no_grad():
+            for parameter, value in zip(parameters, best, strict=True):
+                parameter.copy_(value)
+        if finite:
+            break
 
 
 def _residual(answers: Tensor, best: Tensor) -> Tensor:

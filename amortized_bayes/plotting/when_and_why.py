@@ -79,7 +79,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 def _log_with_zero(axes: Axes) -> None:
     """A logarithmic axis with a 0."""
     axes.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.6)
-    top = axes.get_ylim()[1]
+    top = max(axes.get_ylim()[1], LINEAR_BELOW)  # some scale, where all is 0
     ticks = [0, *(t for t in (0.01, 0.1, 1, 10, 100, 1000) if t <= 1.5 * top)]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
