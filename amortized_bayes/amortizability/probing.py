@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from amortized_bayes.amortizability.places import Latent, Places
+from amortized_bayes.calls.hidden import hidden_draws
 from amortized_bayes.points import PointData
 from amortized_bayes.supports import support_of
 from amortized_bayes.traces import PairedTraces, sample_sites
@@ -197,9 +198,13 @@ class Probe:
         Raises:
             CannotTell: it is.
         """
-        first, second = (self._parts(state) for _ in range(2))
+        with hidden_draws() as hidden:
+            first, second = (self._parts(state) for _ in range(2))
         if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True)):
-            raise CannotTell("log p differs between two runs at the same values: it has draws outside pyro.sample")
+            why = (
+                f"poutine.block hides {', '.join(map(repr, hidden))}" if hidden else "it has draws outside pyro.sample"
+            )
+            raise CannotTell(f"log p differs between two runs at the same values: {why}")
         return max((part.dtype for part in first), key=lambda kind: torch.finfo(kind).eps)
 
     def _steps(self, state: State, other: State, latent: Latent, parts: list[Tensor], sites: Collection[str]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.calls.remembered import Remembered
-from amortized_bayes.calls.trials import Refused, line, only_plate, refuse_nan, run, try_call
+from amortized_bayes.calls.trials import Refused, is_random, line, only_plate, refuse_nan, run, try_call
 from amortized_bayes.points import PointData, as_tensors, has_rows
 from amortized_bayes.signatures import check_arguments, takes
 from amortized_bayes.snapshots import snapshot
@@ -138,6 +138,7 @@ def _whole(model: Model, data: PointData, plate: str | None, why: Refused) -> Bo
     if isinstance(trace, Exception):
         raise ValueError(f"the model cannot take {data.describe()} ({line(trace)})") from trace
     name = only_plate(trace, plate)
+    is_random(model, data, trace, None, name)
     node: Any = trace.nodes.get(name)
     own = node is not None and node["fn"].subsample_size not in (None, node["fn"].size)
     return Bound(data, name, str(why) if own else "")

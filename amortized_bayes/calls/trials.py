@@ -16,6 +16,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from amortized_bayes.calls.hidden import hidden_draws
 from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.points import PointData
 from amortized_bayes.shared_draw import plate_frame
@@ -23,7 +24,7 @@ from amortized_bayes.tiling import at_places
 from amortized_bayes.traces import PairedTraces, checked_frame, no_plate_error, sample_sites
 from amortized_bayes.types import Model
 
-__all__ = ["Refused", "line", "only_plate", "refuse_nan", "run", "try_call"]
+__all__ = ["Refused", "is_random", "line", "only_plate", "refuse_nan", "run", "try_call"]
 
 PROBED = 64
 """Points on which a model is tried first."""
@@ -179,10 +180,10 @@ def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor,
     own = "" if _follows_itself(first, plate, len(places)) else plate
     before = _densities(first, plate)
     every = torch.arange(len(places), device=places.device)
-    runs = [run(model, data, places[at], _latents_at(first, plate, at), own) for at in (every, every.flip(0))]
-    if isinstance(runs[0], Exception) or not _close(before, _densities(runs[0], plate)):
-        return False  # a model that is random given its latents, such as one with dropout, says nothing
-    if isinstance(runs[1], Exception) or not _close(before.flip(0), _densities(runs[1], plate)):
+    if is_random(model, data, first, places, plate):
+        return False  # such as with dropout: then other rows say nothing
+    flipped = run(model, data, places.flip(0), _latents_at(first, plate, every.flip(0)), own)
+    if isinstance(flipped, Exception) or not _close(before.flip(0), _densities(flipped, plate)):
         raise Refused(
             f"log p of a point in plate {plate!r} does not follow its rows of {', '.join(_tensors(data))}: pass all "
             "data as arguments instead of closing over them, and name those with a row per point, per_point=('x', ...)",
@@ -196,6 +197,25 @@ def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor,
         if not isinstance(other, Exception) and not _close(before[at], _densities(other, plate)):
             return True
     return False
+
+
+def is_random(model: Model, data: PointData, first: poutine.Trace, places: Tensor | None, plate: str) -> bool:
+    """Whether a model is random given its latents, or does not run on them again.
+
+    Raises:
+        ValueError: it is so by latents that ``poutine.block`` hides in it.
+    """
+    own = "" if places is None or _follows_itself(first, plate, len(places)) else plate
+    latents = {site["name"]: site["value"] for site in sample_sites(first) if not site["is_observed"]}
+    with hidden_draws() as hidden:
+        again = run(model, data, places, latents, own)
+    random = isinstance(again, Exception) or not _close(_densities(first, plate), _densities(again, plate))
+    if random and hidden:
+        raise ValueError(
+            f"expected latents that a guide can draw, got {', '.join(map(repr, hidden))} hidden by poutine.block in "
+            "the model, with which log p(x, z) of a point moves: take the block away, and let the guide draw it too"
+        )
+    return random
 
 
 def _mixes_one(model: Model, data: PointData, plate: str) -> bool:
