@@ -92,3 +92,44 @@ def test_chains_take_gaussians_as_a_start(x):
     assert ((found.log_p - EXACT.log_evidence(x)).abs() < 5 * found.standard_error + 0.05).all()
     with pytest.raises(ValueError, match=r"start with loc and positive scale of shape \(24, 2\), got \(5, 2\)"):
         ab.ais(model, type(q)(q.loc[:5], q.scale[:5]), x, settings=QUICK.ais)
+
+
+def laplace(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Laplace(torch.zeros(len(x), 2), 1.0).to_event(1))
+
+
+def of_a_mixture(x):
+    parts = dist.Normal(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 1.0).to_event(1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts))
+
+
+def made_of_a_draw(x, shift=0.0):
+    with pyro.plate("data", len(x)):
+        u = pyro.sample("u", dist.Laplace(torch.zeros(len(x), 2), 1.0).to_event(1), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(u + shift, event_dim=1))
+
+
+@pytest.mark.parametrize("guide", [laplace, of_a_mixture, made_of_a_draw])
+def test_one_q_for_all_points_need_not_be_gaussian(x, guide):
+    """Fitted to draws, its moments differ from point to point; its density does not."""
+    settings = ab.AISSettings(num_temperatures=5, num_chains=4, num_pilot=4)
+    assert ab.bdmc(model, guide, x, settings=settings).difficulty is not None
+
+
+def laplace_rows(x):
+    loc = pyro.param("rows", best(x)[0])
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Laplace(loc[: len(x)], 1.0).to_event(1))
+
+
+def made_rows(x):
+    made_of_a_draw(x, pyro.param("rows", best(x)[0])[: len(x)])
+
+
+@pytest.mark.parametrize("guide", [laplace_rows, made_rows])
+def test_rows_of_other_families_are_rows(x, guide):
+    guide(x)  # makes the table, of the real points
+    with pytest.raises(ValueError, match="parameters of each point's own, which say nothing of simulated points"):
+        ab.bdmc(model, guide, x, settings=ab.AISSettings(num_temperatures=5, num_chains=4))

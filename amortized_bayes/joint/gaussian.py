@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import Delta
 from torch import Generator, Tensor
 from torch.distributions import Normal
 
 from amortized_bayes.calls import only_plate
 from amortized_bayes.joint.checks import check_guide
-from amortized_bayes.joint.density import LogJoint
+from amortized_bayes.joint.density import LogJoint, plate_to_front
 from amortized_bayes.joint.factors import Factor, read_factors
 from amortized_bayes.joint.whitening import Whitening
 from amortized_bayes.limits import Count, limited
@@ -21,7 +22,7 @@ from amortized_bayes.points import as_tensors
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.signatures import check_keywords
-from amortized_bayes.traces import PairedTraces, sample_sites, trace_pair
+from amortized_bayes.traces import PairedTraces, sample_sites, trace_pair, unwrapped
 from amortized_bayes.types import Guide
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "global_seed",
     "read_family",
     "read_gaussian",
+    "same_at_all_points",
     "whitened_start",
 ]
 
@@ -87,6 +89,32 @@ def read_family(joint: LogJoint, guide: Guide) -> list[Factor] | None:
         ValueError: the guide misses a site.
     """
     return _read_twice(joint, guide)[0]
+
+
+def same_at_all_points(joint: LogJoint, guide: Guide) -> bool:
+    """Whether a guide has one q for all points: draws of the first have the same density at every other."""
+    args, kwargs = joint.arguments
+    guide = poutine.condition(guide, data=joint.fixed) if joint.fixed else guide
+    given = {}
+    traces = _run(joint, guide)
+    for site in traces.local_sites(traces.guide, observed=False):
+        if not isinstance(unwrapped(site["fn"]), Delta):  # what is made of others is made anew
+            rows = plate_to_front(site, joint.plate, site["value"])
+            first, dim = rows[:1].expand_as(rows), plate_frame(site, joint.plate).dim - site["fn"].event_dim
+            given[site["name"]] = first.movedim(0, dim)
+    with torch.no_grad(), joint.indexed():
+        trace = poutine.trace(poutine.condition(guide, data=given)).get_trace(*args, **kwargs)
+    again = PairedTraces(trace, trace, joint.plate)
+    for site in sample_sites(trace):
+        if plate_frame(site, joint.plate) is None:
+            continue
+        rows = again.log_prob(site)
+        if isinstance(unwrapped(site["fn"]), Delta):
+            made = plate_to_front(site, joint.plate, site["value"]).reshape(len(rows), -1)
+            rows = torch.cat([rows[:, None], made], -1)
+        if not torch.allclose(rows, rows[:1].expand_as(rows)):
+            return False
+    return True
 
 
 @limited
