@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.diagnosis.verdict import (
-    MAX_DOUBTFUL,
     OWN,
     RELATIONS,
     Certificate,
     Reliability,
     Verdict,
+    errors_hold,
     give_verdict,
     is_certified,
     is_converged,
@@ -151,8 +151,16 @@ class Diagnosis(Report):
         return self.values[name].mean().item()
 
     def gaps(self) -> Gaps:
-        """The decomposition of each point's inference gap, averaged over draws of shared latents."""
-        return _gaps({name: self.estimate(name) for name in self.values})
+        """The decomposition of each point's inference gap, averaged over draws of shared latents.
+
+        Gaps that rest on IWAE have no error over points, nan, where k̂ is above its threshold at more than a tenth of
+        them: the weights may have no variance. They have one where a certified AIS bound is as high.
+        """
+        found = _gaps({name: self.estimate(name) for name in self.values})
+        if errors_hold(self._reliability, found.log_evidence.source):
+            return found
+        of_evidence = {name: getattr(found, name).without_error() for name in ("approximation", "inference")}
+        return found._replace(**of_evidence)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per point, real points first, then simulated ones, which have bounds on log p(x) alone.
@@ -185,9 +193,8 @@ class Diagnosis(Report):
         """Mean over points, its standard error over points and 95% interval, in nats; gaps are paired by point.
 
         ``spread`` is the standard deviation of the mean over draws of the shared latents, ``negative`` the points where
-        a gap is below zero by more than two of its Monte Carlo errors. Where k̂ is above its threshold at more than a
-        tenth of the points, IWAE and what rests on it have no error and no interval: the weights may have no variance.
-        ``attrs["family"]`` is that of q*.
+        a gap is below zero by more than two of its Monte Carlo errors. Errors of gaps are those of :meth:`gaps`, and
+        that of IWAE is nan where they would be. ``attrs["family"]`` is that of q*.
         """
         import pandas as pd
 
@@ -204,11 +211,9 @@ class Diagnosis(Report):
             means = torch.tensor([[getattr(g, name).mean] for g in per_draw], dtype=torch.float64)
             spread = self._over_draws(means)
             rows[f"{name}_gap"] = (gap.mean, gap.mean_error, *gap.interval, spread, gap.num_flagged)
-        if self.doubtful > MAX_DOUBTFUL:
-            of_iwae = ["approximation_gap", "inference_gap"] if found.log_evidence.source == "iwae" else []
-            for name in ("iwae", *of_iwae):
-                mean, *_, spread, negative = rows[name]
-                rows[name] = (mean, math.nan, math.nan, math.nan, spread, negative)
+        if not errors_hold(self._reliability, "iwae"):
+            mean, *_, spread, negative = rows["iwae"]
+            rows["iwae"] = (mean, math.nan, math.nan, math.nan, spread, negative)
         names = ["mean", "standard_error", "low", "high", "spread", "negative"]
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype({"negative": "Int64"})
         frame.attrs["family"] = self.settings.get("family", "gaussian")

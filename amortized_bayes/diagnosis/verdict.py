@@ -18,13 +18,13 @@ from amortized_bayes.evaluation.psis import khat_threshold
 
 __all__ = [
     "CONTAINS",
-    "MAX_DOUBTFUL",
     "OWN",
     "RELATIONS",
     "UNKNOWN",
     "Certificate",
     "Reliability",
     "Verdict",
+    "errors_hold",
     "give_verdict",
     "is_certified",
     "is_converged",
@@ -193,6 +193,15 @@ def is_certified(reliability: Reliability) -> bool:
     return not _certificate_fails(reliability) and reliability.doubtful <= MOST
 
 
+def errors_hold(reliability: Reliability, source: str) -> bool:
+    """Whether what rests on an estimate of log p(x) has an error over points: not on IWAE by weights without variance.
+
+    A certified AIS bound that is as high vouches for IWAE.
+    """
+    vouched = reliability.iwae_above_ais <= reliability.target_gap and is_certified(reliability)
+    return source == "ais" or reliability.doubtful <= MAX_DOUBTFUL or vouched
+
+
 def is_converged(gaps: Gaps, residual: float | None) -> bool:
     """Whether what q* would still gain is small beside each gap; without a residual nothing is known against it."""
     return residual is None or not list(_unfinished(gaps, residual))
@@ -229,22 +238,19 @@ def _unfinished(gaps: Gaps, residual: float) -> Iterator[str]:
 
 
 def _is_negative(gap: Gap) -> bool:
-    return gap.suspicious and gap.mean < -NEGLIGIBLE
+    return (gap.suspicious or math.isnan(gap.mean_error)) and gap.mean < -NEGLIGIBLE
 
 
 def _evidence_fails(reliability: Reliability, source: str) -> list[str]:
     """Why the estimate used for log p(x) cannot be."""
-    uncertified = _certificate_fails(reliability)
-    doubtful, vouched = reliability.doubtful, reliability.iwae_above_ais <= reliability.target_gap
+    uncertified, doubtful = _certificate_fails(reliability), reliability.doubtful
     share = f"k̂ is above {khat_threshold(reliability.num_particles):.2f} at {doubtful:.0%} of the points"
     if doubtful > MOST:
         real = f"{share}, and simulated ones do not show what is missed at real ones: fit the guide better first"
         return [*(uncertified if source == "ais" else []), real]
     if source == "ais":
         return uncertified
-    if doubtful <= MAX_DOUBTFUL or (not uncertified and vouched):
-        return []  # a certified AIS bound that is as high vouches for IWAE
-    return [f"log p(x) rests on IWAE, and {share}"]
+    return [] if errors_hold(reliability, source) else [f"log p(x) rests on IWAE, and {share}"]
 
 
 def _certificate_fails(reliability: Reliability) -> list[str]:
@@ -265,4 +271,6 @@ def _certificate_fails(reliability: Reliability) -> list[str]:
 
 def _say(gap: Gap) -> str:
     digits = 1 if gap.mean_error >= 0.05 else 2
+    if math.isnan(gap.mean_error):
+        return f"{gap.mean:.{digits}f} nats, of unknown error"
     return f"{gap.mean:.{digits}f}±{gap.mean_error:.{digits}f} nats"

@@ -63,9 +63,15 @@ class Gap(NamedTuple):
         """Whether the mean is below zero by more than two standard errors, which no optimum allows."""
         return self.mean_z < -2
 
+    def without_error(self) -> Gap:
+        """The same where the error of the mean is unknown."""
+        return self._replace(mean_error=math.nan, interval=(math.nan, math.nan), mean_z=math.nan)
+
     def __str__(self) -> str:
         """Mean and error; the z-score too where the mean is negative."""
         text = f"{self.mean:.3f}±{self.mean_error:.3f} nats"
+        if math.isnan(self.mean_error):
+            return f"{self.mean:.3f} nats, of unknown error"
         return f"{text} (negative, z = {self.mean_z:.1f})" if self.mean < 0 else text
 
 
