@@ -133,3 +133,16 @@ def test_rows_of_other_families_are_rows(x, guide):
     guide(x)  # makes the table, of the real points
     with pytest.raises(ValueError, match="parameters of each point's own, which say nothing of simulated points"):
         ab.bdmc(model, guide, x, settings=ab.AISSettings(num_temperatures=5, num_chains=4))
+
+
+def test_a_q_that_cannot_be_scored_is_not_said_to_have_rows(x):
+    """A planar flow has no density of draws that are not its own; whether it is one for all points stays open."""
+    flow = dist.transforms.Planar(2)
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def planar(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(base, [flow]))
+
+    with pytest.raises(ValueError, match=r"not seen to be one for all points: .*, or draws that it has no density of"):
+        ab.bdmc(model, planar, x, settings=ab.AISSettings(num_temperatures=5, num_chains=4))

@@ -54,8 +54,9 @@ logger = logging.getLogger(__name__)
 UPPER_END = 1.645
 """Standard errors above a mean at which a one-sided interval of 95% ends."""
 ROWS = (
-    "the guide's q does not change with the data: it has parameters of each point's own, which say nothing of "
-    "simulated points; expected chains that start elsewhere, guide=None with AISSettings(start='prior', mass='unit')"
+    "the guide's q does not change with the data, and is not seen to be one for all points: parameters of each point's "
+    "own, which say nothing of simulated points, or draws that it has no density of; expected chains that start "
+    "elsewhere, guide=None with AISSettings(start='prior', mass='unit')"
 )
 PILOTS = 4
 """One pilot point, on which the temperatures are chosen, for so many that certify them."""

@@ -92,7 +92,10 @@ def read_family(joint: LogJoint, guide: Guide) -> list[Factor] | None:
 
 
 def same_at_all_points(joint: LogJoint, guide: Guide) -> bool:
-    """Whether a guide has one q for all points: draws of the first have the same density at every other."""
+    """Whether a guide has one q for all points: draws of the first have the same density at every other.
+
+    False where it cannot tell the density of other draws than its own, as with planar flows.
+    """
     args, kwargs = joint.arguments
     guide = poutine.condition(guide, data=joint.fixed) if joint.fixed else guide
     given = {}
@@ -108,7 +111,10 @@ def same_at_all_points(joint: LogJoint, guide: Guide) -> bool:
     for site in sample_sites(trace):
         if plate_frame(site, joint.plate) is None:
             continue
-        rows = again.log_prob(site)
+        try:
+            rows = again.log_prob(site)
+        except (KeyError, NotImplementedError):  # what torch and Pyro raise for transforms without an inverse
+            return False
         if isinstance(unwrapped(site["fn"]), Delta):
             made = plate_to_front(site, joint.plate, site["value"]).reshape(len(rows), -1)
             rows = torch.cat([rows[:, None], made], -1)
