@@ -17,7 +17,7 @@ from torch.distributions.transforms import IndependentTransform, _InverseTransfo
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
-__all__ = ["has_own_bounds", "moves_with_parameters", "same_for_all", "same_in_draws", "support_of"]
+__all__ = ["ends_of", "has_own_bounds", "moves_with_parameters", "same_for_all", "same_in_draws", "support_of"]
 
 CIRCULAR = (dist.VonMises, dist.VonMises3D, dist.SineBivariateVonMises)
 """Distributions on circles and spheres, whose supports are all reals in name."""
@@ -188,7 +188,7 @@ def _image(name: str, support: Any, transform: Any) -> Any:
     # Pyro says of ELU that it gives positive numbers.
     if not isinstance(forward, transforms.ELUTransform) and _same(support, transform.domain):
         return transform.codomain
-    ends = _ends(support)
+    ends = ends_of(support)
     moved = None if ends is None else _moved(ends, forward, inverse)
     if moved is None:
         raise ValueError(
@@ -199,7 +199,7 @@ def _image(name: str, support: Any, transform: Any) -> Any:
     return _between(*moved)
 
 
-def _ends(support: Any) -> Ends | None:
+def ends_of(support: Any) -> Ends | None:
     """Bounds of single numbers, infinite ones as plain numbers; ``None`` of other supports."""
     support = _inner(support)
     if isinstance(support, WITH_BOUNDS):
@@ -215,7 +215,7 @@ def _inner(support: Any) -> Any:
 
 def _same(support: Any, domain: Any) -> bool:
     """Whether a support is all that a transform can be given."""
-    ends, others = _ends(support), _ends(domain)
+    ends, others = ends_of(support), ends_of(domain)
     if ends is None or others is None:
         return ends is others and type(support) is type(domain)
     return all(bool(torch.as_tensor(a == b).all()) for a, b in zip(ends, others, strict=True))

@@ -29,6 +29,7 @@ from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN, join_certi
 from amortized_bayes.entrance import Entered
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
+from amortized_bayes.evaluation.chunking import check_reach_of, point_chunks
 from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.flows import FlowSettings
@@ -51,6 +52,8 @@ ROWS = (
     "expected a guide that is a function of the data, whose points can be measured block by block, got one with "
     "parameters of each point's own: diagnose takes it, with all points at once"
 )
+CHECKED = 1_000
+"""Points at once of which it is checked that the guide reaches their posteriors."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,7 @@ def _shared_draws(job: Subject) -> list[dict[str, Tensor]]:
     """Draws of the latents outside the plate, one empty dict where there are none; model and guide are checked."""
     with _said_of(job.described), torch.no_grad(), global_seed(job.seed, "shared"):
         trace_pair(job.model, job.guide, job.args, job.kwargs, job.plate)
+        check_reach_of(point_chunks(job.args, job.kwargs, CHECKED, job.plate), job.model, job.guide)
         draws = draw_shared(job.guide, *job.args, num_draws=job.settings.num_shared, plate=job.plate, **job.kwargs)
         joint_density(job.model, *job.args, plate=job.plate, fixed=draws[0], **job.kwargs)
     return draws if draws[0] else draws[:1]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import Entered, enter
-from amortized_bayes.evaluation.chunking import PointChunk, SharedDraw, point_chunks
+from amortized_bayes.evaluation.chunking import PointChunk, SharedDraw, check_reach_of, point_chunks
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold, psis_khat
 from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, weight_blocks
 from amortized_bayes.expectations import expected_log_weights
@@ -185,7 +185,7 @@ def iwae(
     needs no more memory.
 
     Raises:
-        ValueError: as :func:`elbo`; above 1,000 particles also as :func:`~amortized_bayes.joint.log_joint`.
+        ValueError: as :func:`elbo`; a guide with bounds within the posterior; above 1,000 particles, as ``log_joint``.
 
     Example:
         >>> import torch
@@ -212,6 +212,7 @@ def iwae(
         return value, error.where(psis_khat(weights.T) <= khat_threshold(num_particles), math.nan)
 
     _check_weights(chunks[0], model, guide)
+    check_reach_of(chunks, model, guide)
 
     def share() -> Tensor:
         found = chunks[0].weights(expected_log_weights, model, guide, num_data=num_data)
@@ -225,9 +226,7 @@ def iwae(
                 bound = bound + share()
         bounds.append(bound)
         errors.append(error)
-    total = torch.stack(bounds)
-    if not drawn:  # sites outside the plate may be observed
-        total = total + share()
+    total = torch.stack(bounds) + (0 if drawn else share())  # sites outside the plate may be observed
     value, error, shared_error = _over_draws(total, drawn)
     return Estimate(value, error if drawn or len(bounds) > 1 else errors[0], shared_error)
 
@@ -272,7 +271,7 @@ def log_predictive(
         kwargs: keyword arguments of both programs.
 
     Raises:
-        ValueError: as :func:`~amortized_bayes.weights.log_weights`; scaled sites, and a guide with all mass at a point.
+        ValueError: as :func:`elbo`; a guide with bounds within the posterior.
 
     Example:
         >>> import torch
@@ -300,6 +299,7 @@ def log_predictive(
 
     chunks = _chunks(entered, max_rows // num_particles)
     _check_weights(chunks[0], model, guide, bound=False)
+    check_reach_of(chunks, model, guide)
     draws = list(_draws(chunks, 1 if local_reparametrization else num_shared, evaluate))
     of_theta = torch.stack([found for _, (found, _) in draws])  # (T, B)
     value, error = _log_mean_exp(of_theta)

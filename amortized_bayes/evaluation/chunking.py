@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from amortized_bayes.joint import check_reach
 from amortized_bayes.shared_draw import SharedDraw
 from amortized_bayes.trees import leaves_of, map_leaves
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import LogWeights
 
-__all__ = ["PointChunk", "SharedDraw", "point_chunks"]
+__all__ = ["PointChunk", "SharedDraw", "check_reach_of", "point_chunks"]
 
 
 class PointChunk(Messenger):
@@ -83,6 +84,14 @@ def point_chunks(args: tuple[Any, ...], kwargs: dict[str, Any], size: int, plate
             return leaf[places.start : places.stop] if _has_rows(leaf, count) else leaf
 
         yield PointChunk(map_leaves(part, args), map_leaves(part, kwargs), places, count, plate)
+
+
+def check_reach_of(chunks: Iterable[PointChunk], model: Model, guide: Guide) -> None:
+    """Refuse a guide that leaves out a part of some point's posterior; torch's generator is left as it was."""
+    for chunk in chunks:
+        with chunk, torch.random.fork_rng():
+            if not check_reach(model, guide, chunk.args, chunk.kwargs, chunk.plate):
+                return  # no bounds of its own
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from amortized_bayes.joint.gaussian import (
     whitened_start,
 )
 from amortized_bayes.joint.layout import joint_density, log_joint
+from amortized_bayes.joint.reach import check_reach
 from amortized_bayes.joint.replay import captured_or_plain, only, points_per_chunk
 from amortized_bayes.joint.starts import FreshStart, Start, check_start, follows_data, found_start
 from amortized_bayes.joint.whitening import Whitening
@@ -26,6 +27,7 @@ __all__ = [
     "Start",
     "Whitening",
     "captured_or_plain",
+    "check_reach",
     "check_start",
     "draw",
     "draw_shared",
