@@ -278,3 +278,61 @@ def test_halves_part_each_point_from_each_other(count):
     for n in range(count):
         for m in range(count):
             assert n == m or any(mask[m] and not mask[n] for mask in masks)
+
+
+def shifted(rows):
+    """Points whose data are other rows; nothing else of x is in their densities."""
+
+    def model(x):
+        seen = rows(x)
+        with pyro.plate("data", len(seen)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=seen)
+
+    return model
+
+
+def of_next(x):
+    for n in range(len(x) - 1):
+        z = pyro.sample(f"z_{n}", dist.Normal(0.0, 1.0))
+        pyro.sample(f"x_{n}", dist.Normal(z, 1.0), obs=x[n + 1])
+
+
+def autoregressive(x):
+    """The next row less its own."""
+    with pyro.plate("data", len(x) - 1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(x[:-1] + z, 1.0), obs=x[1:])
+
+
+ROW_OF_OTHERS = {
+    "the next": (shifted(lambda x: x[1:]), (1,), "f must see x_(n+1) alone: pass that as the row of point n."),
+    "the next, in a loop": (of_next, (1,), "f must see x_(n+1) alone: pass that as the row of point n."),
+    "the next but one": (shifted(lambda x: x[2:]), (2,), "f must see x_(n+2) alone: pass that as the row of point n."),
+    "in a circle": (
+        shifted(lambda x: x.roll(2)),
+        (-2,),
+        "f must see x_(n-2) alone: pass that as the row of point n, where the first row follows the last.",
+    ),
+    "its own too": (autoregressive, (0, 1), "f must see x_n, x_(n+1), and no more."),
+}
+
+
+@pytest.mark.parametrize("name", ROW_OF_OTHERS)
+def test_f_is_told_the_rows_that_it_needs_and_no_others(name):
+    """The optimum of point n is a function of its row in the likelihood alone, half of it."""
+    model, offsets, words = ROW_OF_OTHERS[name]
+    report = can_amortize(model, X, per_point="x")
+    assert (report.can, report.offsets) == (False, offsets)
+    assert report.reason.endswith(words)
+
+
+def test_rows_beyond_those_of_the_points_are_no_matter():
+    """A series of one row more than points, each of which sees its own."""
+    report = can_amortize(shifted(lambda x: x[:-1]), X)
+    assert (report.can, report.sees) == (True, "own point")
+
+
+def test_a_point_without_data_is_not_like_the_others():
+    report = can_amortize(shifted(lambda x: torch.cat([x, torch.zeros(1)])), X)
+    assert (report.can, report.sees) == (False, "place")

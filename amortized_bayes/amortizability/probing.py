@@ -123,7 +123,13 @@ class Probe:
         return State(values, leaves)
 
     def moved(self, state: State, order: Tensor) -> State | None:
-        """The points of a state in another order; ``None`` where some have latents that others have not."""
+        """The points of a state in another order; ``None`` where some have latents, or data, that others have not.
+
+        Rows beyond those of the points stay where they are.
+        """
+        if 0 < self.num_rows < len(order):
+            return None
+        rest = torch.arange(len(order), max(self.num_rows, len(order)))
         values = dict(state.values)
         by_stem: dict[str, dict[int, str]] = {}
         for latent in self.places.latents:
@@ -137,7 +143,8 @@ class Probe:
                 return None
             values.update({name: state.values[names[int(order[point])]] for point, name in names.items()})
         rows = zip(state.leaves, self.data.is_data, strict=True)
-        return State(values, tuple(leaf[order.to(leaf.device)] if d else leaf for leaf, d in rows))
+        places = torch.cat([order, rest])
+        return State(values, tuple(leaf[places.to(leaf.device)] if d else leaf for leaf, d in rows))
 
     def response(
         self, state: State, other: State, latents: Sequence[Latent] | None = None, sites: Collection[str] = ()
@@ -183,7 +190,7 @@ class Probe:
         if still:
             raise CannotTell(
                 "the data cannot be changed point by point: they are no argument with a row per point, or all rows are "
-                "the same",
+                "the same; per_point= names arguments of other lengths",
                 *still,
             )
         for leaf, changed, is_row, name in zip(

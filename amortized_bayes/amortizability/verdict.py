@@ -316,14 +316,23 @@ def _tied(
         return Amortizability(False, f"The density of {said} {words}.", sites, sees)
     by_rows, probed = _ties(probe, pairs, dtype, rows=True)
     offsets = (probed[None, :] - torch.arange(count)[:, None])[by_rows]
-    shown = tuple(sorted({0, *offsets.tolist()}))
-    reach = max(map(abs, shown))
-    if len(shown) == 1 or reach > (count - 1) // 2:
+    around = (offsets + count // 2) % count - count // 2  # the first row follows the last
+    most, far, further = (count - 1) // 2, _reach(around), _reach(offsets)
+    circle = probe.num_rows == count and 0 < far < most < further
+    shown = tuple(sorted(set((around if circle else offsets).tolist())))
+    reach = far if circle else further
+    if not 0 < reach <= most:
         words = f"The density of {said} ties the latents of points to the data of all others: f must see all data."
         return Amortizability(False, words, sites, "whole series")
     rows = ", ".join("x_n" if offset == 0 else f"x_(n{offset:+d})" for offset in shown)
-    words = f"The density of {said} ties the latents of a point to data of others: f must see {rows}, and no more."
+    enough = ", and no more" if len(shown) > 1 else " alone: pass that as the row of point n"
+    enough += ", where the first row follows the last" if circle else ""
+    words = f"The density of {said} ties the latents of a point to data of others: f must see {rows}{enough}."
     return Amortizability(False, words, sites, "neighbours" if reach == 1 else "window", shown)
+
+
+def _reach(offsets: Tensor) -> int:
+    return int(offsets.abs().max()) if len(offsets) else 0
 
 
 def _ties(
