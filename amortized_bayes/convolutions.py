@@ -31,7 +31,7 @@ class DeepConvolutionalEncoder(nn.Module):
         image_shape: (C, H, W), the last two of 22 or more.
         channels: of the three convolutions.
         outputs: size of the answer.
-        activation: after each batch norm: elu, tanh or leaky-relu.
+        activation: after each batch norm: elu, tanh, relu or leaky-relu.
 
     Raises:
         ValueError: images that are too small, or not three numbers of channels.
@@ -65,7 +65,7 @@ class DeepConvolutionalDecoder(nn.Module):
         latent_dim: D.
         channels: of the images that the transposed convolutions read, those of the encoder in reverse.
         image_shape: (C, H, W), the last two of 22 or more.
-        activation: after each batch norm: elu, tanh or leaky-relu.
+        activation: after each batch norm: elu, tanh, relu or leaky-relu.
 
     Raises:
         ValueError: images that are too small, or not three numbers of channels.

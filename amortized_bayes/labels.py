@@ -118,6 +118,15 @@ METRICS: dict[str, Metric] = {
     "training_seconds": Metric("training, s", "time of further training", 0, "s"),
     "late_gain": Metric("in its second half", "IWAE gained by the second half of refitting"),
     "evaluations": Metric("evaluations", "decoder evaluations", 0, "per point"),
+    "exact_elbo": Metric("ELBO", "ELBO, exact", 4),
+    "exact_elbo_star": Metric("L(q*)", "L(q*), ELBO of the best q of each point, exact", 4),
+    "exact_log_p": Metric("log p(x)", "log p(x), exact", 4),
+    "exact_approximation_gap": Metric("approx. gap", "approximation gap, exact", 4),
+    "exact_amortization_gap": Metric("amort. gap", "amortization gap, exact", 4),
+    "exact_elbo_gained": Metric("ELBO gained", "ELBO gained, exact", 4),
+    "exact_log_p_lost": Metric("log p lost", "log p(x) lost, exact", 4),
+    "exact_kl_to_original": Metric("KL from true posterior", "KL from the true posterior, exact", 4),
+    "odds_ratio": Metric("J(x)", "log odds ratio of the two bits, root mean square", 3, ""),
     "restart_variance": Metric("variance over restarts", digits=4, unit="nats²"),
 }
 """Metrics that have a name of their own; others are called as in the rows, without underscores."""
@@ -142,6 +151,9 @@ FACTORS = {
     "objective": "objective",
     "num_particles": "particles",
     "semi_amortized_steps": "own steps",
+    "skew": "skew",
+    "scale": "scale",
+    "stage": "trained",
     "split": "points",
     "label": "class",
     "start": "start",
@@ -184,6 +196,10 @@ SEES_LABELS = {
     "window": "window of nine",
     "whole": "whole series",
 }
+MIXTURE_LABELS = {"gaussian-mixture": "Gaussian mixture of two bits"}
+"""Models with discrete latents, from which data are drawn too."""
+STAGES = {"encoder": "encoder alone", "joint": "jointly"}
+"""What is trained, a stage after the other."""
 FLAGS = {
     "annealed": ("plain", "annealed"),
     "kl_warm_up": ("no KL warm-up", "KL warm-up"),
@@ -208,6 +224,8 @@ ORDERS: Mapping[str, tuple[Any, ...]] = {
     "encoder": ("linear", "small", "standard", "wide", "large"),
     "method": tuple(METHODS),
     "start": ("encoder", "prior", "reference"),
+    "stage": tuple(STAGES),
+    "decoder": ("true", "joint optimum", "maximum likelihood"),
     "sees": ("first-member", *(name for name in SEES_LABELS if name != "first-member")),
 }
 """Values in the order in which people read them; others follow, in the order of the rows."""
@@ -243,7 +261,7 @@ def guide_label(guide: str, k: int | None = None) -> str:
 
 def dataset_label(dataset: str) -> str:
     """The name of a data set; an array of the user's is named by its file."""
-    return SERIES_LABELS.get(dataset) or label_of(dataset)
+    return SERIES_LABELS.get(dataset) or MIXTURE_LABELS.get(dataset) or label_of(dataset)
 
 
 def value_label(factor: str, value: Any) -> str:
@@ -258,6 +276,8 @@ def value_label(factor: str, value: Any) -> str:
         return dataset_label(str(value))
     if factor == "method":
         return METHODS.get(str(value), str(value))
+    if factor == "stage":
+        return STAGES.get(str(value), str(value))
     if factor == "sees":
         return SEES_LABELS.get(str(value), str(value))
     if factor == "share":

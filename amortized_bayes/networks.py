@@ -31,11 +31,12 @@ __all__ = [
 
 MOST_LAYERS = 101
 """Hidden layers beyond 100 are a mistake: without normalization nothing that deep is fitted."""
-Activation = Literal["leaky-relu", "elu", "tanh"]
+Activation = Literal["leaky-relu", "elu", "tanh", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky-relu": partial(F.leaky_relu, negative_slope=0.2),
     "elu": F.elu,
     "tanh": torch.tanh,
+    "relu": F.relu,
 }
 
 
@@ -46,7 +47,7 @@ class MLP(nn.ModuleList):
         sizes: input size, widths of the hidden layers, output size.
         output_bias: where given, the last layer starts at zero weights and this bias, so that the network starts as
             a constant function.
-        activation: between the layers: leaky-relu (of slope 0.2), elu or tanh.
+        activation: between the layers: leaky-relu (of slope 0.2), elu, tanh or relu.
 
     Raises:
         ValueError: fewer than two sizes, one below 1, too many layers, more weights than fit into memory, or an unknown

@@ -254,11 +254,14 @@ def test_channels_lie_one_after_another_in_a_row():
     torch.testing.assert_close(means, torch.tensor([100.0, 200.0, 300.0]), rtol=0, atol=5.0)
 
 
-@pytest.mark.parametrize("activation", ["elu", "tanh", "leaky-relu"])
+@pytest.mark.parametrize("activation", ["elu", "tanh", "relu", "leaky-relu"])
 def test_convolutional_networks_use_their_activation(float64, activation):
-    f = {"elu": nn.functional.elu, "tanh": torch.tanh, "leaky-relu": lambda x: torch.where(x > 0, x, 0.2 * x)}[
-        activation
-    ]
+    f = {
+        "elu": nn.functional.elu,
+        "tanh": torch.tanh,
+        "relu": lambda x: x.clamp(min=0),
+        "leaky-relu": lambda x: torch.where(x > 0, x, 0.2 * x),
+    }[activation]
     encoder = ConvolutionalEncoder((1, 8, 8), (4, 8), 16, 5, activation=activation)
     x = torch.randn(3, 64)
     features = f(encoder.second(f(encoder.first(x.reshape(3, 1, 8, 8))))).flatten(1)

@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "close-the-gap": "close_the_gap",
     "when-and-why": "when_and_why",
     "interpolate": "interpolate",
+    "gmm": "gmm",
 }
 """Commands, and the files of this folder that they run."""
 ALIASES = {"test-set-gaps": "model-gaps"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amortized_bayes.guides.amortized import Amortized
+    from amortized_bayes.guides.amortized_bits import AmortizedBits
     from amortized_bayes.guides.autoguides import per_point_guide
     from amortized_bayes.guides.constant import Constant
     from amortized_bayes.guides.factorized import Factorized
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Amortized",
+    "AmortizedBits",
     "Constant",
     "Factorized",
     "Flow",
@@ -31,6 +33,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Amortized": "amortized",
+    "AmortizedBits": "amortized_bits",
     "Constant": "constant",
     "Factorized": "factorized",
     "Flow": "flow_layers",

@@ -13,6 +13,7 @@ from amortized_bayes.models.series import (
     SeriesModel,
     TwoLevels,
 )
+from amortized_bayes.models.two_bit_mixture import TwoBitMixture
 
 __all__ = [
     "SERIES",
@@ -26,6 +27,7 @@ __all__ = [
     "RandomWalk",
     "Saw",
     "SeriesModel",
+    "TwoBitMixture",
     "TwoLevels",
     "gaussian_joint",
 ]

@@ -45,7 +45,7 @@ class DeepGenerative(Registered):
             divided by 255. Or an entry of its own, such as ``with_levels("binomial", 16)``.
         bayesian: decoder weights are latent, else point estimates.
         weight_prior: variance of the weights' priors: ``fan-in`` for 1 / inputs, or ``standard`` for 1.
-        activation: between the layers of a dense decoder: leaky-relu, elu or tanh.
+        activation: between the layers of a dense decoder: leaky-relu, elu, tanh or relu.
 
     Raises:
         ValueError: a size below 1, or an unknown likelihood, prior or activation.

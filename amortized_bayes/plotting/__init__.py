@@ -7,8 +7,11 @@ from amortized_bayes.plotting.closing import Way, closing_figure
 from amortized_bayes.plotting.curves import curve_figure
 from amortized_bayes.plotting.family_gap import family_gap_figure
 from amortized_bayes.plotting.images import picture_figure, reconstruction_figure
+from amortized_bayes.plotting.mixture import Decoder as MixtureDecoder
+from amortized_bayes.plotting.mixture import mixture_figure
 from amortized_bayes.plotting.point_elbos import point_elbo_figure
 from amortized_bayes.plotting.qstar import Search, convergence_figure, restart_figure
+from amortized_bayes.plotting.stages import StagePanel, stages_figure
 from amortized_bayes.plotting.style import GuideStyle, guide_style, save_figure, style
 from amortized_bayes.plotting.toy import Cloud, toy_figure
 from amortized_bayes.plotting.when_and_why import ModelPanel, course_figure, when_and_why_figure
@@ -16,8 +19,10 @@ from amortized_bayes.plotting.when_and_why import ModelPanel, course_figure, whe
 __all__ = [
     "Cloud",
     "GuideStyle",
+    "MixtureDecoder",
     "ModelPanel",
     "Search",
+    "StagePanel",
     "Way",
     "closing_figure",
     "convergence_figure",
@@ -25,11 +30,13 @@ __all__ = [
     "curve_figure",
     "family_gap_figure",
     "guide_style",
+    "mixture_figure",
     "picture_figure",
     "point_elbo_figure",
     "reconstruction_figure",
     "restart_figure",
     "save_figure",
+    "stages_figure",
     "style",
     "toy_figure",
     "when_and_why_figure",

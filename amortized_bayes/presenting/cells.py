@@ -35,7 +35,7 @@ def cell(metric: str, found: Found | None) -> str:
         missing = "sooner than tried" if ALREADY in found.note else "not reached"
         return missing if metric.endswith("_to_share") else "none"
     shown = labels.metric_label(metric)
-    text = f"{shown.scale * found.value:.{shown.digits}f}"
+    text = f"{shown.scale * found.value:z.{shown.digits}f}"  # what rounds to 0 has no sign
     z = found.value / found.error if metric.endswith("gap") and found.error > 0 else 0.0
     error = f"±{shown.scale * found.error:.{shown.digits}f}" if math.isfinite(found.error) else ""
     doubts = [f"(z = {z:.1f})"] if z < -2 else []

@@ -130,15 +130,16 @@ class Less:
 
 @dataclass(frozen=True)
 class Signed:
-    """That a number is above zero, or with ``sign`` of -1 below."""
+    """That a number is above zero, or with ``sign`` of -1 below; ``words`` say what it is, else its factors do."""
 
     term: Term
     sign: int = 1
+    words: str = ""
 
     def told(self, rows: pd.DataFrame) -> Iterator[Told]:
         """Look at its interval."""
         found = self.term.mean(rows)
-        name = ", ".join(labels.value_label(factor, value) for factor, value in self.term.where.items())
+        name = self.words or ", ".join(labels.value_label(factor, value) for factor, value in self.term.where.items())
         holds = None if found is None else selection.is_positive(found._replace(value=self.sign * found.value))
         yield Told(holds, f"{name}: {self.term.shown(rows)}")
 

@@ -4,7 +4,7 @@ What they read of a run besides rows are arrays of jobs: images ``(n, H, W)`` or
 ``(n, H, W, 3)`` named ``picture_...``; ``elbo_<epochs>`` ``(N,)``, ``original`` and ``reconstruction``
 of a fit of the sweep; ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of
 ``toy-posteriors`` ``axes`` and ``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo``
-``(B,)`` of the jobs of each family named ``amortized`` and ``best``.
+``(B,)`` of the jobs of each family named ``amortized`` and ``best``; and what ``gmm`` leaves (``presenting.mixture``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.curves import CURVES
 from amortized_bayes.plotting.panels import Series, draw_lines
 from amortized_bayes.presenting.fits import of_guide, widths
+from amortized_bayes.presenting.mixture import mixture
 from amortized_bayes.presenting.pictures import PICTURE, as_images
 from amortized_bayes.presenting.series import course, gaps_by_input
+from amortized_bayes.presenting.stages import stages
 from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
@@ -269,10 +271,12 @@ DRAWN: dict[str, Callable[..., Figure | None]] = {
     "gaps_by_input": gaps_by_input,
     "reconstructions": _reconstructions,
     "memory": _memory,
+    "mixture": mixture,
     "pictures": _pictures,
     "point_elbos": _point_elbos,
     "qstar": _qstar,
     "restarts": _restarts,
+    "stages": stages,
     "toy_posteriors": _toy_posteriors,
 }
 """Figures by name, as ``Drawn`` of an experiment names them."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from amortized_bayes import labels, selection
 from amortized_bayes.presenting.cells import with_seeds
 from amortized_bayes.presenting.fits import of_status
+from amortized_bayes.presenting.mixture import bent_decoder
 from amortized_bayes.presenting.series import what_f_must_see
 from amortized_bayes.presenting.sweep import sweep
 from amortized_bayes.results.summary import summarise
@@ -162,6 +163,7 @@ FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {
     "best_guides": best_guides,
     "encoder_or_family": encoder_or_family,
     "what_f_must_see": what_f_must_see,
+    "bent_decoder": bent_decoder,
 }
 """Findings by name."""
 
