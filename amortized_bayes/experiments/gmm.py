@@ -63,7 +63,7 @@ class Config(Settings):
         encoder_rate: Learning rate of the first stage.
         joint_rate: Learning rate of the second.
         batch_size: Points a step.
-        checkpoints: Times of each stage at which everything is measured.
+        checkpoints: Times of each stage at which everything is measured on new points; on training points at its end.
         seeds: One run per seed; seeds choose data, first weights and batches.
     """
 
@@ -78,7 +78,7 @@ class Config(Settings):
     encoder_rate: Annotated[float, Above(0)] = 1e-3
     joint_rate: Annotated[float, Above(0)] = 1e-4
     batch_size: Annotated[int, AtLeast(1)] = 500
-    checkpoints: Annotated[int, AtLeast(1)] = 20
+    checkpoints: Annotated[int, AtLeast(1)] = 12
     seeds: Annotated[tuple[int, ...], Different(), AtLeast(0)] = (0,)
 
     def check(self) -> None:
@@ -254,14 +254,15 @@ def _train(make: Any, config: Config, lab: Lab, seed: int) -> Iterator[Measured 
         stage("joint", config.joint_steps, config.joint_rate, config.joint_rate),
     )
     bounds = Bounds(_elbo, _elbo_star, _log_p, exact=True)
-    total, before, path = sum(stage.num_steps for stage in stages), 0, []
+    ends = {"encoder": config.encoder_steps, "joint": config.encoder_steps + config.joint_steps}
+    path = []
 
-    def watch(name: str, done: int, _: int) -> None:
-        lab.watch("training", before + done, total, name)
+    def watch(name: str, done: int, of: int) -> None:
+        lab.watch("training", ends[name] - of + done, ends["joint"], name)
 
     for found in follow(Subject(model, make(), guide, data, bounds), stages, config.checkpoints, watch):
-        before = 0 if found.stage == stages[0].name else stages[0].num_steps
-        yield from found.rows
+        at_end = found.step == ends[found.stage]
+        yield from (row for row in found.rows if at_end or row.factors["split"] == "test")
         path.append((found.step, model.means.detach().clone().numpy()))
     steps, means = zip(*path, strict=True)
     yield Arrays({"steps": np.array(steps), "means": np.stack(means)})
