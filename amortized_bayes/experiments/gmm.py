@@ -225,9 +225,10 @@ def _train(make: Any, config: Config, lab: Lab, seed: int) -> Iterator[Measured 
     import numpy as np
     import torch
 
-    import amortized_bayes as ab
     from amortized_bayes.experiments.protocol import Bounds, Stage, Subject, follow
     from amortized_bayes.guides import AmortizedBits
+    from amortized_bayes.inference.fit import fit_steps
+    from amortized_bayes.inference.options import FitOptions
     from amortized_bayes.networks import MLP
     from amortized_bayes.seeding import torch_seed
 
@@ -238,12 +239,12 @@ def _train(make: Any, config: Config, lab: Lab, seed: int) -> Iterator[Measured 
         guide = AmortizedBits(SITES, MLP([2, config.width, config.width, 2], activation="relu"))
 
     def stage(name: str, num_steps: int, rate: float, decoder_rate: float) -> Stage:
-        options = ab.FitOptions(
+        options = FitOptions(
             batch_size=config.batch_size, learning_rate=rate, shared_learning_rate=decoder_rate, average=None
         )
 
         def run(marks: Sequence[int]) -> Iterator[Any]:
-            return ab.fit_steps(
+            return fit_steps(
                 model, guide, data["train"], num_steps=num_steps, options=options, seed=seed, report_at=marks
             )
 
