@@ -154,6 +154,7 @@ FACTORS = {
     "skew": "skew",
     "scale": "scale",
     "stage": "trained",
+    "own_steps": "own steps",
     "split": "points",
     "label": "class",
     "start": "start",

@@ -194,7 +194,10 @@ def test_what_starts_at_another_guide_comes_last_and_only_beside_its_two(monkeyp
     assert list_fits(("factorized", "amortized"), (2, 1)) == [OWN, Fit("amortized", 2), NARROW, FROM]
     assert list_fits(("constant", "factorized"), (1,)) == [CONSTANT, OWN]
     assert list_fits(("constant", "amortized"), (1,)) == [CONSTANT, NARROW]
-    with pytest.raises(ValueError, match="expected guides among constant, amortized, factorized, got 'prototypes'"):
+    with pytest.raises(
+        ValueError,
+        match="expected guides among constant, amortized, semi-amortized, refined, factorized, got 'prototypes'",
+    ):
         list_fits(("prototypes",), (1,))
     monkeypatch.setitem(registry.GUIDES, "prototypes", ADDED)
     assert list_fits(("prototypes", "constant"), (1, 8)) == [Fit("prototypes", 1), Fit("prototypes", 8), CONSTANT]

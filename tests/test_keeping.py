@@ -14,7 +14,8 @@ import wing
 
 import amortized_bayes as ab
 from amortized_bayes import stopping
-from amortized_bayes.comparing.fitting import climb, finish_fit, start_fit
+from amortized_bayes.comparing.fitting import climb, finish_fit
+from amortized_bayes.comparing.starting import start_fit
 from amortized_bayes.guides.registry import Fit
 from amortized_bayes.inference import coupling_chunk
 from amortized_bayes.inference.flow_points import PointFlows

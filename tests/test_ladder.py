@@ -10,8 +10,9 @@ import torch
 from fits import parts_of, same_bits
 
 from amortized_bayes.comparing import fitting
-from amortized_bayes.comparing.fitting import climb, finish_fit, restore_fit, start_at, start_fit
+from amortized_bayes.comparing.fitting import climb, finish_fit
 from amortized_bayes.comparing.problem import FitProblem, Held
+from amortized_bayes.comparing.starting import restore_fit, start_at, start_fit
 from amortized_bayes.guides import Factorized, MeanField
 from amortized_bayes.guides.registry import Fit
 from amortized_bayes.inference import svi

@@ -306,28 +306,36 @@ def test_the_model_is_held_and_not_owned():
 
 
 class Shared(nn.Module):
-    """A slope that all points share, drawn or held."""
+    """A slope above 0 that all points share, drawn or held."""
 
     def forward(self, x, index=None):
-        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        slope = pyro.sample("slope", dist.LogNormal(0.0, 1.0))
         with pyro.plate("data", N, subsample=index):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
             pyro.sample("x", dist.Normal(slope * z, 0.5), obs=x[:, 0])
 
 
-def test_shared_latents_are_held_at_the_draw_of_the_run(float64):
+def test_shared_latents_are_held_at_their_median(float64):
+    """Whatever the slope of a run is: q(z) is independent of it, as that of other guides."""
     torch.manual_seed(0)
-    model, x = Shared(), torch.randn(N, 1, dtype=torch.float64)
-    sites = ab.latent_sites(model, x, torch.arange(N))
-    start = ab.Constant(sites.local, N, shared=ab.MeanField(sites.shared, log_scale=0.0))
-    guide = ab.SemiAmortized(model, start, 60, learning_rate=0.5)
+    model, x, places = Shared(), torch.randn(N, 1, dtype=torch.float64), torch.arange(N)
+    sites = ab.latent_sites(model, x, places)
+    shared = ab.MeanField(sites.shared, locs={"slope": torch.tensor(0.4)}, log_scale=0.0)
+    guide = ab.SemiAmortized(model, ab.Constant(sites.local, N, shared=shared), 60, learning_rate=0.5)
+    slope = math.exp(0.4)
+    precision = 1 + slope**2 / 0.25
+    mean, scale = slope * x[:, 0] / 0.25 / precision, torch.tensor(precision).rsqrt().expand(N)
+    slopes = []
     for seed in range(3):
         torch.manual_seed(seed)
-        trace = poutine.trace(guide).get_trace(x, torch.arange(N))
-        slope, fn = trace.nodes["slope"]["value"], trace.nodes["z"]["fn"]
-        precision = 1 + slope**2 / 0.25
-        torch.testing.assert_close(fn.mean, (slope * x[:, 0] / 0.25 / precision), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(fn.stddev, precision.rsqrt().expand(N), rtol=1e-6, atol=1e-6)
+        trace = poutine.trace(guide).get_trace(x, places)
+        slopes.append(trace.nodes["slope"]["value"].item())
+        torch.testing.assert_close(trace.nodes["z"]["fn"].mean, mean, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(trace.nodes["z"]["fn"].stddev, scale, rtol=1e-6, atol=1e-6)
+    assert len(set(slopes)) == 3
+    rows = torch.stack([mean, scale.log()], 1)
+    torch.testing.assert_close(guide.answer(x, places), rows, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(guide.locate(x, places), rows, rtol=1e-6, atol=1e-6)
     result = ab.fit(model, guide, x, 20, ab.FitOptions(batch_size=8), progress=False)
     assert math.isfinite(result.elbo)
 
@@ -362,6 +370,7 @@ def test_bad_input_is_refused_in_a_line():
     for guide, error, words in (
         (flow, ValueError, "factorized Gaussian, got FlowGuide"),
         (ab.SemiAmortized(model, plain), ValueError, "got SemiAmortized"),
+        (ab.Amortized(sites, N, P, shared=nn.Identity()), ValueError, "with a median, such as MeanField, got Identity"),
         (lambda x: None, TypeError, "got function"),
     ):
         with pytest.raises(error, match=words) as caught:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from sweeps import ADDED, ONE, TINY, Listener, a_lab, latest, numbers, of, resume, start, values
 
-from amortized_bayes.comparing import between, fitting, measures
+from amortized_bayes.comparing import between, fitting, measures, starting
 from amortized_bayes.experiments import guide_fits, sweep
 from amortized_bayes.guides import registry
 from amortized_bayes.guides.registry import GUIDES, Fit
+from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.seeding import torch_seed
 
 PLACES = (("arrays", "npz"), ("checkpoints", "safetensors"))
@@ -236,7 +237,7 @@ def test_a_guide_that_diverges_is_recorded_and_the_others_go_on(tmp_path):
 
 def poison(monkeypatch, is_bad):
     """Make the guides of some fits diverge at once."""
-    build = fitting._build_guide
+    build = starting._build_guide
 
     def poisoned(problem, sites, fit, start):
         guide = build(problem, sites, fit, start)
@@ -246,7 +247,7 @@ def poison(monkeypatch, is_bad):
                     parameter.fill_(0.0 if name.startswith("encoder") and name.endswith("weight") else 1e4)
         return guide
 
-    monkeypatch.setattr(fitting, "_build_guide", poisoned)
+    monkeypatch.setattr(starting, "_build_guide", poisoned)
 
 
 def test_a_poisoned_width_fails_and_no_other(tmp_path, monkeypatch):
@@ -295,10 +296,8 @@ def test_a_value_that_is_not_finite_fails_its_fit_and_saves_nothing(tmp_path, mo
 
 
 def test_a_fit_that_diverges_at_the_top_of_its_ladder_failed(tmp_path, monkeypatch):
-    settled = vars(fitting.FitOptions)["settled"].fget
-    monkeypatch.setattr(
-        fitting.FitOptions, "settled", property(lambda self: replace(settled(self), schedule=lambda done: 1e9))
-    )
+    settled = vars(FitOptions)["settled"].fget
+    monkeypatch.setattr(FitOptions, "settled", property(lambda self: replace(settled(self), schedule=lambda done: 1e9)))
     frame = start(tmp_path, replace(ONE, epochs=8, guides=("constant", "factorized"))).rows()
     failed = frame[frame["status"] == "failed"]
     assert failed["guide"].dropna().tolist() == ["constant", "factorized"]  # and then there is nothing to compare
@@ -352,5 +351,7 @@ def test_the_random_streams_of_fits_have_their_names():
     names = [guide_fits._stream_name(path) for path in ("a/b.npz", "a-b.npz", "/a/b.npz", "b.npy", "digits")]
     assert len(set(names)) == len(names)
     assert names[-1] == "digits"
-    assert list(GUIDES) == ["constant", "amortized", "factorized", "factorized-from-amortized"]
+    assert list(GUIDES) == [
+        *("constant", "amortized", "semi-amortized", "refined", "factorized", "factorized-from-amortized")
+    ]
     assert Fit("amortized", 4).factors == {"guide": "amortized", "k": 4}

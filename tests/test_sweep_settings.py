@@ -68,8 +68,14 @@ def test_arrays_of_the_users_are_swept(tmp_path, shape):
         ({"rates_others": (("amortised", 1, 1),)}, "expected --rates-others with a guide and two rates above 0"),
         ({"rates_others": (("amortized", 1, 0),)}, "expected --rates-others with a guide and two rates above 0"),
         ({"dataset": ("a/x.npy", "b/x.npz")}, "expected --dataset with files of different names"),
-        ({"guides": ("amortised",)}, "expected --guides among constant, amortized, factorized, got amortised"),
-        ({"guides": ("factorized-from-amortized",)}, "expected --guides among constant, amortized, factorized, got"),
+        (
+            {"guides": ("amortised",)},
+            "expected --guides among constant, amortized, semi-",
+        ),
+        (
+            {"guides": ("factorized-from-amortized",)},
+            "expected --guides among constant, amortized, semi-amortized, refined, factorized, got",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

@@ -18,7 +18,7 @@ from amortized_bayes.comparing.fitted import with_own_states
 from amortized_bayes.comparing.own_guides import take_guides
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.comparing.race import run_race
-from amortized_bayes.guides.registry import Fit, list_budgets, list_fits
+from amortized_bayes.guides.registry import Fit, guide_entry, list_budgets, list_fits
 from amortized_bayes.inference.options import FitOptions
 from amortized_bayes.inference.streams import cuda_devices
 from amortized_bayes.joint.checks import check_model
@@ -140,6 +140,11 @@ def compare(
     if not guides:
         raise ValueError(f"expected guides, such as {', '.join(map(repr, OURS))}, or your own by name, got none")
     own = dict(guides) if isinstance(guides, Mapping) else {}
+    if stepping := [name for name in guides if name not in own and guide_entry(name).own_steps != "never"]:
+        raise ValueError(
+            f"expected guides whose answers are networks' or tables', got {stepping[0]!r}: make one that takes steps "
+            "of each point's own, and pass it as guides={'mine': SemiAmortized(model, guide)}"
+        )
     fits = list_fits(OURS if own else tuple(guides), tuple(widths), tuple(own))
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), watched(progress) as told:

@@ -1,4 +1,4 @@
-"""One guide on the ladder of budgets of a problem: start it, climb, evaluate it at each rung and at the top.
+"""One guide on the ladder of budgets of a problem: climb, evaluate it at each rung and at the top.
 
 Fits are generators of evaluations: who runs them decides what is kept and shown. Everything that is drawn is drawn from
 streams named by seed and fit, so that a fit gives the same numbers whatever was run before it.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amortized_bayes.comparing.measures import (
     Measure,
@@ -22,30 +22,25 @@ from amortized_bayes.comparing.measures import (
     rung_measures,
 )
 from amortized_bayes.comparing.problem import FitProblem, Held, floats
+from amortized_bayes.comparing.starting import Fitting
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import Elbo
 from amortized_bayes.evaluation.errors import mean_prediction
-from amortized_bayes.guides import LocalGuide, MeanField
-from amortized_bayes.guides.registry import GUIDES, Fit, GuideSpec, guide_entry
+from amortized_bayes.guides import LocalGuide
+from amortized_bayes.guides.registry import guide_entry
 from amortized_bayes.inference.local import fresh_factors
-from amortized_bayes.inference.options import FitOptions, StepRecord
+from amortized_bayes.inference.options import StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import Loop, kept, known
 from amortized_bayes.per_point import is_vacuous
 from amortized_bayes.seeding import torch_seed
-from amortized_bayes.sites import LatentSites
 
 __all__ = [
     "Evaluation",
     "Finished",
-    "Fitting",
-    "Start",
     "Watch",
     "climb",
     "finish_fit",
-    "restore_fit",
-    "start_at",
-    "start_fit",
     "train",
     "train_kept",
 ]
@@ -61,35 +56,6 @@ Watch = Callable[[int, int, float], None]
 """Called with steps taken, all steps, and what the last batch says of the objective, in nats per point."""
 Look = Callable[[int, Mapping[str, Tensor]], None]
 """Called with steps taken, and images by name."""
-
-
-class Start(NamedTuple):
-    """Where a guide starts that starts at the answer of another.
-
-    Args:
-        rows: locations and log scales of all points, (N, 2 D).
-        shared: state of q(theta).
-        put_model: puts the parameters of the model it is given to where they were then.
-        step: steps that led there.
-        seconds: that these took.
-    """
-
-    rows: Tensor
-    shared: Mapping[str, Tensor] | None
-    put_model: Callable[[Any], None]
-    step: int
-    seconds: float
-
-
-class Fitting(NamedTuple):
-    """A model and a guide being fitted, and where it started, unless at its own start."""
-
-    fit: Fit
-    model: Any
-    guide: Any
-    sites: LatentSites
-    training: Training
-    start: Start | None = None
 
 
 class Evaluation(NamedTuple):
@@ -121,86 +87,6 @@ class Finished(NamedTuple):
     elbo: Elbo
     examples: Mapping[str, Tensor]
     notes: Mapping[str, str]
-
-
-def start_fit(problem: FitProblem, fit: Fit, start: Start | None = None, options: FitOptions | None = None) -> Fitting:
-    """Model, guide and training at their start; ``options`` are those of the problem, unless others are given.
-
-    Raises:
-        ValueError: a guide that is neither in ``GUIDES`` nor the user's own.
-    """
-    if fit.guide not in (*GUIDES, *problem.own):
-        raise ValueError(f"expected a guide among {', '.join(GUIDES)}, got {fit.guide!r}")
-    model, sites = problem.new_model()
-    guide = problem.own[fit.guide] if fit.guide in problem.own else _build_guide(problem, sites, fit, start)
-    if start is not None:
-        start.put_model(model)
-    options = options or problem.options_of(fit, len(problem.data))
-    training = Training(model, guide, problem.data, options, problem.seed, plate=problem.plate)
-    return Fitting(fit, model, guide, sites, training, start)
-
-
-def restore_fit(problem: FitProblem, fit: Fit, state: Mapping[str, Tensor]) -> Fitting:
-    """A fit from the state of its training.
-
-    Raises:
-        ValueError: the state of another model or guide.
-    """
-    fitting = start_fit(problem, fit)
-    fitting.training.load_state(dict(state))
-    return fitting
-
-
-@torch.no_grad()
-def start_at(
-    problem: FitProblem, fitting: Fitting, keep: Callable[[Any], Callable[[Any], None]] | None = None
-) -> Start:
-    """The answer of a fit, as a start for another: the Gaussian of each point, q(theta) and the model's parameters.
-
-    Args:
-        problem: what was fitted.
-        fitting: the fit.
-        keep: remembers the parameters of the model it is given, and returns what puts them into another; by default
-            those of a module.
-    """
-    training = fitting.training
-    with training.averaged():
-        rows = fitting.guide.answer(problem.x, problem.index).clone()
-        shared = fitting.guide.shared
-        state = None if shared is None else {name: value.clone() for name, value in shared.state_dict().items()}
-        put_model = (keep or _keep_module)(fitting.model)
-    return Start(rows, state, put_model, training.steps, training.seconds)
-
-
-def _keep_module(model: nn.Module) -> Callable[[nn.Module], None]:
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    return lambda other: other.load_state_dict(state) and None
-
-
-def _build_guide(problem: FitProblem, sites: LatentSites, fit: Fit, start: Start | None) -> LocalGuide:
-    torch.manual_seed(torch_seed(problem.seed, "guide", fit.guide, fit.k or 0))
-    shared = None
-    if sites.shared and problem.published:
-        shared = MeanField(sites.shared, log_scale=-2.0)
-    elif sites.shared:
-        shared = MeanField(sites.shared, locs=sites.shared_draw)
-    if shared is not None and start is not None and start.shared is not None:
-        shared.load_state_dict(start.shared)
-    seen = None if problem.seen is None else problem.seen.of_guide(trained=guide_entry(fit.guide).has_width)
-    spec = GuideSpec(
-        sites.local,
-        problem.tensor if seen is None else seen.see(problem.x).detach(),
-        fit.k or 1,
-        problem.depth,
-        shared,
-        problem.plate,
-        None if start is None else start.rows,
-        problem.published,
-        problem.options(fit).center_input,
-    )
-    guide = guide_entry(fit.guide).build(spec)
-    guide.seen = seen
-    return guide.to(device=problem.data.device, dtype=problem.dtype)
 
 
 def train(training: Training, num_steps: int, watch: Watch) -> None:
@@ -302,12 +188,12 @@ def _measures(found: Mapping[str, Any]) -> dict[str, Measure]:
 
 def _rung(problem: FitProblem, fitting: Fitting, epochs: int) -> tuple[Evaluation, Elbo]:
     with pyro.validation_enabled(False), fitting.training.averaged():  # what is not finite is refused below
-        found, values = rung_measures(problem, fitting.model, fitting.guide)
+        found, values = rung_measures(problem, fitting.model, fitting.asked)
         if (
             problem.held is not None and not guide_entry(fitting.fit.guide).per_point
         ):  # fresh factors are for the top alone
             data, target = problem.held.test[:RUNG_POINTS], problem.held.test_target[:RUNG_POINTS]
-            found["mse_test"] = mse_of(fitting.model, fitting.guide, data, target)
+            found["mse_test"] = mse_of(fitting.model, fitting.asked, data, target)
     return _finite(_evaluation(fitting, epochs, found)), values
 
 
@@ -327,7 +213,7 @@ def finish_fit(problem: FitProblem, fitting: Fitting) -> Finished:
     captured, examples = training.captured, {}
     notes = {"capture_seconds": captured.backend if captured else "uncaptured"}
     with pyro.validation_enabled(False), training.averaged():  # what is not finite is refused below
-        measures, terms = known("final", lambda: final_measures(problem, fitting.model, fitting.guide))
+        measures, terms = known("final", lambda: final_measures(problem, fitting.model, fitting.asked))
         found, values = _measures(measures), Elbo(*terms)
         if held is not None:
             model, guide, *_ = answer = _for_test(problem, fitting, held.test)
@@ -362,7 +248,7 @@ def _examples_on_the_way(problem: FitProblem, fitting: Fitting) -> dict[str, Ten
     if problem.held is None or guide_entry(fitting.fit.guide).per_point:
         return {}
     with pyro.validation_enabled(False), torch.random.fork_rng(), fitting.training.averaged():
-        return _examples(problem.held, fitting.model, fitting.guide)
+        return _examples(problem.held, fitting.model, fitting.asked)
 
 
 class _Answer(NamedTuple):
@@ -376,7 +262,7 @@ class _Answer(NamedTuple):
 def _for_test(problem: FitProblem, fitting: Fitting, data: Tensor) -> _Answer:
     """Model and guide for test points: factorized VI fits fresh factors with q(theta) frozen, others answer at once."""
     if not guide_entry(fitting.fit.guide).per_point:
-        return _Answer(fitting.model, fitting.guide)
+        return _Answer(fitting.model, fitting.asked)
     return _fresh(problem, fitting, data)
 
 

@@ -60,6 +60,7 @@ class FitProblem:
         epochs: passes over the data of each fit in all.
         budgets: epochs of the fits that start afresh, rising; the last is half of all.
         depth: hidden layers of encoders.
+        own_steps: of each point's own, of guides that take such steps.
         num_draws: for the final ELBO.
         plate: name of the plate over data points.
         analytic_kl: in evaluations; see :func:`~amortized_bayes.expectations.expected_log_weights`.
@@ -78,6 +79,7 @@ class FitProblem:
     epochs: int
     budgets: Sequence[int]
     depth: int = 1
+    own_steps: int = 1
     num_draws: int = 20
     plate: str = "data"
     analytic_kl: bool = True

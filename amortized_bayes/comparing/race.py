@@ -7,10 +7,11 @@ from typing import Any
 
 from amortized_bayes.comparing.between import Rung, best_fit
 from amortized_bayes.comparing.fitted import FittedGuide
-from amortized_bayes.comparing.fitting import Start, climb, finish_fit, start_at, start_fit
+from amortized_bayes.comparing.fitting import climb, finish_fit
 from amortized_bayes.comparing.own_guides import AsFitted
 from amortized_bayes.comparing.problem import FitProblem
 from amortized_bayes.comparing.rows import fit_rows
+from amortized_bayes.comparing.starting import Start, start_at, start_fit
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.guides.registry import Fit, guide_entry
 from amortized_bayes.progress import Forecast, Told

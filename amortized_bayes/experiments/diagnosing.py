@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amortized_bayes.configuration import SettingError
 from amortized_bayes.diagnosis import Diagnosis, DiagnosisSettings
 from amortized_bayes.evaluation.settings import CertificateSettings
 from amortized_bayes.experiments.bounds import chains_of
@@ -17,7 +18,19 @@ from amortized_bayes.experiments.spec import Measured, Work, measured
 from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.per_point import mean_over_points
 
-__all__ = ["JUDGEMENTS", "diagnosis_settings", "diagnosis_work", "report_arrays", "report_rows"]
+if TYPE_CHECKING:
+    from amortized_bayes.experiments.trained import Trained
+    from amortized_bayes.guides import LocalGuide
+
+__all__ = [
+    "JUDGEMENTS",
+    "check_own_steps",
+    "diagnosis_settings",
+    "diagnosis_work",
+    "guide_to_measure",
+    "report_arrays",
+    "report_rows",
+]
 
 JUDGEMENTS = ("certified", "converged")
 """What a report says of itself, as rows of 1 or 0."""
@@ -49,6 +62,29 @@ def diagnosis_work(
         "ais": points * 1.2 * gradients,
     }
     return [lab.evaluation_work(f"{split} {stage}", model, draws * cost) for stage, cost in costs.items() if cost]
+
+
+def check_own_steps(config: Any, model: VAEConfig) -> None:
+    """Refuse steps from answers of which none can be taken.
+
+    Raises:
+        SettingError: an encoder whose answers are no Gaussians, or that takes steps of its own.
+    """
+    if config.own_steps and model.family != "gaussian":
+        raise SettingError(f"expected --own-steps 0 for a guide that is no Gaussian, got a model of {model.family!r}")
+    if config.own_steps and model.semi_amortized_steps:
+        raise SettingError(
+            f"expected --own-steps 0 for a guide that takes {model.semi_amortized_steps} anyway, got {config.own_steps}"
+        )
+
+
+def guide_to_measure(config: Any, trained: Trained) -> LocalGuide:
+    """The trained guide, with steps of each point's own where they are asked for."""
+    if not config.own_steps:
+        return trained.guide
+    from amortized_bayes.inference.semi_amortized import OWN_STEPS, SemiAmortized
+
+    return SemiAmortized(trained.model, trained.guide, config.own_steps, seed=config.seed, **OWN_STEPS)
 
 
 def report_arrays(report: Diagnosis) -> dict[str, np.ndarray]:

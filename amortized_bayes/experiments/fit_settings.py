@@ -31,6 +31,8 @@ class FitSettings(Settings):
         dataset: Data sets by name, or paths of .npz or .npy files.
         guides: Guides to compare, by their names in ``GUIDES``.
         widths: Encoder widths k.
+        own_steps: Steps of each point's own that follow the encoder's answer in guide semi-amortized, which is trained
+            for them (Kim et al. 2018), and in guide refined, which is not (Krishnan et al. 2018).
         depth: Hidden layers of the encoder, each of width k; 0 makes it linear.
         likelihood: Likelihood of the pixels; bernoulli binarizes them once, by seed, and binomial takes grey values as
             counts, of 255 for bytes.
@@ -65,6 +67,7 @@ class FitSettings(Settings):
         "factorized",
     )
     widths: Annotated[tuple[int, ...], Different(), AtLeast(1, math.inf)] = (1, 4, 16, 64, 256)
+    own_steps: Annotated[int, AtLeast(1, 1_000)] = 1
     depth: Depth = 1
     likelihood: LikelihoodName = "bernoulli"
     gaussian_scale: Literal["fixed", "learned"] = "fixed"
@@ -131,7 +134,9 @@ DIGITS: Mapping[str, Any] = {"likelihood": "binomial", "widths": (1, 4, 16, 64),
 def factors(config: FitSettings) -> dict[str, Factor]:
     """What all rows of a run share."""
     likelihood = with_scale(config.likelihood, config.gaussian_scale)
-    return {"likelihood": likelihood, "decoder": config.decoder, **objective_factors(config)}
+    steps = any(GUIDES[guide].own_steps != "never" for guide in config.guides)
+    own = {"own_steps": config.own_steps} if steps else {}
+    return {"likelihood": likelihood, "decoder": config.decoder, **objective_factors(config), **own}
 
 
 def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, str]]:
@@ -147,8 +152,8 @@ def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, st
 
 def rates_of(config: Any, guide: str) -> Rates:
     """Learning rates of a guide: its own setting, or that in ``rates_others``, or those of its entry."""
-    name = GUIDES[guide].like or guide
     others = {other: rates for other, *rates in getattr(config, "rates_others", ())}
+    name = guide if guide in others else GUIDES[guide].like or guide
     own = getattr(config, rates_field(name), None)
     return Rates(*(own or others.get(name) or GUIDES[name].rates))
 

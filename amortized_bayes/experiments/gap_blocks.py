@@ -19,7 +19,7 @@ from amortized_bayes.configuration import SettingError
 from amortized_bayes.diagnosis import Diagnosis, Groundwork, diagnose_block, join_blocks, prepare_blocks
 from amortized_bayes.diagnosis.estimates import Estimates
 from amortized_bayes.experiments.bounds import choose, images_at
-from amortized_bayes.experiments.diagnosing import diagnosis_settings, diagnosis_work
+from amortized_bayes.experiments.diagnosing import diagnosis_settings, diagnosis_work, guide_to_measure
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Job, job_key
@@ -111,7 +111,7 @@ def _prepare(config: Any, split: str, factors: Mapping[str, Factor], lab: Lab) -
     some = images_at(getattr(trained.data, split), places[evenly])
     ground = prepare_blocks(
         trained.model,
-        trained.guide,
+        guide_to_measure(config, trained),
         some,
         settings=diagnosis_settings(config),
         seed=torch_seed(config.seed, job_key(factors, PREPARED)),
@@ -127,7 +127,7 @@ def _measure(config: Any, split: str, factors: Mapping[str, Factor], first: str,
     places = _cut(point_places(config, split, trained), config)[int(factors["block"])]
     found = diagnose_block(
         trained.model,
-        trained.guide,
+        guide_to_measure(config, trained),
         images_at(getattr(trained.data, split), places),
         ground=_groundwork(first, lab),
         settings=diagnosis_settings(config),

@@ -54,6 +54,8 @@ class Config(Settings):
         block_size: Points per job. More points of a split than that are cut into blocks of about equal size, which run
             side by side, in any process or on any machine, after a job for the certificate.
         particles: Draws from the guide for ELBO, IWAE, k-hat and effective sample size.
+        own_steps: Steps of each point's own that are taken from the encoder's answer before it is measured: refinement
+            at test time (Krishnan et al. 2018).
         restarts: Runs of the search for the best q of each point; from two on, what restarts gain is reported too.
         local_steps: Steps of each of these runs.
         chains: AIS chains per point.
@@ -73,6 +75,7 @@ class Config(Settings):
     points: Annotated[int, AtLeast(2)] = 300
     block_size: Annotated[int, AtLeast(10)] = 1_000
     particles: Annotated[int, AtLeast(25)] = 1_000
+    own_steps: Annotated[int, AtLeast(0, 1_000)] = 0
     restarts: Annotated[int, AtLeast(1)] = 2
     local_steps: Annotated[int, AtLeast(10)] = 300
     chains: Annotated[int, AtLeast(2)] = 16
@@ -147,12 +150,14 @@ EXTREMES = 10
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     """A job per split; of many points, a job for what they share, one for each block of them, and one for all."""
-    from amortized_bayes.experiments.diagnosing import diagnosis_work
+    from amortized_bayes.experiments.diagnosing import check_own_steps, diagnosis_work
     from amortized_bayes.experiments.gap_blocks import block_jobs, num_blocks
 
     model = checkpoint_config(config.checkpoint, lab)
+    check_own_steps(config, model)
+    refined = {"own_steps": config.own_steps} if config.own_steps else {}
     for split in config.splits:
-        factors = {**model_factors(model), "split": split}
+        factors = {**model_factors(model), **refined, "split": split}
         parts: list[Job] = []
         if num_blocks(config, model, split, lab) > 1:
             parts = list(block_jobs(config, model, split, factors, lab))
@@ -188,13 +193,13 @@ def _diagnosed(config: Config, split: str, trained: Trained, lab: Lab) -> tuple[
     """Places of the points of a split, and the report on them."""
     from amortized_bayes.diagnosis import diagnose
     from amortized_bayes.experiments.bounds import images_at
-    from amortized_bayes.experiments.diagnosing import diagnosis_settings
+    from amortized_bayes.experiments.diagnosing import diagnosis_settings, guide_to_measure
     from amortized_bayes.experiments.gap_blocks import point_places
 
     places = point_places(config, split, trained)
     return places, diagnose(
         trained.model,
-        trained.guide,
+        guide_to_measure(config, trained),
         images_at(getattr(trained.data, split), places),
         settings=diagnosis_settings(config),
         seed=config.seed,

@@ -31,6 +31,8 @@ PIXEL = 200
 """Multiplications that the likelihood of a value takes the time of, about."""
 ROW_STEP = 0.7
 """What a further step of the rows costs, of a whole step: the model's own parameters stay as they are."""
+OWN_STEP = 2.5
+"""What a step of each point's own costs while it is trained for, likewise."""
 SCALES_SLOWER = 4
 """How many times smaller the steps of q(theta)'s log scales are than those of its means."""
 
@@ -106,6 +108,7 @@ class Place(NamedTuple):
             epochs=config.epochs,
             budgets=list_budgets(config.epochs, config.rungs),
             depth=config.depth,
+            own_steps=config.own_steps,
             num_draws=num_draws,
             local_reparametrization=config.decoder == "bayesian",
             published=config.init == "published",
@@ -159,7 +162,7 @@ class Place(NamedTuple):
 
     def _seconds_per_step(self) -> float:
         """Evaluations included."""
-        from amortized_bayes.comparing.fitting import start_fit
+        from amortized_bayes.comparing.starting import start_fit
         from amortized_bayes.experiments.lab import seconds_per_step
 
         training = start_fit(self.problem(), self._widest).training
@@ -183,7 +186,8 @@ def _step_size(config: FitSettings, fit: Fit, sizes: Sizes) -> float:
     model = decoder + PIXEL * sizes.observed
     encoder = _weights(_encoder_widths(config, fit, sizes)) if GUIDES[fit.guide].has_width else 0
     again = ROW_STEP * (config.row_steps - 1) if GUIDES[fit.guide].per_point else 0.0
-    return model * (1 + again) + encoder
+    steps = OWN_STEP * config.own_steps if GUIDES[fit.guide].own_steps == "always" else 0.0
+    return model * (1 + again + steps) + encoder
 
 
 def _decoder_widths(config: FitSettings, sizes: Sizes) -> list[int]:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from amortized_bayes.comparing.between import Rung
-    from amortized_bayes.comparing.fitting import Evaluation, Fitting
+    from amortized_bayes.comparing.fitting import Evaluation
     from amortized_bayes.comparing.problem import FitProblem
+    from amortized_bayes.comparing.starting import Fitting
     from amortized_bayes.evaluation.bounds import Elbo
 
 __all__ = ["GuideJobs"]
@@ -103,14 +104,15 @@ class GuideJobs(NamedTuple):
         import numpy as np
         import torch
 
-        from amortized_bayes.comparing.fitting import restore_fit
+        from amortized_bayes.comparing.starting import restore_fit
 
         state = self.place.lab.tensors(self.key(fit))
         return restore_fit(problem, fit, {name: torch.from_numpy(np.asarray(v)) for name, v in state.items()})
 
     def fit(self, fit: Fit) -> Iterator[Measured | Arrays | Checkpoint]:
         """Run one fit with every budget, measure it, and keep what another job needs to go on."""
-        from amortized_bayes.comparing.fitting import climb, finish_fit, start_at, start_fit
+        from amortized_bayes.comparing.fitting import climb, finish_fit
+        from amortized_bayes.comparing.starting import start_at, start_fit
 
         problem, start, origin = self.problem(), None, GUIDES[fit.guide].starts_from
         if origin:

@@ -22,7 +22,7 @@ from amortized_bayes.flows import FlowSettings
 from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
-from amortized_bayes.inference.semi_amortized import SemiAmortized
+from amortized_bayes.inference.semi_amortized import OWN_STEPS, SemiAmortized
 from amortized_bayes.likelihoods import LIKELIHOODS, with_levels, with_scale
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, start_at
@@ -51,8 +51,6 @@ __all__ = [
 T = TypeVar("T")
 DENSE_WIDTH = 256
 """Of the dense layers beside the convolutions."""
-OWN_STEPS: dict[str, Any] = {"num_samples": 2, "learning_rate": 0.4, "gradients": "guide"}
-"""Of semi-amortized training; no part of a model's key, so said here, whatever the guide's defaults become."""
 SCHEDULES: dict[str, Callable[[float], float] | None] = {"burda": burda, "cosine": cosine, "constant": None}
 
 

@@ -103,8 +103,9 @@ def _trial(place: Place, fit: Fit, rates: Rates) -> Iterator[Measured]:
     """Fit a guide with one pair of rates."""
     import pyro
 
-    from amortized_bayes.comparing.fitting import start_fit, train_kept
+    from amortized_bayes.comparing.fitting import train_kept
     from amortized_bayes.comparing.measures import fit_elbo, over_points
+    from amortized_bayes.comparing.starting import start_fit
     from amortized_bayes.keeping import kept
 
     problem = place.problem()

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import biject_to
 
-from amortized_bayes.guides.local import checked_start, gaussian_site, unconstrained_shape
+from amortized_bayes.guides.local import checked_start, gaussian_site, placed, unconstrained_shape
 from amortized_bayes.limits import limited
 from amortized_bayes.memory import TRAINED, check_memory
 from amortized_bayes.refusals import did_you_mean
@@ -73,6 +74,15 @@ class MeanField(Registered):
         for site in self.sites:
             loc, log_scale = self.locs[_key(site)], self.log_scales[_key(site)]
             pyro.sample(site.name, gaussian_site(site, loc.reshape(-1), log_scale.reshape(-1)))
+
+    @torch.no_grad()
+    def median(self) -> dict[str, Tensor]:
+        """The median of each coordinate where the site is real, elsewhere what that becomes on the site's support."""
+        found = {}
+        for site in self.sites:
+            loc = placed(site, self.locs[_key(site)].reshape(-1))
+            found[site.name] = biject_to(site.support)(loc)
+        return found
 
 
 def _key(site: LatentSite) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,7 +121,9 @@ class GuideEntry:
         never_active: whether all points have the same q, so that its fits are vacuous by nature.
         starts_from: the guide whose best fit it starts at; such an entry is fitted along with its two guides, is no
             value of ``--guides``, and is timed against no other.
-        like: for such an entry, the guide that it is otherwise: the other of the two, whose learning rates it has.
+        like: the guide that it is otherwise, whose learning rates it has: for such an entry, the other of the two.
+        own_steps: when steps of each point's own follow the guide's answer: while it is trained too (semi-amortized VI)
+            or only when it is asked (refinement). Its parameters start where those of the guide that it is like do.
     """
 
     label: str
@@ -134,6 +136,7 @@ class GuideEntry:
     never_active: bool = False
     starts_from: str = ""
     like: str = ""
+    own_steps: Literal["never", "always", "asked"] = "never"
 
 
 def _constant(spec: GuideSpec) -> LocalGuide:
@@ -183,6 +186,20 @@ GUIDES: dict[str, GuideEntry] = {
         never_active=True,
     ),
     "amortized": GuideEntry("A-VI", _amortized, Rates(3.2e-2, 1.6e-2), tuned_over=(4e-3, 8e-3, 1.6e-2), has_width=True),
+    "semi-amortized": GuideEntry(
+        *("semi-amortized VI", _amortized, Rates(3.2e-2, 1.6e-2)),
+        tuned_over=(),
+        has_width=True,
+        like="amortized",
+        own_steps="always",
+    ),
+    "refined": GuideEntry(
+        *("refined A-VI", _amortized, Rates(3.2e-2, 1.6e-2)),
+        tuned_over=(),
+        has_width=True,
+        like="amortized",
+        own_steps="asked",
+    ),
     "factorized": GuideEntry(
         *("F-VI", _factorized, Rates(3.2e-2, 0.4)),
         tuned_over=(0.1, 0.2, 0.4),  # rows are visited once an epoch only

@@ -35,12 +35,13 @@ from amortized_bayes.limits import AtLeast, Positive, Seed, limited
 from amortized_bayes.points import PointData
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.signatures import signature_of
-from amortized_bayes.traces import sample_sites
 from amortized_bayes.types import Model
 
-__all__ = ["SemiAmortized"]
+__all__ = ["OWN_STEPS", "SemiAmortized"]
 
 T = TypeVar("T")
+OWN_STEPS: dict[str, Any] = {"num_samples": 2, "learning_rate": 0.4, "gradients": "guide"}
+"""The steps of experiments; no part of a run's key, so said here, whatever the guide's defaults become."""
 
 
 class SemiAmortized(LocalGuide):
@@ -48,9 +49,9 @@ class SemiAmortized(LocalGuide):
 
     It is called as the model is, with the same arguments, and is fitted, scored and diagnosed like any guide. The model
     is held, not owned: its parameters are none of the guide's, and are fitted with the model, if at all. Latents
-    outside the plate are held at this run's draw of q(theta), through which no gradient of the steps passes. The noise
-    and the rate of the steps are part of the guide's state, so that a guide that is loaded takes the steps that it was
-    trained for.
+    outside the plate are held at the median of q(theta), through which no gradient of the steps passes, so that q(z) is
+    independent of theta like that of other guides. The noise and the rate of the steps are part of the guide's state,
+    so that a guide that is loaded takes the steps that it was trained for.
 
     Args:
         model: Pyro program whose ELBO the steps climb: the one that the guide is fitted to.
@@ -69,9 +70,10 @@ class SemiAmortized(LocalGuide):
 
     Raises:
         TypeError: an option that does not exist, or of another type, or a guide that is no ``LocalGuide``.
-        ValueError: a number out of its range, a guide whose q is no factorized Gaussian, or gradients to the guide
-            alone beside a model that is no module. When it is called: no argument with rows, several tensors without
-            ``per_point``, or a model whose batch norm is in training mode, where a point's q would depend on others.
+        ValueError: a number out of its range, a guide whose q is no factorized Gaussian or whose ``shared`` has no
+            median, or gradients to the guide alone beside a model that is no module. When it is called: no argument
+            with rows, several tensors without ``per_point``, or a model whose batch norm is in training mode, where a
+            point's q would depend on others.
 
     Example:
         >>> import torch
@@ -109,6 +111,11 @@ class SemiAmortized(LocalGuide):
                 f"expected a module as model with gradients='guide', got {type(model).__name__}: its parameters are "
                 "held fixed in the steps"
             )
+        if guide.shared is not None and not callable(getattr(guide.shared, "median", None)):
+            raise ValueError(
+                "expected a guide of latents outside the plate with a median, such as MeanField, got "
+                f"{type(guide.shared).__name__}"
+            )
         super().__init__(guide.sites, guide.num_data, shared=guide.shared, plate=guide.plate)
         self.guide, self.steps, self.gradients = guide, steps, gradients
         self.per_point = _names(per_point)
@@ -133,9 +140,10 @@ class SemiAmortized(LocalGuide):
         """Sample every latent site, called as the model is."""
         given = {} if index is None else {"index": index}
         x, places = self.read(*args, **kwargs, **given)
-        fixed = self._draw_shared()
+        if self.shared is not None:
+            self.shared()
         plate = self.plate_over(x, places)  # not entered yet: the model has its own
-        rows = self._after_steps(x, plate.indices, args, {**kwargs, **given}, fixed)
+        rows = self._after_steps(x, plate.indices, args, {**kwargs, **given})
         with plate:
             self.sample_at(rows)
 
@@ -144,25 +152,14 @@ class SemiAmortized(LocalGuide):
         return self.guide.read(*args, **kwargs)
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
-        """As of a model called with ``x``, or with ``x`` and ``index``, without latents outside the plate."""
-        return self._after_steps(x, index, (x,), {"index": index}, {})
+        """As of a model called with ``x``, or with ``x`` and ``index``."""
+        return self._after_steps(x, index, (x,), {"index": index})
 
     def answer(self, data: Any, index: Tensor) -> Tensor:
         """Locations and log scales after the steps, ``(B, 2 D)``, of data as the guide is called with."""
-        with torch.no_grad(), torch.random.fork_rng():
-            fixed = self._draw_shared()
-        return self._after_steps(self.read(data, index)[0], index, (data,), {"index": index}, fixed)
+        return self._after_steps(self.read(data, index)[0], index, (data,), {"index": index})
 
-    def _draw_shared(self) -> dict[str, Tensor]:
-        if self.shared is None:
-            return {}
-        sites = sample_sites(poutine.trace(self.shared).get_trace())
-        with torch._C.DisableTorchFunction():  # local reparametrization watches over the values, which are left alone
-            return {site["name"]: site["value"].detach() for site in sites if not site["is_observed"]}
-
-    def _after_steps(
-        self, x: Tensor, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: dict[str, Tensor]
-    ) -> Tensor:
+    def _after_steps(self, x: Tensor, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Locations and log scales, ``(B, 2 D)``."""
         rows = self.guide.locate(x, index)
         if not self.steps:
@@ -170,7 +167,7 @@ class SemiAmortized(LocalGuide):
         _check_apart(self.model)
         through = self.gradients != "straight" and torch.is_grad_enabled()
         refined = rows if through else rows.detach()
-        joint = self._density(len(rows), index, args, kwargs, fixed)
+        joint = self._density(len(rows), index, args, kwargs)
         inputs, family = joint.inputs(self.noise.shape[1]), Diagonal(rows.new_ones(self.latent_dim))
         fixed_too = self.model.parameters() if self.gradients == "guide" and isinstance(self.model, nn.Module) else ()
         with (
@@ -202,13 +199,13 @@ class SemiAmortized(LocalGuide):
         white = self.rate * family.whiten(rows, drawn.pull(slope))
         return family.move(rows, family.unwhiten(rows, white.clamp(-LONGEST, LONGEST)), None)
 
-    def _density(
-        self, count: int, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: dict[str, Tensor]
-    ) -> LogJoint:
+    def _density(self, count: int, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LogJoint:
         """Log p(x, z) of the points that the guide is called with, in the guide's order of latents."""
         data = self._rows(args, self._taken(args, kwargs))
         if len(data) != count:
             raise ValueError(f"expected arguments with a row for each of the {count} points, got {data.describe()}")
+        shared: Any = self.shared
+        fixed = {} if shared is None else shared.median()
         joint = LogJoint(self.model, (data.leaves, data.spec, data.is_data), index, self.plate, fixed)
         joint.sites = tuple(
             LocalSite(

@@ -67,15 +67,22 @@ def _panel(axes: Axes, gaps: pd.DataFrame, all_widths: Sequence[int]) -> None:
     axes.annotate("0: best F-VI found", (0.01, 0), (0, -3), xycoords=("axes fraction", "data"), **zero)
     groups = [group for group in by_guide(gaps.dropna(subset="value")) if group.fate != "failed"]
     places = _places(groups, all_widths)
-    for guide in dict.fromkeys(group.guide for group in groups if group.k is not None):
+    with_width = dict.fromkeys(group.guide for group in groups if group.k is not None)
+    crowded = len(with_width) > 1  # names go to a legend, and values to the table: marks lie on each other
+    for guide in with_width:
         swept = [(places[guide, group.k], group.rows["value"].mean()) for group in groups if group.guide == guide]
-        axes.plot(*np.array(sorted(swept)).reshape(-1, 2).T, color="0.6", linewidth=0.9, zorder=1.8)
+        look = guide_style(guide, max(all_widths, default=None), all_widths)
+        line: dict[str, Any] = {**(look.line() if crowded else {"color": "0.6"}), "linewidth": 0.9}
+        label = guide_label(guide) if crowded else None
+        axes.plot(*np.array(sorted(swept)).reshape(-1, 2).T, **line, zorder=1.8, label=label)
+    if crowded:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(with_width))
     for group in groups:
         look = guide_style(group.guide, group.k, all_widths)
         if group.guide == "constant":
             _across(axes, group, look)
         else:
-            _points(axes, group, look, places[group.guide, group.k])
+            _points(axes, group, look, places[group.guide, group.k], named=not (crowded and group.k is not None))
     _ticks(axes, places)
 
 
@@ -104,7 +111,8 @@ def _across(axes: Axes, group: Group, look: GuideStyle) -> None:
     axes.annotate(text, (0.99, mean), (0, 3), xycoords=("axes fraction", "data"), color=look.color, **beside)
 
 
-def _points(axes: Axes, group: Group, look: GuideStyle, x: float) -> None:
+def _points(axes: Axes, group: Group, look: GuideStyle, x: float, *, named: bool) -> None:
+    """Draw a guide at its place, with its value in figures where it is ``named``."""
     mean, error, count = _summary(group)
     points: dict[str, Any] = look.points() | ({"markerfacecolor": "white"} if group.fate == "vacuous" else {})
     small: dict[str, Any] = points | {"markersize": 2.5, "elinewidth": 0.6, "alpha": 0.7}
@@ -112,6 +120,8 @@ def _points(axes: Axes, group: Group, look: GuideStyle, x: float) -> None:
         axes.errorbar(x + 0.13 * (place + 1), row["value"], yerr=_error(row["standard_error"]), **small)
     large: dict[str, Any] = points | {"markersize": 6.5, "elinewidth": 1.3, "capsize": 2.5, "zorder": 3}
     axes.errorbar(x, mean, yerr=_error(error), **large)
+    if not named and group.fate != "vacuous":
+        return
     top = max(mean + (error if np.isfinite(error) else 0.0), group.rows["value"].max())
     near: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5, "zorder": 4}
     near["path_effects"] = HALO
@@ -143,8 +153,8 @@ def _ticks(axes: Axes, places: dict[tuple[str, int | None], float]) -> None:
         for (guide, k), x in places.items()
     }
     axes.set_xticks(list(names), list(names.values()))
-    swept = [guide_label(guide) for guide in dict.fromkeys(guide for guide, k in places if k is not None)]
-    axes.set_xlabel(f"encoder width k of {' and '.join(swept or ['A-VI'])} (log2)")
+    swept = [guide_label(guide) for guide in dict.fromkeys(guide for guide, k in places if k is not None)] or ["A-VI"]
+    axes.set_xlabel(f"encoder width k of {swept[0]} (log2)" if len(swept) == 1 else "encoder width k (log2)")
     axes.grid(visible=False, axis="x")
     inside = [x for (_, k), x in places.items() if k is not None]
     outside = [x for (_, k), x in places.items() if k is None]

@@ -92,7 +92,7 @@ def by_guide(rows: pd.DataFrame) -> Iterator[Group]:
 
 def widths(rows: pd.DataFrame) -> tuple[int, ...]:
     """Return all encoder widths, rising."""
-    return tuple(sorted(int(k) for k in rows.loc[rows["guide"] == "amortized", "k"].dropna().unique()))
+    return tuple(sorted(int(k) for k in rows["k"].dropna().unique()))
 
 
 def failures(rows: pd.DataFrame, dataset: str | None = None) -> list[str]:

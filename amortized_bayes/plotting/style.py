@@ -54,12 +54,17 @@ RC: Any = {
     "pdf.fonttype": 42,
     "pdf.use14corefonts": False,
 }
-RAMP = "YlGnBu"
+RAMPS = {
+    "amortized": ("YlGnBu", "-", True),
+    "semi-amortized": ("Greens", "--", False),
+    "refined": ("Purples", "-.", False),
+}
+"""Of the guides with a width: their colours, lines, and whether markers are solid."""
 RAMP_ENDS = (0.42, 0.98)
 """Places on the ramp of the narrowest and the widest encoder; lighter than the first is lost on white paper.
 
-Blue because viridis, greenish where it is light, meets vermilion in the eyes of readers without red or green cones:
-their nearest colours are then 27 apart (CIE 1976 Lab), on this ramp 62."""
+A-VI is blue because viridis, greenish where it is light, meets vermilion in the eyes of readers without red or green
+cones: their nearest colours are then 27 apart (CIE 1976 Lab), on this ramp 62."""
 VERMILION = "#D55E00"
 WIDTH_MARKERS = ("o", "s", "^", "v", "P", "<", ">", "h", "p", "8")
 
@@ -108,14 +113,15 @@ def guide_style(guide: str, k: int | None = None, widths: Sequence[int] = ()) ->
     ``widths`` are all encoder widths of the study: the place of ``k`` among them gives its colour and marker, so pass
     the same ones to every figure that shall be read beside another.
     """
-    if guide != "amortized":
+    if guide not in RAMPS:
         return GUIDE_STYLES.get(guide, OTHER_GUIDE)
+    ramp, linestyle, filled = RAMPS[guide]
     places = sorted({*widths, *(() if k is None else (k,))})
     place = 0 if k is None else places.index(k)
     start, stop = RAMP_ENDS
     share = place / (len(places) - 1) if len(places) > 1 else 0.8
-    color = to_hex(mpl.colormaps[RAMP](start + (stop - start) * share))
-    return GuideStyle(color, "-", WIDTH_MARKERS[place % len(WIDTH_MARKERS)], 1.4)
+    color = to_hex(mpl.colormaps[ramp](start + (stop - start) * share))
+    return GuideStyle(color, linestyle, WIDTH_MARKERS[place % len(WIDTH_MARKERS)], 1.4, filled)
 
 
 def save_figure(figure: Figure, folder: str | os.PathLike[str], name: str, dpi: int = 180) -> list[Path]:
