@@ -96,3 +96,15 @@ def test_ess() -> None:
     torch.testing.assert_close(ess(weights), torch.tensor([4.0, 2.0, 2.0], dtype=torch.float64))
     assert ess(torch.tensor([math.nan, 0.0])).isnan()
     assert ess(torch.full((5,), -math.inf)) == 0
+
+
+def test_ties_above_the_rest_are_a_largest_weight() -> None:
+    """As of discrete latents: a fit to exceedances that are all alike has no answer, and none is needed."""
+    rest = torch.zeros(92, dtype=torch.float64)
+    met = torch.cat([rest, torch.full((8,), 2.0, dtype=torch.float64)])
+    heavy = torch.cat([rest, torch.linspace(1, 12, 8, dtype=torch.float64)])
+    assert psis_khat(met) == -math.inf
+    assert psis_khat(torch.stack([met, heavy])).tolist() == [-math.inf, psis_khat(heavy).item()]
+    assert psis_khat(heavy) > 0.7
+    assert psis_khat(met.index_fill(0, torch.arange(92, 96), 0.0)) == math.inf  # four are no sign of a largest weight
+    assert psis_khat(met.index_fill(0, torch.tensor([92]), 5.0)) > -math.inf  # nor are eight below another

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyro.poutine.subsample_messenger import _Subsample
 
+from amortized_bayes.errors import ProgramError
 from amortized_bayes.shared_draw import plate_frame
 
 __all__ = ["OTHERWISE", "is_enumerated", "is_marked", "without"]
@@ -32,14 +33,14 @@ def is_marked(site: Any, plate: str) -> bool:
         return False
     if infer["enumerate"] != "parallel" or infer.get("num_samples") is not None:
         got = infer["enumerate"] if infer.get("num_samples") is None else f"num_samples={infer['num_samples']}"
-        raise ValueError(f"expected {HOW} at site {name!r}, for all its values at once, got {got!r}")
+        raise ProgramError(f"expected {HOW} at site {name!r}, for all its values at once, got {got!r}")
     if not _can_be_enumerated(site["fn"]):
-        raise ValueError(
+        raise ProgramError(
             f"site {name!r} ({type(site['fn']).__name__}) cannot be enumerated: its values are not finitely many, or "
             f".to_event() joins several; {OTHERWISE}"
         )
     if plate_frame(site, plate) is None:
-        raise ValueError(
+        raise ProgramError(
             f"the enumerated site {name!r} is outside plate {plate!r}: points depend on each other through it; "
             f"{OTHERWISE}"
         )

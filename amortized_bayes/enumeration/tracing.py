@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from amortized_bayes.enumeration.marks import is_enumerated, is_marked
+from amortized_bayes.errors import ProgramError
 
 __all__ = ["enumerated_trace"]
 
@@ -86,6 +87,8 @@ def _trace(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], enumerat
     try:
         with enumerate_sites:
             return poutine.trace(program).get_trace(*args, **kwargs)
+    except ProgramError:  # what is wrong has been said
+        raise
     except (RuntimeError, ValueError, IndexError) as error:
         names, first = enumerate_sites.names, str(error).splitlines()[0] if str(error) else type(error).__name__
         if not names:

@@ -38,7 +38,8 @@ Float32 rounds log weights of hundreds of nats by some 1e-5, so that those of an
 def psis_khat(log_weights: Tensor) -> Tensor:
     """Pareto k̂ of each point: ``(..., S)`` log weights in nats, ``(...)`` out, float64 on the weights' device.
 
-    Weights of which the heaviest fifth are equal to 0.001 nats give ``-inf``, as those of an exact guide do. Weights
+    Weights of which the heaviest fifth are equal to 0.001 nats give ``-inf``, as those of an exact guide do, and so do
+    those of which all above the rest are, five or more, as of discrete draws. Weights
     with NaN or ``+inf`` give NaN; weights of which fewer than ``MIN_DRAWS`` are above zero, or fewer than five above a
     level rest, give ``+inf``. Other weights of zero (``-inf``) are the lightest of the draws.
 
@@ -115,6 +116,8 @@ def _fit(top: Tensor) -> Tensor:
     count = (top > top[:, :1]).sum(-1)
     khat = torch.full_like(top[:, 0], math.inf)
     level = top[:, -1] - top[:, 0] < EXACT_RANGE
+    first = top.gather(1, (-count).clamp(max=-1)[:, None] + top.shape[1])[:, 0]  # of the tail
+    level |= (count >= MIN_TAIL) & (top[:, -1] - first < EXACT_RANGE)  # as of discrete draws: the largest weight is met
     khat[level] = -math.inf
     fit = ~level & (count >= MIN_TAIL)
     for size in count[fit].unique().tolist():
