@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pyro.poutine as poutine
@@ -12,7 +13,14 @@ from amortized_bayes.guides.autoguides import PerPointGuide
 from amortized_bayes.points import PointData, PointRows
 from amortized_bayes.signatures import takes
 
-__all__ = ["PointProgram"]
+__all__ = ["PointProgram", "told_rows"]
+
+_TOLD: ContextVar[Mapping[str, bool] | None] = ContextVar("told", default=None)
+
+
+def told_rows() -> Mapping[str, bool] | None:
+    """By name, whether each argument of the program that runs holds a row per point; ``None`` outside our calls."""
+    return _TOLD.get()
 
 
 class PointProgram(nn.Module):
@@ -48,4 +56,8 @@ class PointProgram(nn.Module):
             kwargs["index"] = index
         hide = [*self.hide, *self.data.missing]
         program = poutine.block(self.program, hide=hide) if hide else self.program
-        return program(*args, **kwargs)
+        before = _TOLD.set(dict(zip(self.data.names, self.data.is_data, strict=True)))
+        try:
+            return program(*args, **kwargs)
+        finally:
+            _TOLD.reset(before)

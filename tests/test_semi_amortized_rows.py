@@ -64,12 +64,36 @@ def test_several_tensors_are_refused_without_names_whatever_their_lengths():
         with pytest.raises(ValueError, match=r"expected per_point, .* got x of shape .*, t of shape \(3,\)") as caught:
             guide(x[:count], t)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="expected per_point"):
-        ab.elbo(guide.model, guide, x[:3], t, per_point="x")
     for names, words in (("w", "per_point to name tensors"), ("t", "a row for each of the 4 points")):
         guide, x, t = weighted(per_point=names)
         with pytest.raises(ValueError, match=words):
             guide(x[:4], t)
+
+
+@pytest.mark.parametrize("count", [3, 4, N])
+def test_a_call_that_is_told_the_rows_tells_them(float64, count):
+    """As many points as values of t, too; and guides that were told themselves take the same steps."""
+    guide, x, t = weighted()
+    named, *_ = weighted(per_point="x")
+    variance = 1 + t.var()
+    exact = dist.Normal(0.0, (1 + variance).sqrt()).log_prob(x[:count])
+    found = ab.iwae(guide.model, guide, x[:count], t, per_point="x", num_particles=2).value
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)  # the evidence of any draw, where q is the posterior
+    draws = []
+    for one in (guide, named):
+        torch.manual_seed(1)
+        draws.append(ab.log_weights(one.model, one, x[:count], t, per_point="x", num_particles=5).log_q)
+    torch.testing.assert_close(*draws, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="expected per_point"):  # by itself it is told nothing
+        guide(x[:count], t)
+
+
+def test_rows_are_told_to_batches_of_a_fit_and_to_every_call():
+    guide, x, t = weighted()
+    fitted = ab.fit(guide.model, guide, x, t, num_steps=2, per_point="x", options=ab.FitOptions(batch_size=3))
+    assert "2 steps" in repr(fitted)
+    report = ab.diagnose(guide.model, guide, x, t, per_point="x", progress=False)
+    assert report.verdict.cause == "nothing"
 
 
 def test_several_arguments_may_hold_rows(float64):

@@ -32,6 +32,7 @@ from amortized_bayes.inference.refine import LONGEST
 from amortized_bayes.inference.settings import PAIRS
 from amortized_bayes.joint import LocalSite, LogJoint
 from amortized_bayes.limits import AtLeast, Positive, Seed, limited
+from amortized_bayes.point_programs import told_rows
 from amortized_bayes.points import PointData
 from amortized_bayes.seeding import torch_generator
 from amortized_bayes.signatures import signature_of
@@ -65,8 +66,9 @@ class SemiAmortized(LocalGuide):
             nowhere (``straight``): the guide gets the gradient with respect to the refined locations and log scales as
             if it were with respect to its own.
         seed: of the noise.
-        per_point: names or positions of the model's arguments with a row per point, ``index`` apart; needed where more
-            than one argument is a tensor. It is not told from the number of rows, which may agree by chance.
+        per_point: names or positions of the model's arguments with a row per point, ``index`` apart; by default those
+            that the call found or was told (``elbo(..., per_point=)``). Needed where the guide is run by itself, or by
+            ``pyro.infer.SVI``, with more than one tensor: the number of rows may agree by chance.
 
     Raises:
         TypeError: an option that does not exist, or of another type, or a guide that is no ``LocalGuide``.
@@ -230,6 +232,10 @@ class SemiAmortized(LocalGuide):
             chosen = named_rows(given.with_data(places), self.per_point)
             return chosen.with_data([*map(operator.or_, chosen.is_data, places)])
         if sum(tensors) > 1 + sum(places):
+            told = {**(told_rows() or {}), "index": True}
+            named = [told.get(name) if tensor else False for name, tensor in zip(given.names, tensors, strict=True)]
+            if None not in named:
+                return given.with_data([bool(has_rows) for has_rows in named])
             raise ValueError(
                 f"expected per_point, the names of the arguments with a row per point, with several tensors, got "
                 f"{given.describe()}"
