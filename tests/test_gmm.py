@@ -120,7 +120,11 @@ def stages(of):
 
         return go
 
-    return [Stage("encoder", 10, run(of.guide, -2.0, 10)), Stage("joint", 4, run(of.model, 0.5, 4))]
+    return [
+        Stage("encoder", 10, run(of.guide, -2.0, 10)),
+        Stage("joint", 4, run(of.model, 0.5, 4)),
+        Stage("more", 2, run(of.model, 0.5, 2)),
+    ]
 
 
 def test_the_protocol_measures_at_every_checkpoint():
@@ -133,9 +137,19 @@ def test_the_protocol_measures_at_every_checkpoint():
         ("joint", 10, 1.0),
         ("joint", 12, 1.2),
         ("joint", 14, 1.4),
+        ("more", 14, 1.4),
+        ("more", 15, 1.5),
+        ("more", 16, 1.6),
     ]
-    assert told == [("encoder", 5, 10), ("encoder", 10, 10), ("joint", 2, 4), ("joint", 4, 4)]
-    last = {row.metric: row for row in checks[-1].rows if row.factors["split"] == "test"}
+    assert told == [
+        ("encoder", 5, 10),
+        ("encoder", 10, 10),
+        ("joint", 2, 4),
+        ("joint", 4, 4),
+        ("more", 1, 2),
+        ("more", 2, 2),
+    ]
+    last = {row.metric: row for row in checks[5].rows if row.factors["split"] == "test"}
     assert {name: round(row.value, 6) for name, row in last.items()} == {
         "elbo": 0.5,
         "log_p": 2.5,
@@ -150,7 +164,7 @@ def test_the_protocol_measures_at_every_checkpoint():
     assert last["amortization_gap"].error == 0
     assert (last["elbo"].factors, last["elbo"].step) == ({"split": "test", "stage": "joint"}, 14)
     gained = [row.value for c in checks for row in c.rows if row.metric == "elbo_gained"][1::2]
-    assert gained == pytest.approx([0, 1.5, 3, 0, 0.25, 0.5])
+    assert gained == pytest.approx([0, 1.5, 3, 0, 0.25, 0.5, 0, 0, 0])
 
 
 def test_exact_numbers_say_so():
