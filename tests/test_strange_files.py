@@ -81,6 +81,10 @@ def test_a_run_folder_that_is_a_link_is_read_and_not_written_to(run, tmp_path):
     assert len(RunFolder.open(link).rows()) == 1
     with pytest.raises(ValueError, match=r"expected a folder, got .*link: a symbolic link"), RunFolder.open(link):
         pass
+    elsewhere = tmp_path / "link"
+    elsewhere.symlink_to(run.path)
+    found = RunFolder.open(elsewhere)
+    assert (found.experiment, found.name) == (run.experiment, run.name)
 
 
 @pytest.mark.parametrize("file", ["lock", "rows.jsonl", "config.yaml", "environment.json", "FINISHED", "STARTED"])

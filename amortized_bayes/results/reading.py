@@ -34,7 +34,7 @@ class RunReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.experiment, self.name = ("", "", *Path(os.path.abspath(path)).parts)[-2:]
+        self.experiment, self.name = ("", "", *Path(os.path.realpath(path)).parts)[-2:]
 
     @classmethod
     def open(cls, path: Path) -> Self:
