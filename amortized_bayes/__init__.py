@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from amortized_bayes.sites import latent_sites
     from amortized_bayes.weights import LogWeights, log_weights
 
+__version__ = "0.1.0"
 _WHERE = {
     "amortizability": ("Amortizability", "can_amortize"),
     "comparing.any_model": ("ComparisonSettings", "compare"),

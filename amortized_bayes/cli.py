@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from amortized_bayes import __version__
 from amortized_bayes.commands.claims import Claims
 from amortized_bayes.commands.download import Download
 from amortized_bayes.commands.mistakes import check_command, check_flags, flags_of, in_one_line
@@ -44,7 +45,7 @@ LOOKING: dict[str, type] = {
 """Commands that are no experiments."""
 DESCRIPTION = (
     "Amortized against factorized and constant variational inference: what does it cost to share the inference? "
-    "Without a command, `sweep` is run. `COMMAND --help` explains each."
+    "Without a command, `sweep` is run. `COMMAND --help` explains each, `--version` names the version."
 )
 TRACEBACK = "AMORTIZED_BAYES_TRACEBACK"
 
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_missing()
+    if given == ["--version"]:
+        print(f"amortized_bayes {__version__}")
+        sys.exit(0)
     try:
         with heeding():
             command = _parse(given)

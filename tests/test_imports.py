@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "amortized_bayes"
 
 LAYERS = (
     (
+        "__version__",  # a name of the package itself
         "types",
         "limits",
         "refusals",
@@ -70,6 +71,7 @@ LAYERS = (
     ("presenting",),
     ("commands",),
     ("cli",),
+    ("__main__",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 NEIGHBOURS = {
