@@ -199,6 +199,9 @@ def test_a_data_tree_holds_the_arrays(comparison, diagnosis):
     tree = diagnosis.to_xarray()
     assert tree["values"]["elbo"].dims == ("shared_draw", "point")
     assert set(tree.children) >= {"values", "errors"}
+    for group, found in (("values", diagnosis.values), ("errors", diagnosis.errors)):
+        for name, tensor in found.items():
+            assert torch.equal(torch.as_tensor(tree[group][name].values).nan_to_num(), tensor.nan_to_num())
 
 
 def test_compare_tells_rows_as_they_are_known():
