@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         MeanField,
         per_point_guide,
     )
+    from amortized_bayes.inference.bernoulli_elbo import BernoulliELBO
     from amortized_bayes.inference.fit import FitResult, fit, fit_steps
     from amortized_bayes.inference.flow_search import optimize_flow
     from amortized_bayes.inference.optimize import optimize_local
@@ -73,6 +74,7 @@ _WHERE = {
         "MeanField",
         "per_point_guide",
     ),
+    "inference.bernoulli_elbo": ("BernoulliELBO",),
     "inference.fit": ("FitResult", "fit", "fit_steps"),
     "inference.flow_search": ("optimize_flow",),
     "inference.optimize": ("optimize_local",),

@@ -27,7 +27,9 @@ __all__ = [
     "is_deterministic",
     "match_traces",
     "no_plate_error",
+    "pair_with",
     "sample_sites",
+    "trace_guide",
     "trace_pair",
     "unwrapped",
 ]
@@ -137,12 +139,26 @@ def trace_pair(
     Raises:
         ValueError: as :func:`~amortized_bayes.weights.log_weights`.
     """
+    if expectation:
+        guide = as_per_point(guide, plate)
+        with said_of("guide", args, kwargs):
+            guide_trace = enumerated_trace(guide, args, kwargs, plate, guide, model)
+    else:
+        guide_trace = trace_guide(guide, args, kwargs, plate)
+    return pair_with(model, guide_trace, args, kwargs, plate)
+
+
+def trace_guide(guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str) -> poutine.Trace:
+    """Trace a guide, with a draw of each of its latents."""
     guide = as_per_point(guide, plate)
     with said_of("guide", args, kwargs):
-        if expectation:
-            guide_trace = enumerated_trace(guide, args, kwargs, plate, guide, model)
-        else:
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        return poutine.trace(guide).get_trace(*args, **kwargs)
+
+
+def pair_with(
+    model: Model, guide_trace: poutine.Trace, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str
+) -> PairedTraces:
+    """Replay the model on a guide's trace, which is masked and scaled as the model is; errors as :func:`trace_pair`."""
     replayed = poutine.replay(model, trace=guide_trace)
     try:
         with said_of("model, with the guide's draws,", args, kwargs):

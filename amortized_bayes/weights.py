@@ -31,7 +31,7 @@ from amortized_bayes.tiling import Tiling
 from amortized_bayes.traces import PairedTraces, trace_pair
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["LogWeights", "draw_weights", "log_weights"]
+__all__ = ["LogWeights", "draw_weights", "log_weights", "score_pair"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +148,13 @@ def draw_weights(
         """One draw of the shared latents, with the data repeated S times."""
         assert tiling is not None
         with tiling:
-            found = _score(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
+            found = score_pair(trace_pair(model, guide, *tiling.tile(args, kwargs), plate), num_particles)
         return found._replace(num_data=tiling.full_size)
 
     def in_turn() -> LogWeights:
         """The same from S runs that share one draw of the latents outside the plate."""
         with SharedDraw(plate):
-            runs = [_score(trace_pair(model, guide, args, kwargs, plate), 1) for _ in range(num_particles)]
+            runs = [score_pair(trace_pair(model, guide, args, kwargs, plate), 1) for _ in range(num_particles)]
         log_likelihood, log_prior, log_q = (torch.cat(part) for part in zip(*(run[:3] for run in runs), strict=True))
         return runs[0]._replace(log_likelihood=log_likelihood, log_prior=log_prior, log_q=log_q)
 
@@ -172,7 +172,8 @@ def draw_weights(
     return LogWeights(*parts, num_data=num_data or draws[0].num_data)
 
 
-def _score(traces: PairedTraces, num_particles: int) -> LogWeights:
+def score_pair(traces: PairedTraces, num_particles: int = 1) -> LogWeights:
+    """Parts of the log weights of one pair of traces, local ones (S, B) and shared ones ()."""
     batch, full = traces.plate_sizes()
 
     def local(total: Tensor) -> Tensor:

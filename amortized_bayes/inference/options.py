@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from amortized_bayes.limits import AtLeast, Below, Count, NotNegative, limited
+from amortized_bayes.limits import AtLeast, Below, Count, NotNegative, Positive, limited
 
 __all__ = ["FitOptions", "Schedule", "StepRecord", "WarmUp", "burda", "cosine", "linear", "settling"]
 
@@ -20,6 +20,16 @@ RATED_WIDTH = 64
 
 Schedule = Callable[[float], float]
 """A number as a function of the part of the run that is done, in [0, 1]."""
+
+
+def check_particles(objective: str, num_particles: int) -> None:
+    """Refuse numbers of particles that a gradient for Bernoulli latents does not have."""
+    if objective == "reinforce" and num_particles < 2:
+        raise ValueError(
+            "expected num_particles of 2 or more with objective 'reinforce': the baseline of a draw is the others' mean"
+        )
+    if objective == "enumerated" and num_particles > 1:
+        raise ValueError(f"expected num_particles of 1 with objective 'enumerated', got {num_particles}")
 
 
 @limited
@@ -54,9 +64,13 @@ class FitOptions:
         objective: what is climbed: ``elbo``; ``iwae``, the importance-weighted bound of ``num_particles`` draws, with
             the guide's gradient doubly reparametrized (Tucker et al., 2019); or ``rws``, reweighted wake-sleep, which
             fits the model by that bound and the guide by its wake phase (Bornschein & Bengio, 2015). See
-            :mod:`~amortized_bayes.inference.importance`. The last two take plain draws: no analytic KL, local
+            :mod:`~amortized_bayes.inference.importance`. Or the ELBO of a guide with Bernoulli latents, by a gradient
+            of :class:`~amortized_bayes.inference.bernoulli_elbo.BernoulliELBO`: ``disarm``, ``arm``, ``reinforce``,
+            ``straight-through`` or ``enumerated``. All but ``elbo`` take plain draws: no analytic KL, local
             reparametrization, quadrature or weights of terms.
-        num_particles: K, draws of each point per step, with ``iwae`` (1 is the ELBO) and ``rws`` (2 or more).
+        num_particles: K, draws of each point per step, with ``iwae`` (1 is the ELBO), ``rws`` and ``reinforce`` (2 or
+            more), ``straight-through``, and pairs of draws with ``disarm`` and ``arm``.
+        temperature: of the relaxed draws of ``straight-through``.
 
     Raises:
         TypeError: an option that does not exist, or of another type.
@@ -88,8 +102,9 @@ class FitOptions:
     shared_kl_weight: Schedule | None = None
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     adam_eps: NotNegative = 1e-8
-    objective: Literal["elbo", "iwae", "rws"] = "elbo"
+    objective: Literal["elbo", "iwae", "rws", "disarm", "arm", "reinforce", "straight-through", "enumerated"] = "elbo"
     num_particles: Count = 1
+    temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         if self.quadrature_nodes and not self.local_reparametrization:
@@ -103,6 +118,7 @@ class FitOptions:
             return
         if self.objective == "rws" and self.num_particles < 2:
             raise ValueError("expected num_particles of 2 or more with objective 'rws': the weight of one draw is 1")
+        check_particles(self.objective, self.num_particles)
         if found := [name for name in OF_ELBO if getattr(self, name)]:
             raise ValueError(f"expected objective 'elbo' with {found[0]}, got {self.objective!r}")
 
@@ -147,7 +163,12 @@ class FitOptions:
             >>> FitOptions(objective="iwae", num_particles=8).bound_name
             'IWAE bound (K = 8)'
         """
-        return "ELBO" if self.objective == "elbo" else f"IWAE bound (K = {self.num_particles})"
+        return f"IWAE bound (K = {self.num_particles})" if self.weighted else "ELBO"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the objective is an importance-weighted bound."""
+        return self.objective in ("iwae", "rws")
 
     @property
     def annealed(self) -> bool:

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from amortized_bayes.capture import Captured
 from amortized_bayes.divergence import CHECK_EVERY, Divergence
 from amortized_bayes.expectations import check_quadrature, expected_log_weights
+from amortized_bayes.inference.bernoulli_elbo import BernoulliELBO
 from amortized_bayes.inference.capturing import Whole, captured_step, pays
 from amortized_bayes.inference.importance import ImportanceWeighted
 from amortized_bayes.inference.options import FitOptions, StepRecord
@@ -114,7 +115,8 @@ class Training:
             self._call(self._check_quadrature)
         self.batches = Batches(len(data), options.batch_size, seed, data.device)
         self.stream = Stream(seed, data)
-        self.importance = self._importance() if options.objective != "elbo" else None
+        self.importance = self._importance() if options.weighted else None
+        self.bernoulli = self._bernoulli() if not options.weighted and options.objective != "elbo" else None
 
     def _check_memory(self) -> None:
         """Refuse layers whose outputs for a batch do not fit, each with its gradient and what its activation keeps."""
@@ -143,15 +145,27 @@ class Training:
     def _importance(self) -> ImportanceWeighted:
         """The objective's draws and gradients, tried on the first batch."""
         objective = self.options.objective
-        assert objective != "elbo"
+        assert objective in ("iwae", "rws")
         counts = self.options.num_particles, len(self.data)
         found = ImportanceWeighted(self.model, self.guide, self.plate, objective, *counts)
+        self._on_first_batch(found.settle)
+        return found
+
+    def _bernoulli(self) -> BernoulliELBO:
+        """The ELBO of a guide with bits, tried on the first batch."""
+        objective = self.options.objective
+        assert objective not in ("elbo", "iwae", "rws")
+        found = BernoulliELBO(objective, self.options.num_particles, self.plate, self.options.temperature)
+        self._on_first_batch(lambda args, _: found.estimate(self.model, self.guide, *args))
+        return found
+
+    def _on_first_batch(self, trial: Callable[[tuple[Any, ...], Tensor], object]) -> None:
+        """Try on the side what takes arguments of the programs, and places of the points."""
         index, buffers = self.batches[0], [(buffer, buffer.clone()) for _, buffer in self._buffers()]
         with torch.random.fork_rng(devices=cuda_devices(self.data)), self._places(index):
-            found.settle((self._inputs_of(index), *([index] if self.pass_index else [])), index)
+            trial((self._inputs_of(index), *([index] if self.pass_index else [])), index)
         for buffer, value in buffers:
             buffer.copy_(value)
-        return found
 
     def _batch(self, index: Tensor) -> Any:
         return self.data.index_select(0, index).to(self.dtype)
@@ -197,6 +211,10 @@ class Training:
             if self.importance is not None:
                 bound = self.importance.bound((x, *([index] if self.pass_index else [])), index)
                 return -bound.value, rows, bound.gradients
+            if self.bernoulli is not None:
+                found = self.bernoulli.estimate(self.model, self.guide, x, *([index] if self.pass_index else []))
+                loss, climbed = (-found.per_point(surrogate=s, num_data=len(self.data)) for s in (False, True))
+                return loss, rows, partial(torch.autograd.grad, climbed, allow_unused=True)
             weights = expected_log_weights(
                 self.model,
                 self.guide,
