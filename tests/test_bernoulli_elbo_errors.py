@@ -1,5 +1,7 @@
 """Guides and models that have no gradient for bits: each is refused in one line."""
 
+import re
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -101,22 +103,21 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_guide_without_such_gradients_is_refused(name):
     model, guide, words = PROGRAMS[name]
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         ab.BernoulliELBO("disarm").loss(model, guide, X)
-    assert str(refused.value) == words
 
 
 def test_fit_refuses_it_too():
     model = ab.LinearGaussian(torch.ones(2, 2), torch.zeros(2), 0.5)
     guide = ab.Amortized(ab.latent_sites(model, X).local, num_data=4, observed=2, width=8)
     with pytest.raises(
-        ValueError, match="^objective 'disarm' expected a guide with Bernoulli latents, got one without"
+        ValueError, match=r"^objective 'disarm' expected a guide with Bernoulli latents, got one without"
     ):
         ab.fit(model, guide, X, num_steps=2, options=ab.FitOptions(batch_size=4, objective="disarm"))
 
 
 def test_more_bits_than_are_enumerated():
-    with pytest.raises(ValueError, match="^objective 'enumerated' expected 8 bits per point or fewer, got 9: use"):
+    with pytest.raises(ValueError, match=r"^objective 'enumerated' expected 8 bits per point or fewer, got 9: use"):
         ab.BernoulliELBO("enumerated").loss(*problem(2, 9)[:2], *problem(2, 9)[2])
 
 
