@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.distributions import Bernoulli, Delta, MaskedDistribution, Unit
+from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.infer import ELBO
-from pyro.infer.util import torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import warn_if_nan
@@ -126,7 +126,7 @@ class BernoulliELBO(ELBO):
         return pair.model, pair.guide
 
     def _total(self, loss: Tensor) -> float:
-        found = torch_item(loss)
+        found = loss.item()
         warn_if_nan(found, "loss")
         return found
 
@@ -207,7 +207,7 @@ class _Filling(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         given = msg["done"] or msg["is_observed"] or msg["value"] is not None or isinstance(msg["fn"], _Subsample)
-        if not given and isinstance(fn := unmasked(msg["fn"]), Bernoulli):
+        if not given and isinstance(fn := unmasked(msg["fn"]), dist.Bernoulli):
             self.names.add(msg["name"])
             msg["value"] = torch.full_like(fn.logits, self.value)
 
@@ -215,9 +215,10 @@ class _Filling(Messenger):
 def _with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:
     """A copy of a guide's trace with other bits, in which log q of bits is a function of these alone."""
     found = trace.copy()
+    nodes: Any = found.nodes
     for name, node in trace.nodes.items():
         changed = {"value": values[name], "fn": _held(node["fn"])} if name in values else {}
-        found.nodes[name] = {**node, **changed}
+        nodes[name] = {**node, **changed}
     return found
 
 
@@ -226,7 +227,7 @@ def _held(fn: Any) -> Any:
         return _held(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, MaskedDistribution):
         return _held(fn.base_dist).mask(fn._mask)
-    return Bernoulli(logits=fn.logits.detach(), validate_args=False)
+    return dist.Bernoulli(logits=fn.logits.detach(), validate_args=False)
 
 
 def _check_passes(run: LogWeights, codes: Codes) -> None:
