@@ -374,7 +374,7 @@ MUTANTS = (
         "inference/bit_gradients.py",
         "(noise - 0.5)",
         "noise",
-        "test_bernoulli_elbo.py::test_the_mean_over_all_noise_is_the_sum_over_all_codes",
+        "test_bernoulli_elbo.py::test_disarm_is_the_mean_of_arm_given_the_codes",
     ),
     Mutant(
         "DisARM without |α|",

@@ -126,9 +126,8 @@ class BernoulliELBO(ELBO):
         return pair.model, pair.guide
 
     def _total(self, loss: Tensor) -> float:
-        found = loss.item()
-        warn_if_nan(found, "loss")
-        return found
+        warn_if_nan(loss.detach(), "loss")
+        return float(loss.detach())
 
     def estimate(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> Estimate:
         """The ELBO of each point of a batch, and what has its gradient."""
