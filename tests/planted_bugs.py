@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from mutant import Mutant
+from planted_bit_bugs import OF_BITS
 
 __all__ = ["MUTANTS", "Mutant"]
-
-
-class Mutant(NamedTuple):
-    """A bug to plant: ``old`` becomes ``new`` in a file of the package.
-
-    Args:
-        name: what is wrong, in words.
-        file: in the package.
-        old: text that occurs in it exactly once.
-        new: what replaces it.
-        tests: those that must notice, ``file::test`` in the folder of tests; spaces between several.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: str
-
-    @property
-    def node_ids(self) -> list[str]:
-        return [f"tests/{test}" for test in self.tests.split()]
 
 
 TEST_ERROR = "test_ladder.py::test_what_is_measured_of_new_points_is_theirs"
@@ -369,48 +348,7 @@ MUTANTS = (
         "log_w.softmax(0)",
         "test_importance.py::test_gradients_are_those_of_the_integrals",
     ),
-    Mutant(
-        "ARM's noise not centred",
-        "inference/bit_gradients.py",
-        "(noise - 0.5)",
-        "noise",
-        "test_bernoulli_elbo.py::test_disarm_is_the_mean_of_arm_given_the_codes",
-    ),
-    Mutant(
-        "DisARM without |α|",
-        "inference/bit_gradients.py",
-        "alpha.abs().sigmoid()",
-        "alpha.sigmoid()",
-        "test_bernoulli_elbo.py::test_the_mean_over_all_noise_is_the_sum_over_all_codes",
-    ),
-    Mutant(
-        "a pair that is not antithetic",
-        "inference/bit_gradients.py",
-        "[1 - u < p, u < p]",
-        "[torch.rand_like(u) < p, u < p]",
-        "test_bernoulli_elbo.py::test_draws_average_to_the_sum_over_all_codes",
-    ),
-    Mutant(
-        "a baseline that has the draw itself in it",
-        "inference/bit_gradients.py",
-        ".sum(0) / (len(f) - 1)",
-        ".sum(0) / len(f)",
-        "test_bernoulli_elbo.py::test_draws_average_to_the_sum_over_all_codes",
-    ),
-    Mutant(
-        "log q with a gradient of its own",
-        "inference/bernoulli_elbo.py",
-        "fn.logits.detach()",
-        "fn.logits",
-        "test_bernoulli_elbo.py::test_at_the_exact_posterior_no_draw_has_a_gradient",
-    ),
-    Mutant(
-        "a fit that climbs by the value of bits, not by their gradient",
-        "inference/svi.py",
-        "for s in (False, True))",
-        "for s in (False, False))",
-        "test_bernoulli_elbo.py::test_pyros_svi_has_the_gradients_of_a_fit_times_the_points",
-    ),
+    *OF_BITS,
     Mutant(
         "importance weights summed, not averaged",
         "inference/importance.py",
