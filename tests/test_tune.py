@@ -98,6 +98,18 @@ def test_winners_of_a_guide_that_was_added_are_kept(monkeypatch):
     assert with_winners(config, frame_of(*rows, *others(""))).rates_constant == (0.004, 0.002)
 
 
+def test_guides_with_the_rates_of_another_have_its_trials(tmp_path):
+    """Steps of each point's own follow A-VI's answers, at A-VI's rates: these are tuned where it is not fitted."""
+    guides = ("refined", "semi-amortized")
+    trials = tune.jobs(replace(TINY_TRIALS, guides=guides), a_lab(tmp_path))
+    again = tune.jobs(replace(TINY_TRIALS, guides=("amortized",)), a_lab(tmp_path))
+    assert [job.factors for job in trials] == [job.factors for job in again]
+    rows = [trial("amortized", (0.016, 0.004), -5.0), trial("amortized", (0.032, 0.004), -9.0)]
+    chosen = with_winners(replace(TINY, guides=guides), frame_of(*rows))
+    assert chosen.rates_amortized == (0.016, 0.004)
+    assert chosen.rates_others == ()
+
+
 @pytest.fixture
 def _few_trials(monkeypatch):
     """A pair that works and one that cannot, for each guide."""

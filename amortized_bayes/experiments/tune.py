@@ -10,7 +10,7 @@ with the winners. Expect local rates of 0.016 for A-VI and of 0.4 for the rows o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ __all__ = [
     "jobs",
     "rates_tried",
     "substitutes",
+    "tuned",
     "with_winners",
 ]
 
@@ -74,12 +75,23 @@ def rates_tried(guide: str) -> list[Rates]:
     return [Rates(shared, local) for shared in SHARED for local in GUIDES[guide].tuned_over]
 
 
+def tuned(guides: Sequence[str]) -> tuple[str, ...]:
+    """The guides that have a grid, each once; one that takes its rates from another stands for that one.
+
+    Example:
+        >>> tuned(("refined", "factorized", "semi-amortized"))
+        ('amortized', 'factorized')
+    """
+    found = (guide if GUIDES[guide].tuned_over else GUIDES[guide].like for guide in guides)
+    return tuple(dict.fromkeys(name for name in found if name))
+
+
 def jobs(config: Config, lab: Lab) -> list[Job]:
-    """A fit for each pair of rates, of each guide on each data set."""
+    """A fit for each pair of rates, of each guide with a grid on each data set."""
     found = []
     for dataset in config.dataset:
         place = Place(config, lab, dataset, TUNING_SEED)
-        for guide in config.guides:
+        for guide in tuned(config.guides):
             for fit in _fits(config, guide):
                 work = [place.work(STAGE, _epochs(config.epochs), fit)]
                 for rates in rates_tried(guide):
@@ -130,7 +142,7 @@ def with_winners(config: Swept, rows: pd.DataFrame) -> Swept:
     """
     chosen: dict[str, Any] = {"tune": False}
     others = {name: (name, *rates) for name, *rates in getattr(config, "rates_others", ())}
-    for guide in (guide for guide in config.guides if GUIDES[guide].tuned_over):
+    for guide in tuned(config.guides):
         own = rows[rows["guide"] == guide]
         unstable = own.loc[own["status"] == "failed", "local_rate"]
         stable = own[(own["metric"] == "tune_elbo") & ~own["local_rate"].isin(unstable)]
