@@ -9,8 +9,11 @@ import wing
 
 from amortized_bayes.experiments.protocol import Bounds, Stage, Subject, follow
 from amortized_bayes.presenting.claims import claims_found
+from amortized_bayes.presenting.mixture import bent_decoder
 from amortized_bayes.results import RunFolder, list_runs
+from amortized_bayes.results.rows import to_frame
 from amortized_bayes.results.summary import summarise
+from amortized_bayes.types import Row
 
 SMALL = [
     *("--skews", "0", "1", "--points", "100", "--population", "2000", "--width", "16", "--encoder-steps", "150"),
@@ -87,6 +90,29 @@ def test_gmm_from_start_to_figures(call, place):
 )
 def test_bad_input_is_one_line(refused, arguments, message):
     assert message in refused(*arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "words"),
+    [
+        (0.05, 0.01, "raises the ELBO and lowers the likelihood: ELBO +0.0500"),
+        (0.05, -0.01, "raises both: ELBO +0.0500"),
+        (-0.05, 0.01, "lowers both: ELBO -0.0500"),
+        (0.0005, 0.01, "leaves open what it does: ELBO +0.0005"),
+    ],
+)
+def test_words_have_the_signs_of_the_numbers(gained, lost, words):
+    numbers = {"exact_approximation_gap": 0.002, "exact_elbo_gained": gained, "exact_log_p_lost": lost}
+    places = {"exact_approximation_gap": {"decoder": "true", "split": "train"}}
+    optimum = {"decoder": "joint optimum", "split": "population"}
+    mixture = {"dataset": "gaussian-mixture", "seed": 0, "skew": 0.1, "scale": 1.0, "stage": None}
+    rows = [
+        Row("gmm", {**mixture, **places.get(metric, optimum)}, 0, 0.0, metric, value, 0.0004, "points")
+        for metric, value in numbers.items()
+    ]
+    frame = to_frame({**row._asdict(), "factors": dict(row.factors)} for row in rows)
+    (line,) = bent_decoder(frame)
+    assert line.startswith(f"Skew 0.1, scale 1: on new points the optimum of joint training {words}")
 
 
 # The protocol, on a model that is a number ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ NOTHING = 1e-6
 
 
 def mixture(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """Data and posteriors of the first scale and seed at the last skew, and the way of the means."""
+    """Data and posteriors of the largest scale and skew and the first seed, and the way of the means."""
     if not {"skew", "scale", "seed"} <= set(rows.columns):
         return None
     scale, seed = float(rows["scale"].max()), int(rows["seed"].min())
@@ -66,6 +66,7 @@ def bent_decoder(finals: pd.DataFrame) -> Iterator[str]:
             said: dict[Any, str] = {
                 (True, True): "raises the ELBO and lowers the likelihood",
                 (True, False): "raises both",
+                (False, True): "lowers both",
             }
             verdict = said.get(tuple(signs), "leaves open what it does")
             change = lost._replace(value=-lost.value)
