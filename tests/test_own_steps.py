@@ -12,6 +12,7 @@ import amortized_bayes as ab
 from amortized_bayes.comparing.fitting import climb, finish_fit
 from amortized_bayes.comparing.starting import start_fit
 from amortized_bayes.configuration import SettingError
+from amortized_bayes.experiments import gaps
 from amortized_bayes.experiments.diagnosing import check_own_steps, guide_to_measure
 from amortized_bayes.experiments.fit_settings import factors, rates_of
 from amortized_bayes.experiments.gaps import Config
@@ -34,8 +35,8 @@ def fits(tmp_path_factory):
     for guide in FEW.guides:
         fitting = start_fit(problem, Fit(guide, 4))
         begun = [p.detach().clone() for p in fitting.guide.parameters()]
-        list(climb(problem, fitting))
-        found[guide] = fitting, begun, finish_fit(problem, fitting).evaluation.measures["final_elbo"].value
+        ((rung, _),) = climb(problem, fitting)
+        found[guide] = fitting, begun, {**rung.measures, **finish_fit(problem, fitting).evaluation.measures}
     return found
 
 
@@ -58,11 +59,18 @@ def test_a_refined_guide_is_an_amortized_one_until_it_is_asked(fits):
 
 def test_steps_are_taken_where_the_fit_is_measured(fits):
     """Three steps win nats on the same encoder, and more where it is trained for them."""
-    plain, semi, refined = (fits[guide][2] for guide in FEW.guides)
+    plain, semi, refined = (fits[guide][2]["final_elbo"].value for guide in FEW.guides)
     assert plain + 0.1 < refined < semi - 0.4
     assert type(fits["refined"][0].guide) is ab.Amortized
     assert fits["refined"][0].asked.steps == fits["semi-amortized"][0].guide.steps == 3
     assert fits["semi-amortized"][0].asked is fits["semi-amortized"][0].guide
+
+
+@pytest.mark.parametrize("metric", ["elbo", "mse_test", "final_mse_train", "final_mse_test"])
+def test_every_measure_is_of_the_answers_after_the_steps(fits, metric):
+    """Below the top and at it, on training and on test points; the encoders are the same to the bit."""
+    plain, refined = (fits[guide][2][metric].value for guide in ("amortized", "refined"))
+    assert (refined > plain) if metric == "elbo" else (refined < plain)
 
 
 @pytest.mark.usefixtures("few_visits")
@@ -102,7 +110,7 @@ def test_a_model_of_the_readers_own_is_told_how_to_have_them():
 # gaps -----------------------------------------------------------------------------------------------------------------
 
 
-def test_gaps_of_a_refined_encoder(trained_results, tmp_path):
+def test_gaps_of_a_refined_encoder(trained_results, tmp_path, monkeypatch):
     """Steps leave the model, the best q and log p as they are, and less to win."""
     out = tmp_path / "results"
     shutil.copytree(trained_results, out)
@@ -124,6 +132,14 @@ def test_gaps_of_a_refined_encoder(trained_results, tmp_path):
     assert won > 3 * error
     assert difference("amortization_gap")[0] == pytest.approx(-won, abs=0.02)
     assert difference("elbo_star")[0] == pytest.approx(0, abs=0.02)
+    blocks = go("gaps", replace(few, own_steps=10, block_size=10), out)
+    assert len(blocks.done()) == 4  # what two blocks share, the blocks, and all points
+    whole, joined = (folder.load_arrays(list(folder.done())[-1])["elbo"] for folder in (refined, blocks))
+    assert len(joined) == len(whole) == 16
+    assert joined.mean() - whole.mean() == pytest.approx(0, abs=won / 3)  # of other draws
+    monkeypatch.setattr(gaps, "checkpoint_config", lambda *_: VAEConfig(semi_amortized_steps=2))
+    with pytest.raises(SettingError, match="expected --own-steps 0 for a guide that takes 2 anyway"):
+        next(gaps.jobs(replace(few, own_steps=1), a_lab(out)))
 
 
 def test_steps_that_cannot_be_taken_are_refused():
