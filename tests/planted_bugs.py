@@ -71,21 +71,21 @@ MUTANTS = (
     # the ladder of budgets
     Mutant(
         "F-VI from A-VI: q(θ) not copied",
-        "comparing/fitting.py",
+        "comparing/starting.py",
         "shared.load_state_dict(start.shared)",
         "pass",
         FROM_AVI,
     ),
     Mutant(
         "F-VI from A-VI: the model's parameters not copied",
-        "comparing/fitting.py",
+        "comparing/starting.py",
         "start.put_model(model)",
         "pass",
         FROM_AVI,
     ),
     Mutant(
         "F-VI from A-VI: start of the rows ignored",
-        "comparing/fitting.py",
+        "comparing/starting.py",
         "None if start is None else start.rows",
         "None",
         FROM_AVI,
@@ -96,6 +96,20 @@ MUTANTS = (
         "(0, 0.0) if start is None else (start.step, start.seconds)",
         "(0, 0.0)",
         FROM_AVI,
+    ),
+    Mutant(
+        "a refined guide measured without its steps",
+        "comparing/fitting.py",
+        "final_measures(problem, fitting.model, fitting.asked)",
+        "final_measures(problem, fitting.model, fitting.guide)",
+        "test_own_steps.py::test_steps_are_taken_where_the_fit_is_measured",
+    ),
+    Mutant(
+        "a guide with steps of its own starts elsewhere than A-VI",
+        "comparing/starting.py",
+        'like = fit.guide if entry.own_steps == "never" else entry.like',
+        "like = fit.guide",
+        "test_own_steps.py::test_all_start_where_the_amortized_guide_does",
     ),
     Mutant(
         "a budget starts with Adam's moments of the one before",
