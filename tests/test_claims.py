@@ -207,6 +207,15 @@ def test_the_page_names_runs_and_says_where_there_is_none(tmp_path):
     assert f"`sweep/{run.name}`" in page
 
 
+def test_a_later_run_of_fewer_seeds_does_not_answer(tmp_path):
+    many = made_runs.sweep(("mnist",), (0, 1, 2), (1, 16, 64, 256)).save(tmp_path, preset="quick")
+    for seeds, answers in (((0,), False), ((3, 4, 5), True)):
+        later = made_runs.sweep(("mnist",), seeds, (1, 16, 64)).save(tmp_path, preset="quick")
+        page = claims_page(tmp_path)
+        assert (f"`sweep/{later.name}`" in page) == answers
+        assert (f"`sweep/{many.name}`" in page) != answers
+
+
 def test_a_damaged_run_is_not_left_out(tmp_path):
     run = made_runs.sweep(("mnist",)).save(tmp_path, preset="quick")
     about = run.path / "environment.json"

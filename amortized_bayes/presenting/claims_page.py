@@ -43,7 +43,9 @@ class _Run(NamedTuple):
 
 
 def claims_page(out: Path) -> str:
-    """The page, from the finished runs under ``out``; of several runs that could answer, the latest does.
+    """The page, from the finished runs under ``out``.
+
+    Of several runs that could answer, the one with the most seeds does, and of those the latest.
 
     Raises:
         ValueError: there are none, or one of them is damaged.
@@ -78,7 +80,7 @@ def _whose(claim: Claim) -> str:
 
 
 def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterator[tuple[str, ...]]:
-    """A line per data set; the runs that answer are added to ``used``."""
+    """A line per data set, from the run with the most seeds, the last of those; it is added to ``used``."""
     for dataset, published in claim.published.items():
         able = [
             run
@@ -89,7 +91,7 @@ def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterato
         ]
         measured, verdict = "no run yet", "cannot be told yet"
         if able:
-            run = able[-1]
+            run = max(able, key=lambda run: (len(_seeds(run)), run.number))
             used[run.number] = run
             rows = cast("pd.DataFrame", run.finals[run.finals["dataset"] == dataset])
             line = tell_claim(claim, dataset, rows)
@@ -97,11 +99,15 @@ def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterato
         yield claim.text, labels.dataset_label(dataset), published, measured, f"**{verdict}**"
 
 
+def _seeds(run: _Run) -> list[int]:
+    return sorted({int(seed) for seed in run.finals["seed"].dropna()}) if "seed" in run.finals.columns else []
+
+
 def _described(run: _Run) -> str:
     """How a run came about."""
     about = run.folder.environment()
     git = cast("dict[str, object]", about.get("git") or {})
-    seeds = sorted({int(seed) for seed in run.finals["seed"].dropna()}) if "seed" in run.finals.columns else []
+    seeds = _seeds(run)
     words = [
         f"preset *{run.preset or 'unknown'}*",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "",
