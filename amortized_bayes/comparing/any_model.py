@@ -145,7 +145,7 @@ def compare(
             f"expected guides whose answers are networks' or tables', got {stepping[0]!r}: make one that takes steps "
             "of each point's own, and pass it as guides={'mine': SemiAmortized(model, guide)}"
         )
-    fits = list_fits(OURS if own else tuple(guides), tuple(widths), tuple(own))
+    fits = list_fits(OURS if own else tuple(guides), tuple(widths), tuple(own), stepping=False)
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), watched(progress) as told:
         torch.manual_seed(torch_seed(seed, "start"))

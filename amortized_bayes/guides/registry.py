@@ -227,10 +227,13 @@ def _own(spec: GuideSpec) -> LocalGuide:
     raise TypeError("a guide of the user's own is not built")
 
 
-def list_fits(guides: tuple[str, ...], widths: tuple[int, ...], own: Sequence[str] = ()) -> list[Fit]:
+def list_fits(
+    guides: tuple[str, ...], widths: tuple[int, ...], own: Sequence[str] = (), *, stepping: bool = True
+) -> list[Fit]:
     """All fits of guides, in the order in which they are run: what starts at another guide's fit comes last.
 
-    ``own`` are names of guides of the user's own.
+    ``own`` are names of guides of the user's own; ``stepping`` says whether guides with steps of each point's own may
+    be among them.
 
     Raises:
         ValueError: a name that is not in ``GUIDES``, or of a guide that comes along with others.
@@ -239,7 +242,9 @@ def list_fits(guides: tuple[str, ...], widths: tuple[int, ...], own: Sequence[st
         >>> [fit.guide for fit in list_fits(("amortized", "factorized"), (4,))]
         ['amortized', 'factorized', 'factorized-from-amortized']
     """
-    known = [name for name, entry in GUIDES.items() if not entry.starts_from]
+    known = [
+        name for name, entry in GUIDES.items() if not entry.starts_from and (stepping or entry.own_steps == "never")
+    ]
     for guide in guides:
         if guide not in known:
             raise ValueError(f"expected guides among {', '.join(known)}, got {guide!r}")
