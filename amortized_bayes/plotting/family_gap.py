@@ -88,7 +88,9 @@ def _panel(axes: Axes, gaps: pd.DataFrame, all_widths: Sequence[int]) -> None:
 
 def _places(groups: Sequence[Group], all_widths: Sequence[int]) -> dict[tuple[str, int | None], float]:
     """Map each guide to its x: log2 of the width, and beyond the widest for the guides that have none."""
-    with_width = [("amortized", k) for k in all_widths] + [(g.guide, g.k) for g in groups if g.k is not None]
+    with_width = [(g.guide, g.k) for g in groups if g.k is not None]
+    first = with_width[0][0] if with_width else "amortized"
+    with_width += [(first, k) for k in all_widths]  # of fits that failed too
     places: dict[tuple[str, int | None], float] = {(guide, k): math.log2(k) for guide, k in with_width}
     exponents = sorted(set(places.values()))
     unit = max(1.0, (max(exponents) - min(exponents)) / (len(exponents) - 1)) if len(exponents) > 1 else 1.0
