@@ -8,8 +8,8 @@ point, where amortization costs nothing. Or the encoder is trained further: with
 by reweighted wake-sleep (Bornschein & Bengio, 2015), or by the plain ELBO, which is what these are to be held against;
 and a wider encoder is trained afresh.
 
-``python run_experiments.py close-the-gap`` runs preset *quick* on fixed binarized MNIST and FashionMNIST: about ten
-minutes on two quiet cores with ``--jobs 2`` by its forecast, and five more where the models of ``train`` are not there.
+``python run_experiments.py close-the-gap`` runs preset *quick* on fixed binarized MNIST and FashionMNIST: ten
+minutes on two quiet cores with ``--jobs 2``, of which the models of ``train`` take three where they are not there.
 Expect five natural gradient steps to recover nine tenths of what the best q of each point would, a semi-amortized
 encoder of one step a half, and two more passes of the same training nothing.
 """
