@@ -30,6 +30,7 @@ LAYERS = (
         "progress",
         "snapshots",
         "registration",
+        "sparse_rows",
         "program_errors",
         "errors",
         "plain_files",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amortized_bayes.points import PointRows
 from amortized_bayes.seeding import torch_generator, torch_seed
+from amortized_bayes.sparse_rows import SparseRows
 
 __all__ = ["Batches", "Stream", "batch_length", "cuda_devices"]
 
@@ -61,7 +62,7 @@ class Stream:
         data: a tensor on the run's device.
     """
 
-    def __init__(self, seed: int, data: Tensor | PointRows) -> None:
+    def __init__(self, seed: int, data: Tensor | PointRows | SparseRows) -> None:
         self.devices = cuda_devices(data)
         with torch.random.fork_rng(devices=self.devices):
             torch.manual_seed(torch_seed(seed, "draws"))
@@ -104,6 +105,6 @@ class Stream:
             torch.cuda.set_rng_state(value, device)
 
 
-def cuda_devices(data: Tensor | PointRows) -> list[int]:
+def cuda_devices(data: Tensor | PointRows | SparseRows) -> list[int]:
     """The GPU that holds ``data``, if one does."""
     return [data.device.index or 0] if data.is_cuda else []

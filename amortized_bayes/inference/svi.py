@@ -37,6 +37,7 @@ from amortized_bayes.inference.variables import Variables
 from amortized_bayes.limits import Seed, limited
 from amortized_bayes.memory import check_memory
 from amortized_bayes.points import PointRows
+from amortized_bayes.sparse_rows import SparseRows
 from amortized_bayes.tiling import at_places
 from amortized_bayes.types import Guide, Model
 
@@ -55,7 +56,7 @@ class Training:
         model: Pyro program called as ``model(x, index)``, or ``model(x)`` with ``pass_index=False``.
         guide: Pyro program called likewise.
         data: (N, ...), on the device; integer data are converted batch by batch. Or rows of several tensors, which the
-            programs get as they are.
+            programs get as they are, or sparse rows, which stay so and whose steps are not captured.
         options: how to fit.
         seed: of batches and draws.
         plate: name of the plate over data points.
@@ -85,7 +86,7 @@ class Training:
         self,
         model: Model,
         guide: Guide,
-        data: Tensor | PointRows,
+        data: Tensor | PointRows | SparseRows,
         options: FitOptions,
         seed: Seed = 0,
         *,
@@ -101,14 +102,15 @@ class Training:
         self.model, self.guide, self.data, self.options, self.seed = model, guide, data, options, seed
         self.plate, self.pass_index, self.transform = plate, pass_index, transform
         self.dtype = data.dtype if data.is_floating_point() else torch.get_default_dtype()
-        self._width = len(pytree.tree_leaves(data))
+        leaves, self._form = pytree.tree_flatten(data)
+        self._width = len(leaves)
         self.steps = 0
         self.seconds = 0.0
         self.first_loss: float | None = None
         self.captured: Captured | None = None
         self.capture_seconds = 0.0
         self._captured_rows: Captured | None = None
-        self._uncapturable = False
+        self._uncapturable = isinstance(data, SparseRows)  # whose batches differ in size
         self._check_memory()
         self.variables = Variables(model, guide, options, self._call)
         if options.quadrature_nodes:
@@ -183,7 +185,7 @@ class Training:
         found = gradients_of(wanted)
         gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted, strict=True)]
         count = len(self.variables.parameters)
-        return [loss.detach(), *gradients[:count], *(g * len(inputs[0]) for g in gradients[count:])]
+        return [loss.detach(), *gradients[:count], *(g * len(inputs[self._width]) for g in gradients[count:])]
 
     def moving_step(self, numbers: Tensor, *inputs: Tensor) -> list[Tensor]:
         """Loss per point of a batch, gradients of rows times B, and what the step moves, as it is after it.
@@ -198,13 +200,13 @@ class Training:
     def row_gradients(self, *inputs: Tensor) -> list[Tensor]:
         """Loss per point of a batch, and its gradients with respect to rows alone, times B."""
         loss, rows, gradients_of = self._loss(*inputs)
-        found = zip(gradients_of(rows), rows, strict=True)
-        return [loss.detach(), *((torch.zeros_like(row) if g is None else g) * len(inputs[0]) for g, row in found)]
+        found, count = zip(gradients_of(rows), rows, strict=True), len(inputs[self._width])
+        return [loss.detach(), *((torch.zeros_like(row) if g is None else g) * count for g, row in found)]
 
     def _loss(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], GradientsOf]:
         """Loss per point, rows that stand for those of tables, and what gives gradients of the loss."""
         own, (index, *more) = inputs[: self._width], inputs[self._width :]
-        x = PointRows(own) if isinstance(self.data, PointRows) else own[0]
+        x = pytree.tree_unflatten(own, self._form)
         annealing, given = (more[0], more[1:]) if self.options.annealed else (None, more)
         rows = tuple(r.detach().requires_grad_() for r in given)
         with self.variables.bound(rows), self._places(index):
