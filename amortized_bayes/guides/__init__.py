@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from amortized_bayes.guides.amortized_bits import AmortizedBits
     from amortized_bayes.guides.autoguides import per_point_guide
     from amortized_bayes.guides.constant import Constant
+    from amortized_bayes.guides.document_encoder import DocumentEncoder
     from amortized_bayes.guides.factorized import Factorized
+    from amortized_bayes.guides.factorized_bits import FactorizedBits
     from amortized_bayes.guides.flow import FlowGuide
     from amortized_bayes.guides.flow_layers import Flow
     from amortized_bayes.guides.local import LocalGuide
@@ -23,7 +25,9 @@ __all__ = [
     "Amortized",
     "AmortizedBits",
     "Constant",
+    "DocumentEncoder",
     "Factorized",
+    "FactorizedBits",
     "Flow",
     "FlowGuide",
     "LocalGuide",
@@ -35,7 +39,9 @@ _MODULE_OF = {
     "Amortized": "amortized",
     "AmortizedBits": "amortized_bits",
     "Constant": "constant",
+    "DocumentEncoder": "document_encoder",
     "Factorized": "factorized",
+    "FactorizedBits": "factorized_bits",
     "Flow": "flow_layers",
     "FlowGuide": "flow",
     "LocalGuide": "local",

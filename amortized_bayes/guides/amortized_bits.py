@@ -1,8 +1,9 @@
-"""Amortized VI of bits: a network gives each point's log odds, and every bit is enumerated."""
+"""Amortized VI of bits: a network gives each point's log odds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -14,11 +15,14 @@ __all__ = ["AmortizedBits"]
 
 
 class AmortizedBits(Registered):
-    """A product of Bernoullis for each point, whose ELBO is summed over all values and needs no draws.
+    """A product of Bernoullis for each point.
+
+    Bits on sites of their own are marked for enumeration: the ELBO is summed over all their values and needs no draws.
 
     Args:
-        sites: names of the model's bits, in the order of the network's outputs.
-        encoder: a network ``(B, ...) -> (B, len(sites))``, called with the model's first argument.
+        sites: names of the model's bits, in the order of the network's outputs; or the name of one site that holds all
+            of them, a vector for each point, which is drawn.
+        encoder: a network ``(B, ...) -> (B, number of bits)``, called with the model's first argument.
         plate: name of the plate over data points.
 
     Raises:
@@ -34,24 +38,29 @@ class AmortizedBits(Registered):
         0.0
     """
 
-    def __init__(self, sites: Sequence[str], encoder: nn.Module, plate: str = "data") -> None:
+    def __init__(self, sites: Sequence[str] | str, encoder: nn.Module, plate: str = "data") -> None:
         super().__init__()
-        if not sites or len(set(sites)) < len(sites):
-            raise ValueError(f"expected names of bits, each once, got {list(sites)}")
-        self.sites, self.encoder, self.plate = tuple(sites), encoder, plate
+        if not sites or (not isinstance(sites, str) and len(set(sites)) < len(sites)):
+            raise ValueError(f"expected names of bits, each once, got {sites if isinstance(sites, str) else [*sites]}")
+        self.sites = sites if isinstance(sites, str) else tuple(sites)
+        self.encoder, self.plate = encoder, plate
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Log odds of each point's bits, (B, len(sites))."""
+    def logits(self, x: Any) -> Tensor:
+        """Log odds of each point's bits, (B, number of bits)."""
         found = self.encoder(x)
-        if found.shape != (len(x), len(self.sites)):
-            wanted = (len(x), len(self.sites))
+        size = "b" if isinstance(self.sites, str) else len(self.sites)
+        if found.dim() != 2 or len(found) != len(x) or size not in ("b", found.shape[1]):
+            wanted = f"({len(x)}, {size})"
             raise ValueError(f"expected an encoder that gives {wanted} for {len(x)} points, got {tuple(found.shape)}")
         return found
 
-    def forward(self, x: Tensor, index: Tensor | None = None) -> None:
-        """Sample the bits of data ``x`` of shape (B, ...)."""
+    def forward(self, x: Any, index: Tensor | None = None) -> None:
+        """Sample the bits of data ``x`` of B rows."""
         del index
         logits = self.logits(x)
         with pyro.plate(self.plate, len(x)):
+            if isinstance(self.sites, str):
+                pyro.sample(self.sites, dist.Bernoulli(logits=logits).to_event(1))
+                return
             for place, name in enumerate(self.sites):
                 pyro.sample(name, dist.Bernoulli(logits=logits[:, place]), infer={"enumerate": "parallel"})

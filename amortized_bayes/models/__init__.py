@@ -3,6 +3,7 @@
 from amortized_bayes.models.deep_generative import DeepGenerative
 from amortized_bayes.models.gaussian_joint import Answer, GaussianJoint, gaussian_joint
 from amortized_bayes.models.linear_gaussian import LinearGaussian
+from amortized_bayes.models.semantic_hashing import SemanticHashing
 from amortized_bayes.models.series import (
     SERIES,
     GaussianProcess,
@@ -26,6 +27,7 @@ __all__ = [
     "Nonlinear",
     "RandomWalk",
     "Saw",
+    "SemanticHashing",
     "SeriesModel",
     "TwoBitMixture",
     "TwoLevels",
