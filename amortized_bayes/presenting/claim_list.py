@@ -6,10 +6,9 @@ reader would ask for (``published`` says ``"not tried"``). Nothing here names a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 from amortized_bayes.guides.registry import Fit
+from amortized_bayes.presenting.approximation_claims import APPROXIMATION_CLAIMS
+from amortized_bayes.presenting.claim import Claim
 from amortized_bayes.presenting.claim_tests import (
     Closes,
     Dead,
@@ -19,7 +18,6 @@ from amortized_bayes.presenting.claim_tests import (
     Shown,
     Signed,
     Term,
-    Test,
     Times,
 )
 from amortized_bayes.types import Factor
@@ -27,31 +25,9 @@ from amortized_bayes.types import Factor
 __all__ = ["CLAIMS", "Claim"]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """Something that was claimed, and how it is tested.
-
-    Args:
-        text: the claim.
-        source: who made it, and where it can be read.
-        experiment: whose rows decide it.
-        published: what was published, by data set.
-        tests: its parts.
-        preset: of the runs that it is about.
-    """
-
-    text: str
-    source: str
-    experiment: str
-    published: Mapping[str, str]
-    tests: tuple[Test, ...]
-    preset: str = "quick"
-
-
 MB = "Margossian & Blei (UAI 2024)"
 AB = "Amortized-Bayes (public code)"
 CREMER = "Cremer, Li & Duvenaud (ICML 2018)"
-SHEKHOVTSOV = "Shekhovtsov, Schlesinger & Flach (ICLR 2022)"
 MF = "Mattei & Frellsen (2018)"
 VARIANTS = ("gaussian", "realnvp", "realnvp-contextual", "larger-encoder", "larger-decoder")
 FLIPS = (10, 50, 100)
@@ -75,14 +51,6 @@ def _encoder(metric: str, encoder: str, family: str = "gaussian") -> Term:
 
 def _variant(metric: str, variant: str, **more: Factor) -> Term:
     return Term(metric, {"variant": variant, **more})
-
-
-def _mixture(metric: str, scale: float = 1.0, **more: Factor) -> Term:
-    return Term(metric, {"skew": 1.0, "scale": scale, **more})
-
-
-def _bent(text: str, published: str, *tests: Test) -> Claim:
-    return Claim(text, SHEKHOVTSOV, "gmm", {"gaussian-mixture": published}, tests)
 
 
 def _refit(metric: str, images: str, flips: int) -> Term:
@@ -345,36 +313,7 @@ CLAIMS = (
             ),
         ),
     ),
-    _bent(
-        "Joint training raises the ELBO and moves the decoder away from the truth",
-        "ELBO -3.37 to -3.31; the likelihood was not printed",
-        Signed(_mixture("exact_elbo_gained", stage="joint", split="test"), words="ELBO gained on new points"),
-        Signed(_mixture("exact_log_p_lost", stage="joint", split="test"), words="log p(x) lost on new points"),
-    ),
-    _bent(
-        "Joint training bends the decoder until its posterior fits the encoder's family",
-        "drawn, no number printed",
-        Less(
-            _mixture("exact_approximation_gap", stage="joint", split="test"),
-            _mixture("exact_approximation_gap", stage="encoder", split="test"),
-        ),
-    ),
-    _bent(
-        "The decoder leaves the truth because the family is too simple, not because points are few",
-        "proved",
-        Less(
-            _mixture("exact_log_p_lost", decoder="maximum likelihood", split="population"),
-            _mixture("exact_log_p_lost", decoder="joint optimum", split="population"),
-        ),
-    ),
-    _bent(
-        "With the scale of 0.01 that the text prints, the optimum of joint training has a higher ELBO than the truth",
-        "printed; the code has 1",
-        Signed(
-            _mixture("exact_elbo_gained", 0.01, decoder="joint optimum", split="population"),
-            words="ELBO gained on new points",
-        ),
-    ),
+    *APPROXIMATION_CLAIMS,
     Claim(
         "An encoder refit to noisy images serves other images too",
         MF,
