@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from amortized_bayes.data.catalogue import label_of
+from amortized_bayes.data.documents import CORPORA
 from amortized_bayes.flows import FAMILIES
 from amortized_bayes.guides.registry import GUIDES
 
@@ -126,6 +127,11 @@ METRICS: dict[str, Metric] = {
     "exact_elbo_gained": Metric("ELBO gained", "ELBO gained, exact", 4),
     "exact_log_p_lost": Metric("log p lost", "log p(x) lost, exact", 4),
     "exact_kl_to_original": Metric("KL from true posterior", "KL from the true posterior, exact", 4),
+    "document_nelbo": Metric("document NELBO", "negative ELBO less the document's own code length", 1),
+    "validation_elbo": Metric("ELBO", "ELBO, validation documents", 1),
+    "precision_at_100": Metric("precision@100", "precision among the 100 nearest, ties averaged", 3, ""),
+    "best_epoch": Metric("best epoch", digits=0, unit=""),
+    "gradient_variance": Metric("gradient variance", "variance of the gradient of a document's log odds", 4, "nats²"),
     "odds_ratio": Metric("J(x)", "log odds ratio of the two bits, root mean square", 3, ""),
     "restart_variance": Metric("variance over restarts", digits=4, unit="nats²"),
 }
@@ -151,6 +157,9 @@ FACTORS = {
     "objective": "objective",
     "num_particles": "particles",
     "semi_amortized_steps": "own steps",
+    "bits": "bits",
+    "input": "input",
+    "estimator": "gradient",
     "skew": "skew",
     "scale": "scale",
     "stage": "trained",
@@ -222,9 +231,11 @@ ORDERS: Mapping[str, tuple[Any, ...]] = {
     "split": ("train", "validation", "test"),
     "family": FAMILIES,
     "searched": FAMILIES,
-    "encoder": ("linear", "small", "standard", "wide", "large"),
+    "encoder": ("linear", "hidden", "small", "standard", "wide", "large"),
     "method": tuple(METHODS),
     "start": ("encoder", "prior", "reference"),
+    "input": ("counts", "frequencies", "tfidf"),
+    "estimator": ("enumerated", "disarm", "arm", "reinforce", "straight-through"),
     "stage": tuple(STAGES),
     "decoder": ("true", "joint optimum", "maximum likelihood"),
     "sees": ("first-member", *(name for name in SEES_LABELS if name != "first-member")),
@@ -262,6 +273,8 @@ def guide_label(guide: str, k: int | None = None) -> str:
 
 def dataset_label(dataset: str) -> str:
     """The name of a data set; an array of the user's is named by its file."""
+    if dataset in CORPORA:
+        return CORPORA[dataset].label
     return SERIES_LABELS.get(dataset) or MIXTURE_LABELS.get(dataset) or label_of(dataset)
 
 

@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "when-and-why": "when_and_why",
     "interpolate": "interpolate",
     "gmm": "gmm",
+    "semantic-hashing": "semantic_hashing",
 }
 """Commands, and the files of this folder that they run."""
 ALIASES = {"test-set-gaps": "model-gaps"}

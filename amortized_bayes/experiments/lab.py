@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from amortized_bayes.data import DATASETS, DataUnavailable, load_dataset, read_dataset, shuffle
+from amortized_bayes.data.documents import Corpus, read_corpus
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import (
@@ -170,6 +171,14 @@ class Lab:
         """
         whole = self.cached(("files", name), lambda: read_dataset(name, data_dir=self.data_dir))
         return self.recent(("dataset", name, seed), lambda: shuffle(whole, seed))
+
+    def corpus(self, name: str) -> Corpus:
+        """Documents in memory, in the order of their files, which are read and checked once.
+
+        Raises:
+            ValueError: they are unavailable or damaged.
+        """
+        return self.cached(("corpus", name), lambda: read_corpus(name, data_dir=self.data_dir))
 
     def images(self, config: VAEConfig) -> ImageData:
         """Images of a model's data set as the model sees them, on the device."""

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from amortized_bayes.configuration import to_mapping
-from amortized_bayes.data import DataUnavailable
+from amortized_bayes.data import DATASETS, DataUnavailable
+from amortized_bayes.data.documents import Corpus, is_corpus
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.changes import differences
 from amortized_bayes.experiments.cluster import Cluster
@@ -326,9 +327,10 @@ def _data_notes(module: ModuleType, config: Any, lab: Lab) -> list[str]:
     return [data.note for data in _data(module, config, lab)]
 
 
-def _data(module: ModuleType, config: Any, lab: Lab) -> list[Dataset]:
+def _data(module: ModuleType, config: Any, lab: Lab) -> list[Dataset | Corpus]:
     names = module.datasets(config, lab) if hasattr(module, "datasets") else datasets_of(config)
-    return [lab.dataset(name) for name in names]
+    of_words = [name not in DATASETS and is_corpus(name) for name in names]
+    return [lab.corpus(n) if words else lab.dataset(n) for n, words in zip(names, of_words, strict=True)]
 
 
 def training_title(config: VAEConfig) -> str:

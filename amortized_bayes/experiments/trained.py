@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyro
 import torch
+from torch import nn
 
 from amortized_bayes.data import to_pictures
 from amortized_bayes.evaluation.errors import mean_latents
@@ -99,7 +100,7 @@ def load_trained(folder: RunFolder, images: Callable[[VAEConfig], ImageData], ep
     return Trained(config, data, model, guide)
 
 
-def load_state(model: DeepGenerative, guide: LocalGuide, tensors: dict[str, np.ndarray], where: str) -> None:
+def load_state(model: nn.Module, guide: nn.Module, tensors: dict[str, np.ndarray], where: str) -> None:
     """Put the weights of :func:`state_of` into a model and a guide.
 
     Raises:
@@ -121,7 +122,7 @@ def load_state(model: DeepGenerative, guide: LocalGuide, tensors: dict[str, np.n
         module.load_state_dict(own)
 
 
-def state_of(model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
+def state_of(model: nn.Module, guide: nn.Module) -> dict[str, np.ndarray]:
     """Copies of the weights of both by name, ``model.network.0.weight`` and so on."""
     return {
         f"{prefix}.{name}": value.detach().cpu().numpy().copy()
