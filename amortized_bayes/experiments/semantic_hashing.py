@@ -108,7 +108,9 @@ def datasets(config: Config, lab: Lab) -> tuple[str, ...]:
 def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, str]]:
     """Documents drawn from topics, where those of 20 Newsgroups are unavailable."""
     small = {"num_validation": 200, "bits": (4, 8, 32), "epochs": 100}
-    changes = {name: value for name, value in small.items() if name not in given}
+    plain = Config()
+    kept = {name for name in small if name in given or getattr(config, name) != getattr(plain, name)}
+    changes = {name: value for name, value in small.items() if name not in kept}
     note = "using documents drawn from topics instead of 20 Newsgroups, which are unavailable"
     return [(replace(config, dataset="drawn-topics", **changes), note)]
 
