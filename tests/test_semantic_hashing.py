@@ -92,7 +92,7 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, monkeypatch):
     wing.cut("semantic-hashing", config, tmp_path / "cut", wing.stop_at("training", 3))
     steps.clear()
     found = wing.values(wing.resume("semantic-hashing", tmp_path / "cut").rows())
-    assert in_whole - steps.count(1_100) == 6  # of 8, two an epoch
+    assert in_whole - steps.count(1_100) == 5  # of 8, two an epoch: the sixth was not kept
     for key in whole.keys() - {key for key in whole if key[0] == "training_seconds"}:
         assert found[key] == whole[key], key
 
