@@ -50,7 +50,7 @@ TIMED = 3
 ESTIMATORS: dict[Estimator, int] = {"disarm": 1, "arm": 1, "reinforce": 2, "straight-through": 2, "enumerated": 1}
 """And their particles: two codes each, but for the sum over all."""
 ESTIMATED = 64
-"""Documents whose gradients' variance is measured."""
+"""Documents whose gradients are measured; a sum over 256 codes keeps the logits of all."""
 
 
 class Splits(NamedTuple):
@@ -339,7 +339,7 @@ def _searched(
 def _estimators(
     config: Config, choice: Choice, data: Splits, model: SemanticHashing, guide: AmortizedBits
 ) -> Iterator[Measured]:
-    """Variance of each gradient with respect to a document's log odds, summed over bits, and seconds of a step."""
+    """Variance of each gradient by a document's log odds, summed over bits, and seconds of all gradients."""
     x = data.counts["train"][:ESTIMATED]
     with torch.no_grad():
         local = FactorizedBits("bits", guide.logits(x))
@@ -347,7 +347,9 @@ def _estimators(
     for name, particles in ESTIMATORS.items():
         if name == "enumerated" and choice.bits > MOST_ENUMERATED:
             continue
-        options = replace(options_of(config, 1), objective=name, num_particles=particles)
+        options = replace(
+            options_of(config, 1), objective=name, num_particles=particles, batch_size=min(ESTIMATED, config.batch_size)
+        )
         training = Training(*build(config, choice, data), data.counts["train"], options, choice.seed)
         batch = training.data.index_select(0, training.batches[0])
         inputs = (*pytree.tree_leaves(batch), training.batches[0])

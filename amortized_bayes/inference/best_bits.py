@@ -5,8 +5,8 @@ Given the other bits, the best log odds of bit d are the difference of two means
 .. math:: \alpha_d = E_{q}[\log p(x, z) \mid z_d = 1] - E_{q}[\log p(x, z) \mid z_d = 0] ,
 
 so that a sweep over the bits never lowers the ELBO (coordinate ascent, mean field). It ends in a local optimum; several
-starts make a better one likely, and no more. The codes of a point are halved from both ends, bit by bit, so that a
-sweep looks at each about four times, however many bits there are.
+starts make a better one likely, and no more. The codes of a point are halved bit by bit, so that a
+sweep looks at each about three times, however many bits there are.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def bits_elbo(log_joint: Tensor, logits: Tensor) -> Tensor:
         logits: log odds of each bit, (B, b).
     """
     mean = log_joint
-    for q in _both(logits).unbind(1)[::-1]:
-        mean = (mean.unflatten(1, (-1, 2)) * q[:, None]).sum(-1)
+    for q in logits.sigmoid().unbind(1):
+        mean = _halved(mean, q)
     return mean[:, 0] + _entropy(logits)
 
 
@@ -87,20 +87,22 @@ def _climb(log_joint: Tensor, start: Tensor) -> BestBits:
 
 def _sweep(log_joint: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Each bit's best log odds given the others, one after the other, and the ELBO at the end."""
-    old, new, left = _both(logits), [], log_joint
+    old, new, left = logits.sigmoid(), [], log_joint
     for d in range(logits.shape[1]):
-        right = left
-        for q in old[:, d + 1 :].unbind(1)[::-1]:
-            right = (right.unflatten(1, (-1, 2)) * q[:, None]).sum(-1)
-        new.append(right[:, 1] - right[:, 0])
-        left = (left.unflatten(1, (2, -1)) * _both(new[-1])[..., None]).sum(1)
+        half = left.shape[1] // 2
+        right = left[:, half:] - left[:, :half]
+        for q in old[:, d + 1 :].unbind(1):
+            right = _halved(right, q)
+        new.append(right[:, 0])
+        left = _halved(left, new[-1].sigmoid())
     moved = torch.stack(new, 1)
     return moved, left[:, 0] + _entropy(moved)
 
 
-def _both(logits: Tensor) -> Tensor:
-    """Probabilities of 0 and 1, (..., 2)."""
-    return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)
+def _halved(values: Tensor, q: Tensor) -> Tensor:
+    """Means over the first bit that is left, whose probabilities of 1 are (B,): of (B, 2 C) values (B, C)."""
+    half = values.shape[1] // 2
+    return values[:, :half].lerp(values[:, half:], q[:, None])
 
 
 def _entropy(logits: Tensor) -> Tensor:

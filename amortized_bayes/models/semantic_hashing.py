@@ -160,14 +160,15 @@ class CodeBook:
         self.model = model
         self.codes = all_codes(model.num_bits)
         parts = [model._of_codes(part) for part in self.codes.split(max(1, AT_ONCE // model.num_words))]
-        self.features, self.normalizers = (torch.cat(part) for part in zip(*parts, strict=True))
+        features, normalizers = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.columns = torch.cat([features, -normalizers[:, None]], 1).T.contiguous()  # (K + 1, 2^b)
 
     @torch.no_grad()
     def log_joint(self, x: Tensor | SparseRows) -> Tensor:
         """Log p(x, z) of each document and code, (B, 2^b); those of one code are in one column, as in ``codes``."""
         seen, constant, lengths = self.model._seen(x)
-        table = torch.addmm(constant[:, None], seen, self.features.T)
-        return table.addmm_(lengths[:, None], -self.normalizers[None]).sub_(self.model.num_bits * math.log(2))
+        constant = constant[:, None] - self.model.num_bits * math.log(2)
+        return torch.addmm(constant, torch.cat([seen, lengths[:, None]], 1), self.columns)
 
     def blocks(self, x: Tensor | SparseRows) -> Iterator[Tensor]:
         """:meth:`log_joint` of a few documents after the other, so that all of them need little memory."""
