@@ -166,7 +166,8 @@ def test_the_config_of_a_run_runs_it_again_with_equal_numbers(call, place):
 
 @pytest.mark.parametrize("command", [name for name in EXPERIMENTS if name not in ("gaps", "qstar")])
 def test_a_dry_run_says_what_it_would_take_and_does_nothing(call, place, command):
-    own = ("--dataset", "digits") if hasattr(experiment(command).Config, "dataset") else ()
+    data = {"semantic-hashing": "drawn-topics"}.get(command, "digits")
+    own = ("--dataset", data) if hasattr(experiment(command).Config, "dataset") else ()
     ran = call(command, *own, "--device", "cpu", "--dry-run")
     assert ran.code == 0, ran.err
     for words in ("in all ", f" of {command}", "time: about ", "disk: about "):

@@ -64,7 +64,7 @@ class Config(Settings):
     encoders: Annotated[tuple[EncoderName, ...], Different()] = ("linear",)
     width: Annotated[int, AtLeast(1, 100_000)] = 512
     objective: Literal["disarm", "arm", "reinforce", "straight-through", "enumerated"] = "disarm"
-    epochs: Annotated[int, AtLeast(1)] = 40
+    epochs: Annotated[int, AtLeast(1)] = 100
     fine_epochs: Annotated[int, AtLeast(0)] = 0
     fine_particles: Annotated[int, AtLeast(1)] = 10
     batch_size: Annotated[int, AtLeast(1)] = 256
