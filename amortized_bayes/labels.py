@@ -128,6 +128,7 @@ METRICS: dict[str, Metric] = {
     "exact_log_p_lost": Metric("log p lost", "log p(x) lost, exact", 4),
     "exact_kl_to_original": Metric("KL from true posterior", "KL from the true posterior, exact", 4),
     "document_nelbo": Metric("document NELBO", "negative ELBO, own code length off", 1),
+    "document_nelbo_saved": Metric("saved by more bits", "negative ELBO saved, against the next fewer bits", 1),
     "validation_elbo": Metric("ELBO", "ELBO, validation documents", 1),
     "precision_at_100": Metric("precision@100", "", 3, ""),
     "best_epoch": Metric("best epoch", digits=0, unit=""),

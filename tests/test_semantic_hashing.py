@@ -64,6 +64,10 @@ def test_semantic_hashing_from_start_to_figures(call, place):
         assert variance["disarm"] < variance["arm"]
         assert value("seconds_per_step", bits, estimator="disarm") > 0
     assert value("seconds_per_step", 3, estimator="enumerated") > 0
+    saved = value("document_nelbo", 3, split="test") - value("document_nelbo", 17, split="test")
+    assert value("document_nelbo_saved", 17, split="test") == pytest.approx(saved, rel=1e-4)
+    apart = [value("document_nelbo", bits, error=True, split="test") for bits in (3, 17)]
+    assert value("document_nelbo_saved", 17, error=True, split="test") < math.hypot(*apart)  # paired by document
     kl = value("final_kl", 3, split="test")
     assert 0 < kl <= 3 * math.log(2)
     assert "documents that nobody trained on" in ran.out

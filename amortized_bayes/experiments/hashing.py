@@ -132,7 +132,9 @@ def run(config: Config, choice: Choice, lab: Lab) -> Iterator[Measured | Arrays 
     yield from _train(config, choice, data, (model, guide), lab)
     yield Checkpoint(state_of(model, guide))
     with pyro.validation_enabled(False):
-        yield from _rows_of(known("splits", lambda: [*_all_splits(choice, data, model, guide)]))
+        rows, elbo = known("splits", lambda: _all_splits(choice, data, model, guide))
+        yield from _rows_of(rows)
+        yield Arrays({"final_elbo": np.asarray(elbo)})
         lab.watch("measuring", 1, 3)
         for split in ("train", "test"):
             yield from _gaps(config, choice, data, (model, guide), split)
@@ -244,21 +246,31 @@ def own_code_length(x: SparseRows) -> Tensor:
     return -x.with_values(torch.xlogy(x.values, shares)).sums()
 
 
+def compare(fewer: str, more: str, lab: Lab) -> Iterator[Measured]:
+    """What more bits save of the negative ELBO of each test document, paired by document."""
+    few, many = (lab.arrays(key)["final_elbo"] for key in (fewer, more))
+    yield measured("document_nelbo_saved", paired_difference(many, few), split="test")
+
+
 @torch.no_grad()
-def _all_splits(choice: Choice, data: Splits, model: SemanticHashing, guide: AmortizedBits) -> Iterator[Measured]:
-    """ELBO, published and plain, and precision of retrieval from the training documents."""
+def _all_splits(
+    choice: Choice, data: Splits, model: SemanticHashing, guide: AmortizedBits
+) -> tuple[list[Measured], np.ndarray]:
+    """ELBO, published and plain, and precision of retrieval from the training documents; ELBO of test documents."""
+    rows, elbo = [], torch.empty(0)
     book = model.code_book() if choice.bits <= MOST_SUMMED else None
     logits = {split: guide.logits(x) for split, x in data.counts.items()}
     for split, x in data.counts.items():
         with global_seed(choice.seed, "final", split):
             elbo = _elbo(model, x, logits[split], book)
-        yield measured("final_elbo", mean_over_points(elbo), split=split)
-        yield measured("document_nelbo", mean_over_points(-elbo - own_code_length(x)), split=split)
-        yield measured("final_kl", mean_over_points(_kl(logits[split])), split=split)
+        rows.append(measured("final_elbo", mean_over_points(elbo), split=split))
+        rows.append(measured("document_nelbo", mean_over_points(-elbo - own_code_length(x)), split=split))
+        rows.append(measured("final_kl", mean_over_points(_kl(logits[split])), split=split))
         if split != "train" and data.labels and len(data.counts["train"]) >= NEAREST:
             codes = [(logits[one] > 0).float() for one in (split, "train")]
             found = precision_at(NEAREST, codes[0], data.labels[split], codes[1], data.labels["train"])
-            yield measured("precision_at_100", mean_over_points(found), split=split)
+            rows.append(measured("precision_at_100", mean_over_points(found), split=split))
+    return rows, elbo.numpy()
 
 
 def _gaps(

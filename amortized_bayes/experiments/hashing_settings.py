@@ -27,10 +27,10 @@ class Choice(NamedTuple):
     """One of the models that are trained."""
 
     seed: int
-    bits: int
     depth: int
     encoder: str
     sees: str
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,4 @@ class Config(Settings):
         for seed in self.seeds:
             for depth in self.depths:
                 for name in self.encoders:
-                    yield from (Choice(seed, bits, depth, *ENCODERS[name]) for bits in self.bits)
+                    yield from (Choice(seed, depth, *ENCODERS[name], bits) for bits in sorted(self.bits))

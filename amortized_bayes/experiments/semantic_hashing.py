@@ -46,7 +46,7 @@ MODEL = ("bits", "decoder_layers", "encoder", "input")
 TABLES = (
     Table(
         MODEL,
-        ("document_nelbo", "final_elbo", "final_kl", "precision_at_100"),
+        ("document_nelbo", "document_nelbo_saved", "final_elbo", "final_kl", "precision_at_100"),
         "{dataset}: documents that nobody trained on",
         where={"split": "test", "estimator": None},
         published="shekhovtsov2022_hashing",
@@ -111,7 +111,8 @@ def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, st
 
 
 def jobs(config: Config, lab: Lab) -> Iterator[Job]:
-    """Each model: trained, then measured."""
+    """Each model: trained, then measured, and compared with that of fewer bits."""
+    last: tuple[Choice, str] | None = None
     for choice in config.choices():
         factors: dict[str, Factor] = {
             "dataset": corpus_name(config.dataset),
@@ -124,7 +125,12 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
         unit = partial(_epoch_seconds, config, choice, lab)
         epochs = config.epochs + config.fine_epochs * config.fine_particles
         work = [Work("training", epochs, unit, "a few steps of training"), _measuring(config, choice)]
-        yield Job(factors, partial(_run, config, choice, lab), work=work, disk=1.5e5 * (choice.bits + 10))
+        one = Job(factors, partial(_run, config, choice, lab), work=work, disk=1.5e5 * (choice.bits + 10))
+        yield one
+        if last is not None and last[0]._replace(bits=choice.bits) == choice:
+            pair = last[1], one.key
+            yield Job(factors, partial(_compare, *pair, lab), name="comparison", after=pair)
+        last = choice, one.key
 
 
 def _epoch_seconds(config: Config, choice: Choice, lab: Lab) -> float:
@@ -139,6 +145,12 @@ def _measuring(config: Config, choice: Choice) -> Work:
     searches = config.local_steps * 1e-3 + config.particles * 1e-4
     found = config.points * (sums if choice.bits <= 16 else searches) + 0.2 * config.estimator_draws
     return Work("measuring", 1, lambda: 10 + found, "habit")
+
+
+def _compare(fewer: str, more: str, lab: Lab) -> Iterator[Measured]:
+    from amortized_bayes.experiments.hashing import compare
+
+    return compare(fewer, more, lab)
 
 
 def _run(config: Config, choice: Choice, lab: Lab) -> Iterator[Measured | Arrays | Checkpoint]:
