@@ -24,6 +24,7 @@ from amortized_bayes.diagnosis.settings import DiagnosisSettings
 from amortized_bayes.diagnosis.stages import (
     Groundwork,
     check_parameters,
+    check_reached,
     lay_groundwork,
     measure,
     report_on,
@@ -126,7 +127,9 @@ def diagnose_block(
     """
     entered = _enter(diagnose_block, model, guide, args, kwargs, plate=plate, per_point=per_point)
     with watched(progress) as told:
-        return measure(subject_of(entered, settings or DiagnosisSettings(), seed, Telling(told, None, seed)), ground)
+        subject = subject_of(entered, settings or DiagnosisSettings(), seed, Telling(told, None, seed))
+        check_reached(subject)
+        return measure(subject, ground)
 
 
 @limited

@@ -44,7 +44,16 @@ from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.traces import trace_pair
 from amortized_bayes.types import Guide, Model
 
-__all__ = ["Groundwork", "Subject", "check_parameters", "lay_groundwork", "measure", "report_on", "subject_of"]
+__all__ = [
+    "Groundwork",
+    "Subject",
+    "check_parameters",
+    "check_reached",
+    "lay_groundwork",
+    "measure",
+    "report_on",
+    "subject_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +169,15 @@ def subject_of(entered: Entered, settings: DiagnosisSettings, seed: int, telling
     )
 
 
+def check_reached(job: Subject) -> None:
+    """Refuse a guide that leaves out a part of the posterior of one of the subject's points.
+
+    Raises:
+        ValueError: there is such a point.
+    """
+    check_reach_of(point_chunks(job.args, job.kwargs, CHECKED, job.plate), job.model, job.guide)
+
+
 def lay_groundwork(job: Subject, *, for_blocks: bool = False) -> Groundwork:
     """Find what points share, those of the subject or, ``for_blocks``, others too.
 
@@ -232,7 +250,7 @@ def _shared_draws(job: Subject) -> list[dict[str, Tensor]]:
     """Draws of the latents outside the plate, one empty dict where there are none; model and guide are checked."""
     with _said_of(job.described), torch.no_grad(), global_seed(job.seed, "shared"):
         trace_pair(job.model, job.guide, job.args, job.kwargs, job.plate)
-        check_reach_of(point_chunks(job.args, job.kwargs, CHECKED, job.plate), job.model, job.guide)
+        check_reached(job)
         draws = draw_shared(job.guide, *job.args, num_draws=job.settings.num_shared, plate=job.plate, **job.kwargs)
         joint_density(job.model, *job.args, plate=job.plate, fixed=draws[0], **job.kwargs)
     return draws if draws[0] else draws[:1]

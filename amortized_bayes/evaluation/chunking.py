@@ -90,8 +90,7 @@ def check_reach_of(chunks: Iterable[PointChunk], model: Model, guide: Guide) -> 
     """Refuse a guide that leaves out a part of some point's posterior; torch's generator is left as it was."""
     for chunk in chunks:
         with chunk, torch.random.fork_rng():
-            if not check_reach(model, guide, chunk.args, chunk.kwargs, chunk.plate):
-                return  # no bounds of its own
+            check_reach(model, guide, chunk.args, chunk.kwargs, chunk.plate)
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -44,24 +44,19 @@ MISSED = 0.01
 Ends = tuple[Any, Any]
 
 
-def check_reach(model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str) -> bool:
+def check_reach(model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str) -> None:
     """Refuse a guide with bounds of its own beyond which the posterior of a point goes on.
 
-    The guide may have bounds where p(x, z) ends, or is next to nothing. Torch's global generator draws, where there are
-    such bounds at all.
-
-    Returns:
-        Whether there are.
+    The guide may have bounds where p(x, z) ends, or is next to nothing. Torch's global generator draws.
 
     Raises:
         ValueError: p(x, z) goes on.
     """
     guide = as_per_point(guide, plate)
-    with torch.no_grad():
+    with torch.no_grad(), SharedDraw(plate):
         bounds = _narrower(trace_pair(model, guide, args, kwargs, plate))
         for name, ends in bounds.items():
-            with SharedDraw(plate):
-                runs = [_reflected(model, guide, args, kwargs, plate, (name, *ends)) for _ in range(DRAWS)]
+            runs = [_reflected(model, guide, args, kwargs, plate, (name, *ends)) for _ in range(DRAWS)]
             inside, outside = (torch.stack(part).logsumexp(0) for part in zip(*runs, strict=True))
             missed = torch.logaddexp(inside, outside) - inside  # nats of log p(x)
             count = int((missed > MISSED).sum())
@@ -72,7 +67,6 @@ def check_reach(model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[
                     f"leave out what lies beyond, {missed.nan_to_num().max():.2g} nats of log p(x) at the worst, and "
                     "k̂ cannot tell; draw it on the whole support; `elbo` alone is a bound with any guide"
                 )
-    return bool(bounds)
 
 
 def _narrower(traces: PairedTraces) -> dict[str, tuple[Ends, Ends]]:
