@@ -2,6 +2,8 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from shared_shift import EVERY, N, SharedShift, rows_near_the_optimum
@@ -165,7 +167,7 @@ def test_streamed_iwae_is_the_unstreamed_one(linear_problem, monkeypatch, excess
         by_the_seam(monkeypatch)
     streamed = iwae(model, guide, x, EVERY, num_particles=3_001)
     monkeypatch.setattr(bounds, "STREAM_ABOVE", 10_000)
-    monkeypatch.setattr(bounds, "weight_blocks", None)
+    monkeypatch.setattr(streaming, "weight_blocks", None)
     whole = iwae(model, guide, x, EVERY, num_particles=3_001)
     error = torch.hypot(streamed.standard_error, whole.standard_error)
     assert ((streamed.value - whole.value) / error).abs().max() < 4
@@ -274,15 +276,69 @@ def test_every_particle_counts_once(linear_problem, monkeypatch, count):
             super().add(block)
             counts.append((self.count, block.shape[1]))
 
-    monkeypatch.setattr(bounds, "LogMeanExp", Counted)
+    monkeypatch.setattr(streaming, "LogMeanExp", Counted)
     iwae(model, rows_near_the_optimum(model, x), x, EVERY, num_particles=count)
     assert counts[-1] == (count, N)
 
 
 def test_up_to_a_thousand_particles_are_taken_at_once(linear_problem, monkeypatch):
     model, x, _ = linear_problem
-    monkeypatch.setattr(bounds, "weight_blocks", None)
+    monkeypatch.setattr(streaming, "weight_blocks", None)
     guide = rows_near_the_optimum(model, x)
     assert iwae(model, guide, x, EVERY, num_particles=1_000).value.shape == (N,)
     with pytest.raises(TypeError):
         iwae(model, guide, x, EVERY, num_particles=1_001)
+
+
+# Weights of what chains could not walk in -----------------------------------------------------------------------------
+
+
+def switched(x):
+    """A shared shift, and a switch of each point."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 0.5))
+    with pyro.plate("data", len(x)):
+        on = pyro.sample("on", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(shift + 2 * on, 1.0), obs=x)
+
+
+def log_terms(x, shift):
+    """Log p(x, on | shift), on the last dimension."""
+    on = torch.tensor([0.0, 1.0])
+    return dist.Normal(shift + 2 * on, 1.0).log_prob(x[:, None]) + torch.tensor([0.7, 0.3]).log()
+
+
+def switching(shift, logits):
+    def guide(x):
+        drawn = pyro.sample("shift", shift)
+        with pyro.plate("data", len(x)):
+            pyro.sample("on", dist.Bernoulli(logits=logits(x, drawn)))
+
+    return guide
+
+
+def test_discrete_draws_are_streamed_as_they_are_unstreamed(float64):
+    """With the exact posterior given theta each weight is p(x | theta), however many there are."""
+    x, q = torch.linspace(-2, 4, 7), dist.Normal(0.4, 0.2)
+    guide = switching(q, lambda x, shift: log_terms(x, shift).diff(dim=-1)[:, 0])
+    found = []
+    for particles in (3, 1_001, 2_500):
+        torch.manual_seed(0)
+        found.append(iwae(switched, guide, x, num_particles=particles, num_shared=2))
+    for one in found[1:]:
+        torch.testing.assert_close(one.value, found[0].value, rtol=0, atol=1e-9)
+        torch.testing.assert_close(one.standard_error, found[0].standard_error, rtol=1e-6, atol=1e-9)
+
+
+def test_streamed_weights_of_discrete_draws_have_the_evidence_for_their_mean(float64):
+    """And an error that is that of a share: weights have two values."""
+    x, at = torch.linspace(-2, 4, 7), 0.4
+    fixed = switching(dist.Delta(torch.tensor(at)), lambda x, shift: 0 * x)
+    model = pyro.poutine.condition(switched, data={"shift": torch.tensor(at)})
+    guide = pyro.poutine.block(fixed, hide=["shift"])
+    found = iwae(model, guide, x, num_particles=4_001)
+    terms = log_terms(x, at)
+    exact, share = terms.logsumexp(-1), terms.softmax(-1)[:, 0]
+    exact = exact + dist.Normal(0.0, 0.5).log_prob(torch.tensor(at)) / len(x)
+    error = (2 * share - 1).abs() / math.sqrt(4_001)
+    torch.testing.assert_close(found.standard_error, error, rtol=0.1, atol=1e-4)
+    assert ((found.value - exact) / error).abs().max() < 4

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
@@ -28,17 +27,14 @@ from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import Entered, enter
 from amortized_bayes.evaluation.chunking import PointChunk, SharedDraw, check_reach_of, point_chunks
 from amortized_bayes.evaluation.psis import MIN_DRAWS, khat_threshold, psis_khat
-from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, weight_blocks
+from amortized_bayes.evaluation.streaming import ROWS_AT_ONCE, LogMeanExp, blocks, streamed_mean
 from amortized_bayes.expectations import expected_log_weights
-from amortized_bayes.guides.autoguides import as_per_point
-from amortized_bayes.joint import joint_density
 from amortized_bayes.joint.auxiliary import check_auxiliary
 from amortized_bayes.joint.checks import check_guide, check_masses, check_outside, check_terms
 from amortized_bayes.limits import Count, Natural, limited
 from amortized_bayes.per_point import mean_over_points
-from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.signatures import own_options
-from amortized_bayes.traces import sample_sites, trace_pair
+from amortized_bayes.traces import trace_pair
 from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import draw_weights
 
@@ -185,7 +181,7 @@ def iwae(
     needs no more memory.
 
     Raises:
-        ValueError: as :func:`elbo`; a guide with bounds within the posterior; above 1,000 particles, as ``log_joint``.
+        ValueError: as :func:`elbo`; a guide with bounds within the posterior.
 
     Example:
         >>> import torch
@@ -204,7 +200,7 @@ def iwae(
 
     def evaluate(chunk: PointChunk) -> tuple[Tensor, Tensor]:
         if streamed:
-            return _streamed(chunk, model, guide, num_particles, max_rows)
+            return streamed_mean(chunk, model, guide, num_particles, max_rows)
         weights = chunk.weights(draw_weights, model, guide, num_particles=num_particles).local[0]
         value, error = _log_mean_exp(weights)
         if num_particles < MIN_DRAWS:
@@ -357,22 +353,6 @@ def _over_draws(values: Tensor, drawn: bool) -> tuple[Tensor, Tensor, float]:
     rest = exact - exact.mean(0) - of_draws[:, None] + exact.mean()
     own = rest.square().sum() / ((draws - 1) * (points - 1))
     return mean, error, math.sqrt(max(0.0, (of_draws.var() - own / points).item() / draws))
-
-
-def _streamed(
-    chunk: PointChunk, model: Model, guide: Guide, num_particles: int, max_rows: int
-) -> tuple[Tensor, Tensor]:
-    """IWAE of some points given theta, and its error, with particles in blocks."""
-    with chunk:
-        guide = as_per_point(guide, chunk.plate)
-        sites = sample_sites(poutine.trace(guide).get_trace(*chunk.args, **chunk.kwargs))
-        shared = [s for s in sites if plate_frame(s, chunk.plate) is None and not s["is_observed"]]
-        fixed = {s["name"]: s["value"] for s in shared if not s["infer"].get("is_auxiliary")}
-        joint = joint_density(model, *chunk.args, plate=chunk.plate, fixed=fixed, **chunk.kwargs)
-    mean = LogMeanExp(num_particles)
-    for block in weight_blocks(joint, guide, num_particles, max_rows):
-        mean.add(block)
-    return mean.value, mean.standard_error
 
 
 def _check_weights(chunk: PointChunk, model: Model, guide: Guide, *, bound: bool = True, apart: bool = True) -> None:

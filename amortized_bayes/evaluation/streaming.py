@@ -6,7 +6,7 @@ Sums are kept as logarithms,
 
 from which the log mean and its standard error by the delta method follow. Where the guide's q is a factorized
 Gaussian, it is read off once and particles are drawn from it directly: the encoder is not run again for each, and
-log p(x, z) is replayed from a captured graph.
+log p(x, z) is replayed from a captured graph. Others are weighed by the seam, as few particles are.
 """
 
 from __future__ import annotations
@@ -18,15 +18,21 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor
 
+from amortized_bayes.evaluation.chunking import PointChunk
 from amortized_bayes.evaluation.psis import MIN_DRAWS, heaviest, khat_threshold, tail_khat
-from amortized_bayes.joint import LogJoint, captured_or_plain, read_gaussian
-from amortized_bayes.types import Guide
+from amortized_bayes.guides.autoguides import as_per_point
+from amortized_bayes.joint import LogJoint, captured_or_plain, joint_density, read_gaussian
+from amortized_bayes.shared_draw import plate_frame
+from amortized_bayes.traces import sample_sites
+from amortized_bayes.types import Guide, Model
 from amortized_bayes.weights import draw_weights
 
-__all__ = ["ROWS_AT_ONCE", "LogMeanExp", "blocks", "weight_blocks"]
+__all__ = ["ROWS_AT_ONCE", "LogMeanExp", "blocks", "streamed_mean", "weight_blocks"]
 
 ROWS_AT_ONCE = 2_000
 """Particles times points at once: what a cache holds goes fastest."""
+PARTICLES_AT_ONCE = 1_000
+"""Of a model that closes over its points, which nobody counts."""
 
 
 class LogMeanExp:
@@ -69,6 +75,37 @@ class LogMeanExp:
             return error
         holds = tail_khat(self.top, self.positive) <= khat_threshold(self.num_draws)
         return error.where(holds.to(error.device), math.nan)
+
+
+def streamed_mean(
+    chunk: PointChunk, model: Model, guide: Guide, num_particles: int, max_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Log of the mean weight of some points given the shared latents, and its error, with particles in blocks."""
+    mean, joint = LogMeanExp(num_particles), _joint_of(chunk, model, guide)
+    if joint is None:
+        size = max_rows // len(chunk.places) if chunk.places else PARTICLES_AT_ONCE
+        for block in blocks(num_particles, size):
+            mean.add(chunk.weights(draw_weights, model, guide, num_particles=block).local[0])
+    else:
+        for block in weight_blocks(joint, guide, num_particles, max_rows):
+            mean.add(block)
+    return mean.value, mean.standard_error
+
+
+def _joint_of(chunk: PointChunk, model: Model, guide: Guide) -> LogJoint | None:
+    """Log p(x, z) of some points, at a draw of the shared latents; ``None`` where chains could not walk there.
+
+    Weights need less: latents may be discrete or masked, and data closed over.
+    """
+    with chunk:
+        guide = as_per_point(guide, chunk.plate)
+        sites = sample_sites(poutine.trace(guide).get_trace(*chunk.args, **chunk.kwargs))
+        shared = [s for s in sites if plate_frame(s, chunk.plate) is None and not s["is_observed"]]
+        fixed = {s["name"]: s["value"] for s in shared if not s["infer"].get("is_auxiliary")}
+        try:
+            return joint_density(model, *chunk.args, plate=chunk.plate, fixed=fixed, **chunk.kwargs)
+        except ValueError:
+            return None
 
 
 @torch.no_grad()
