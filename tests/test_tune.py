@@ -110,6 +110,18 @@ def test_guides_with_the_rates_of_another_have_its_trials(tmp_path):
     assert chosen.rates_others == ()
 
 
+def test_guides_without_rates_to_try_are_refused_in_a_line(tmp_path, monkeypatch, refused):
+    """A run of no jobs would end as one whose jobs all failed. Beside others such a guide keeps its rates."""
+    for name, like in (("plain", ""), ("alike", "plain")):
+        monkeypatch.setitem(registry.GUIDES, name, replace(GUIDES["amortized"], tuned_over=(), like=like))
+    found = refused("tune", "--guides", "plain", "alike", "--out", tmp_path)
+    words = "expected --guides with learning rates to try, such as constant, amortized, factorized, got plain, alike"
+    assert words in found
+    assert list(tmp_path.iterdir()) == []
+    assert tune.tuned(("plain", "constant")) == ("constant",)
+    assert tune.config_of(replace(TINY, guides=("plain", "constant"))).guides == ("plain", "constant")
+
+
 @pytest.fixture
 def _few_trials(monkeypatch):
     """A pair that works and one that cannot, for each guide."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from amortized_bayes.configuration import SettingError
 from amortized_bayes.experiments.fit_settings import PAPER, FitSettings, factors, rates_field, substitutes
 from amortized_bayes.experiments.guide_fits import Place
 from amortized_bayes.experiments.spec import Job, Measured, Points, Table
@@ -52,9 +53,28 @@ DRAWS = 2
 Swept = TypeVar("Swept", bound=FitSettings)
 
 
+def tuned(guides: Sequence[str]) -> tuple[str, ...]:
+    """The guides that have a grid, each once; one that takes its rates from another stands for that one.
+
+    Example:
+        >>> tuned(("refined", "factorized", "semi-amortized"))
+        ('amortized', 'factorized')
+    """
+    found = (guide if GUIDES[guide].tuned_over else GUIDES[guide].like for guide in guides)
+    return tuple(dict.fromkeys(name for name in found if name and GUIDES[name].tuned_over))
+
+
 @dataclass(frozen=True)
 class Config(FitSettings):
     """Choose learning rates, for every guide from a grid of nine pairs."""
+
+    def check(self) -> None:
+        """Refuse guides none of which has a grid, which leave nothing to try."""
+        super().check()
+        if not tuned(self.guides):
+            known = ", ".join(name for name, entry in GUIDES.items() if entry.tuned_over)
+            got = ", ".join(self.guides) or "none"
+            raise SettingError(f"expected --guides with learning rates to try, such as {known}, got {got}")
 
 
 PRESETS: dict[str, Config] = {"quick": Config(), "paper": Config(**PAPER)}
@@ -73,17 +93,6 @@ def config_of(config: FitSettings) -> Config:
 def rates_tried(guide: str) -> list[Rates]:
     """The grid of a guide."""
     return [Rates(shared, local) for shared in SHARED for local in GUIDES[guide].tuned_over]
-
-
-def tuned(guides: Sequence[str]) -> tuple[str, ...]:
-    """The guides that have a grid, each once; one that takes its rates from another stands for that one.
-
-    Example:
-        >>> tuned(("refined", "factorized", "semi-amortized"))
-        ('amortized', 'factorized')
-    """
-    found = (guide if GUIDES[guide].tuned_over else GUIDES[guide].like for guide in guides)
-    return tuple(dict.fromkeys(name for name in found if name))
 
 
 def jobs(config: Config, lab: Lab) -> list[Job]:
