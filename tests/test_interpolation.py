@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.experiments.series_fits import Problem, case
 from amortized_bayes.inference.interpolation import interpolate, window_inputs
 from amortized_bayes.models import SERIES, Linear, RandomWalk, Saw, TwoLevels
@@ -161,3 +162,23 @@ def test_a_line_search_that_leaves_the_numbers_is_begun_again():
     problem = Problem(case("gaussian-process", 200, 1))
     inputs, best = problem.case.inputs["window"], problem.truth.local_best()
     assert float(interpolate(inputs, best, width=1, num_steps=1000, seed=1).residual.mean()) < 0.02
+
+
+@pytest.mark.parametrize("rate", [3.0, 100.0])
+def test_steps_that_lead_away_are_refused(rate):
+    """L-BFGS ended 1.7 nats above the optimum after the first rate, and at nan after the second."""
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    best = torch.cat([(2 * x[:, :1]).sin() + x[:, 1:], 0.3 * x[:, 1:] - 1], 1)
+    found = interpolate(x, best, width=8, num_steps=300)
+    assert found.residual.mean() < 0.01
+    with pytest.raises(Divergence, match=rf"come nearer .* nats per point after .* than {rate:g}$") as refused:
+        interpolate(x, best, width=8, num_steps=300, learning_rate=rate)
+    assert "\n" not in str(refused.value)
+
+
+def test_steps_that_begin_at_the_best_are_none_too_far():
+    """All points have the same optimum, or what f sees says nothing of it."""
+    best = torch.cat([torch.ones(9, 1), -torch.ones(9, 1)], 1)
+    assert interpolate(torch.randn(9, 2), best, width=4, num_steps=50).residual.max() < 1e-6
+    best[::2, 0] = 2.0
+    assert interpolate(torch.ones(9, 1), best, width=4, num_steps=50).residual.isfinite().all()

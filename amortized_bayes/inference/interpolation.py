@@ -24,6 +24,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from amortized_bayes.divergence import Divergence
 from amortized_bayes.limits import AtLeast, Count, Positive, Seed, limited
 from amortized_bayes.networks import MLP
 from amortized_bayes.seeding import torch_seed
@@ -34,6 +35,8 @@ POLISH = 300
 """Iterations of L-BFGS after the steps of Adam, each of all points."""
 BEGINNINGS = 10
 """Times that these are begun at most."""
+FURTHER = 1e-3
+"""Of the mean residual, and nats, by which steps may end above their start: where that is the best f, they hover."""
 
 
 class Interpolation(NamedTuple):
@@ -71,6 +74,7 @@ def interpolate(
     Raises:
         TypeError: an option that does not exist, or of another type.
         ValueError: inputs or best of other shapes or not finite, or an option out of its range.
+        Divergence: steps that end further from the optimum than they began.
 
     Example:
         >>> import torch
@@ -93,15 +97,28 @@ def interpolate(
         torch.manual_seed(torch_seed(seed, "interpolate"))
         sizes = [inputs.shape[1], *([width] if width else []), best.shape[1]]
         network = MLP(sizes, _best_common(best), "tanh").double()
+
+    def objective() -> Tensor:
+        return _residual(network(standard), best).mean()
+
     if width:
+        begun = objective().item()
         optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, num_steps)
         for _ in range(num_steps):
             optimizer.zero_grad()
-            _residual(network(standard), best).mean().backward()
+            objective().backward()
             optimizer.step()
             falling.step()
-    _polish(network, lambda: _residual(network(standard), best).mean())
+        reached = objective().item()
+        if not reached <= begun + FURTHER * (1 + begun):  # from there L-BFGS finds a poor f, or none
+            raise Divergence(
+                num_steps,
+                reached,
+                f"expected steps that come nearer to the optimum of F-VI, got {reached:.3g} nats per point after them "
+                f"and {begun:.3g} before: take a smaller learning_rate than {learning_rate:g}",
+            )
+    _polish(network, objective)
     answers = network(standard).detach()
     return Interpolation(answers, _residual(answers, best))
 
