@@ -7,13 +7,19 @@ rows with a row per data point, programs that take these, and the name of one pl
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from amortized_bayes.calls import PerPointNames, bind_points, with_index
-from amortized_bayes.guides.autoguides import as_per_point
+import pyro
+import torch
+
+from amortized_bayes.calls import MOST_NUMBERS, PerPointNames, bind_points, with_index
+from amortized_bayes.guides.autoguides import PerPointGuide, as_per_point
 from amortized_bayes.point_programs import PointProgram
-from amortized_bayes.points import PointData
+from amortized_bayes.points import PointData, PointRows
 from amortized_bayes.signatures import check_arguments, check_keywords, takes
+from amortized_bayes.snapshots import snapshot
+from amortized_bayes.training_mode import in_evaluation_mode
 from amortized_bayes.types import Model
 
 __all__ = ["Entered", "enter"]
@@ -65,6 +71,7 @@ def enter(
     plate: str | None = None,
     per_point: PerPointNames = None,
     whole: bool = False,
+    measured: bool = True,
 ) -> Entered:
     """Find rows and plate, and make both programs take rows; programs that do already are taken at their word.
 
@@ -77,15 +84,18 @@ def enter(
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         whole: whether a model that closes over data may be run on all of its points together.
+        measured: whether densities of points are, for which modules are to be in evaluation mode.
 
     Raises:
         TypeError: arguments that model or guide do not take, such as an option that is misspelt.
-        ValueError: as :func:`~amortized_bayes.calls.bind_points`.
+        ValueError: as :func:`~amortized_bayes.calls.bind_points`; a guide with dropout or batch norm in training mode.
     """
     if isinstance(model, PointProgram):
         return Entered(model, guide, args, kwargs, plate or "data")
     check_keywords(call, model, kwargs)
-    bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point, any_size=True, whole=whole)
+    bound = bind_points(
+        model, args, kwargs, plate=plate, per_point=per_point, any_size=True, whole=whole, measured=measured
+    )
     data, plate = bound.data, bound.plate
     given = with_index(data, model)
     program = PointProgram(model, given, hide=[plate] if data.counted else [])
@@ -94,5 +104,25 @@ def enter(
         drop = ["index"] if len(given.names) > len(data.names) and not takes(guide, "index") else []
         taken, named = given.arguments()
         check_arguments(guide, taken, {name: value for name, value in named.items() if name not in drop}, "guide")
-        guide = PointProgram(guide, given, drop=drop)
+        own, guide = guide, PointProgram(guide, given, drop=drop)
+        if measured and not isinstance(own, PerPointGuide):  # autoguides have no modules of layers
+            _check_mode(guide, own, given.rows)
     return Entered(program, guide, (given.rows,), {}, plate, given, bound.subsample)
+
+
+def _check_mode(guide: PointProgram, own: Any, rows: PointRows) -> None:
+    """Refuse a guide with dropout or batch norm in training mode; ``own`` is the program that it was.
+
+    Run on as many points as models are tried on. What is wrong with it otherwise is said where it is run in earnest.
+    """
+    numbers = sum(tensor[0].numel() for tensor in rows.tensors)
+    some = rows[: max(2, MOST_NUMBERS // max(1, numbers))]
+    store, put_back = pyro.get_param_store(), snapshot(own)
+    known = set(store.keys())
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), in_evaluation_mode("a guide", "q(z)"), suppress(Exception):
+            guide(some)
+    finally:
+        put_back()
+        for name in set(store.keys()) - known if len(some) < len(rows) else ():
+            del store[name]  # a table of these points alone

@@ -80,6 +80,7 @@ class PointData:
             and programs are run as if they were not there.
         counted: whether the model's plate counts the rows that it is given, whatever their places among all.
         mixed: whether log p of a point changes with those that it is given with, as by batch norm or a mean over them.
+        noisy: whether it is random given the latents.
     """
 
     leaves: tuple[Any, ...]
@@ -90,6 +91,7 @@ class PointData:
     missing: tuple[str, ...] = ()
     counted: bool = False
     mixed: bool = False
+    noisy: bool = False
 
     @classmethod
     def of(cls, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PointData:

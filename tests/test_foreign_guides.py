@@ -87,9 +87,12 @@ def test_the_generator_and_batch_norm_are_as_before():
     expected = torch.randn(3)
     torch.manual_seed(3)
     settings = ComparisonSettings(epochs=2, num_draws=2, fit=FitOptions(capture="off"))
-    ab.compare(
-        normed, torch.randn(40, 1, generator=torch.Generator().manual_seed(0)), settings=settings, progress=False
-    )
+    x = torch.randn(40, 1, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="batch norm in training mode"):
+        ab.compare(normed, x, settings=settings, progress=False)
+    assert norm.num_batches_tracked.item() == 0
+    norm.eval()
+    ab.compare(normed, x, settings=settings, progress=False)
     assert torch.equal(torch.randn(3), expected)
     assert norm.running_mean.item() == 0
     assert norm.num_batches_tracked.item() == 0

@@ -43,6 +43,7 @@ LAYERS = (
         "divergence",
         "keeping",
         "stopping",
+        "training_mode",
     ),
     ("data", "results", "configuration", "running", "enumeration", "page"),
     ("models", "guides"),

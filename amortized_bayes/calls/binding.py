@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from amortized_bayes.calls.trials import Refused, is_random, line, only_plate, r
 from amortized_bayes.points import PointData, as_tensors, has_rows
 from amortized_bayes.signatures import check_arguments, takes
 from amortized_bayes.snapshots import snapshot
+from amortized_bayes.training_mode import in_evaluation_mode
 from amortized_bayes.types import Model
 
 __all__ = ["Bound", "PerPointNames", "bind_points", "check_several", "named_rows", "with_index"]
@@ -54,6 +56,7 @@ def bind_points(
     per_point: PerPointNames = None,
     any_size: bool = False,
     whole: bool = False,
+    measured: bool = False,
 ) -> Bound:
     """Find the plate over data points and the arguments that hold a row for each of them.
 
@@ -65,23 +68,30 @@ def bind_points(
         per_point: names or positions of the arguments that hold rows; by default they are found.
         any_size: whether the plate may have a size of its own, whatever is passed.
         whole: whether a model may close over data, and is then run on all points together, as it was called.
+        measured: whether its density is, so that it must be one: given its latents, no module's noise is left.
 
     Raises:
         TypeError: arguments that the model does not take.
         ValueError: no such plate or several, no argument with rows, or a model that does not follow them; nan in data
-            that reaches a density.
+            that reaches a density; dropout or batch norm in training mode where it is ``measured``.
     """
     args, kwargs = as_tensors((args, kwargs))
     check_arguments(model, args, kwargs)
     data = PointData.of(model, args, kwargs)
     if not isinstance(per_point, (str, int, type(None))):
         per_point = tuple(per_point)
-    known = Remembered(model, data, (plate, per_point, any_size, whole))
+    known = Remembered(model, data, (plate, per_point, any_size, whole, measured))
     put_back = snapshot(model)
     try:
         with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
             found = known.found(data)
-            bound = _bind(model, data, plate, per_point, any_size, whole) if found is None else Bound(*found)
+            with in_evaluation_mode("a model", "p(x, z)") if measured else nullcontext():
+                bound = _bind(model, data, plate, per_point, any_size, whole) if found is None else Bound(*found)
+            if measured and bound.data.noisy:
+                raise ValueError(
+                    "log p(x, z) of a point is random given its latents, by noise that no pyro.sample draws: expected "
+                    "it drawn, so that a guide can draw it too, or left out, such as by .eval()"
+                )
             if any(bound.data.is_data):
                 refuse_nan(model, bound.data, bound.plate)
     finally:
@@ -110,7 +120,7 @@ def with_index(data: PointData, model: Model) -> PointData:
     args, kwargs = data.arguments()
     more = PointData.of(model, args, {**kwargs, "index": torch.arange(len(data), device=data.rows.device)})
     known = {"index": True, **dict(zip(data.names, data.is_data, strict=True))}
-    same = {"missing": data.missing, "counted": data.counted, "mixed": data.mixed}
+    same = {"missing": data.missing, "counted": data.counted, "mixed": data.mixed, "noisy": data.noisy}
     return replace(more, is_data=tuple(known[name] for name in more.names), **same)
 
 
@@ -138,7 +148,7 @@ def _whole(model: Model, data: PointData, plate: str | None, why: Refused) -> Bo
     if isinstance(trace, Exception):
         raise ValueError(f"the model cannot take {data.describe()} ({line(trace)})") from trace
     name = only_plate(trace, plate)
-    is_random(model, data, trace, None, name)
+    data = replace(data, noisy=is_random(model, data, trace, None, name) == "noisy")
     node: Any = trace.nodes.get(name)
     own = node is not None and node["fn"].subsample_size not in (None, node["fn"].size)
     return Bound(data, name, str(why) if own else "")

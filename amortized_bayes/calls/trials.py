@@ -14,6 +14,7 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from amortized_bayes.calls.hidden import hidden_draws
@@ -24,7 +25,7 @@ from amortized_bayes.tiling import at_places
 from amortized_bayes.traces import PairedTraces, checked_frame, no_plate_error, sample_sites
 from amortized_bayes.types import Model
 
-__all__ = ["Refused", "is_random", "line", "only_plate", "refuse_nan", "run", "try_call"]
+__all__ = ["MOST_NUMBERS", "Refused", "is_random", "line", "only_plate", "refuse_nan", "run", "try_call"]
 
 PROBED = 64
 """Points on which a model is tried first."""
@@ -91,10 +92,11 @@ def try_call(model: Model, data: PointData, plate: str | None, any_size: bool) -
         raise Refused(_other_size(name, got, len(few)), 2)
     _refuse_pairs(first, name)
     _refuse_columns(first, name)
-    mixed = _follow(model, data, first, few, name) or (count == 1 and _mixes_one(model, data, name))
+    found = _follow(model, data, first, few, name) or ("mixed" if count == 1 and _mixes_one(model, data, name) else "")
     _follow_to_the_end(model, data, len(few), name)
     counted = len(few) < count and _follows_itself(first, name, len(few))
-    return replace(data, missing=_missing(model, data, first, few, name), counted=counted, mixed=mixed), name
+    missing, state = _missing(model, data, first, few, name), {"mixed": found == "mixed", "noisy": found == "noisy"}
+    return replace(data, missing=missing, counted=counted, **state), name
 
 
 def _refuse_pairs(trace: poutine.Trace, plate: str) -> None:
@@ -175,13 +177,18 @@ def run(
     return trace
 
 
-def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> bool:
-    """Refuse rows in another order at which log p of a point is another; return whether other rows change it."""
+def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor, plate: str) -> str:
+    """Refuse rows in another order at which log p of a point is another.
+
+    Returns:
+        What else is wrong: "mixed" where other rows change it; "noisy", or "unsteady" where the model does not run
+        twice, which hides the rest; or nothing.
+    """
     own = "" if _follows_itself(first, plate, len(places)) else plate
     before = _densities(first, plate)
     every = torch.arange(len(places), device=places.device)
-    if is_random(model, data, first, places, plate):
-        return False  # such as with dropout: then other rows say nothing
+    if random := is_random(model, data, first, places, plate):
+        return random  # such as with dropout: then other rows say nothing
     flipped = run(model, data, places.flip(0), _latents_at(first, plate, every.flip(0)), own)
     if isinstance(flipped, Exception) or not _close(before.flip(0), _densities(flipped, plate)):
         raise Refused(
@@ -195,18 +202,20 @@ def _follow(model: Model, data: PointData, first: poutine.Trace, places: Tensor,
     for at in others:
         other = run(model, data, places[at], _latents_at(first, plate, at), own)
         if not isinstance(other, Exception) and not _close(before[at], _densities(other, plate)):
-            return True
-    return False
+            return "mixed"
+    return ""
 
 
-def is_random(model: Model, data: PointData, first: poutine.Trace, places: Tensor | None, plate: str) -> bool:
-    """Whether a model is random given its latents, or does not run on them again.
+def is_random(model: Model, data: PointData, first: poutine.Trace, places: Tensor | None, plate: str) -> str:
+    """Say "noisy" of a model that is random given its latents, "unsteady" of one that does not run on them again.
 
     Raises:
         ValueError: it is so by latents that ``poutine.block`` hides in it.
     """
     own = "" if places is None or _follows_itself(first, plate, len(places)) else plate
     latents = {site["name"]: site["value"] for site in sample_sites(first) if not site["is_observed"]}
+    parts = {name: site["value"] for name, site in first.nodes.items() if _is_part(site)}
+    latents |= {name: value for name, value in parts.items() if places is None or name != plate}
     with hidden_draws() as hidden:
         again = run(model, data, places, latents, own)
     random = isinstance(again, Exception) or not _close(_densities(first, plate), _densities(again, plate))
@@ -215,7 +224,12 @@ def is_random(model: Model, data: PointData, first: poutine.Trace, places: Tenso
             f"expected latents that a guide can draw, got {', '.join(map(repr, hidden))} hidden by poutine.block in "
             "the model, with which log p(x, z) of a point moves: take the block away, and let the guide draw it too"
         )
-    return random
+    return "unsteady" if isinstance(again, Exception) else "noisy" if random else ""
+
+
+def _is_part(site: Any) -> bool:
+    """Whether a plate draws a part of itself there."""
+    return site["type"] == "sample" and isinstance(site["fn"], _Subsample)
 
 
 def _mixes_one(model: Model, data: PointData, plate: str) -> bool:
@@ -224,7 +238,7 @@ def _mixes_one(model: Model, data: PointData, plate: str) -> bool:
     twice = run(model, data, places)
     if isinstance(twice, Exception) or _sizes(twice, plate) != {2}:
         return False
-    return _follow(model, data, twice, places, plate)
+    return _follow(model, data, twice, places, plate) == "mixed"
 
 
 def _latents_at(trace: poutine.Trace, plate: str, at: Tensor) -> dict[str, Tensor]:

@@ -149,7 +149,7 @@ def compare(
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), watched(progress) as told:
         torch.manual_seed(torch_seed(seed, "start"))
-        bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point)
+        bound = bind_points(model, args, kwargs, plate=plate, per_point=per_point, measured=True)
         check_several(bound.data)
         problem, put_back = _pose(model, own, bound, encoder_input, settings or ComparisonSettings(), seed)
         return _race(problem, fits, put_back, told, on_row)

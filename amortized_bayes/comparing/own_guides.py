@@ -17,6 +17,7 @@ from amortized_bayes.joint.auxiliary import check_auxiliary, check_factors, chec
 from amortized_bayes.joint.checks import check_inside, check_masses
 from amortized_bayes.point_programs import PointProgram
 from amortized_bayes.traces import PairedTraces, trace_pair
+from amortized_bayes.training_mode import in_evaluation_mode
 from amortized_bayes.types import Guide
 
 __all__ = ["AsFitted", "take_guides"]
@@ -60,7 +61,8 @@ def take_guides(guides: Mapping[str, Guide], model: Any, bound: Bound) -> dict[s
         guide = per_point_guide(guide, *args, plate=bound.plate, **kwargs)
         check_batches(guide, f"guides[{name!r}]")
         program = PointProgram(guide, bound.data)
-        _check(name, program, model, bound)
+        with in_evaluation_mode(f"guides[{name!r}]", "q(z)"):
+            _check(name, program, model, bound)
         taken[name] = program
     return taken
 

@@ -199,8 +199,9 @@ def prodlda():
     "ProdLDA, training mode",
     after="Pyro tutorial: ProdLDA, left in training mode",
     plate="documents",
-    diagnose="expected a model in evaluation mode",
-    know="`compare` fits in the mode that it finds, where an ELBO depends on its batch",
+    compare="expected a model in evaluation mode, got dropout in training mode",
+    diagnose="expected a model in evaluation mode, got dropout in training mode",
+    know="call `.eval()`: the row above; `fit` trains in the mode that it finds",
 )
 def prodlda_training():
     net = ProdLDA(Args.num_words, Args.num_topics)
