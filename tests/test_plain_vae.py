@@ -260,6 +260,10 @@ REFUSED = {
     ),
     "hidden dropout": (
         {"encoder": lambda x: F.dropout(torch.cat([x[:, :D]] * 2, -1) + 1)},
+        "a guide in evaluation mode, got dropout in training mode",
+    ),
+    "noise": (
+        {"encoder": lambda x: torch.cat([x[:, :D]] * 2, -1) + torch.rand(len(x), 1)},
         "the encoder gives a point another answer",
     ),
     "hidden batch norm": (
