@@ -24,6 +24,9 @@ from amortized_bayes.types import Model
 
 __all__ = ["Entered", "enter"]
 
+UNMEASURED = ("fit", "fit_steps", "latent_sites")
+"""Public calls that measure no density: modules may be in training mode."""
+
 
 class Entered(NamedTuple):
     """Programs that are called with ``args`` and ``kwargs``, and their plate over data points.
@@ -71,7 +74,6 @@ def enter(
     plate: str | None = None,
     per_point: PerPointNames = None,
     whole: bool = False,
-    measured: bool = True,
 ) -> Entered:
     """Find rows and plate, and make both programs take rows; programs that do already are taken at their word.
 
@@ -84,7 +86,6 @@ def enter(
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         whole: whether a model that closes over data may be run on all of its points together.
-        measured: whether densities of points are, for which modules are to be in evaluation mode.
 
     Raises:
         TypeError: arguments that model or guide do not take, such as an option that is misspelt.
@@ -93,6 +94,7 @@ def enter(
     if isinstance(model, PointProgram):
         return Entered(model, guide, args, kwargs, plate or "data")
     check_keywords(call, model, kwargs)
+    measured = call.__name__ not in UNMEASURED
     bound = bind_points(
         model, args, kwargs, plate=plate, per_point=per_point, any_size=True, whole=whole, measured=measured
     )

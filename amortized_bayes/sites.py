@@ -64,8 +64,7 @@ def latent_sites(
         >>> [(site.name, tuple(site.event_shape)) for site in ab.latent_sites(model, x).local]
         [('z', (2,))]
     """
-    how = {"plate": plate, "per_point": per_point, "whole": True, "measured": False}
-    entered = enter(latent_sites, model, None, args, kwargs, **how)
+    entered = enter(latent_sites, model, None, args, kwargs, plate=plate, per_point=per_point, whole=True)
     plate = entered.plate
     with torch.no_grad():
         trace = poutine.trace(entered.model).get_trace(*entered.args, **entered.kwargs)

@@ -224,7 +224,7 @@ def _enter(
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         with torch.no_grad(), torch.random.fork_rng():
             guide(*args, **kwargs)
-    entered = enter(call, model, guide, args, kwargs, plate=plate, per_point=per_point, measured=False)
+    entered = enter(call, model, guide, args, kwargs, plate=plate, per_point=per_point)
     check_batches(entered.guide.program, "the guide")
     assert entered.data is not None
     places = dict(zip(entered.data.names, entered.data.leaves, strict=True)).get("index")
