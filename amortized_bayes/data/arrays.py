@@ -23,7 +23,7 @@ from amortized_bayes.plain_files import open_plain
 from amortized_bayes.seeding import numpy_generator
 from amortized_bayes.types import Dataset, Images
 
-__all__ = ["read_numpy_file", "read_user_arrays"]
+__all__ = ["read_numpy_file", "read_user_arrays", "split_off_test"]
 
 CHANNELS = (1, 3)
 """Numbers of channels that an image may have."""
@@ -42,7 +42,7 @@ def read_user_arrays(path: Path) -> Dataset:
     images = {key: _channels_first(f"{path}, {key}", array) for key, array in chosen.items()}
     train, test = images["train"], images.get("test")
     if test is None:
-        train, test = _split_off_test(path, train)
+        train, test = split_off_test(path, train)
     if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
         expected, got = (f"{a.dtype} rows of shape {a.shape[1:]}" for a in (train, test))
         raise ValueError(f"{path}: expected test rows like the training rows, {expected}, got {got}")
@@ -128,7 +128,8 @@ def _channels_first(where: str, array: np.ndarray) -> np.ndarray:
     return array if first else array.transpose(0, 3, 1, 2)
 
 
-def _split_off_test(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_off_test(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows and a tenth for tests, which depends on the name of ``path`` and the number of rows alone."""
     order = numpy_generator(0, "split", path.name).permutation(len(rows))
     num_test = max(1, len(rows) // 10)
     return rows[np.sort(order[num_test:])], rows[np.sort(order[:num_test])]

@@ -16,11 +16,12 @@ from amortized_bayes.data.binarized import BINARIZED_FILES, BINARIZED_REMOTE, re
 from amortized_bayes.data.cifar import ARCHIVE, CIFAR_FILES, read_cifar10
 from amortized_bayes.data.digits import read_digits
 from amortized_bayes.data.download import download_files, download_idx_set
+from amortized_bayes.data.image_folders import CELEBA_FILES, read_celeba
 from amortized_bayes.data.mnist import list_idx_files, read_idx_set
 from amortized_bayes.data.places import FileSet
 from amortized_bayes.types import Dataset
 
-__all__ = ["DATASETS", "KnownDataset", "check_name", "display_name", "is_file", "label_of", "short_name"]
+__all__ = ["DATASETS", "KnownDataset", "check_name", "display_name", "is_file", "is_folder", "label_of", "short_name"]
 
 
 class KnownDataset(NamedTuple):
@@ -91,6 +92,9 @@ DATASETS: dict[str, KnownDataset] = {
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "digits": KnownDataset("digits", "digits", lambda _: read_digits()),
+    "celeba": KnownDataset(
+        "CelebA", "celeba", read_celeba, lambda: CELEBA_FILES, network="deep-convolutional", binarization="threshold"
+    ),
 }
 """The data sets known by name."""
 
@@ -100,13 +104,18 @@ def is_file(dataset: str) -> bool:
     return dataset.endswith((".npy", ".npz"))
 
 
+def is_folder(dataset: str) -> bool:
+    """Whether a data set is the path of a folder of images, ``./faces`` or ``/data/faces``, and no name."""
+    return "/" in dataset and not is_file(dataset)
+
+
 def check_name(dataset: str) -> None:
-    """Refuse what is neither a known name nor the path of a numpy file.
+    """Refuse what is neither a known name nor the path of a numpy file or of a folder.
 
     Raises:
         ValueError: an unknown name.
     """
-    if dataset in DATASETS or is_file(dataset):
+    if dataset in DATASETS or is_file(dataset) or is_folder(dataset):
         return
     close = difflib.get_close_matches(dataset.lower().replace("_", "-"), DATASETS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -115,13 +124,13 @@ def check_name(dataset: str) -> None:
 
 
 def display_name(dataset: str) -> str:
-    """The name in rows, tables and figures: a known name, or a file's name without its folder.
+    """The name in rows, tables and figures: a known name, or that of a file or folder without what it lies in.
 
     Example:
         >>> display_name("fashion-mnist"), display_name("/data/mine.npz")
         ('fashion-mnist', 'mine.npz')
     """
-    return Path(dataset).name if is_file(dataset) else dataset
+    return Path(dataset).name if is_file(dataset) or is_folder(dataset) else dataset
 
 
 def label_of(dataset: str) -> str:

@@ -1,4 +1,4 @@
-"""The one way to a data set: by name, or by the path of a numpy file.
+"""The one way to a data set: by name, or by the path of a numpy file or of a folder of images.
 
 Rows come in an order drawn from the seed, so the first n of a split are a fair subset, and those of a smaller n are
 among those of a larger one.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from amortized_bayes.data.arrays import read_user_arrays
-from amortized_bayes.data.catalogue import DATASETS, check_name, is_file
+from amortized_bayes.data.catalogue import DATASETS, check_name, is_file, is_folder
 from amortized_bayes.data.download import DOWNLOAD_ERRORS
+from amortized_bayes.data.image_folders import read_image_folder
 from amortized_bayes.data.places import (
     ENVIRONMENT_VARIABLE,
     DataUnavailable,
@@ -41,8 +42,9 @@ def load_dataset(
 
     A named set is searched for in ``data_dir``, the folder that ``AMORTIZED_BAYES_DATA`` names, and the cache folder
     (``~/.cache/amortized_bayes``); then, unless ``download`` is off, it is downloaded into the cache, the only folder
-    ever written to. A path that ends in ``.npy`` or ``.npz`` is the user's own data (see ``data/arrays.py``). The
-    ``pixels`` of a split are ``(num rows, P)``.
+    ever written to. A path that ends in ``.npy`` or ``.npz`` is the user's own data (see ``data/arrays.py``), another
+    path with a ``/`` a folder of images (see ``data/image_folders.py``). The ``pixels`` of a split are
+    ``(num rows, P)``.
 
     Raises ``DataUnavailable``, a ``ValueError`` that says where to put which files, if a known data set is
     unavailable; ``ValueError`` for an unknown name, a file that is not what it should be, a folder that is none, or
@@ -65,6 +67,8 @@ def read_dataset(name_or_path: str | Path, *, data_dir: Path | str | None = None
     check_name(name)
     if is_file(name):
         return read_user_arrays(Path(name).expanduser())
+    if is_folder(name):
+        return read_image_folder(Path(name))
     known = DATASETS[name]
     return known.read(_find_or_download(name, known.files(), folders, download) if known.files else [])
 

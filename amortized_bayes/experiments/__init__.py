@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "interpolate": "interpolate",
     "gmm": "gmm",
     "semantic-hashing": "semantic_hashing",
+    "celeba": "celeba",
 }
 """Commands, and the files of this folder that they run."""
 ALIASES = {"test-set-gaps": "model-gaps"}

@@ -200,14 +200,14 @@ def _check_levels(source: Dataset, splits: Sequence[np.ndarray], likelihood: str
 
 
 def find_labels(data: ImageData, split: str, places: np.ndarray, load: Callable[[str], Dataset]) -> np.ndarray | None:
-    """Labels of the points at ``places`` of a split, ``(n,)``; ``None`` where there are none.
+    """Labels of the points at ``places`` of a split, ``(n,)``; ``None`` where there are none, or several of a point.
 
     Bits that were drawn from another data set's grey images, in another order, take their labels from there; ``load``
     loads that data set, and raises ``DataUnavailable`` where it would have to be downloaded.
     """
     images = getattr(data.source, split)
     if images.labels is not None:
-        return images.labels[places]
+        return images.labels[places] if images.labels.ndim == 1 else None
     known = DATASETS.get(data.name)
     if known is None or not known.labels_from:
         return None
