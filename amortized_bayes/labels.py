@@ -134,6 +134,20 @@ METRICS: dict[str, Metric] = {
     "best_epoch": Metric("best epoch", digits=0, unit=""),
     "gradient_variance": Metric("gradient variance", "", 4, "nats²"),
     "odds_ratio": Metric("J(x)", "log odds ratio of the two bits, root mean square", 3, ""),
+    "log_p": Metric("log p(x), at least", "log p(x) by importance sampling, a lower bound"),
+    "kl_to_original": Metric("KL from true posterior, at least", "KL from the true posterior, a lower bound"),
+    "log_p_lost": Metric("log p lost", "log p(x) lost, of lower bounds"),
+    "elbo_gained": Metric("ELBO gained"),
+    "log_p_of_truth": Metric("log p(x|z) of the truth", "log p(x|z) at the latents that x was drawn from"),
+    "log_q_of_truth": Metric("log q(z|x) of the truth", "log q(z|x) at the latents that x was drawn from"),
+    "log_p_above": Metric("log p(x), at most", "log p(x) of the truth, an upper bound"),
+    "learned_sigma": Metric("σ", "standard deviation of the pixels", 4, ""),
+    "accuracy": Metric("accuracy", "accuracy of the classifier on held-out images", 1, "%", 100.0),
+    "frechet_classifier": Metric("Fréchet distance (classifier)", "Fréchet distance (classifier features)", 3, unit=""),
+    "frechet_discriminator": Metric(
+        "Fréchet distance (discriminator)", "Fréchet distance (discriminator features)", 3, unit=""
+    ),
+    "frechet_inception": Metric("FID", "Fréchet distance (Inception features)", 3, unit=""),
     "restart_variance": Metric("variance over restarts", digits=4, unit="nats²"),
 }
 """Metrics that have a name of their own; others are called as in the rows, without underscores."""

@@ -127,7 +127,8 @@ def sandwich(
         scale: sigma of the pixels.
         num_draws: of each point.
         generator: of the draws.
-        truth: a draw from the posterior of each point, ``(B, D)``: the latents that it was simulated from.
+        truth: a draw from the posterior of each point, ``(B, D)``: the latents that it was simulated from. ``near``
+            must not have been found with its help: a mode next to it makes it likely, and the bound none.
     """
     parts = []
     for count in [min(LARGEST_BLOCK, num_draws - done) for done in range(0, num_draws, LARGEST_BLOCK)]:

@@ -71,15 +71,15 @@ class Config(Settings):
     channels: Annotated[int, AtLeast(1, 10_000)] = 16
     sigma: Literal["fixed", "learned"] = "fixed"
     noise: Annotated[float, Above(0)] = 0.05
-    gan_steps: Annotated[int, AtLeast(1)] = 1_500
+    gan_steps: Annotated[int, AtLeast(1)] = 1_200
     classifier_steps: Annotated[int, AtLeast(1)] = 800
-    encoder_steps: Annotated[int, AtLeast(1)] = 1_500
-    joint_steps: Annotated[int, AtLeast(1)] = 1_500
+    encoder_steps: Annotated[int, AtLeast(1)] = 1_000
+    joint_steps: Annotated[int, AtLeast(1)] = 1_000
     gan_rate: Annotated[float, Above(0)] = 2e-4
-    encoder_rate: Annotated[float, Above(0)] = 5e-4
+    encoder_rate: Annotated[float, Above(0)] = 1e-3
     joint_rate: Annotated[float, Above(0)] = 2e-4
     batch_size: Annotated[int, AtLeast(2)] = 64
-    checkpoints: Annotated[int, AtLeast(1, 100)] = 5
+    checkpoints: Annotated[int, AtLeast(1, 100)] = 4
     features: Literal["auto", "classifier", "discriminator"] = "auto"
     frechet_images: Annotated[int, AtLeast(2)] = 2_000
     noisy: bool = False
@@ -167,7 +167,14 @@ FIGURES = {
     "celeba_training": (
         Lines("step", ("elbo",), hue="stage", where={"split": "test"}, title="ELBO of new points from the truth"),
         *(
-            Lines("step", (name,), hue="set", where={"split": None}, title="Images of the truth against the decoder's")
+            Lines(
+                "step",
+                (name,),
+                hue="set",
+                style="stage",
+                where={"split": None},
+                title="Images of the truth against those of the decoder",
+            )
             for name in DISTANCES
         ),
     ),

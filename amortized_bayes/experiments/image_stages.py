@@ -114,9 +114,12 @@ def stages(config: Config, lab: Lab, seed: int, after: Sequence[str]) -> Iterato
         if found.step == 0:
             continue  # an encoder that nobody has trained
         at = {"step": found.step, "seconds": found.seconds}
-        for row in (*found.rows, *bounds.rows(found.stage), *look.rows(model, guide)):
+        for row in (*found.rows, *bounds.rows(), *look.rows(model, guide)):
             yield row._replace(**at, factors={**row.factors, "stage": found.stage})
         if (found.stage, found.step) in zip(ends, (config.encoder_steps, sum(ends.values())), strict=True):
+            if found.stage == "encoder":
+                row = bounds.certificate(truth, guide)
+                yield row._replace(**at, factors={**row.factors, "stage": found.stage})
             pictures |= look.pictures(model, guide, found.stage)
             lab.show(found.step, pictures)
     yield Arrays(pictures)

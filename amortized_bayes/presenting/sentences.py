@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from amortized_bayes import labels, selection
 from amortized_bayes.presenting.cells import with_seeds
+from amortized_bayes.presenting.drifting import drifting_images
 from amortized_bayes.presenting.fits import of_status
 from amortized_bayes.presenting.mixture import bent_decoder
 from amortized_bayes.presenting.series import what_f_must_see
@@ -164,6 +165,7 @@ FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {
     "encoder_or_family": encoder_or_family,
     "what_f_must_see": what_f_must_see,
     "bent_decoder": bent_decoder,
+    "drifting_images": drifting_images,
 }
 """Findings by name."""
 
