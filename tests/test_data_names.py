@@ -76,6 +76,7 @@ def test_a_data_set_is_one_entry(monkeypatch):
         ("mine.npz", "mine.npz", "mine.npz", "mine"),
         (r"$\frac$.npy", r"$\frac$.npy", r"$\frac$.npy", "frac"),
         ("../...npy", "...npy", "...npy", "data"),
+        ("/somewhere/my faces", "my faces", "my faces", "my-faces"),
     ],
 )
 def test_names_for_rows_titles_and_files(dataset, display, label, short):
@@ -88,6 +89,7 @@ def test_entries_fit_what_they_read():
     assert [name for name, known in DATASETS.items() if known.binarization == "threshold"] == [
         "fashion-mnist",
         "cifar10",
+        "celeba",
     ]
     assert [name for name, known in DATASETS.items() if not known.grey] == ["binarized-mnist"]
 

@@ -132,7 +132,11 @@ TABLES = (
         ("stage",),
         (
             "elbo",
-            *(Column(name, {"set": shown}) for shown in (REDECODED, SAMPLES, OTHERS) for name in DISTANCES),
+            *(
+                Column(name, {"set": shown}, f"Fréchet, {name.removeprefix('frechet_')}: {shown}")
+                for shown in (REDECODED, SAMPLES, OTHERS)
+                for name in DISTANCES
+            ),
             "learned_sigma",
         ),
         "{dataset}: new points from the truth, and images of the truth against those of the decoder",
@@ -165,7 +169,13 @@ TABLES = (
 )
 FIGURES = {
     "celeba_training": (
-        Lines("step", ("elbo",), hue="stage", where={"split": "test"}, title="ELBO of new points from the truth"),
+        Lines(
+            "step",
+            ("elbo",),
+            hue="stage",
+            where={"split": "test"},
+            title="A known generator, trained: ELBO of new points, and images against those of the truth",
+        ),
         *(
             Lines(
                 "step",
@@ -173,7 +183,6 @@ FIGURES = {
                 hue="set",
                 style="stage",
                 where={"split": None},
-                title="Images of the truth against those of the decoder",
             )
             for name in DISTANCES
         ),

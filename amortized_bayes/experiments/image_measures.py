@@ -219,9 +219,14 @@ class Measures:
         draws = torch_generator(self.seed, "celeba", "pictures")
         z, mean, x = (tensor[:PICTURES] for tensor in self.test)
         when = WATCHED[stage].replace(" ", "_")
-        found = {"truth": mean, f"re-decoded,_{when}": images_at(model, encode(guide, x, draws), draws).mean}
+        data = self.source.batch(torch.arange(min(PICTURES, len(self.source.pixels))))
+        found = {
+            "images_it_was_trained_on": data,
+            "truth": mean,
+            f"re-decoded,_{when}": images_at(model, encode(guide, x, draws), draws).mean,
+        }
         if stage == "joint":
-            found["truth's_latents,_decoded_by_the_trained_decoder"] = images_at(model, z, draws).mean
+            found[f"samples,_{when}_(same_latents)"] = images_at(model, z, draws).mean
         return {f"picture_{name}": shown(self.source, images) for name, images in found.items()}
 
     def _rows(self, model: DeepGenerative, guide: Amortized) -> Iterator[Measured]:
@@ -242,7 +247,8 @@ class Measures:
             "log_p_above": log_p + prior - log_q,
         }.items():
             yield measured(name, mean_over_points(values), split="test")
-        yield Measured("learned_sigma", scale_of(model))
+        if self.config.sigma == "learned":
+            yield Measured("learned_sigma", scale_of(model))
         with evaluating(model, guide):
             sets = {
                 "re-decoded": (self.of_truth, self.redecoded(model, guide)),
