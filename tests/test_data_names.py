@@ -63,7 +63,9 @@ def test_a_data_set_is_one_entry(monkeypatch):
     assert load_dataset("new-set").name == "new-set"
     assert (label_of("new-set"), short_name("new-set"), display_name("new-set")) == ("New Set", "new", "new-set")
     assert where_to_put("new-set") == "new-set comes with an installed package: there is nothing to put anywhere"
-    with pytest.raises(ValueError, match=r"\(mnist, .*digits, new-set\).* got 'new-sett'; did you mean 'new-set'"):
+    with pytest.raises(
+        ValueError, match=r"\(mnist, .*digits, celeba, new-set\).* got 'new-sett'; did you mean 'new-set'"
+    ):
         load_dataset("new-sett")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributions import constraints
 
 from amortized_bayes.data import to_pictures
 from amortized_bayes.dcgan import Critic, ImageGenerator, evaluating
@@ -132,7 +133,7 @@ def build_truth(config: Config, source: Source) -> DeepGenerative:
 def build_encoder(config: Config, source: Source) -> Amortized:
     """A factorized Gaussian from a critic, which starts near the prior."""
     encoder = critic_of(config, source, 2 * config.latent_dim)
-    site = LatentSite("z", torch.Size([config.latent_dim]), torch.distributions.constraints.real)
+    site = LatentSite("z", torch.Size([config.latent_dim]), constraints.real)
     return Amortized([site], config.batch_size, math.prod(source.image_shape), encoder=encoder)
 
 

@@ -16,7 +16,7 @@ __all__ = ["drifting_images"]
 DISTANCES = ("frechet_classifier", "frechet_discriminator")
 SETS = {"re-decoded": "re-decoded images", "samples": "samples"}
 STAGES = ("encoder", "joint")
-WORDS = {
+WORDS: dict[tuple[bool | None, bool | None], str] = {
     (True, True): "the ELBO rises while {images} move away from the truth",
     (True, False): "the ELBO rises, and {images} come nearer to the truth",
     (False, True): "the ELBO falls, and {images} move away from the truth",
@@ -41,7 +41,7 @@ def drifting_images(finals: pd.DataFrame) -> Iterator[str]:
                     selection.is_positive(selection.difference(far, near)),
                 )
                 undecided = "it is left open whether the ELBO and the distance of {images} rise"
-                verdict = WORDS.get((signs[0], signs[1]), undecided) if None not in signs else undecided
+                verdict = WORDS.get(signs, undecided)
                 yield (
                     f"{labels.value_label('dataset', key['dataset'])}: when encoder and decoder are trained jointly, "
                     f"{verdict.format(images=images)}: ELBO {cell('elbo', before)} to {cell('elbo', after)} nats per "
