@@ -55,7 +55,7 @@ def check_frechet(num_images: int, num_features: int) -> None:
 
 
 def features_of(extract: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
-    """Features of all images in float64, ``(N, F)``.
+    """Features of all images in float64 and on the CPU, ``(N, F)``.
 
     Raises:
         ValueError: not one row of finite features for each image.
@@ -66,7 +66,7 @@ def features_of(extract: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
             features = extract(batch)
             if features.dim() != 2 or len(features) != len(batch):
                 raise ValueError(f"expected features ({len(batch)}, F), got {tuple(features.shape)}")
-            found.append(features.double())
+            found.append(features.double().cpu())
     whole = torch.cat(found)
     if not whole.isfinite().all():
         raise ArithmeticError("expected finite features of images, got others")
@@ -88,6 +88,7 @@ def frechet_distance(real: Tensor, other: Tensor) -> tuple[float, float]:
     if real.shape != other.shape or real.dim() != 2:
         raise ValueError(f"expected two sets of one size (N, F), got {tuple(real.shape)} and {tuple(other.shape)}")
     check_frechet(*real.shape)
+    real, other = real.cpu(), other.cpu()
     block = torch.arange(len(real)) * BLOCKS // len(real)
     without = torch.tensor([_distance(real[block != b], other[block != b]) for b in range(BLOCKS)])
     error = math.sqrt((BLOCKS - 1) * float(without.var(correction=0)))

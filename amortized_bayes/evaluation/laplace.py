@@ -43,7 +43,9 @@ class Laplace(NamedTuple):
 
     def sample(self, num_draws: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Draws ``(S, B, D)``, and the log density of each, ``(S, B)``."""
-        noise = torch.randn(num_draws, *self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        noise = torch.randn(
+            num_draws, *self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
+        )
         z = self.mean + torch.linalg.solve_triangular(self.factor.mT, noise[..., None], upper=True)[..., 0]
         return z, self.log_prob(z)
 
@@ -97,7 +99,7 @@ def laplace(decode: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, scale:
 def _expand(decode: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Gradient of log p(x, z), ``(B, D)``, and I + J'J / scale², ``(B, D, D)``."""
     own = z.to(x)
-    directions = torch.eye(z.shape[1], dtype=x.dtype)
+    directions = torch.eye(z.shape[1], dtype=x.dtype, device=x.device)
 
     def along(direction: Tensor) -> Tensor:
         return torch.func.jvp(decode, (own,), (direction.expand_as(own),))[1]

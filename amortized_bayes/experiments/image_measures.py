@@ -108,7 +108,7 @@ class SearchedBounds:
         def compute() -> list[Any]:
             network, scale, x = truth.network, scale_of(truth), self.sample.x
             assert network is not None
-            draws = torch_generator(self.seed, "certificate")
+            draws = torch_generator(self.seed, "certificate", device=x.device)
             with evaluating(truth, guide):
                 starts = [encode(guide, x, draws) for _ in range(CERTIFICATE_STARTS)]
                 near = best_mode(network, x, starts, scale)
@@ -137,7 +137,9 @@ class SearchedBounds:
             with evaluating(model, guide):
                 loc, _ = guide.locate(x, torch.arange(len(x))).chunk(2, -1)
                 near = best_mode(network, x, (self.sample.z, loc), scale)
-                lower, _ = sandwich(network, x, near, scale, self.particles, torch_generator(self.seed, "sandwich"))
+                lower, _ = sandwich(
+                    network, x, near, scale, self.particles, torch_generator(self.seed, "sandwich", device=x.device)
+                )
                 return [near.mean, near.factorized_scale, lower]
 
         mean, spread, lower = known("searched", bounds)
@@ -152,7 +154,7 @@ def best_mode(network: nn.Module, x: Tensor, starts: Sequence[Tensor], scale: fl
     """The highest mode of each point that is found from several starts."""
     found = [laplace(network, x, start, scale, CLIMB) for start in starts]
     best = torch.stack([one.log_joint for one in found]).argmax(0)
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     return Laplace(*(torch.stack(parts)[best, rows] for parts in zip(*found, strict=True)))
 
 
@@ -183,7 +185,8 @@ class Measures:
         extract: Callable[[Tensor], Tensor],
     ) -> None:
         self.config, self.seed, self.truth, self.source, self.extract = config, seed, truth, source, extract
-        self.test = simulate(truth, config.test_points, torch_generator(seed, "celeba", "test"))
+        self.device = truth.zero.device
+        self.test = simulate(truth, config.test_points, torch_generator(seed, "celeba", "test", device=self.device))
         self.metric = f"frechet_{features_from(config, source)}"
         self.of_truth = self.features(lambda real, _: real)
         self.again = self.features(lambda _, other: other)
@@ -194,7 +197,7 @@ class Measures:
 
     def features(self, images: Callable[[Sample, Sample], Sample]) -> Tensor:
         """Features of images made of points of the truth, or of other draws from the prior, a batch at a time."""
-        generator = torch_generator(self.seed, "celeba", "frechet")
+        generator = torch_generator(self.seed, "celeba", "frechet", device=self.device)
 
         def batches() -> Iterator[Tensor]:
             for start in range(0, self.config.frechet_images, ROWS):
@@ -206,20 +209,21 @@ class Measures:
 
     def samples(self, model: DeepGenerative) -> Tensor:
         """Features of a model's images at the latents of the truth's second set."""
-        draws = torch_generator(self.seed, "celeba", "samples")
+        draws = torch_generator(self.seed, "celeba", "samples", device=self.device)
         return self.features(lambda _, other: images_at(model, other.z, draws))
 
     def redecoded(self, model: DeepGenerative, guide: Amortized) -> Tensor:
         """Features of a model's images at latents from q(z|x) of the truth's points."""
-        draws = torch_generator(self.seed, "celeba", "re-decoded")
+        draws = torch_generator(self.seed, "celeba", "re-decoded", device=self.device)
         return self.features(lambda real, _: images_at(model, encode(guide, real.x, draws), draws))
 
     def pictures(self, model: DeepGenerative, guide: Amortized, stage: str) -> dict[str, np.ndarray]:
         """Means of the pixels of a few points, re-decoded, and of samples."""
-        draws = torch_generator(self.seed, "celeba", "pictures")
-        z, mean, x = (tensor[:PICTURES] for tensor in self.test)
+        draws = torch_generator(self.seed, "celeba", "pictures", device=self.device)
+        count = min(PICTURES, len(self.test.x), len(self.source.pixels))
+        z, mean, x = (tensor[:count] for tensor in self.test)
         when = WATCHED[stage].replace(" ", "_")
-        data = self.source.batch(torch.arange(min(PICTURES, len(self.source.pixels))))
+        data = self.source.batch(torch.arange(count))
         found = {
             "images_it_was_trained_on": data,
             "truth": mean,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "build_truth",
     "bytes_of",
     "critic_of",
+    "draws_of",
     "encode",
     "features_from",
     "image_source",
@@ -96,7 +97,7 @@ def image_source(config: Config, lab: Lab, seed: int) -> Source:
         def tensors(split: Any) -> tuple[Tensor, Tensor | None]:
             images = split.pixels.reshape(-1, count, side, side)
             padded = np.pad(images, ((0, 0), (0, 0), (before, after), (before, after)))
-            labels = None if split.labels is None else torch.from_numpy(split.labels.astype(np.int64))
+            labels = None if split.labels is None else torch.from_numpy(split.labels.astype(np.int64)).to(lab.device)
             return torch.from_numpy(padded.reshape(len(padded), -1)).to(lab.device), labels
 
         pixels, labels = tensors(data.train)
@@ -137,9 +138,14 @@ def build_encoder(config: Config, source: Source) -> Amortized:
     return Amortized([site], config.batch_size, math.prod(source.image_shape), encoder=encoder)
 
 
+def draws_of(shape: Sequence[int], generator: Generator) -> Tensor:
+    """Standard normal draws, on the device of their generator."""
+    return torch.randn(*shape, generator=generator, device=generator.device)
+
+
 def simulate(truth: DeepGenerative, count: int, generator: Generator) -> Sample:
     """Points drawn from a model in evaluation mode."""
-    return images_at(truth, torch.randn(count, truth.latent_dim, generator=generator), generator)
+    return images_at(truth, draws_of((count, truth.latent_dim), generator), generator)
 
 
 def scale_of(model: DeepGenerative) -> float:
@@ -182,18 +188,18 @@ def load_network(network: nn.Module, name: str, tensors: Mapping[str, np.ndarray
 def shown(source: Source, images: Tensor) -> np.ndarray:
     """Images in [-1, 1] ``(n, P)`` as pictures in [0, 1]."""
     grey = (0.5 * (images.detach() + 1)).clamp(0, 1).float()
-    return np.ascontiguousarray(to_pictures(grey.numpy(), source.image_shape))
+    return np.ascontiguousarray(to_pictures(grey.cpu().numpy(), source.image_shape))
 
 
 def encode(guide: Amortized, x: Tensor, generator: Generator) -> Tensor:
     """Draws of q(z|x), with batch norm in evaluation mode."""
     with evaluating(guide):
         loc, log_scale = guide.locate(x, torch.arange(len(x))).chunk(2, -1)
-        return loc + log_scale.exp() * torch.randn(loc.shape, generator=generator)
+        return loc + log_scale.exp() * draws_of(loc.shape, generator)
 
 
 def images_at(model: DeepGenerative, z: Tensor, generator: Generator) -> Sample:
     """Images of a model at latents, with batch norm in evaluation mode."""
     with evaluating(model):
         mean = model.decode(z, model.weights())
-        return Sample(z, mean, mean + scale_of(model) * torch.randn(mean.shape, generator=generator))
+        return Sample(z, mean, mean + scale_of(model) * draws_of(mean.shape, generator))

@@ -24,6 +24,7 @@ from amortized_bayes.experiments.image_setup import (
     build_encoder,
     build_truth,
     critic_of,
+    draws_of,
     features_from,
     image_source,
     load_network,
@@ -46,7 +47,7 @@ __all__ = ["one_draw_elbo", "stages"]
 def one_draw_elbo(model: DeepGenerative, guide: Amortized, x: Tensor, generator: Generator) -> Tensor:
     """ELBO of each point from one draw, with the KL in closed form, ``(B,)``."""
     loc, log_scale = guide.locate(x, torch.arange(len(x))).chunk(2, -1)
-    z = loc + log_scale.exp() * torch.randn(loc.shape, generator=generator)
+    z = loc + log_scale.exp() * draws_of(loc.shape, generator)
     log_likelihood = model.observation(model.decode(z, model.weights())).log_prob(x).sum(-1)
     kl = 0.5 * (loc.square() + (2 * log_scale).exp() - 1).sum(-1) - log_scale.sum(-1)
     return log_likelihood - kl
@@ -57,13 +58,13 @@ def stages(config: Config, lab: Lab, seed: int, after: Sequence[str]) -> Iterato
     source = image_source(config, lab, seed)
     truth = build_truth(config, source)
     load_network(truth, "model", lab.tensors(after[0]))
-    truth.eval().requires_grad_(False)
+    truth.to(lab.device).eval().requires_grad_(False)
     model = copy.deepcopy(truth)
     _free(model, learned=config.sigma == "learned")
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(seed, "celeba", "encoder"))
-        guide = build_encoder(config, source)
-    generator = torch_generator(seed, "celeba", "stages")
+        guide = build_encoder(config, source).to(lab.device)
+    generator = torch_generator(seed, "celeba", "stages", device=lab.device)
     ends = {"encoder": config.encoder_steps, "joint": config.joint_steps}
 
     def run(name: str, parts: Sequence[nn.Module], rate: float, loss: Callable[[], Tensor]) -> Callable[..., Any]:
@@ -104,7 +105,7 @@ def stages(config: Config, lab: Lab, seed: int, after: Sequence[str]) -> Iterato
     )
     extract = _extractor(config, source, lab, after)
     look = Measures(config, seed, truth, source, extract)
-    few = simulate(truth, config.points, torch_generator(seed, "celeba", "points"))
+    few = simulate(truth, config.points, torch_generator(seed, "celeba", "points", device=lab.device))
     bounds = SearchedBounds(few, config.particles, seed)
     subject = Subject(model, truth, guide, {SEARCHED: few.x}, bounds.as_bounds())
     checks = 2 * config.checkpoints + 2
@@ -140,5 +141,5 @@ def _extractor(config: Config, source: Source, lab: Lab, after: Sequence[str]) -
     else:
         network = critic_of(config, source, 1)
         load_network(network, "critic", lab.tensors(after[0]))
-    network.eval()
+    network.to(lab.device).eval()
     return network.features

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from amortized_bayes.dcgan import Classifier, ImageGenerator, evaluating, settle_norms, start_dcgan
 from amortized_bayes.divergence import Divergence
-from amortized_bayes.experiments.image_setup import build_truth, critic_of, image_source, shown, tensors_of
+from amortized_bayes.experiments.image_setup import build_truth, critic_of, draws_of, image_source, shown, tensors_of
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Measured, measured
 from amortized_bayes.keeping import kept
 from amortized_bayes.per_point import mean_over_points
@@ -101,8 +101,8 @@ def _set_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -
 def ground_truth(config: Config, lab: Lab, seed: int) -> Iterator[Checkpoint | Arrays]:
     """A DCGAN: generator and discriminator, with the generator's batch norm settled."""
     source = image_source(config, lab, seed)
-    generator = torch_generator(seed, "celeba", "ground truth")
-    model, critic = build_truth(config, source), critic_of(config, source, 1)
+    generator = torch_generator(seed, "celeba", "ground truth", device=lab.device)
+    model, critic = build_truth(config, source).to(lab.device), critic_of(config, source, 1).to(lab.device)
     network = model.network
     assert isinstance(network, ImageGenerator)
     for part in (network, critic):
@@ -112,10 +112,10 @@ def ground_truth(config: Config, lab: Lab, seed: int) -> Iterator[Checkpoint | A
     size = config.batch_size
 
     def latents() -> Tensor:
-        return torch.randn(size, config.latent_dim, generator=generator)
+        return draws_of((size, config.latent_dim), generator)
 
     def step() -> Tensor:
-        real = source.batch(torch.randint(len(source.pixels), (size,), generator=generator))
+        real = source.batch(torch.randint(len(source.pixels), (size,), generator=generator, device=generator.device))
         made = network(latents())
         judged = -F.logsigmoid(critic(real)).mean() - F.logsigmoid(-critic(made.detach())).mean()
         descend(judges, judged)
@@ -129,8 +129,11 @@ def ground_truth(config: Config, lab: Lab, seed: int) -> Iterator[Checkpoint | A
         pass
     settle_norms(network, (latents() for _ in range(PASSES)))
     with evaluating(network):
-        drawn = network(torch.randn(PICTURES, config.latent_dim, generator=generator))
-    pictures = {"picture_data": source.batch(torch.arange(PICTURES)), "picture_generator": drawn}
+        drawn = network(draws_of((PICTURES, config.latent_dim), generator))
+    pictures = {
+        "picture_data": source.batch(torch.arange(min(PICTURES, len(source.pixels)))),
+        "picture_generator": drawn,
+    }
     yield Arrays({name: shown(source, images) for name, images in pictures.items()})
     yield Checkpoint({**tensors_of("model", model), **tensors_of("critic", critic)})
 
@@ -140,14 +143,14 @@ def learned_features(config: Config, lab: Lab, seed: int) -> Iterator[Checkpoint
     source = image_source(config, lab, seed)
     assert source.labels is not None
     labels = source.labels
-    generator = torch_generator(seed, "celeba", "classifier")
+    generator = torch_generator(seed, "celeba", "classifier", device=lab.device)
     with torch.random.fork_rng():
         torch.manual_seed(torch_seed(seed, "celeba", "classifier start"))
-        network = Classifier(source.image_shape, config.channels, source.num_outputs)
+        network = Classifier(source.image_shape, config.channels, source.num_outputs).to(lab.device)
     optimizer = torch.optim.Adam(network.parameters(), CLASSIFIER_RATE)
 
     def step() -> Tensor:
-        places = torch.randint(len(labels), (config.batch_size,), generator=generator)
+        places = torch.randint(len(labels), (config.batch_size,), generator=generator, device=generator.device)
         logits = network(source.batch(places))
         several = labels.dim() == 2
         loss = (
