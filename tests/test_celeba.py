@@ -12,8 +12,8 @@ from amortized_bayes.dcgan import Critic, ImageGenerator, settle_norms
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import elbo
 from amortized_bayes.experiments import image_setup, image_stages
-from amortized_bayes.experiments.celeba import Config
 from amortized_bayes.experiments.image_measures import Measures, forward_kl
+from amortized_bayes.experiments.image_settings import Config
 from amortized_bayes.experiments.image_setup import Source, build_encoder, build_truth, images_at, simulate
 from amortized_bayes.experiments.image_stages import one_draw_elbo
 from amortized_bayes.experiments.image_training import descend, training

@@ -37,7 +37,7 @@ from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.seeding import torch_generator
 
 if TYPE_CHECKING:
-    from amortized_bayes.experiments.celeba import Config
+    from amortized_bayes.experiments.image_settings import Config
 
 __all__ = ["SEARCHED", "WATCHED", "Measures", "SearchedBounds", "best_mode", "forward_kl", "measured_images"]
 

@@ -18,7 +18,7 @@ from amortized_bayes.models import DeepGenerative
 from amortized_bayes.types import LatentSite
 
 if TYPE_CHECKING:
-    from amortized_bayes.experiments.celeba import Config
+    from amortized_bayes.experiments.image_settings import Config
     from amortized_bayes.experiments.lab import Lab
 
 __all__ = [

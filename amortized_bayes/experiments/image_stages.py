@@ -38,7 +38,7 @@ from amortized_bayes.models import DeepGenerative
 from amortized_bayes.seeding import torch_generator, torch_seed
 
 if TYPE_CHECKING:
-    from amortized_bayes.experiments.celeba import Config
+    from amortized_bayes.experiments.image_settings import Config
     from amortized_bayes.experiments.lab import Lab
 
 __all__ = ["one_draw_elbo", "stages"]

@@ -20,7 +20,7 @@ from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.seeding import torch_generator, torch_seed
 
 if TYPE_CHECKING:
-    from amortized_bayes.experiments.celeba import Config
+    from amortized_bayes.experiments.image_settings import Config
     from amortized_bayes.experiments.lab import Lab
 
 __all__ = ["descend", "ground_truth", "learned_features", "training"]
