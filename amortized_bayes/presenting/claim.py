@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from amortized_bayes.presenting.claim_tests import Test
 
 __all__ = ["Claim"]
-__all__ = ["SHEKHOVTSOV", "Claim"]
-
-SHEKHOVTSOV = "Shekhovtsov, Schlesinger & Flach (ICLR 2022)"
-"""A source of claims in several files."""
 
 
 @dataclass(frozen=True)

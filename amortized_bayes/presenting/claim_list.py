@@ -9,7 +9,6 @@ from __future__ import annotations
 from amortized_bayes.guides.registry import Fit
 from amortized_bayes.presenting.approximation_claims import APPROXIMATION_CLAIMS
 from amortized_bayes.presenting.claim import Claim
-from amortized_bayes.presenting.claim import SHEKHOVTSOV, Claim
 from amortized_bayes.presenting.claim_tests import (
     Closes,
     Dead,
@@ -316,36 +315,6 @@ CLAIMS = (
         ),
     ),
     *APPROXIMATION_CLAIMS,
-    _bent(
-        "Joint training raises the ELBO and moves the decoder away from the truth",
-        "ELBO -3.37 to -3.31; the likelihood was not printed",
-        Signed(_mixture("exact_elbo_gained", stage="joint", split="test"), words="ELBO gained on new points"),
-        Signed(_mixture("exact_log_p_lost", stage="joint", split="test"), words="log p(x) lost on new points"),
-    ),
-    _bent(
-        "Joint training bends the decoder until its posterior fits the encoder's family",
-        "drawn, no number printed",
-        Less(
-            _mixture("exact_approximation_gap", stage="joint", split="test"),
-            _mixture("exact_approximation_gap", stage="encoder", split="test"),
-        ),
-    ),
-    _bent(
-        "The decoder leaves the truth because the family is too simple, not because points are few",
-        "proved",
-        Less(
-            _mixture("exact_log_p_lost", decoder="maximum likelihood", split="population"),
-            _mixture("exact_log_p_lost", decoder="joint optimum", split="population"),
-        ),
-    ),
-    _bent(
-        "With the scale of 0.01 that the text prints, the optimum of joint training has a higher ELBO than the truth",
-        "printed; the code has 1",
-        Signed(
-            _mixture("exact_elbo_gained", 0.01, decoder="joint optimum", split="population"),
-            words="ELBO gained on new points",
-        ),
-    ),
     *IMAGE_CLAIMS,
     Claim(
         "An encoder refit to noisy images serves other images too",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from amortized_bayes.presenting.claim import SHEKHOVTSOV, Claim
+from amortized_bayes.presenting.approximation_claims import SHEKHOVTSOV
+from amortized_bayes.presenting.claim import Claim
 from amortized_bayes.presenting.claim_tests import Less, Term
 
 __all__ = ["IMAGE_CLAIMS"]
