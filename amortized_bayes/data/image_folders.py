@@ -20,7 +20,7 @@ from amortized_bayes.data.places import FileSet
 from amortized_bayes.memory import check_memory
 from amortized_bayes.types import Dataset, Images
 
-__all__ = ["CELEBA_FILES", "SIDE", "SUFFIXES", "read_celeba", "read_image_folder"]
+__all__ = ["CELEBA_FILES", "SIDE", "SUFFIXES", "holds_images", "read_celeba", "read_image_folder"]
 
 SIDE = 64
 """Pixels on each side of what is read."""
@@ -35,6 +35,11 @@ CELEBA_FILES = FileSet(
     (("list_attr_celeba.txt",), ("list_eval_partition.txt",)),
     "the folder img_align_celeba with the images, list_attr_celeba.txt and list_eval_partition.txt",
 )
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image in a folder, or in those within it."""
+    return any(path.suffix.lower() in SUFFIXES for path in folder.expanduser().rglob("*"))
 
 
 def read_image_folder(folder: Path, side: int = SIDE) -> Dataset:

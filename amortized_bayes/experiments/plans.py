@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ import torch
 
 from amortized_bayes.configuration import to_mapping
 from amortized_bayes.data import DATASETS, DataUnavailable
-from amortized_bayes.data.documents import Corpus, is_corpus
+from amortized_bayes.data.documents import CORPORA, Corpus, is_corpus
+from amortized_bayes.data.image_folders import holds_images
 from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.changes import differences
 from amortized_bayes.experiments.cluster import Cluster
@@ -329,7 +331,9 @@ def _data_notes(module: ModuleType, config: Any, lab: Lab) -> list[str]:
 
 def _data(module: ModuleType, config: Any, lab: Lab) -> list[Dataset | Corpus]:
     names = module.datasets(config, lab) if hasattr(module, "datasets") else datasets_of(config)
-    of_words = [name not in DATASETS and is_corpus(name) for name in names]
+    of_words = [
+        name not in DATASETS and is_corpus(name) and (name in CORPORA or not holds_images(Path(name))) for name in names
+    ]
     return [lab.corpus(n) if words else lab.dataset(n) for n, words in zip(names, of_words, strict=True)]
 
 
