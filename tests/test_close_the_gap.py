@@ -14,7 +14,7 @@ from amortized_bayes.experiments.close_the_gap import FIGURES, Config
 from amortized_bayes.experiments.encoders import fitted_encoder
 from amortized_bayes.experiments.spec import job_key
 from amortized_bayes.inference.semi_amortized import SemiAmortized
-from amortized_bayes.joint import Gaussian, joint_density, read_gaussian
+from amortized_bayes.joint import Gaussian, joint_density, read_start
 from amortized_bayes.labels import METHODS
 from amortized_bayes.plotting import Way, closing_figure
 from amortized_bayes.plotting.closing import FRONT
@@ -72,7 +72,7 @@ def test_an_answer_is_the_guides_q():
     plain = ab.Amortized(ab.latent_sites(model, x).local, len(x), x.shape[1], width=4)
     for guide in (plain, ab.SemiAmortized(model, plain, 2)):
         q, seconds = closing.answer_of(guide, x)
-        read = read_gaussian(joint_density(model, x), guide)
+        read = read_start(joint_density(model, x), guide)
         torch.testing.assert_close(q.loc, read.loc)
         torch.testing.assert_close(q.scale, read.scale)
         assert 0 < seconds < 1

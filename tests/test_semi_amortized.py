@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import amortized_bayes as ab
-from amortized_bayes.joint import joint_density, read_gaussian
+from amortized_bayes.joint import joint_density, read_start
 
 N, P, D = 24, 6, 3
 ways = pytest.mark.parametrize("gradients", ["all", "guide", "straight"])
@@ -227,7 +227,7 @@ def test_a_points_steps_do_not_depend_on_the_other_points(float64, gradients):
 def test_particles_of_a_point_share_its_q():
     model, x, plain = orthogonal()
     guide = ab.SemiAmortized(model, plain, 2)
-    q = read_gaussian(joint_density(model, x), guide)
+    q = read_start(joint_density(model, x), guide)
     assert q is not None
     torch.testing.assert_close(torch.cat([q.loc, q.scale.log()], -1), rows_of(guide, x), rtol=1e-5, atol=1e-5)
     exact = ab.SemiAmortized(model, plain, 60, learning_rate=0.5)  # all weights of a point are then its evidence

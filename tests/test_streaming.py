@@ -13,7 +13,7 @@ from amortized_bayes.evaluation import bounds, streaming
 from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.evaluation.streaming import LogMeanExp, weight_blocks
 from amortized_bayes.guides import Amortized, Constant, MeanField
-from amortized_bayes.joint import joint_density, read_gaussian
+from amortized_bayes.joint import joint_density, read_start
 from amortized_bayes.models import DeepGenerative, LinearGaussian
 from amortized_bayes.sites import latent_sites
 
@@ -83,7 +83,7 @@ def weights(joint, guide, count, max_rows=20_000):
 
 def by_the_seam(monkeypatch):
     """Take every guide for one that is no factorized Gaussian."""
-    monkeypatch.setattr(streaming, "read_gaussian", lambda *_: None)
+    monkeypatch.setattr(streaming, "read_start", lambda *_: None)
 
 
 @pytest.mark.parametrize("way", ["read off", "seam"])
@@ -92,7 +92,7 @@ def test_weights_have_the_mean_and_the_evidence_in_closed_form(linear_problem, m
     model, x, _ = linear_problem
     guide = rows_near_the_optimum(model, x, excess=0.7)
     joint = joint_density(model, x, EVERY)
-    q = read_gaussian(joint, guide)
+    q = read_start(joint, guide)
     assert q is not None
     evidence = model.log_evidence(x)
     exact = evidence - kl_divergence(Independent(Normal(q.loc, q.scale), 1), model.posterior(x))
@@ -192,7 +192,7 @@ def test_streamed_iwae_lies_below_the_evidence(linear_problem):
 @pytest.mark.parametrize("draws", [1, 3])
 def test_streamed_iwae_of_the_exact_posterior_is_the_evidence(linear_problem, draws):
     model, x, guide = linear_problem
-    assert read_gaussian(joint_density(model, x), guide) is None  # its factors are correlated
+    assert read_start(joint_density(model, x), guide) is None  # its factors are correlated
     found = iwae(model, guide, x, num_particles=1_500, num_shared=draws)
     torch.testing.assert_close(found.value, model.log_evidence(x), rtol=0, atol=1e-9)
     assert found.standard_error.max() < 1e-7

@@ -18,7 +18,7 @@ from amortized_bayes.evaluation.streaming import weight_blocks
 from amortized_bayes.joint import LogJoint, global_seed
 from amortized_bayes.types import Guide
 
-__all__ = ["Estimates", "guide_estimates", "guide_weights"]
+__all__ = ["Estimates", "guide_estimates", "guide_weights", "plain", "weighed"]
 
 MAX_ROWS = 20_000
 """Particles times points that are evaluated at once."""
@@ -30,13 +30,18 @@ Estimates = dict[str, tuple[Tensor, Tensor]]
 
 
 def guide_estimates(joint: LogJoint, guide: Guide, num_particles: int, seed: int) -> Estimates:
-    """ELBO and IWAE in nats, k̂ and ESS of each point, given the fixed latents of ``joint``.
+    """ELBO and IWAE in nats, k̂ and ESS of each point, given the fixed latents of ``joint``."""
+    return weighed(guide_weights(joint, guide, num_particles, seed).cpu())
+
+
+def weighed(log_w: Tensor) -> Estimates:
+    """ELBO and IWAE in nats, k̂ and ESS of each point, of log weights ``(S, B)``.
 
     Where k̂ is above its threshold IWAE has no error, NaN: the spread of such weights does not tell it. The error of k̂
     is (1 + k̂)/√M for a tail of M draws: that of the shape of a generalized Pareto fitted by maximum likelihood (Smith,
     *Estimating tails of probability distributions*, 1987), 0.17 near 0.7 at 1,000 draws.
     """
-    log_w = guide_weights(joint, guide, num_particles, seed).cpu()
+    num_particles = len(log_w)
     iwae = log_w.logsumexp(0) - math.log(num_particles)
     khat = psis_khat(log_w.T)
     error = (log_w - iwae).exp().std(0) / math.sqrt(num_particles)
@@ -58,3 +63,8 @@ def guide_weights(joint: LogJoint, guide: Guide, num_particles: int, seed: int) 
                 torch.cat(list(weight_blocks(joint.select(points), guide, num_particles, MAX_ROWS))).double()
             )
     return torch.cat(columns, -1)
+
+
+def plain(found: Estimates) -> Estimates:
+    """In float64, on the CPU."""
+    return {name: (value.double().cpu(), error.double().cpu()) for name, (value, error) in found.items()}

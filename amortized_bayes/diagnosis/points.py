@@ -17,19 +17,19 @@ BOUNDS = {"elbo": "ELBO", "elbo_star": "L(q*)", "iwae": "IWAE", "log_p_lower": "
 """From the loosest to the tightest."""
 
 
-def bounds_figure(frame: pd.DataFrame, edge: float) -> Figure:
-    """Left: mean distances of the bounds to that by AIS. Right: each point's gap against k̂, with its threshold."""
+def bounds_figure(frame: pd.DataFrame, edge: float, name: str = BOUNDS["log_p_lower"]) -> Figure:
+    """Left: mean distances of the bounds to the last, of that name. Right: each point's gap against k̂."""
     real = frame[frame["kind"] == "real"]
     top = real["log_p_lower"].to_numpy(float)
-    found = [mean_over_points(real[name].to_numpy(float) - top) for name in BOUNDS]
+    found = [mean_over_points(real[bound].to_numpy(float) - top) for bound in BOUNDS]
     with style():
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         ladder, points = figure.subplots(1, 2)
-        errors = [error if name != "log_p_lower" else 0.0 for name, (_, error) in zip(BOUNDS, found, strict=True)]
+        errors = [error if bound != "log_p_lower" else 0.0 for bound, (_, error) in zip(BOUNDS, found, strict=True)]
         places = range(len(BOUNDS))
         ladder.errorbar(places, [mean for mean, _ in found], yerr=errors, color="#0072B2", marker="o", capsize=3)
-        ladder.set_xticks(list(places), list(BOUNDS.values()))
-        ladder.set_ylabel("distance to log p (AIS), nats per point\nbar: 1 standard error")
+        ladder.set_xticks(list(places), [*list(BOUNDS.values())[:-1], name])
+        ladder.set_ylabel(f"distance to {name}, nats per point\nbar: 1 standard error")
         points.plot(real["k_hat"], real["inference_gap"], "o", color="#0072B2", markersize=3, alpha=0.6)
         bend(points, "y")
         points.axvline(edge, color="black", linewidth=1.0, linestyle="--", label="weights unreliable beyond")

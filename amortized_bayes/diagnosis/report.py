@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amortized_bayes.diagnosis.verdict import (
+    BITS,
     OWN,
     RELATIONS,
     Certificate,
@@ -110,11 +111,17 @@ class Diagnosis(Report):
     def verdict(self) -> Verdict:
         """What is to blame, in words."""
         relation, source = (str(self.settings.get(*p)) for p in (("relation", OWN), ("source", "other")))
-        return give_verdict(self.gaps(), self._reliability, self._residual, relation, source)
+        family = str(self.settings.get("family", "gaussian"))
+        return give_verdict(self.gaps(), self._reliability, self._residual, relation, source, family)
+
+    @property
+    def exact(self) -> bool:
+        """Whether log p(x), ELBO, q* and gaps are sums over all codes of each point, without Monte Carlo errors."""
+        return "codes" in self.settings
 
     @property
     def certified(self) -> bool:
-        """Whether the certificate of the AIS bound holds, and says something of the real points."""
+        """Whether the certificate of the AIS bound holds, and says something of the real points; or all is exact."""
         return is_certified(self._reliability)
 
     @property
@@ -131,6 +138,7 @@ class Diagnosis(Report):
             self.num_particles,
             self.doubtful,
             self.mean("iwae") - self.mean("log_p_lower"),
+            self.exact,
         )
 
     @property
@@ -156,7 +164,7 @@ class Diagnosis(Report):
         Gaps that rest on IWAE have no error over points, nan, where k̂ is above its threshold at more than a tenth of
         them: the weights may have no variance. They have one where a certified AIS bound is as high.
         """
-        found = _gaps({name: self.estimate(name) for name in self.values})
+        found = _gaps({name: self.estimate(name) for name in self.values}, self.exact)
         if errors_hold(self._reliability, found.log_evidence.source):
             return found
         of_evidence = {name: getattr(found, name).without_error() for name in ("approximation", "inference")}
@@ -175,7 +183,7 @@ class Diagnosis(Report):
         for name in COLUMNS:
             if name in self.values:
                 value, error = self.estimate(name)
-            elif name == "log_p_upper":
+            elif not name.endswith("_gap"):
                 value = error = torch.full((self.num_points,), math.nan, dtype=torch.float64)
             else:
                 gap = getattr(found, name.removesuffix("_gap"))
@@ -203,7 +211,7 @@ class Diagnosis(Report):
             values = self.values[name]
             mean, error = mean_over_points(values.mean(0))
             rows[name] = (mean, error, mean - 1.96 * error, mean + 1.96 * error, self._over_draws(values), None)
-        per_draw = [_gaps(self._draw(t)) for t in range(self.num_shared)]
+        per_draw = [_gaps(self._draw(t), self.exact) for t in range(self.num_shared)]
         for name in ("approximation", "amortization", "inference", "optimization"):
             gap = getattr(found, name)
             if gap is None:
@@ -221,10 +229,13 @@ class Diagnosis(Report):
 
     def evidence(self) -> str:
         """How far the estimates of log p(x) can be trusted, and of which family q* is, in words."""
-        source = self.gaps().log_evidence.source.upper()
         khat = f"k̂ is above {khat_threshold(self.num_particles):.2f} at {self.doubtful:.0%} of the points"
-        words = self.certificate.words if self.certificate else f"there is no certificate: {self.why_uncertified}"
         errors = ", where errors of IWAE do not hold and are not given" if self.doubtful else ""
+        if self.exact:
+            known = f"log p(x) and gaps exact, by the sum over all {self.settings['codes']:,} codes of each point"
+            return f"{known}; {khat}{errors}; {self._of_family()}"
+        words = self.certificate.words if self.certificate else f"there is no certificate: {self.why_uncertified}"
+        source = self.gaps().log_evidence.source.upper()
         return f"log p(x) by {source}; {words}; {khat}{errors}; {self._of_family()}"
 
     def plot(self) -> Figure:
@@ -234,7 +245,8 @@ class Diagnosis(Report):
         return gap_figure(self.to_frame(), self.summary(), str(self.verdict))
 
     def _badges(self) -> Iterator[Badge]:
-        yield Badge("good", "certified") if self.certified else Badge("bad", "not certified", self.why_uncertified)
+        good = Badge("good", "exact" if self.exact else "certified")
+        yield good if self.certified else Badge("bad", "not certified", self.why_uncertified)
         if not self.converged:
             yield Badge("bad", "not converged", "the search for q*")
         if self.verdict.abstains:
@@ -248,7 +260,8 @@ class Diagnosis(Report):
         yield "gaps", lambda: drawing(self.plot(), "mean gaps, and the share of points with at most each gap")
         label = "the ladder of bounds, and the gap of each point against k-hat"
         edge = khat_threshold(self.num_particles)
-        yield "bounds", lambda: drawing(bounds_figure(frame, edge), label, self.evidence())
+        top = "log p" if self.exact else "log p (AIS)"
+        yield "bounds", lambda: drawing(bounds_figure(frame, edge, top), label, self.evidence())
         yield "hardest points", lambda: hardest_points(frame)
 
     def _pack(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
@@ -286,7 +299,9 @@ class Diagnosis(Report):
 
     def _of_family(self) -> str:
         words = RELATIONS[str(self.settings.get("relation", OWN))]
-        return f"family of q*: {self.settings.get('family', 'gaussian')}, {words}"
+        family = self.settings.get("family", "gaussian")
+        best = "; q* is the best of several starts: its family costs at most what is given" if family == BITS else ""
+        return f"family of q*: {family}, {words}{best}"
 
     def _draw(self, t: int) -> dict[str, Estimate]:
         return {name: Estimate(value[t], self.errors[name][t]) for name, value in self.values.items()}
@@ -306,11 +321,13 @@ class Diagnosis(Report):
         return pd.DataFrame(columns)
 
 
-def _gaps(found: Mapping[str, Estimate]) -> Gaps:
+def _gaps(found: Mapping[str, Estimate], exact: bool) -> Gaps:
+    of_evidence = found["log_p_lower"]
     return gaps(
         found["elbo"],
         found["elbo_star"],
-        ais=found["log_p_lower"],
+        ais=None if exact else of_evidence,
         iwae=found["iwae"],
+        exact=of_evidence if exact else None,
         elbo_best=found.get("elbo_best"),
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 from amortized_bayes.evaluation.psis import MIN_DRAWS
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.flows import FlowSettings
-from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings
+from amortized_bayes.inference.settings import FlowSearchSettings, LocalSettings, NumBits
 from amortized_bayes.limits import AtLeast, Count, limited
 
 __all__ = ["DiagnosisSettings"]
@@ -31,6 +31,8 @@ class DiagnosisSettings:
             that has no name, the factorized Gaussian, ``FlowSettings("gaussian")``, and no cause is named. The best
             flow is searched from the best Gaussian; it has neither residual nor restarts.
         flow_search: of that search.
+        sum_up_to: bits of a point, where its latents are bits, up to which all 2^b codes are summed: evidence, ELBO, q*
+            and gaps are exact then, without AIS and a certificate.
 
     Raises:
         ValueError: a number out of its range.
@@ -48,6 +50,7 @@ class DiagnosisSettings:
     local: LocalSettings = field(default_factory=LocalSettings)
     flow: FlowSettings | None = None
     flow_search: FlowSearchSettings = field(default_factory=FlowSearchSettings)
+    sum_up_to: NumBits = 16
 
     def __post_init__(self) -> None:
         if self.certificate.target_gap is None:

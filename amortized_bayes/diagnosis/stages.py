@@ -20,12 +20,13 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from amortized_bayes.calls import check_several
-from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates
+from amortized_bayes.diagnosis.bits import drawing, summed_estimates
+from amortized_bayes.diagnosis.estimates import Estimates, guide_estimates, plain
 from amortized_bayes.diagnosis.report import Certificate, Diagnosis
 from amortized_bayes.diagnosis.settings import DiagnosisSettings
 from amortized_bayes.diagnosis.starting import SEARCHED, chain_start, fresh_start
 from amortized_bayes.diagnosis.telling import Telling
-from amortized_bayes.diagnosis.verdict import CONTAINS, OWN, UNKNOWN, join_certificate, split_certificate
+from amortized_bayes.diagnosis.verdict import BITS, CONTAINS, OWN, UNKNOWN, join_certificate, split_certificate
 from amortized_bayes.entrance import Entered
 from amortized_bayes.evaluation.ais import ais
 from amortized_bayes.evaluation.bdmc import BDMCResult, bdmc
@@ -33,12 +34,21 @@ from amortized_bayes.evaluation.chunking import check_reach_of, point_chunks
 from amortized_bayes.evaluation.psis import khat_threshold
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.flows import FlowSettings
-from amortized_bayes.guides import Amortized, Constant, Factorized, FlowGuide
+from amortized_bayes.guides import Amortized, AmortizedBits, Constant, Factorized, FlowGuide
 from amortized_bayes.guides.autoguides import PerPointGuide
+from amortized_bayes.inference.bit_search import bits_start, search_bits
 from amortized_bayes.inference.flow_search import optimize_flow
-from amortized_bayes.inference.optimize import optimize_local
+from amortized_bayes.inference.optimize import LocalOptimum, optimize_local
 from amortized_bayes.inference.own_family import OwnFamily
-from amortized_bayes.joint import FreshStart, draw_shared, global_seed, joint_density, read_family
+from amortized_bayes.joint import (
+    FreshStart,
+    LogJoint,
+    bits_of,
+    draw_shared,
+    global_seed,
+    joint_density,
+    read_family,
+)
 from amortized_bayes.keeping import known
 from amortized_bayes.program_errors import ProgramError, first_line
 from amortized_bayes.traces import trace_pair
@@ -61,6 +71,7 @@ ROWS = (
     "expected a guide that is a function of the data, whose points can be measured block by block, got one with "
     "parameters of each point's own: diagnose takes it, with all points at once"
 )
+Search = Literal["gaussian", "own", "bits", "codes"]
 CHECKED = 1_000
 """Points at once of which it is checked that the guide reaches their posteriors."""
 
@@ -93,7 +104,7 @@ class Groundwork(NamedTuple):
 
     Args:
         fixed: draws of the latents outside the plate, one empty dict where there are none.
-        search: which search finds the best Gaussian, or q* itself.
+        search: which search finds the best Gaussian, or q* itself; ``codes`` are summed, and nothing is walked.
         fresh: for each draw, whether chains start at a search, since the guide's parameters belong to points.
         chains: how AIS chains walk, with as many temperatures as the certificate asked for.
         certificate: of these chains; ``None`` where no data can be drawn from the model.
@@ -102,7 +113,7 @@ class Groundwork(NamedTuple):
     """
 
     fixed: Sequence[Mapping[str, Tensor]]
-    search: Literal["gaussian", "own"]
+    search: Search
     fresh: Sequence[bool]
     chains: AISSettings
     certificate: Certificate | None
@@ -140,7 +151,7 @@ class _Family(NamedTuple):
 
     name: str
     relation: str = OWN
-    search: Literal["gaussian", "own"] = "gaussian"
+    search: Search = "gaussian"
 
 
 def subject_of(entered: Entered, settings: DiagnosisSettings, seed: int, telling: Telling) -> Subject:
@@ -153,8 +164,10 @@ def subject_of(entered: Entered, settings: DiagnosisSettings, seed: int, telling
     assert given is not None
     check_several(given)
     guide = entered.guide.program
+    with _said_of(given.describe()):
+        model = drawing(entered, seed)
     return Subject(
-        model=entered.model,
+        model=model,
         guide=entered.guide,
         args=entered.args,
         kwargs=entered.kwargs,
@@ -189,6 +202,13 @@ def lay_groundwork(job: Subject, *, for_blocks: bool = False) -> Groundwork:
     found, why, walk, fresh = [], "", job.settings.ais, []
     fixed = _shared_draws(job)
     family = _family(job, fixed[0])
+    described: dict[str, Any] = {"plate": job.plate, "family": family.name, "relation": family.relation}
+    described["source"] = job.source
+    if family.search == "codes":
+        if for_blocks and any(isinstance(_chain_start(job, values), FreshStart) for values in fixed):
+            raise ValueError(ROWS)
+        described["codes"] = 2 ** _joint(job, fixed[0]).dim
+        return Groundwork(fixed, family.search, [False] * len(fixed), walk, None, "codes were summed", described)
     job.telling.expect(job.settings, job.num_points, len(fixed), is_flow=job.flow.kind is not None)
     for number, values in enumerate(fixed):
         start = _chain_start(job, values)
@@ -201,8 +221,6 @@ def lay_groundwork(job: Subject, *, for_blocks: bool = False) -> Groundwork:
             walk = result.settings
         why = why or problem
     certificate = _gather(found, searched=fresh[-1]) if len(found) == len(fixed) else None
-    described: dict[str, Any] = {"plate": job.plate, "family": family.name, "relation": family.relation}
-    described["source"] = job.source
     if job.flow.kind is not None:
         described["flow"] = {**asdict(job.flow), "hidden": list(job.flow.hidden)}
     return Groundwork(fixed, family.search, fresh, walk, certificate, why, described)
@@ -252,26 +270,36 @@ def _shared_draws(job: Subject) -> list[dict[str, Tensor]]:
         trace_pair(job.model, job.guide, job.args, job.kwargs, job.plate)
         check_reached(job)
         draws = draw_shared(job.guide, *job.args, num_draws=job.settings.num_shared, plate=job.plate, **job.kwargs)
-        joint_density(job.model, *job.args, plate=job.plate, fixed=draws[0], **job.kwargs)
+        _joint(job, draws[0])
     return draws if draws[0] else draws[:1]
 
 
 def _chain_start(job: Subject, fixed: Mapping[str, Tensor]) -> Guide | FreshStart:
-    joint = joint_density(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
+    joint = _joint(job, fixed)
     return chain_start(joint, job.guide, job.settings.ais.num_fit, job.settings.local, job.seed)
 
 
 def _estimate(job: Subject, ground: Groundwork, number: int) -> Estimates:
     """All estimates of all points, given one draw of the shared latents: the ``number``th."""
     fixed = ground.fixed[number]
-    joint = joint_density(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
+    joint = _joint(job, fixed)
+    if ground.search == "codes":
+        how = (job.settings.num_particles, job.seed, job.telling.stage("codes"))
+        found = known("codes", lambda: summed_estimates(joint, job.guide, *how))
+        job.telling.estimates(found, number)
+        return plain(found)
     found = known("guide", lambda: guide_estimates(joint, job.guide, job.settings.num_particles, job.seed))
     job.telling.estimates(found, number)
+    nothing = torch.full_like(found["elbo"][0], torch.nan)
     options = {"fixed": fixed, **job.common}
     local = {"settings": job.settings.local, "progress": job.telling.stage("q*")}
-    best = optimize_local(job.model, job.guide, *job.args, family=ground.search, **local, **options)
+    if ground.search == "bits":
+        start = bits_start(joint, job.guide, job.settings.local.num_fit, job.seed)
+        best = search_bits(joint, start, seed=job.seed, **local)
+    else:
+        best = optimize_local(job.model, job.guide, *job.args, family=ground.search, **local, **options)
     star = (best.elbo_star, best.standard_error)
-    if job.flow.kind is not None:
+    if isinstance(best, LocalOptimum) and job.flow.kind is not None:
         search = {"settings": job.flow, "search": job.settings.flow_search, "progress": job.telling.stage("q* flow")}
         flow = optimize_flow(job.model, best, *job.args, **search, **options)
         star = (flow.elbo_star, flow.standard_error)
@@ -280,7 +308,6 @@ def _estimate(job: Subject, ground: Groundwork, number: int) -> Estimates:
     fresh = fresh_start(job.settings.local, job.seed) if "guide" in (ground.chains.start, ground.chains.mass) else None
     chains = fresh if ground.fresh[number] else job.guide
     bound = ais(job.model, chains, *job.args, settings=ground.chains, progress=job.telling.stage("ais"), **options)
-    nothing = torch.full_like(bound.log_p, torch.nan)
     job.telling.estimates({"log_p_lower": (bound.log_p, bound.standard_error)}, number)
     found |= {
         "elbo_star": star,
@@ -288,9 +315,14 @@ def _estimate(job: Subject, ground: Groundwork, number: int) -> Estimates:
         "log_p_lower": (bound.log_p, bound.standard_error),
         "acceptance": (bound.acceptance, nothing),
     }
-    if job.flow.kind is None and best.elbo_best is not None and best.best_error is not None:
+    if isinstance(best, LocalOptimum) and job.flow.kind is None and best.elbo_best is not None:
+        assert best.best_error is not None
         found["elbo_best"] = (best.elbo_best, best.best_error)
-    return {name: (value.double().cpu(), error.double().cpu()) for name, (value, error) in found.items()}
+    return plain(found)
+
+
+def _joint(job: Subject, fixed: Mapping[str, Tensor]) -> LogJoint:
+    return joint_density(job.model, *job.args, plate=job.plate, fixed=fixed, bits=True, **job.kwargs)
 
 
 def _own_flow(guide: Guide) -> FlowSettings:
@@ -300,9 +332,11 @@ def _own_flow(guide: Guide) -> FlowSettings:
 
 def _family(job: Subject, fixed: Mapping[str, Tensor]) -> _Family:
     """The family of q*: that asked for, that of our flows, that of the guide's sites, or, of unknown ones, Gaussian."""
+    joint = _joint(job, fixed)
+    if joint.is_bits:
+        return _family_of_bits(job, joint)
     if job.settings.flow is not None or job.flow.kind is not None:
         return _Family(job.flow.family)
-    joint = joint_density(job.model, *job.args, plate=job.plate, fixed=fixed, **job.kwargs)
     with global_seed(job.seed, "family"):
         factors = read_family(joint, job.guide)
     if factors is None:
@@ -311,9 +345,17 @@ def _family(job: Subject, fixed: Mapping[str, Tensor]) -> _Family:
     return _Family(own.name, CONTAINS if own.contains else OWN, "gaussian" if own.name == "gaussian" else "own")
 
 
+def _family_of_bits(job: Subject, joint: LogJoint) -> _Family:
+    if job.settings.flow is not None:
+        raise ValueError("expected no `flow` where latents are bits, got one: q* is a product of Bernoullis")
+    relation = UNKNOWN if bits_of(joint, job.guide) is None else OWN
+    return _Family(BITS, relation, "codes" if joint.dim <= job.settings.sum_up_to else "bits")
+
+
 def _source(guide: Guide) -> str:
     """What a guide gets its q from, a key of ``FIT``."""
-    kinds = {"encoder": (Amortized, FlowGuide), "rows": (Factorized, AutoNormal, PerPointGuide), "constant": Constant}
+    encoders, rows = (Amortized, AmortizedBits, FlowGuide), (Factorized, AutoNormal, PerPointGuide)
+    kinds = {"encoder": encoders, "rows": rows, "constant": Constant}
     return next((name for name, kind in kinds.items() if isinstance(guide, kind)), "other")
 
 

@@ -8,9 +8,10 @@ import torch
 
 from amortized_bayes.evaluation.bdmc import simulated_points
 from amortized_bayes.guides.easyguides import forget_plates
+from amortized_bayes.inference.bit_search import search_bits
 from amortized_bayes.inference.optimize import optimize_local
 from amortized_bayes.inference.settings import LocalSettings
-from amortized_bayes.joint import FreshStart, Gaussian, LogJoint, follows_data
+from amortized_bayes.joint import Bernoullis, FreshStart, LogJoint, Product, follows_data
 from amortized_bayes.types import Guide
 
 __all__ = ["SEARCHED", "chain_start", "fresh_start"]
@@ -47,7 +48,9 @@ def fresh_start(local: LocalSettings, seed: int) -> FreshStart:
     """The search. Where chains start need not be the optimum, only found alike for all points: one round goes there."""
     rough = replace(local, max_rounds=1, num_restarts=1)
 
-    def search(joint: LogJoint) -> Gaussian:
+    def search(joint: LogJoint) -> Product:
+        if joint.is_bits:
+            return Bernoullis(search_bits(joint, None, rough, seed).logits)
         args, kwargs = joint.arguments
         options = {"settings": rough, "plate": joint.plate, "fixed": joint.fixed, "seed": seed}
         return optimize_local(joint.model, None, *args, **options, **kwargs).q

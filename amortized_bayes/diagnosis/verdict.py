@@ -17,6 +17,7 @@ from amortized_bayes.evaluation.gaps import Gap, Gaps
 from amortized_bayes.evaluation.psis import khat_threshold
 
 __all__ = [
+    "BITS",
     "CONTAINS",
     "OWN",
     "RELATIONS",
@@ -69,10 +70,17 @@ FIT = {
 """How the amortization gap is closed, by what the guide gets its q from."""
 ADVICE = {
     "amortization": "{fit}",
-    "approximation": "take a richer family than the guide's",
+    "approximation": "take a richer family than {than}",
     "both": "{fit} and take a richer family",
     "nothing": "inference is close to exact; what is left to gain is in the model",
 }
+
+BITS = "independent bits"
+"""The family of q* where latents are bits: products of Bernoullis."""
+THAN_OWN, THAN = "the guide's", {BITS: "independent bits"}
+"""What a family has to be richer than, by family."""
+BEST = {BITS: "product of independent bits"}
+"""What q* is of a guide without a family, by family."""
 
 
 class Certificate(NamedTuple):
@@ -119,6 +127,7 @@ class Reliability(NamedTuple):
         num_particles: S of IWAE.
         doubtful: share of points whose k̂ is above its threshold, or not known.
         iwae_above_ais: mean of IWAE minus the AIS bound, in nats.
+        exact: whether log p(x) is no estimate.
     """
 
     certificate: Certificate | None
@@ -127,6 +136,7 @@ class Reliability(NamedTuple):
     num_particles: int
     doubtful: float
     iwae_above_ais: float
+    exact: bool = False
 
 
 class Verdict(NamedTuple):
@@ -157,6 +167,7 @@ def give_verdict(
     residual: float | None,
     relation: str = OWN,
     source: str = "other",
+    family: str = "gaussian",
 ) -> Verdict:
     """Name the cause of the inference gap, or abstain.
 
@@ -166,9 +177,10 @@ def give_verdict(
         residual: what a Newton step from q* would gain, mean over points, its upper end; ``None`` where it is unknown.
         relation: of the family of q* to the guide's, ``"own"``, ``"contains"`` or ``"unknown"``.
         source: what the guide gets its q from, a key of ``FIT``.
+        family: of q*.
     """
     of_evidence = _evidence_fails(reliability, gaps.log_evidence.source)
-    of_gaps = list(_gaps_fail(gaps, residual, relation))
+    of_gaps = list(_gaps_fail(gaps, residual, relation, family))
     reasons = (*of_evidence, *of_gaps)
     if reasons:
         at_most = "at most " if relation == CONTAINS else ""
@@ -179,7 +191,7 @@ def give_verdict(
         return Verdict(f"inference gap {_say(gaps.inference)}: {ADVICE['nothing']}", "nothing")
     share = part.mean / total
     cause = "amortization" if share >= 1 - SMALLER else "approximation" if share <= SMALLER else "both"
-    advice = ADVICE[cause].format(fit=FIT[source])
+    advice = ADVICE[cause].format(fit=FIT[source], than=THAN.get(family, THAN_OWN))
     if cause == "both":
         words = f"amortization {_say(part)} and approximation {_say(gaps.approximation)}, about a half each"
         return Verdict(f"{words}: {advice}", cause)
@@ -190,7 +202,7 @@ def give_verdict(
 
 def is_certified(reliability: Reliability) -> bool:
     """Whether the certificate of the AIS bound holds, and says something of the real points."""
-    return not _certificate_fails(reliability) and reliability.doubtful <= MOST
+    return reliability.exact or (not _certificate_fails(reliability) and reliability.doubtful <= MOST)
 
 
 def errors_hold(reliability: Reliability, source: str) -> bool:
@@ -199,7 +211,7 @@ def errors_hold(reliability: Reliability, source: str) -> bool:
     A certified AIS bound that is as high vouches for IWAE.
     """
     vouched = reliability.iwae_above_ais <= reliability.target_gap and is_certified(reliability)
-    return source == "ais" or reliability.doubtful <= MAX_DOUBTFUL or vouched
+    return source in ("ais", "exact") or reliability.doubtful <= MAX_DOUBTFUL or vouched
 
 
 def is_converged(gaps: Gaps, residual: float | None) -> bool:
@@ -207,10 +219,11 @@ def is_converged(gaps: Gaps, residual: float | None) -> bool:
     return residual is None or not list(_unfinished(gaps, residual))
 
 
-def _gaps_fail(gaps: Gaps, residual: float | None, relation: str) -> Iterator[str]:
+def _gaps_fail(gaps: Gaps, residual: float | None, relation: str, family: str) -> Iterator[str]:
     """Why no cause can be named, whatever log p(x) is."""
     if relation == UNKNOWN:
-        yield "the family of this guide is unknown, so that q* is but the best factorized Gaussian of each point"
+        best = BEST.get(family, "factorized Gaussian")
+        yield f"the family of this guide is unknown, so that q* is but the best {best} of each point"
     elif _is_negative(gaps.amortization):
         yield f"the guide is better than q*, which is to be the best of its family: amortization {gaps.amortization}"
     elif relation == CONTAINS and gaps.amortization.mean > SMALLER * gaps.inference.mean >= SMALLER * SMALL:
@@ -243,6 +256,8 @@ def _is_negative(gap: Gap) -> bool:
 
 def _evidence_fails(reliability: Reliability, source: str) -> list[str]:
     """Why the estimate used for log p(x) cannot be."""
+    if source == "exact":
+        return []
     uncertified, doubtful = _certificate_fails(reliability), reliability.doubtful
     share = f"k̂ is above {khat_threshold(reliability.num_particles):.2f} at {doubtful:.0%} of the points"
     if doubtful > MOST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyro.poutine.subsample_messenger import _Subsample
+from torch.distributions import Independent
 
 from amortized_bayes.errors import ProgramError
 from amortized_bayes.shared_draw import plate_frame
@@ -55,6 +56,8 @@ def without(site: Any) -> str:
         return f"it cannot be summed out here; {OTHERWISE}"
     if site["name"].endswith(UNOBSERVED) and _can_be_enumerated(site["fn"]):
         return f"Pyro drops {HOW} of a site with `obs_mask`: use `pyro.infer.config_enumerate(model)`, or {OTHERWISE}"
+    if isinstance(site["fn"], Independent) and _can_be_enumerated(site["fn"].base_dist):
+        return f"give each of its values a site of its own, marked {HOW}, to have them summed out, or {OTHERWISE}"
     return f"mark it {HOW} to have it summed out, or {OTHERWISE}" if _can_be_enumerated(site["fn"]) else OTHERWISE
 
 

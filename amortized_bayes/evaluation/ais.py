@@ -108,7 +108,7 @@ def ais(
     """
     settings = settings or AISSettings()
     entered = enter(ais, model, guide, args, kwargs, plate=plate, per_point=per_point)
-    joint = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
+    joint = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, bits=True, **entered.kwargs)
     tick = Ticker(progress, settings, walks=1)
     walks = []
     for chunk in chunks(joint, found_start(joint, entered.guide), settings, seed, tick):

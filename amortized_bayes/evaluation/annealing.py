@@ -9,16 +9,28 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from amortized_bayes.evaluation.hmc import ChainState, Ladder, PathDensity, PathEnds, PathGradients, Walk, start_chains
+from amortized_bayes.evaluation.bit_flips import flip_transition
+from amortized_bayes.evaluation.hmc import (
+    ChainState,
+    Ladder,
+    PathDensity,
+    PathEnds,
+    PathGradients,
+    Walk,
+    hmc_transition,
+    start_chains,
+)
 from amortized_bayes.evaluation.ladder import tune
 from amortized_bayes.evaluation.settings import AISSettings, Progress
 from amortized_bayes.joint import (
+    Bernoullis,
     Gaussian,
     LogJoint,
+    Product,
     Whitening,
     captured_or_plain,
-    draw,
     global_seed,
+    guide_start,
     only,
     points_per_chunk,
     whitened_start,
@@ -42,7 +54,7 @@ class Chunk(NamedTuple):
     """
 
     density: PathDensity
-    start: Gaussian | None
+    start: Product | None
     ladder: Ladder
     points: Tensor
     num_kept: int
@@ -53,7 +65,7 @@ class Chunk(NamedTuple):
     def draw_start(self, num_chains: int) -> ChainState:
         """Chains drawn from the start density."""
         if self.start is not None:
-            return start_chains(self.density, draw(self.start, num_chains, self.generator))
+            return start_chains(self.density, self.start.sample(num_chains, self.generator)[0])
         seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
         with global_seed(seed):
             return self.start_at(self.joint.sample_prior(num_chains))
@@ -83,7 +95,7 @@ class Ticker:
 
 def chunks(
     joint: LogJoint,
-    guide: Guide | Gaussian | None,
+    guide: Guide | Product | None,
     settings: AISSettings,
     seed: int,
     tick: Ticker,
@@ -108,14 +120,15 @@ def chunks(
         generator = torch_generator(seed, "ais", number, device=joint.device)
         with global_seed(seed, "guide", number):
             q, white = _start(part, points % joint.num_points, guide, settings)
-            start = Gaussian(q.loc, q.scale * settings.widen)
+            start = q.widened(settings.widen)
             prior = part.sample_prior(num_pilots) if settings.start == "prior" else None
         if prior is not None and white is not None:
             prior = white.enter(prior).contiguous()
-        z = draw(start, num_pilots, generator) if prior is None else prior
+        z = start.sample(num_pilots, generator)[0] if prior is None else prior
         pilot = programs.density(part, start, z, white)
-        inverse_mass = q.scale.square() if settings.mass == "guide" else torch.ones_like(q.scale)
-        ladder = tune(pilot, start_chains(pilot, z), settings, inverse_mass, generator, tick)
+        inverse_mass = q.inverse_mass if settings.mass == "guide" else torch.ones_like(q.inverse_mass)
+        move = flip_transition if joint.is_bits else hmc_transition
+        ladder = tune(pilot, start_chains(pilot, z), settings, inverse_mass, generator, tick, move)
         density = programs.density(part, start, z.new_empty(settings.num_chains, *z.shape[1:]).copy_(z[:1]), white)
         yield Chunk(
             density=density,
@@ -136,23 +149,28 @@ class Programs:
         self.settings, self.calls = settings, calls
         self.captured: dict[tuple[int, bool], tuple[Program, Program]] = {}
 
-    def density(self, joint: LogJoint, start: Gaussian, z: Tensor, white: Whitening | None = None) -> PathDensity:
+    def density(self, joint: LogJoint, start: Product, z: Tensor, white: Whitening | None = None) -> PathDensity:
         """The density for chains of which some stand at z ``(C, B, D)``, in coordinates ``white`` if there are any."""
         key, whitened = (len(z), white is not None), () if white is None else white.tensors
         inputs = (*start, *whitened, *joint.inputs(len(z)))
         if key not in self.captured:
             at = (z, *inputs)
             program = captured_or_plain(
-                _program(joint, self.settings, len(whitened)), at, [t.flip(0) for t in at], self.calls
+                _program(joint, self.settings, len(whitened), type(start)), at, [t.flip(0) for t in at], self.calls
             )
             self.captured[key] = program, only(program, (2, 3))
         return _Bound(*self.captured[key], inputs)
 
 
-def _program(joint: LogJoint, settings: AISSettings, num_white: int = 0) -> Program:
-    """Both ends of the path and their gradients as a function of tensors alone, of which so many are coordinates."""
+def _program(joint: LogJoint, settings: AISSettings, num_white: int = 0, kind: type[Product] = Gaussian) -> Program:
+    """Both ends of the path and their gradients as a function of tensors alone.
 
-    def program(z: Tensor, loc: Tensor, scale: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+    They are those of the start, which is of this kind, of the coordinates, of which there are so many, and the data.
+    """
+    num_start = len(kind._fields)
+
+    def program(z: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+        start, tensors = tensors[:num_start], tensors[num_start:]
         white, (index, *data) = tensors[:num_white], tensors[num_white:]
         with torch.enable_grad():
             z = z.detach().requires_grad_()
@@ -162,15 +180,21 @@ def _program(joint: LogJoint, settings: AISSettings, num_white: int = 0) -> Prog
             log_prior = log_prior if volume is None else log_prior + volume
             log_end = log_prior + log_likelihood
             from_prior = settings.start == "prior"
-            (grad_end,) = torch.autograd.grad(log_end.sum(), z, retain_graph=from_prior)
+            grad_end = _slope(log_end, z, joint.is_bits, keep=from_prior)
             if from_prior:
-                (grad_start,) = torch.autograd.grad(log_prior.sum(), z)
-                return log_prior.detach(), log_end.detach(), grad_start, grad_end
-        white = (z.detach() - loc) / scale
-        log_start = -(0.5 * white.square() + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-        return log_start, log_end.detach(), -white / scale, grad_end
+                return log_prior.detach(), log_end.detach(), _slope(log_prior, z, joint.is_bits), grad_end
+        log_start, grad_start = kind.score(z.detach(), *start)
+        return log_start, log_end.detach(), grad_start, grad_end
 
     return program
+
+
+def _slope(log_density: Tensor, z: Tensor, is_bits: bool, *, keep: bool = False) -> Tensor:
+    """The gradient in z, ``(C, B, D)``: 0 where a model takes its bits without one."""
+    if is_bits and not log_density.requires_grad:
+        return torch.zeros_like(z)
+    (slope,) = torch.autograd.grad(log_density.sum(), z, retain_graph=keep, allow_unused=is_bits)
+    return torch.zeros_like(z) if slope is None else slope
 
 
 class _Bound(NamedTuple):
@@ -189,17 +213,19 @@ class _Bound(NamedTuple):
 
 
 def _start(
-    joint: LogJoint, points: Tensor, guide: Guide | Gaussian | None, settings: AISSettings
-) -> tuple[Gaussian, Whitening | None]:
+    joint: LogJoint, points: Tensor, guide: Guide | Product | None, settings: AISSettings
+) -> tuple[Product, Whitening | None]:
     """Where chains start, and the coordinates that they walk in, of which the start is then."""
     if guide is None:
         return _standard(joint), None
-    if isinstance(guide, Gaussian):
-        return Gaussian(*(part[points.to(part.device)] for part in guide)), None
+    if isinstance(guide, Product):
+        return type(guide)(*(part[points.to(part.device)] for part in guide)), None
+    if joint.is_bits:
+        return guide_start(joint, guide, settings.num_fit), None
     q, white = whitened_start(joint, guide, settings.num_fit)
     return (q, None) if white is None or settings.mass == "unit" else (_standard(joint), white)
 
 
-def _standard(joint: LogJoint) -> Gaussian:
+def _standard(joint: LogJoint) -> Product:
     zeros = torch.zeros(joint.num_points, joint.dim, dtype=joint.dtype, device=joint.device)
-    return Gaussian(zeros, torch.ones_like(zeros))
+    return Bernoullis(zeros) if joint.is_bits else Gaussian(zeros, torch.ones_like(zeros))

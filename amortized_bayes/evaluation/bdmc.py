@@ -33,8 +33,8 @@ from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.evaluation.simulation import simulate
 from amortized_bayes.joint import (
     FreshStart,
-    Gaussian,
     LogJoint,
+    Product,
     Start,
     follows_data,
     found_start,
@@ -181,7 +181,7 @@ def bdmc(
     target_gap, max_temperatures = wanted.target_gap, wanted.max_temperatures
     entered = enter(bdmc, model, guide, args, kwargs, plate=plate, per_point=per_point)
     guide = entered.guide
-    real = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, **entered.kwargs)
+    real = joint_density(entered.model, *entered.args, plate=entered.plate, fixed=fixed, bits=True, **entered.kwargs)
     num_points = min(wanted.num_points, real.num_points)
     some = real.select(torch.arange(num_points))
     simulated, z = simulated_points(real, num_points, seed, "simulate")
@@ -239,7 +239,7 @@ def _enough_temperatures(
 def _sandwich(
     joint: LogJoint,
     z: Tensor,
-    guide: Guide | Gaussian | None,
+    guide: Guide | Product | None,
     settings: AISSettings,
     seed: int,
     progress: Progress | None,
@@ -277,7 +277,7 @@ def _sandwich(
 
 def _difficulty(
     points: tuple[LogJoint, LogJoint],
-    starts: tuple[Guide | Gaussian | None, Guide | Gaussian | None],
+    starts: tuple[Guide | Product | None, Guide | Product | None],
     seed: int,
     num_particles: int = 64,
 ) -> Difficulty:
@@ -292,12 +292,11 @@ def _difficulty(
     return Difficulty(values[0], values[1], (difference / error).item())
 
 
-def _weights(joint: LogJoint, q: Guide | Gaussian | None) -> Tensor:
+def _weights(joint: LogJoint, q: Guide | Product | None) -> Tensor:
     """Log weights of one draw, ``(1, B)``."""
-    if isinstance(q, Gaussian):
-        noise = torch.randn_like(q.loc)
-        log_q = -(0.5 * noise.square() + q.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-        return (joint(q.loc + q.scale * noise) - log_q)[None]
+    if isinstance(q, Product):
+        z, log_q = q.sample(1)
+        return joint(z) - log_q
     assert q is not None
     args, kwargs = joint.arguments
     model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, q))

@@ -78,7 +78,7 @@ class Gap(NamedTuple):
 class LogEvidence(NamedTuple):
     """log p̂(x): the chosen estimate, and both means with their standard errors over points, in nats.
 
-    ``source`` is ``"ais"`` or ``"iwae"``. Means of an estimate that was not made are NaN.
+    ``source`` is ``"ais"``, ``"iwae"`` or ``"exact"``. Means of an estimate that was not made are NaN.
     """
 
     chosen: Estimate
@@ -106,6 +106,7 @@ def gaps(
     *,
     ais: Estimate | None = None,
     iwae: Estimate | None = None,
+    exact: Estimate | None = None,
     elbo_best: Estimate | None = None,
     confidence: Annotated[float, Above(0), Below(1)] = 0.95,
 ) -> Gaps:
@@ -116,11 +117,12 @@ def gaps(
         elbo_star: L[q*], from the best member of the family for each point.
         ais: lower bound on log p(x) by AIS.
         iwae: lower bound on log p(x) by importance weighting.
+        exact: log p(x) itself, where it is known; its errors are those of rounding.
         elbo_best: L of the best q* found in several restarts.
         confidence: of the intervals.
 
     Raises:
-        ValueError: neither ``ais`` nor ``iwae``, estimates of different points, or a confidence outside (0, 1).
+        ValueError: no estimate of log p(x), estimates of different points, or a confidence outside (0, 1).
 
     Example:
         >>> import torch
@@ -130,7 +132,7 @@ def gaps(
         >>> ab.gaps(elbo, best, ais=log_p).amortization.mean
         1.0
     """
-    evidence = log_evidence(ais, iwae)
+    evidence = log_evidence(ais, iwae, exact)
     return Gaps(
         approximation=paired_gap(evidence.chosen, elbo_star, confidence),
         amortization=paired_gap(elbo_star, elbo, confidence),
@@ -178,12 +180,15 @@ def paired_gap(upper: Estimate, lower: Estimate, confidence: float = 0.95) -> Ga
     )
 
 
-def log_evidence(ais: Estimate | None, iwae: Estimate | None) -> LogEvidence:
-    """Choose the estimate of log p(x) with the higher mean over points.
+def log_evidence(ais: Estimate | None, iwae: Estimate | None, exact: Estimate | None = None) -> LogEvidence:
+    """Choose what is exact, or the estimate of log p(x) with the higher mean over points.
 
     Raises:
-        ValueError: neither was given, or they are of different points.
+        ValueError: none was given, or AIS and IWAE are of different points.
     """
+    if exact is not None:
+        of_iwae = mean_over_points(iwae.value) if iwae is not None else (math.nan, math.nan)
+        return LogEvidence(exact, "exact", math.nan, math.nan, *of_iwae)
     if ais is None and iwae is None:
         raise ValueError("expected an AIS or an IWAE estimate of log p(x), got neither")
     if ais is not None and iwae is not None and ais.value.shape != iwae.value.shape:

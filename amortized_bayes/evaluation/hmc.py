@@ -32,9 +32,11 @@ __all__ = [
     "PathDensity",
     "PathEnds",
     "PathGradients",
+    "Transition",
     "TransitionInfo",
     "Walk",
     "anneal",
+    "choose_chains",
     "hmc_transition",
     "leapfrog",
     "start_chains",
@@ -106,22 +108,6 @@ class TransitionInfo(NamedTuple):
     acceptance: Tensor
     accepted: Tensor
     divergent: Tensor
-
-
-class Ladder(NamedTuple):
-    """Frozen settings of an annealed walk.
-
-    Args:
-        betas: inverse temperatures from 0 to 1, ``(T + 1,)``.
-        step_sizes: at ``betas[1:]``, ``(T, B)``.
-        inverse_mass: ``(B, D)``.
-        num_leapfrog: gradients a transition.
-    """
-
-    betas: Tensor
-    step_sizes: Tensor
-    inverse_mass: Tensor
-    num_leapfrog: int
 
 
 class Walk(NamedTuple):
@@ -244,8 +230,29 @@ def hmc_transition(
     divergent = log_ratio.isnan() | (log_ratio < -1000)
     acceptance = log_ratio.clamp(max=0).exp().masked_fill(divergent, 0.0)
     accepted = torch.empty_like(acceptance).uniform_(generator=generator) < acceptance
-    state = ChainState(_choose(accepted, proposal.z, state.z), _choose_ends(accepted, proposal.ends, state.ends))
-    return state, TransitionInfo(acceptance, accepted, divergent)
+    return choose_chains(accepted, proposal, state), TransitionInfo(acceptance, accepted, divergent)
+
+
+Transition = Callable[..., tuple[ChainState, TransitionInfo]]
+"""Moves chains and leaves f_beta unchanged; called as :func:`hmc_transition`, and reversible as that is."""
+
+
+class Ladder(NamedTuple):
+    """Frozen settings of an annealed walk.
+
+    Args:
+        betas: inverse temperatures from 0 to 1, ``(T + 1,)``.
+        step_sizes: at ``betas[1:]``, ``(T, B)``.
+        inverse_mass: ``(B, D)``.
+        num_leapfrog: gradients a transition.
+        transition: by which chains move.
+    """
+
+    betas: Tensor
+    step_sizes: Tensor
+    inverse_mass: Tensor
+    num_leapfrog: int
+    transition: Transition = hmc_transition
 
 
 @torch.no_grad()
@@ -285,7 +292,7 @@ def anneal(
             place = step if backwards else step + 1
             if 0 < place < num_steps:
                 beta, step_size = ladder.betas[place], ladder.step_sizes[place - 1]
-                state, info = hmc_transition(
+                state, info = ladder.transition(
                     density, state, beta, step_size, ladder.inverse_mass, ladder.num_leapfrog, generator
                 )
                 acceptance += info.acceptance.double().mean(0) / (num_steps - 1)
@@ -299,9 +306,11 @@ def anneal(
     return Walk(log_weights.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), acceptance, divergences)
 
 
+def choose_chains(accepted: Tensor, new: ChainState, old: ChainState) -> ChainState:
+    """The chains that move, ``(C, B)``, at their new places and the others where they were."""
+    ends = PathEnds(*(_choose(accepted, n, o) for n, o in zip(new.ends, old.ends, strict=True)))
+    return ChainState(_choose(accepted, new.z, old.z), ends)
+
+
 def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(accepted if new.dim() == accepted.dim() else accepted[..., None], new, old)
-
-
-def _choose_ends(accepted: Tensor, new: PathEnds, old: PathEnds) -> PathEnds:
-    return PathEnds(*(_choose(accepted, n, o) for n, o in zip(new, old, strict=True)))

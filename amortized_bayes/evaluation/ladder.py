@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from amortized_bayes.divergence import CHECK_EVERY
-from amortized_bayes.evaluation.hmc import ChainCheck, ChainState, Ladder, PathDensity, hmc_transition
+from amortized_bayes.evaluation.hmc import ChainCheck, ChainState, Ladder, PathDensity, Transition, hmc_transition
 from amortized_bayes.evaluation.settings import AISSettings
 from amortized_bayes.keeping import kept
 
@@ -31,6 +31,7 @@ def tune(
     inverse_mass: Tensor,
     generator: Generator,
     tick: Callable[[], None] = lambda: None,
+    transition: Transition = hmc_transition,
 ) -> Ladder:
     """Walk pilot chains up a coarse ladder, learn step sizes and spacing there, and freeze them.
 
@@ -51,7 +52,7 @@ def tune(
         weights, divergences = torch.zeros_like(state.ends.log_end), torch.zeros_like(log_step)
         check = ChainCheck(state, weights, len(steps), divergences)
         for place in places[len(steps) :]:
-            state, info = hmc_transition(
+            state, info = transition(
                 density, state, grid[place], log_step.exp(), inverse_mass, settings.num_leapfrog, generator
             )
             log_step = log_step + (GAIN * (info.acceptance.mean(0) - settings.target_acceptance)).clamp(min=LEAST)
@@ -71,7 +72,8 @@ def tune(
         betas[0], betas[-1] = 0.0, 1.0
     else:
         betas = _spaced(settings.schedule, settings.num_temperatures).to(grid)
-    return Ladder(betas, _interpolate(betas[1:], grid[1:], smooth).exp(), inverse_mass, settings.num_leapfrog)
+    step_sizes = _interpolate(betas[1:], grid[1:], smooth).exp()
+    return Ladder(betas, step_sizes, inverse_mass, settings.num_leapfrog, transition)
 
 
 def growth(rounds: Sequence[tuple[int, float]], target_gap: float) -> float:

@@ -22,12 +22,13 @@ class AISSettings:
     Args:
         num_chains: C.
         num_temperatures: T, steps from start to joint.
-        num_leapfrog: gradients per temperature; an even number makes pairs, which keep the energy better.
+        num_leapfrog: gradients per temperature; an even number makes pairs, which keep the energy better. Of bits:
+            Metropolis steps, in each of which all bits are proposed to flip.
         start: ``"guide"`` (its q as a Gaussian, widened: an amortized proposal) or ``"prior"``.
-        mass: ``"guide"`` (1/scale² of the guide's q) or ``"unit"``.
+        mass: ``"guide"`` (1/scale² of the guide's q) or ``"unit"``; the same for bits.
         schedule: spacing of the temperatures: ``"adaptive"`` (equal steps of √Var log(f_1/f_0) dβ, seen by pilot
             chains), ``"linear"`` or ``"sigmoid"``.
-        widen: factor on the scales of q in the start.
+        widen: factor on the scales of q in the start; bits have log odds over its square.
         target_acceptance: of the pilot chains. Pairs of steps are best short of the acceptance that velocity Verlet
             would like: their steps would turn round.
         num_pilot: temperatures that the pilot chains walk.

@@ -5,8 +5,8 @@ Sums are kept as logarithms,
 .. math:: \ell_1 = \log \sum_s w_s, \qquad \ell_2 = \log \sum_s w_s^2,
 
 from which the log mean and its standard error by the delta method follow. Where the guide's q is a factorized
-Gaussian, it is read off once and particles are drawn from it directly: the encoder is not run again for each, and
-log p(x, z) is replayed from a captured graph. Others are weighed by the seam, as few particles are.
+Gaussian or a product of Bernoullis, it is read off once and particles are drawn from it directly: the encoder is not
+run again for each, and log p(x, z) is replayed from a captured graph. Others are weighed by the seam, as few are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from amortized_bayes.evaluation.chunking import PointChunk
 from amortized_bayes.evaluation.psis import MIN_DRAWS, heaviest, khat_threshold, tail_khat
 from amortized_bayes.guides.autoguides import as_per_point
-from amortized_bayes.joint import LogJoint, captured_or_plain, joint_density, read_gaussian
+from amortized_bayes.joint import LogJoint, captured_or_plain, joint_density, read_start
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import sample_sites
 from amortized_bayes.types import Guide, Model
@@ -111,7 +111,7 @@ def _joint_of(chunk: PointChunk, model: Model, guide: Guide) -> LogJoint | None:
 @torch.no_grad()
 def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: int) -> Iterator[Tensor]:
     """Log weights of draws from the guide, ``(s, B)`` in nats each, S in all, by torch's global generator."""
-    q = read_gaussian(joint, guide)
+    q = read_start(joint, guide)
     if q is None:
         args, kwargs = joint.arguments
         model, program = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
@@ -128,12 +128,10 @@ def weight_blocks(joint: LogJoint, guide: Guide, num_particles: int, max_rows: i
 
     program = None
     for block in blocks(num_particles, size):
-        noise = torch.randn(size, *q.loc.shape, dtype=q.loc.dtype, device=q.loc.device)
-        z = q.loc + q.scale * noise
+        z, log_q = q.sample(size)
         tensors = (z.flatten(0, 1), *inputs)
         if program is None:
             program = captured_or_plain(density, tensors, [t.flip(0) for t in tensors], math.ceil(num_particles / size))
-        log_q = -(0.5 * noise.square() + q.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
         yield (program(*tensors)[0].reshape(size, -1) - log_q)[:block]
 
 

@@ -16,8 +16,6 @@ import pyro.poutine as poutine
 import torch
 from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent
@@ -25,6 +23,7 @@ from torch.distributions import Independent
 from amortized_bayes.inference.bit_gradients import Bits, Codes, Estimator, draw_codes
 from amortized_bayes.inference.importance import unmasked
 from amortized_bayes.inference.options import check_particles
+from amortized_bayes.joint import FilledBits
 from amortized_bayes.limits import Count, Positive, limited
 from amortized_bayes.snapshots import snapshot
 from amortized_bayes.traces import checked_frame, pair_with, sample_sites, trace_guide, trace_pair
@@ -151,7 +150,7 @@ class BernoulliELBO(ELBO):
         self, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], value: float = 0.0
     ) -> tuple[poutine.Trace, dict[str, Bits]]:
         """A guide's trace in which all bits are ``value``, and the bits."""
-        with _Filling(value) as filling:
+        with FilledBits(value) as filling:
             trace = trace_guide(guide, args, kwargs, self.plate)
         wanted, bits = f"objective {self.estimator!r} expected", {}
         for site in sample_sites(trace):
@@ -194,21 +193,6 @@ class BernoulliELBO(ELBO):
                     f"objective {self.estimator!r} expected a guide in which nothing depends on a bit, got {name!r}, "
                     "which changes with one; use objective 'rws'"
                 )
-
-
-class _Filling(Messenger):
-    """Gives the bits that a guide draws a value."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
-        self.names: set[str] = set()
-
-    def _pyro_sample(self, msg: Any) -> None:
-        given = msg["done"] or msg["is_observed"] or msg["value"] is not None or isinstance(msg["fn"], _Subsample)
-        if not given and isinstance(fn := unmasked(msg["fn"]), dist.Bernoulli):
-            self.names.add(msg["name"])
-            msg["value"] = torch.full_like(fn.logits, self.value)
 
 
 def _with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:

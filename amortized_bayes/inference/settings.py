@@ -8,7 +8,10 @@ from typing import Annotated
 
 from amortized_bayes.limits import AtLeast, Count, Even, NotNegative, Positive, limited
 
-__all__ = ["FlowSearchSettings", "LocalSettings"]
+__all__ = ["FlowSearchSettings", "LocalSettings", "NumBits"]
+
+NumBits = Annotated[int, AtLeast(0, 24)]
+"""Bits of a point up to which its codes are summed: 2^24 of them take 128 MB."""
 
 
 PAIRS = Even("since draws come in pairs")

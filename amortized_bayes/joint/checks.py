@@ -13,6 +13,7 @@ from torch.distributions import TransformedDistribution
 
 from amortized_bayes.enumeration import is_enumerated, is_marked, without
 from amortized_bayes.joint.auxiliary import check_auxiliary, check_factors, check_jacobians
+from amortized_bayes.joint.density import are_bits
 from amortized_bayes.masks import is_masked, is_one
 from amortized_bayes.program_errors import first_line
 from amortized_bayes.shared_draw import plate_frame
@@ -55,8 +56,11 @@ def check_fixed(trace: poutine.Trace, plate: str, fixed: Mapping[str, Tensor]) -
             raise ValueError(f"expected a value of shape {shape} for {name!r}, got {tuple(value.shape)}")
 
 
-def check_latents(trace: poutine.Trace, plate: str) -> None:
-    """Refuse a model without local latents, or with one that has no density on the unconstrained space."""
+def check_latents(trace: poutine.Trace, plate: str, *, bits: bool = False) -> None:
+    """Refuse a model without local latents, or with one that has no density on the unconstrained space.
+
+    With ``bits`` all of them may be Bernoulli instead.
+    """
     if all(plate_frame(node, plate) is None for node in sample_sites(trace)):
         raise no_plate_error(trace, plate)
     latents = [node for node in sample_sites(trace) if not (node["is_observed"] or is_marked(node, plate))]
@@ -65,9 +69,11 @@ def check_latents(trace: poutine.Trace, plate: str) -> None:
             f"expected continuous latents inside plate {plate!r}, got none (enumerated ones are summed out): there is "
             "nothing to infer for each point"
         )
+    drawn = [node for node in latents if plate_frame(node, plate) is not None]
+    bits = bits and all(are_bits(node["fn"].support) for node in drawn)
     for node in latents:
-        if node["fn"].support.is_discrete:
-            kind = type(node["fn"]).__name__
+        if node["fn"].support.is_discrete and not (bits and plate_frame(node, plate) is not None):
+            kind = type(unwrapped(node["fn"])).__name__
             raise ValueError(f"expected continuous latents, got {node['name']!r} of {kind}: {without(node)}")
         if plate_frame(node, plate) is None:
             raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")

@@ -7,7 +7,8 @@ For a local latent with constrained value :math:`v_b` and support-given bijectio
 one value a data point and chain, in nats. All local latents of a point are laid side by side in one vector of size D.
 Chains are made by tiling the data along the plate, as in :mod:`amortized_bayes.weights`. Latents outside the plate
 (decoder weights) are held at values given, so that every point stands alone. Discrete latents that the model marks
-``infer={"enumerate": "parallel"}`` are summed out.
+``infer={"enumerate": "parallel"}`` are summed out. Where all latents of a point are Bernoulli and drawn, z is made of
+their values, 0 and 1.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import pyro.poutine as poutine
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import identity_transform
 from torch.utils import _pytree as pytree
 
 from amortized_bayes.enumeration import enumerated_trace
@@ -31,7 +33,7 @@ from amortized_bayes.tiling import at_places
 from amortized_bayes.traces import PairedTraces
 from amortized_bayes.types import Model
 
-__all__ = ["LocalSite", "LogJoint", "plate_to_front"]
+__all__ = ["LocalSite", "LogJoint", "are_bits", "bijection_to", "plate_to_front", "site_support"]
 
 
 class LocalSite(NamedTuple):
@@ -85,6 +87,11 @@ class LogJoint:
         return self.sites[-1].place.stop
 
     @property
+    def is_bits(self) -> bool:
+        """Whether z is made of bits: all local latents are Bernoulli."""
+        return all(are_bits(site.support) for site in self.sites)
+
+    @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the model for these B points."""
         return pytree.tree_unflatten(list(self.leaves), self._spec)
@@ -136,7 +143,7 @@ class LogJoint:
         columns = []
         for site in self.sites:
             node: Any = trace.nodes[site.name]
-            free = biject_to(support_of(node)).inv(node["value"])
+            free = bijection_to(site_support(node)).inv(node["value"])
             columns.append(plate_to_front(node, self.plate, free).flatten(1) if free.dim() > 1 else free[:, None])
         return torch.cat(columns, -1)
 
@@ -199,13 +206,31 @@ class _Put(Messenger):
         if site is None:
             return
         batch = 1 + len(site.shape) - msg["fn"].event_dim  # without dimensions of enumerated sites it depends on
-        axis, transform = batch + plate_frame(msg, self.plate).dim, biject_to(support_of(msg))
+        axis, transform = batch + plate_frame(msg, self.plate).dim, bijection_to(site_support(msg))
         free = self.z[:, site.place].reshape(-1, *site.free_shape).movedim(0, axis)
         msg["value"], msg["done"] = transform(free), True
         if msg["value"].dim() > 1 + len(site.shape):
             raise ValueError(f"the support of latent {site.name!r} depends on an enumerated site; expected one support")
         jacobian = transform.log_abs_det_jacobian(free, msg["value"])
         self.jacobians[site.name] = jacobian.flatten(batch).sum(-1) if jacobian.dim() > batch else jacobian
+
+
+def are_bits(support: Any) -> bool:
+    """Whether values are 0 or 1."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.boolean))
+
+
+def site_support(node: Any) -> Constraint:
+    """The support of a latent site in the form that :func:`bijection_to` knows; errors as ``support_of``."""
+    support = node["fn"].support
+    return support if are_bits(support) else support_of(node)
+
+
+def bijection_to(support: Constraint) -> Any:
+    """From all reals, or from bits to bits."""
+    return identity_transform if are_bits(support) else biject_to(support)
 
 
 def plate_to_front(node: Any, plate: str, value: Tensor) -> Tensor:

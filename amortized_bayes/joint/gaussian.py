@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Generator, Tensor
 from torch.distributions import Normal
 
 from amortized_bayes.calls import only_plate
+from amortized_bayes.joint.bits import Bernoullis, FilledBits, fitted_bits, read_bits
 from amortized_bayes.joint.checks import check_guide
 from amortized_bayes.joint.density import LogJoint, plate_to_front
 from amortized_bayes.joint.factors import Factor, read_factors
@@ -27,12 +29,16 @@ from amortized_bayes.types import Guide
 
 __all__ = [
     "Gaussian",
+    "Product",
+    "bits_of",
     "draw",
     "draw_shared",
     "gaussian_start",
     "global_seed",
+    "guide_start",
     "read_family",
-    "read_gaussian",
+    "read_start",
+    "run_pair",
     "same_at_all_points",
     "whitened_start",
 ]
@@ -43,6 +49,61 @@ class Gaussian(NamedTuple):
 
     loc: Tensor
     scale: Tensor
+
+    @property
+    def inverse_mass(self) -> Tensor:
+        """Of chains that walk here, ``(B, D)``."""
+        return self.scale.square()
+
+    def widened(self, factor: float) -> Gaussian:
+        """With scales so many times larger."""
+        return Gaussian(self.loc, self.scale * factor)
+
+    def sample(self, num: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draws ``(S, B, D)`` and their log densities ``(S, B)``."""
+        noise = torch.empty(num, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+        noise.normal_(generator=generator)
+        log_q = -(0.5 * noise.square() + self.scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return self.loc + self.scale * noise, log_q
+
+    @staticmethod
+    def score(z: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density at z, ``(C, B, D)``, and its gradient."""
+        white = (z - loc) / scale
+        return -(0.5 * white.square() + scale.log() + 0.5 * math.log(2 * math.pi)).sum(-1), -white / scale
+
+
+Product = Gaussian | Bernoullis
+"""A product for each point that chains can start at, of what its latents are."""
+
+
+def guide_start(joint: LogJoint, guide: Guide, num_fit: int) -> Product:
+    """The guide's q as a factorized Gaussian, or as a product of Bernoullis where the latents are bits.
+
+    Bits that depend on each other in q have their frequencies in ``num_fit`` draws; errors as :func:`gaussian_start`.
+    """
+    if not joint.is_bits:
+        return gaussian_start(joint, guide, num_fit)
+    found = bits_of(joint, guide)
+    if found is None:
+        found = fitted_bits(torch.stack([joint.pack(run_pair(joint, guide).model) for _ in range(num_fit)]))
+    bad = found.logits.isnan().any(-1).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"the guide's log odds are not numbers at point {bad[0]} of this chunk")
+    return found
+
+
+def bits_of(joint: LogJoint, guide: Guide) -> Bernoullis | None:
+    """The guide's q where it is a product of Bernoullis over the bits of each point; else ``None``.
+
+    Raises:
+        ValueError: the guide misses a site.
+    """
+    runs = []
+    for value in (0.0, 1.0):
+        with global_seed(0, "bits"), FilledBits(value):
+            runs.append(run_pair(joint, guide))
+    return read_bits(joint.sites, (runs[0], runs[1]))
 
 
 def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:
@@ -64,7 +125,7 @@ def whitened_start(joint: LogJoint, guide: Guide, num_fit: int) -> tuple[Gaussia
     if factors is not None and all(factor.gaussian for factor in factors):
         q, white = _moments(factors), Whitening.of(factors)
     else:
-        more = (_run(joint, guide) for _ in range(num_fit - 2))
+        more = (run_pair(joint, guide) for _ in range(num_fit - 2))
         draws = torch.stack([joint.pack(t.model) for t in (*traces, *more)])
         q = Gaussian(draws.mean(0), draws.std(0))
     bad = (~(q.loc.isfinite() & q.scale.isfinite() & (q.scale > 0)).all(-1)).nonzero().flatten().tolist()
@@ -73,13 +134,14 @@ def whitened_start(joint: LogJoint, guide: Guide, num_fit: int) -> tuple[Gaussia
     return q, white
 
 
-def read_gaussian(joint: LogJoint, guide: Guide) -> Gaussian | None:
-    """The guide's q where it is a factorized Gaussian on the unconstrained space, the same at each run; else ``None``.
+def read_start(joint: LogJoint, guide: Guide) -> Product | None:
+    """The guide's q where it is a factorized Gaussian on the unconstrained space, or a product of Bernoullis over bits,
+    the same at each run; else ``None``.
 
     Raises:
         ValueError: the guide misses a site.
     """
-    return _gaussian(read_family(joint, guide))
+    return bits_of(joint, guide) if joint.is_bits else _gaussian(read_family(joint, guide))
 
 
 def read_family(joint: LogJoint, guide: Guide) -> list[Factor] | None:
@@ -99,7 +161,7 @@ def same_at_all_points(joint: LogJoint, guide: Guide) -> bool:
     args, kwargs = joint.arguments
     guide = poutine.condition(guide, data=joint.fixed) if joint.fixed else guide
     given = {}
-    traces = _run(joint, guide)
+    traces = run_pair(joint, guide)
     for site in traces.local_sites(traces.guide, observed=False):
         if not isinstance(unwrapped(site["fn"]), Delta):  # what is made of others is made anew
             rows = plate_to_front(site, joint.plate, site["value"])
@@ -166,8 +228,7 @@ def draw_shared(
 
 def draw(start: Gaussian, num_chains: int, generator: Generator) -> Tensor:
     """Draws of a Gaussian, ``(C, B, D)``."""
-    noise = torch.empty(num_chains, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
-    return start.loc + start.scale * noise.normal_(generator=generator)
+    return start.sample(num_chains, generator)[0]
 
 
 @contextmanager
@@ -180,14 +241,15 @@ def global_seed(seed: int, *names: str | int) -> Iterator[None]:
 
 def _read_twice(joint: LogJoint, guide: Guide) -> tuple[list[Factor] | None, tuple[PairedTraces, PairedTraces]]:
     """Factors on which two runs of the guide agree, and those runs."""
-    traces = (_run(joint, guide), _run(joint, guide))
+    traces = (run_pair(joint, guide), run_pair(joint, guide))
     first, second = (read_factors(joint.sites, t) for t in traces)
     if first is None or second is None or len(first) != len(second):
         return None, traces
     return first if all(map(Factor.equals, first, second)) else None, traces
 
 
-def _run(joint: LogJoint, guide: Guide) -> PairedTraces:
+def run_pair(joint: LogJoint, guide: Guide) -> PairedTraces:
+    """Traces of both programs at the points of ``joint``, with one draw of the guide, which is checked."""
     args, kwargs = joint.arguments
     model, guide = (poutine.condition(p, data=joint.fixed) if joint.fixed else p for p in (joint.model, guide))
     with torch.no_grad(), joint.indexed():

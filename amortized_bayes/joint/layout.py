@@ -9,18 +9,16 @@ from typing import Any
 import pyro.poutine as poutine
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.enumeration import is_marked
 from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
-from amortized_bayes.joint.density import LocalSite, LogJoint, plate_to_front
+from amortized_bayes.joint.density import LocalSite, LogJoint, bijection_to, plate_to_front, site_support
 from amortized_bayes.limits import limited
 from amortized_bayes.program_errors import said_of
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.signatures import own_options
-from amortized_bayes.supports import support_of
 from amortized_bayes.tiling import Tiling
 from amortized_bayes.traces import sample_sites
 from amortized_bayes.trees import flatten
@@ -69,9 +67,17 @@ def log_joint(
 
 
 def joint_density(
-    model: Model, *args: Any, plate: str = "data", fixed: Mapping[str, Tensor] | None = None, **kwargs: Any
+    model: Model,
+    *args: Any,
+    plate: str = "data",
+    fixed: Mapping[str, Tensor] | None = None,
+    bits: bool = False,
+    **kwargs: Any,
 ) -> LogJoint:
-    """As :func:`log_joint`, of a program that takes rows, or tensors of which those with a row per point are data."""
+    """As :func:`log_joint`, of a program that takes rows, or tensors of which those with a row per point are data.
+
+    With ``bits`` all local latents may be Bernoulli, for callers that move by bits then.
+    """
     fixed = dict(fixed or {})
     conditioned = poutine.condition(model, data=fixed) if fixed else model
     prior = poutine.block(conditioned, hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
@@ -81,7 +87,7 @@ def joint_density(
                 check_fixed(poutine.trace(model).get_trace(*args, **kwargs), plate, fixed)
             trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
         check_model(conditioned, trace, args, kwargs, plate)
-        check_latents(trace, plate)
+        check_latents(trace, plate, bits=bits)
         tiling = Tiling.of(prior, conditioned, args, kwargs, 1, plate)
         if not tiling.has_data(args, kwargs):
             raise ValueError(
@@ -112,8 +118,8 @@ def _layout(trace: poutine.Trace, plate: str) -> Iterator[LocalSite]:
         if node["is_observed"] or plate_frame(node, plate) is None or is_marked(node, plate):
             continue
         shape = plate_to_front(node, plate, node["value"]).shape[1:]
-        support = support_of(node)
-        free = biject_to(support).inv(node["value"])
+        support = site_support(node)
+        free = bijection_to(support).inv(node["value"])
         free_shape = plate_to_front(node, plate, free).shape[1:]
         yield LocalSite(node["name"], shape, free_shape, support, slice(start, start + free_shape.numel()))
         start += free_shape.numel()

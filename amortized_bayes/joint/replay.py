@@ -13,7 +13,7 @@ from amortized_bayes.capture import Captured, CaptureError, capture, is_worth
 from amortized_bayes.joint.density import LogJoint
 from amortized_bayes.memory import check_memory
 
-__all__ = ["captured_or_plain", "only", "points_per_chunk"]
+__all__ = ["captured_or_plain", "only", "points_per_chunk", "rows_at_once"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,24 @@ def points_per_chunk(joint: LogJoint, num_chains: int, memory_budget: float | No
     Raises:
         ValueError: one point alone needs more memory than there is.
     """
-    budget = memory_budget if memory_budget is not None else (8e9 if joint.device.type == "cuda" else 64e6)
+    row = _row_bytes(joint)
+    check_memory(num_chains * row, f"{num_chains:,} chains or draws of a point", joint.device)
+    largest = max(1, int(_budget(joint, memory_budget) / (num_chains * row)))
+    return math.ceil(joint.num_points / math.ceil(joint.num_points / largest))
+
+
+def rows_at_once(joint: LogJoint, memory_budget: float | None = None) -> int:
+    """Chains or draws of points whose density may be evaluated together."""
+    return max(1, int(_budget(joint, memory_budget) / _row_bytes(joint)))
+
+
+def _budget(joint: LogJoint, memory_budget: float | None) -> float:
+    return memory_budget if memory_budget is not None else (8e9 if joint.device.type == "cuda" else 64e6)
+
+
+def _row_bytes(joint: LogJoint) -> int:
+    """What a row takes, by a rough count."""
     data = sum(t[0].numel() * t.element_size() for t in joint.inputs(1))
     # A row holds its data, four or so arrays of their size (means, log densities, gradients), and z some ten times;
     # all but the data and z once for each value of the sites that are summed out.
-    row = data + joint.num_values * 5 * data + 10 * joint.dim * 8
-    check_memory(num_chains * row, f"{num_chains:,} chains or draws of a point", joint.device)
-    largest = max(1, int(budget / (num_chains * row)))
-    return math.ceil(joint.num_points / math.ceil(joint.num_points / largest))
+    return data + joint.num_values * 5 * data + 10 * joint.dim * 8
