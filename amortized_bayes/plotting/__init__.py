@@ -12,7 +12,7 @@ from amortized_bayes.plotting.mixture import mixture_figure
 from amortized_bayes.plotting.point_elbos import point_elbo_figure
 from amortized_bayes.plotting.qstar import Search, convergence_figure, restart_figure
 from amortized_bayes.plotting.stages import StagePanel, stages_figure
-from amortized_bayes.plotting.style import GuideStyle, guide_style, save_figure, style
+from amortized_bayes.plotting.style import GuideStyle, guide_style, save_figure, size_style, style
 from amortized_bayes.plotting.toy import Cloud, toy_figure
 from amortized_bayes.plotting.when_and_why import ModelPanel, course_figure, when_and_why_figure
 
@@ -36,6 +36,7 @@ __all__ = [
     "reconstruction_figure",
     "restart_figure",
     "save_figure",
+    "size_style",
     "stages_figure",
     "style",
     "toy_figure",

@@ -28,6 +28,8 @@ __all__ = ["family_gap_figure"]
 
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 INCH_PER_GUIDE = 0.48
+CLOSE = 2.5
+"""Times a gap that a line is above it, and a value between them would touch it."""
 WIDE_RANGE = 30.0
 """Largest over lower quartile of the sizes of the gaps from which the axis bends (symlog)."""
 
@@ -77,12 +79,15 @@ def _panel(axes: Axes, gaps: pd.DataFrame, all_widths: Sequence[int]) -> None:
         axes.plot(*np.array(sorted(swept)).reshape(-1, 2).T, **line, zorder=1.8, label=label)
     if crowded:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(with_width))
+    lines = [_summary(group)[0] for group in groups if group.guide == "constant"]
     for group in groups:
         look = guide_style(group.guide, group.k, all_widths)
         if group.guide == "constant":
             _across(axes, group, look)
-        else:
-            _points(axes, group, look, places[group.guide, group.k], named=not (crowded and group.k is not None))
+            continue
+        _points(axes, group, look, places[group.guide, group.k])
+        if group.fate == "vacuous" or not (crowded and group.k is not None):
+            _name(axes, group, places[group.guide, group.k], lines)
     _ticks(axes, places)
 
 
@@ -113,8 +118,8 @@ def _across(axes: Axes, group: Group, look: GuideStyle) -> None:
     axes.annotate(text, (0.99, mean), (0, 3), xycoords=("axes fraction", "data"), color=look.color, **beside)
 
 
-def _points(axes: Axes, group: Group, look: GuideStyle, x: float, *, named: bool) -> None:
-    """Draw a guide at its place, with its value in figures where it is ``named``."""
+def _points(axes: Axes, group: Group, look: GuideStyle, x: float) -> None:
+    """Draw a guide at its place."""
     mean, error, count = _summary(group)
     points: dict[str, Any] = look.points() | ({"markerfacecolor": "white"} if group.fate == "vacuous" else {})
     small: dict[str, Any] = points | {"markersize": 2.5, "elinewidth": 0.6, "alpha": 0.7}
@@ -122,14 +127,23 @@ def _points(axes: Axes, group: Group, look: GuideStyle, x: float, *, named: bool
         axes.errorbar(x + 0.13 * (place + 1), row["value"], yerr=_error(row["standard_error"]), **small)
     large: dict[str, Any] = points | {"markersize": 6.5, "elinewidth": 1.3, "capsize": 2.5, "zorder": 3}
     axes.errorbar(x, mean, yerr=_error(error), **large)
-    if not named and group.fate != "vacuous":
-        return
-    top = max(mean + (error if np.isfinite(error) else 0.0), group.rows["value"].max())
+
+
+def _name(axes: Axes, group: Group, x: float, lines: Sequence[float]) -> None:
+    """Write a guide's value above its mark, or below it where a line across the panel runs just above."""
+    mean, error, _ = _summary(group)
+    reach = error if np.isfinite(error) else 0.0
+    top, bottom = max(mean + reach, group.rows["value"].max()), min(mean - reach, group.rows["value"].min())
     near: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7.5, "zorder": 4}
     near["path_effects"] = HALO
-    axes.annotate(format_value(mean, _doubt(group, error)), (x, top), (0, 6), **near)
+    value = format_value(mean, _doubt(group, error))
+    under = any(top < line < CLOSE * top for line in lines)
+    if under:
+        axes.annotate(value, (x, bottom), (0, -6), va="top", **near)
+    else:
+        axes.annotate(value, (x, top), (0, 6), **near)
     if group.fate == "vacuous":
-        axes.annotate("(vacuous)", (x, mean), (0, -6), va="top", **near)
+        axes.annotate("(vacuous)", (x, mean), (0, -16 if under else -6), va="top", **near)
 
 
 def _summary(group: Group) -> tuple[float, float, int]:

@@ -134,9 +134,13 @@ def zero_line(axes: Axes) -> None:
     axes.axhline(0, color="black", linewidth=0.8)
 
 
-def bend(axes: Axes, which: str, linear: float = 0.1) -> None:
-    """Make an axis logarithmic, or where values of zero or less would be lost, linear about zero and so beyond."""
+def bend(axes: Axes, which: str, linear: float = 0.1, shown: np.ndarray | None = None) -> None:
+    """Make an axis logarithmic, or where values of zero or less would be lost, linear about zero and so beyond.
+
+    ``shown`` are the values that must be seen; those of the lines without it.
+    """
     lines = [np.asarray(line.get_xdata() if which == "x" else line.get_ydata(), float) for line in axes.get_lines()]
+    lines = lines if shown is None else [shown]
     data = np.concatenate([np.empty(0), *lines])
     data = data[np.isfinite(data)]
     limit, scale = (axes.set_xlim, axes.set_xscale) if which == "x" else (axes.set_ylim, axes.set_yscale)

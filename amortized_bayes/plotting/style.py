@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from amortized_bayes.results.durable import write_atomically
 
-__all__ = ["MARKERS", "PALETTE", "GuideStyle", "guide_style", "save_figure", "style"]
+__all__ = ["MARKERS", "PALETTE", "GuideStyle", "guide_style", "save_figure", "size_style", "style"]
 
 RC: Any = {
     "font.family": "DejaVu Sans",
@@ -67,6 +67,8 @@ A-VI is blue because viridis, greenish where it is light, meets vermilion in the
 cones: their nearest colours are then 27 apart (CIE 1976 Lab), on this ramp 62."""
 VERMILION = "#D55E00"
 WIDTH_MARKERS = ("o", "s", "^", "v", "P", "<", ">", "h", "p", "8")
+SIZE_MARKERS = ("v", "P", "<", ">", "h", "p", "8")
+"""Of networks by size, which stand beside families of q, the first of `MARKERS`."""
 
 
 class GuideStyle(NamedTuple):
@@ -118,10 +120,19 @@ def guide_style(guide: str, k: int | None = None, widths: Sequence[int] = ()) ->
     ramp, linestyle, filled = RAMPS[guide]
     places = sorted({*widths, *(() if k is None else (k,))})
     place = 0 if k is None else places.index(k)
+    marker = WIDTH_MARKERS[place % len(WIDTH_MARKERS)]
+    return GuideStyle(_on_ramp(ramp, place, len(places)), linestyle, marker, 1.4, filled)
+
+
+def size_style(place: int, count: int) -> GuideStyle:
+    """Return how to draw one of ``count`` networks in the order of their sizes: on the ramp of encoder widths."""
+    return GuideStyle(_on_ramp("YlGnBu", place, count), "-", SIZE_MARKERS[place % len(SIZE_MARKERS)], 1.4)
+
+
+def _on_ramp(ramp: str, place: int, count: int) -> str:
     start, stop = RAMP_ENDS
-    share = place / (len(places) - 1) if len(places) > 1 else 0.8
-    color = to_hex(mpl.colormaps[ramp](start + (stop - start) * share))
-    return GuideStyle(color, linestyle, WIDTH_MARKERS[place % len(WIDTH_MARKERS)], 1.4, filled)
+    share = place / (count - 1) if count > 1 else 0.8
+    return to_hex(mpl.colormaps[ramp](start + (stop - start) * share))
 
 
 def save_figure(figure: Figure, folder: str | os.PathLike[str], name: str, dpi: int = 180) -> list[Path]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from amortized_bayes import labels, selection
 from amortized_bayes.data.catalogue import short_name
 from amortized_bayes.experiments.spec import Bars, Drawn, Ecdf, Gaps, Ladder, Lines, Panel, Points, Scatter
-from amortized_bayes.plotting import GuideStyle, guide_style, save_figure, style
+from amortized_bayes.plotting import GuideStyle, guide_style, save_figure, size_style, style
 from amortized_bayes.plotting.annotations import fix_layout, log_scale, title
 from amortized_bayes.plotting.panels import (
     LINES,
@@ -297,6 +297,9 @@ def _label(key: Mapping[str, Any]) -> str:
 
 
 def _look(key: Mapping[str, Any], place: int, rows: pd.DataFrame, line: str = "-") -> GuideStyle:
+    if "encoder" in key:  # an order, and in other colours than families of q beside it
+        sizes = labels.order("encoder", rows["encoder"].tolist())
+        return size_style(sizes.index(key["encoder"]), len(sizes))
     if "guide" not in key:
         return series_style(place, line)
     widths = labels.order("k", rows["k"].tolist() if "k" in rows.columns else [])

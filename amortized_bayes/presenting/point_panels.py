@@ -22,6 +22,8 @@ Ready = tuple[Callable[[Axes], None], float]
 """What draws one panel, and how many inches wide it is."""
 BELOW: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
 """A legend that hides no mark."""
+OUTLIER = 2.0
+"""Times the gap that one point in twenty exceeds: a point beyond it would squeeze the others on a linear axis."""
 
 
 def of_points(panel: Gaps | Scatter | Ecdf | Ladder, run: RunView) -> Ready | None:
@@ -58,6 +60,10 @@ def _gaps(panel: Gaps, run: RunView) -> Ready | None:
 
     def draw(axes: Axes) -> None:
         draw_dots(axes, points)
+        values = points["value"].to_numpy(float)
+        values = values[np.isfinite(values)]
+        if len(values) and values.max() > OUTLIER * np.quantile(values, 0.95):
+            bend(axes, "y", 1.0, values)
         axes.set_xlabel(labels.factor_label(panel.x))
         axes.set_ylabel("gap of each data point (nats)\nbox: quartiles")
         axes.legend(ncols=2, **BELOW)
