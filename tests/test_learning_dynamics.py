@@ -1,5 +1,6 @@
 """``learning-dynamics`` and ``gradient-norms``: measured from the same trainings, at the points and steps they say."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ MODEL = VariantsConfig(
     variants=("gaussian",),
     epochs=2,
     checkpoints=2,
+    first=1,
     latent_dim=3,
     num_train=200,
     num_test=50,
@@ -224,9 +226,10 @@ def test_the_paper_has_the_published_setting():
 
 def test_checkpoints_end_with_the_training():
     for epochs in (1, 2, 7, 100):
-        for count in (1, 2, 5, 12):
-            kept = epochs_kept(replace(MODEL, epochs=epochs, checkpoints=count))
+        for count, first in itertools.product((1, 2, 5, 12), (1, 5)):
+            kept = epochs_kept(replace(MODEL, epochs=epochs, checkpoints=count, first=first))
             assert kept[-1] == epochs
+            assert kept[0] == min(first, epochs) if count > 1 else kept == (epochs,)
             assert list(kept) == sorted(set(kept))
             assert len(kept) <= count
 

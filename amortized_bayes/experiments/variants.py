@@ -50,6 +50,7 @@ class VariantsConfig(Settings):
         epochs: Passes over the training images for each model.
         checkpoints: Number of epochs after which models are measured, evenly spaced on a log scale; the last epoch is
             one of them.
+        first: The first of these epochs, where there are several.
         latent_dim: Number of latent variables per image (D).
         batch_size: Images per step.
         learning_rate: Initial learning rate of Adam.
@@ -63,6 +64,7 @@ class VariantsConfig(Settings):
     variants: Annotated[tuple[VariantName, ...], Different()] = tuple(VARIANTS)
     epochs: Annotated[int, AtLeast(1)] = 100
     checkpoints: Annotated[int, AtLeast(1)] = 3
+    first: Annotated[int, AtLeast(1)] = 5
     latent_dim: Natural = 20
     batch_size: Annotated[int, AtLeast(1)] = 50
     learning_rate: Annotated[float, Above(0)] = 1e-3
@@ -76,7 +78,9 @@ class VariantsConfig(Settings):
         check_names(self.dataset)
 
 
-PAPER_VARIANTS = VariantsConfig(epochs=3_280, checkpoints=12, schedule="burda", num_train=50_000, num_test=10_000)
+PAPER_VARIANTS = VariantsConfig(
+    epochs=3_280, checkpoints=12, first=1, schedule="burda", num_train=50_000, num_test=10_000
+)
 """The data set's size, latents and batches of 5.5; epochs and schedule are those of Tables 2 and 3."""
 
 
@@ -84,13 +88,17 @@ def epochs_kept(config: VariantsConfig) -> tuple[int, ...]:
     """Epochs after which models are measured, rising to the last one.
 
     Example:
-        >>> epochs_kept(VariantsConfig(epochs=100, checkpoints=5))
+        >>> epochs_kept(VariantsConfig(epochs=100, checkpoints=5, first=1))
         (1, 3, 10, 32, 100)
-        >>> epochs_kept(VariantsConfig(epochs=2, checkpoints=5))
+        >>> epochs_kept(VariantsConfig(epochs=100, checkpoints=3, first=5))
+        (5, 22, 100)
+        >>> epochs_kept(VariantsConfig(epochs=2, checkpoints=5, first=1))
         (1, 2)
     """
-    steps = max(1, config.checkpoints - 1)
-    return tuple(sorted({config.epochs, *(round(config.epochs ** (i / steps)) for i in range(config.checkpoints - 1))}))
+    steps = config.checkpoints - 1
+    first = min(config.first, config.epochs)
+    earlier = (round(first * (config.epochs / first) ** (i / steps)) for i in range(steps))
+    return tuple(sorted({config.epochs, *earlier}))
 
 
 def variant_models(config: VariantsConfig) -> Iterator[tuple[str, VAEConfig]]:
