@@ -20,6 +20,7 @@ from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import kept
 from amortized_bayes.per_point import mean_over_points
 from amortized_bayes.points import PointRows
+from amortized_bayes.sparse_rows import SparseRows
 from amortized_bayes.types import LatentSite
 
 __all__ = ["Fresh", "fresh_factors"]
@@ -190,7 +191,7 @@ def _local_bound(training: Training) -> Tensor:
     return torch.cat(found)
 
 
-def _draw(training: Training, x: Tensor | PointRows, index: Tensor) -> Tensor:
+def _draw(training: Training, x: Tensor | PointRows | SparseRows, index: Tensor) -> Tensor:
     options = training.options
     if training.importance is not None:
         with torch.enable_grad():  # its draws are cut off from what made them, which nothing else asks for
