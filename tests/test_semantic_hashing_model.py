@@ -14,8 +14,7 @@ import amortized_bayes as ab
 from amortized_bayes.evaluation.retrieval import precision_at
 from amortized_bayes.guides import AmortizedBits, DocumentEncoder, FactorizedBits
 from amortized_bayes.guides.document_encoder import rarity
-from amortized_bayes.inference.best_bits import best_bits, bits_elbo
-from amortized_bayes.models import TwoBitMixture
+from amortized_bayes.inference.mean_field import elbo_of_codes
 from amortized_bayes.models.semantic_hashing import SemanticHashing, all_codes
 from amortized_bayes.sparse_rows import SparseLinear, SparseRows, product
 
@@ -178,7 +177,7 @@ def test_estimators_average_to_enumeration_and_disarm_varies_least(num_bits):
     exact = gradient("enumerated", 1, *repeated(num_bits, 2))[0]
     book_rows, model, guide = repeated(num_bits, 1)
     table, logits = model.code_book().log_joint(book_rows), guide.table.detach().clone().requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(bits_elbo(table, logits).sum(), logits)[0][0], exact)
+    torch.testing.assert_close(torch.autograd.grad(elbo_of_codes(table, logits).sum(), logits)[0][0], exact)
     variances = {}
     for estimator, particles in {"disarm": 1, "arm": 1, "reinforce": 2}.items():
         draws = gradient(estimator, particles, *repeated(num_bits))
@@ -198,7 +197,7 @@ def test_the_enumerated_elbo_is_pyros():
     vector = AmortizedBits("bits", encoder)
     ours = -ab.BernoulliELBO("enumerated").loss(together, vector, dense)
     assert ours == pytest.approx(pyros, rel=1e-10)
-    by_codes = bits_elbo(together.code_book().log_joint(dense), encoder(dense).detach())
+    by_codes = elbo_of_codes(together.code_book().log_joint(dense), encoder(dense).detach())
     assert float(by_codes.sum()) == pytest.approx(pyros, rel=1e-10)
     torch.testing.assert_close(ab.elbo(model, sites, dense).value, by_codes)
 
@@ -219,43 +218,6 @@ def test_a_fit_of_sparse_counts_is_that_of_dense_ones():
     training = ab.Training(model, guide, rows, ab.FitOptions(batch_size=10, objective="disarm"))
     training.prepare(10_000)
     assert training.captured is None  # batches differ in size
-
-
-# The best bits --------------------------------------------------------------------------------------------------------
-
-
-def test_two_bits_have_the_known_best_product():
-    square = torch.tensor([[[1.0, 1.0], [1.0, -1.0]], [[0.0, 0.0], [-1.0, 0.0]]])
-    mixture = TwoBitMixture(2 * square, 1.0)
-    x, _ = mixture.simulate(100, seed=0)
-    table = mixture.log_joint(x).flatten(1)
-    wanted = mixture.best_factorized(x)
-    starts = [torch.full((400, 2), value) for value in (-3.0, 0.0, 3.0)]
-    found = best_bits(table, starts)
-    torch.testing.assert_close(found.elbo, wanted.elbo, rtol=0, atol=1e-7)
-    torch.testing.assert_close(bits_elbo(table, found.logits), mixture.factorized_elbo(x, found.logits))
-
-
-def test_sweeps_end_where_no_bit_can_gain():
-    torch.manual_seed(6)
-    table, start = 2 * torch.randn(50, 32), torch.randn(50, 5)
-    found = best_bits(table, [start])
-    assert (found.elbo >= bits_elbo(table, start)).all()
-    logits = found.logits.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(bits_elbo(table, logits).sum(), logits)
-    assert slope.abs().max() < 1e-4
-    codes, q = all_codes(5), found.logits.sigmoid()
-    log_q = (codes[None] * q[:, None].log() + (1 - codes[None]) * (1 - q[:, None]).log()).sum(-1)
-    torch.testing.assert_close(found.elbo, (log_q.exp() * (table - log_q)).sum(1))
-    several = best_bits(table, [start, 4 * torch.randn(50, 5), torch.zeros(50, 5)])
-    assert (several.elbo >= found.elbo).all()
-    assert (several.elbo <= table.logsumexp(1)).all()
-
-
-def test_best_bits_of_other_shapes_are_refused():
-    for starts in ([], [torch.zeros(2, 3)]):
-        with pytest.raises(ValueError, match="expected log odds of each bit"):
-            best_bits(torch.zeros(2, 4), starts)
 
 
 # Retrieval ------------------------------------------------------------------------------------------------------------

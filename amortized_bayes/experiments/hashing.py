@@ -25,8 +25,8 @@ from amortized_bayes.guides.amortized_bits import AmortizedBits
 from amortized_bayes.guides.document_encoder import DocumentEncoder, rarity
 from amortized_bayes.guides.factorized_bits import FactorizedBits
 from amortized_bayes.inference.bernoulli_elbo import BernoulliELBO
-from amortized_bayes.inference.best_bits import best_bits, bits_elbo
 from amortized_bayes.inference.bit_gradients import MOST_ENUMERATED, Estimator
+from amortized_bayes.inference.mean_field import best_product, elbo_of_codes
 from amortized_bayes.inference.options import FitOptions, cosine
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
@@ -41,8 +41,6 @@ __all__ = ["Splits", "epoch_seconds", "run", "splits_of"]
 DRAWS = 8
 """Codes of each document for its ELBO, where they are not all summed."""
 NEAREST = 100
-SURE = 4.0
-"""Log odds at which a climb starts at a code."""
 LOCAL_RATE = 0.1
 LOCAL_PAIRS = 4
 TIMED = 3
@@ -218,7 +216,7 @@ def _elbo(model: SemanticHashing, x: SparseRows, logits: Tensor, book: CodeBook 
     book = book or model.code_book()
     first, found = 0, []
     for table in book.blocks(x):
-        found.append(bits_elbo(table, logits[first : first + len(table)].double()))
+        found.append(elbo_of_codes(table, logits[first : first + len(table)]))
         first += len(table)
     return torch.cat(found)
 
@@ -285,7 +283,7 @@ def _gaps(
         logits = guide.logits(x)
     with global_seed(choice.seed, "gaps", split):
         summed = choice.bits <= MOST_SUMMED
-        bound, best, elbo = _summed(model, x, logits) if summed else _searched(config, choice, model, x, logits)
+        bound, best, elbo = _summed(choice, model, x, logits) if summed else _searched(config, choice, model, x, logits)
     prefix = "exact_" if summed else ""
     yield measured("exact_log_p" if summed else "iwae", mean_over_points(bound), split=split)
     for name, found in {
@@ -299,16 +297,14 @@ def _gaps(
 
 
 @torch.no_grad()
-def _summed(model: SemanticHashing, x: SparseRows, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _summed(choice: Choice, model: SemanticHashing, x: SparseRows, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log p(x), ELBO of the best product that was found, and ELBO of q, each (B,): sums over all codes."""
-    book, first, found = model.code_book(), 0, []
-    for table in book.blocks(x):
-        own = logits[first : first + len(table)].double()
-        posterior = table.softmax(1)
-        marginals = (posterior @ book.codes.double()).clamp(1e-6, 1 - 1e-6).logit()
-        likeliest = SURE * (2 * book.codes[table.argmax(1)].double() - 1)
-        best = best_bits(table, [own, marginals, likeliest, torch.zeros_like(own)])
-        found.append((table.logsumexp(1), best.elbo, bits_elbo(table, own)))
+    first, found = 0, []
+    generator = torch.Generator().manual_seed(torch_seed(choice.seed, "hashing", "best bits"))
+    for table in model.code_book().blocks(x):
+        own = logits[first : first + len(table)]
+        best = best_product(table, own[None], generator)
+        found.append((table.logsumexp(1), best.elbo, elbo_of_codes(table, own)))
         first += len(table)
     log_p, star, elbo = (torch.cat(part) for part in zip(*found, strict=True))
     return log_p, star, elbo
