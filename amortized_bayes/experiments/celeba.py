@@ -87,7 +87,7 @@ TABLES = (
             "amortization_gap",
             "kl_to_original",
             "log_p_lost",
-            "certificate_gap",
+            "sandwich_gap",
             "residual",
         ),
         "{dataset}: few new points, each with its own search; log p(x) is a lower bound",

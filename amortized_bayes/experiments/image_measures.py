@@ -116,7 +116,7 @@ class SearchedBounds:
 
         lower, upper = known("certificate", compute)
         lower = torch.maximum(lower, self.known[_fingerprint(truth)][0])
-        return measured("certificate_gap", mean_over_points(upper - lower), split=SEARCHED)
+        return measured("sandwich_gap", mean_over_points(upper - lower), split=SEARCHED)
 
     def _elbo(self, model: DeepGenerative, guide: Amortized, x: Tensor) -> Elbo:
         def compute() -> list[Any]:

@@ -4,7 +4,7 @@ After Shekhovtsov, Schlesinger & Flach (*VAE Approximation Error: ELBO and Expon
 reproduction (Kyrylov et al., ReScience C 9(2), 2023). Fair bits, a decoder of words, an encoder of counts, trained by
 DisARM. The epoch is chosen on a validation split; the test split is looked at once. Up to 16 bits all codes are summed:
 ELBO, evidence and both gaps are exact, but for the best product of bits of each document, which is the best of four
-climbs. Beyond, the gaps are between bounds: IWAE above, and the ELBO of a search for each document alone.
+climbs. Beyond, gaps are differences of lower bounds: IWAE, and the ELBO of a search for each document alone.
 
 ``python run_experiments.py semantic-hashing`` runs preset *quick*: linear encoder and decoder with 8 to 64 bits, about
 15 minutes on two cores. Expect the published negative ELBO of the test split (a document's own code length off) to fall
@@ -60,7 +60,7 @@ TABLES = (
     Table(
         (*MODEL, "split"),
         ("iwae", "elbo_star", "elbo", "approximation_gap", "amortization_gap"),
-        "{dataset}: gaps between bounds, where codes are too many to be summed",
+        "{dataset}: differences of lower bounds, where codes are too many to be summed",
         where={"estimator": None, "split": ("train", "test")},
     ),
     Table(

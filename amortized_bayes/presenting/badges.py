@@ -66,7 +66,7 @@ def _certificates(finals: pd.DataFrame) -> Iterator[Badge]:
             yield Badge("bad", "not certified", "the gap between both bounds is not finite")
         else:
             error = "" if labels.is_missing(worst["standard_error"]) else f"±{worst['standard_error']:.2f}"
-            yield Badge("open", "AIS certificate", f"both bounds at most {worst['value']:.2f}{error} nats apart")
+            yield Badge("open", "AIS certificate", f"on average both bounds lie {worst['value']:.2f}{error} nats apart")
     if not len(gaps) and not len(judged) and len(_of(finals, "log_p_lower")):
         yield Badge("open", "no certificate")
 
