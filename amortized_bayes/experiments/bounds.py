@@ -33,6 +33,7 @@ from amortized_bayes.types import Factor, Guide, Model
 
 __all__ = [
     "CERTIFICATE",
+    "ELBO_DRAWS",
     "PointBounds",
     "bound_rows",
     "bounds_job",
@@ -86,12 +87,12 @@ def images_at(images: Tensor, places: np.ndarray) -> Tensor:
     return images[torch.from_numpy(places).to(images.device)].float()
 
 
-def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int) -> PointBounds:
+def elbo_of(model: Model, guide: Guide, x: Tensor, seed: int, num_draws: int = ELBO_DRAWS) -> PointBounds:
     """L[q] of a guide."""
 
     def compute() -> tuple[Tensor, Tensor]:
         with global_seed(seed, "elbo"):
-            log_w = torch.cat(list(weight_blocks(joint_density(model, x), guide, ELBO_DRAWS, MAX_ROWS))).double()
+            log_w = torch.cat(list(weight_blocks(joint_density(model, x), guide, num_draws, MAX_ROWS))).double()
         return log_w.mean(0), log_w.std(0) / math.sqrt(len(log_w))
 
     return _named("elbo", Estimate(*known("elbo", compute)))
@@ -103,7 +104,7 @@ def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, 
     The Gaussian is searched from the guide's answer, the others from the best Gaussian.
     """
     model, guide = trained.model, trained.guide
-    settings = LocalSettings(max_steps=config.local_steps, num_score=ELBO_DRAWS)
+    settings = LocalSettings(max_steps=config.local_steps, num_score=config.score)
     begin = optimize_local(
         model,
         guide,
@@ -119,7 +120,7 @@ def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, 
             begin,
             x,
             settings=flow_settings(trained.config, family),
-            search=FlowSearchSettings(num_samples=10, num_steps=config.flow_steps),
+            search=FlowSearchSettings(num_samples=10, num_steps=config.flow_steps, num_score=config.score),
             seed=seed,
             progress=partial(lab.watch, f"q* {family}"),
         )
@@ -175,7 +176,7 @@ def split_bounds(
     """Bounds of a model at points of a split, and its gaps with the best q of its own family; no certificate."""
     seed = trained.config.seed
     places, x = some_points(trained, split, points, seed)
-    found = elbo_of(trained.model, trained.guide, x, seed)
+    found = elbo_of(trained.model, trained.guide, x, seed, config.score)
     shared = shared_bounds(trained, x, config, seed, lab)
     yield from guide_bounds(found | shared, {}, trained.config.family, places=places)
 
@@ -210,7 +211,7 @@ def bounds_work(config: BoundsConfig, model: VAEConfig, points: int, lab: Lab) -
 
     gradients = config.chains * chains_of(config).num_gradients
     return [
-        evaluations("q* gaussian", 10 * config.local_steps + ELBO_DRAWS),
+        evaluations("q* gaussian", 10 * config.local_steps + config.score),
         *(evaluations(f"q* {f}", FLOWS[f].search_cost * 10 * config.flow_steps) for f in config.best_families[1:]),
         evaluations("ais", 1.2 * gradients),
         evaluations(CERTIFICATE, 2.4 * gradients * config.simulated / points + config.particles / 2),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import elbo
-from amortized_bayes.experiments.bounds import PointBounds, elbo_of, same_points
+from amortized_bayes.experiments.bounds import ELBO_DRAWS, PointBounds, elbo_of, same_points
 from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import build_encoder, taken_in_training, vae_options
@@ -51,11 +51,13 @@ class MeasuredEncoder(NamedTuple):
     known: dict[str, np.ndarray]
 
 
-def measured_encoder(model: VAEConfig, wanted: VAEConfig, key: str, lab: Lab) -> MeasuredEncoder:
+def measured_encoder(
+    model: VAEConfig, wanted: VAEConfig, key: str, lab: Lab, num_draws: int = ELBO_DRAWS
+) -> MeasuredEncoder:
     """Fit the encoder of ``wanted`` for a trained model, and measure it at the points of the job ``key``."""
     trained, x, known = same_points(model, key, lab)
     guide = fit_encoder(trained, wanted, lab)
-    return MeasuredEncoder(guide, x, elbo_of(trained.model, guide, x, wanted.seed), known)
+    return MeasuredEncoder(guide, x, elbo_of(trained.model, guide, x, wanted.seed, num_draws), known)
 
 
 def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:

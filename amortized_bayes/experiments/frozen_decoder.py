@@ -150,6 +150,6 @@ def _encoder(config: Config, wanted: VAEConfig, decoder: str, lab: Lab) -> Itera
     from amortized_bayes.experiments.bounds import guide_bounds
     from amortized_bayes.experiments.encoders import measured_encoder
 
-    guide, _, found, shared = measured_encoder(config.model, wanted, decoder, lab)
+    guide, _, found, shared = measured_encoder(config.model, wanted, decoder, lab, config.bounds.score)
     yield from guide_bounds(found, shared, wanted.family)
     yield Checkpoint({name: value.detach().cpu().numpy() for name, value in guide.state_dict().items()})

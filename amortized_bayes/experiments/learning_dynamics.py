@@ -52,7 +52,14 @@ class Config(Settings):
     curve_points: Annotated[int, AtLeast(2)] = 1_000
     bounds: BoundsConfig = field(
         default_factory=lambda: BoundsConfig(
-            FAMILIES, particles=100, local_steps=150, flow_steps=200, chains=4, temperatures=120, simulated=10
+            FAMILIES,
+            particles=100,
+            local_steps=120,
+            flow_steps=200,
+            chains=4,
+            temperatures=100,
+            simulated=10,
+            score=400,
         )
     )
 

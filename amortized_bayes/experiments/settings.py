@@ -354,6 +354,7 @@ class BoundsConfig(Settings):
         start: Where AIS chains start, at the guide's q, widened, or at the prior.
         mass: Masses of the AIS chains, from the scales of the guide's q (guide) or 1 (unit).
         simulated: Number of points drawn from each model for the certificate of AIS.
+        score: Number of fresh draws that score the ELBO of each q.
     """
 
     best_families: Annotated[tuple[QFamily, ...], Different("gaussian")] = ("gaussian", "auxiliary", "realnvp")
@@ -366,6 +367,7 @@ class BoundsConfig(Settings):
     start: Literal["guide", "prior"] = "guide"
     mass: Literal["guide", "unit"] = "guide"
     simulated: Annotated[int, AtLeast(2)] = 50
+    score: Annotated[int, AtLeast(2)] = 1_000
 
     def require(self, families: Collection[str]) -> None:
         """Refuse families without a best q: held against another family's, their gaps would mean something else."""
