@@ -62,7 +62,7 @@ class VariantsConfig(Settings):
     dataset: Annotated[tuple[str, ...], Different()] = ("fashion-mnist", "binarized-mnist")
     variants: Annotated[tuple[VariantName, ...], Different()] = tuple(VARIANTS)
     epochs: Annotated[int, AtLeast(1)] = 100
-    checkpoints: Annotated[int, AtLeast(1)] = 4
+    checkpoints: Annotated[int, AtLeast(1)] = 3
     latent_dim: Natural = 20
     batch_size: Annotated[int, AtLeast(1)] = 50
     learning_rate: Annotated[float, Above(0)] = 1e-3
