@@ -57,7 +57,7 @@ class Config(Settings):
             local_steps=120,
             flow_steps=200,
             chains=4,
-            temperatures=100,
+            temperatures=150,
             simulated=10,
             score=400,
         )
