@@ -7,6 +7,7 @@ from amortized_bayes.joint.bits import (
     code_tables,
     code_values,
     codes_of,
+    first_dependent,
     marked_and_drawn,
 )
 from amortized_bayes.joint.density import LocalSite, LogJoint, plate_to_front
@@ -52,6 +53,7 @@ __all__ = [
     "codes_of",
     "draw",
     "draw_shared",
+    "first_dependent",
     "follows_data",
     "found_start",
     "gaussian_start",
