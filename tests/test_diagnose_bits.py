@@ -73,7 +73,9 @@ def test_sites_that_are_marked_and_drawn_are_measured_as_drawn():
     assert report.certified
     assert report.converged
     assert (frame[["approximation_gap", "amortization_gap"]] > -1e-12).all(axis=None)
-    assert "exact, by the sum over all 4 codes" in report.evidence()
+    assert (
+        "log p(x) exact, by the sum over all 4 codes of each point; gaps exact given the q* found" in report.evidence()
+    )
     assert "independent bits, as of the guide" in report.evidence()
     assert report.verdict.cause == "amortization"
     assert "widen the encoder" in report.verdict.words
@@ -221,6 +223,7 @@ def test_bits_that_follow_a_difference_are_dependent():
     assert abs(away.mean()) < 3 * report.errors["elbo"].square().sum().sqrt() / 40
     assert (report.errors["elbo"] > 1e-3).all()
     assert report.settings["relation"] == "unknown"
+    assert "the approximation gap alone, since the ELBO is of draws, exact given the q* found" in report.evidence()
     assert report.verdict.abstains
     for some in x.split(1):  # a point has eight codes to tell by, whatever its neighbours
         assert bits_of(joint_density(three, some, bits=True), Difference()) is None
