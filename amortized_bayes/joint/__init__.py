@@ -10,6 +10,7 @@ from amortized_bayes.joint.bits import (
     first_dependent,
     marked_and_drawn,
 )
+from amortized_bayes.joint.checks import NoWalk
 from amortized_bayes.joint.density import LocalSite, LogJoint, plate_to_front
 from amortized_bayes.joint.factors import Factor
 from amortized_bayes.joint.gaussian import (
@@ -41,6 +42,7 @@ __all__ = [
     "Gaussian",
     "LocalSite",
     "LogJoint",
+    "NoWalk",
     "Product",
     "Start",
     "Whitening",
