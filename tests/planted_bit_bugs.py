@@ -69,6 +69,13 @@ OF_BITS = (
         "test_bit_search.py::test_codes_are_read_as_they_are_written",
     ),
     Mutant(
+        "independence that is tried at two codes alone",
+        "joint/bits.py",
+        "NUM_PATTERNS = 8",
+        "NUM_PATTERNS = 0",
+        "test_diagnose_bits.py::test_bits_that_follow_a_difference_are_dependent",
+    ),
+    Mutant(
         "mean field that follows half of the bits alone",
         "inference/mean_field.py",
         "torch.cat([found, rest], -1)",

@@ -53,6 +53,11 @@ def chain(x):
     pyro.sample("c", dist.Bernoulli(logits=first))
 
 
+def difference(x):
+    a, b = (pyro.sample(name, dist.Bernoulli(logits=x[:, 0])) for name in "ab")
+    pyro.sample("c", dist.Bernoulli(logits=4 * (a - b)))
+
+
 def moved(x):
     first = pyro.sample("b", dist.Bernoulli(logits=x[:, 0]))
     pyro.sample("z", dist.Normal(first, 1.0))
@@ -83,6 +88,12 @@ PROGRAMS = {
     "chain": (
         model_of(chain),
         guide_of(chain),
+        "objective 'disarm' expected a guide in which nothing depends on a bit, got 'c', which changes with one; use "
+        "objective 'rws'",
+    ),
+    "difference": (
+        model_of(difference),
+        guide_of(difference),
         "objective 'disarm' expected a guide in which nothing depends on a bit, got 'c', which changes with one; use "
         "objective 'rws'",
     ),

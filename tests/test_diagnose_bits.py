@@ -13,6 +13,7 @@ import amortized_bayes as ab
 from amortized_bayes.diagnosis import diagnose_block, join_blocks, prepare_blocks
 from amortized_bayes.guides import AmortizedBits
 from amortized_bayes.inference.mean_field import best_product, elbo_of_codes
+from amortized_bayes.joint import bits_of, joint_density
 from amortized_bayes.models import TwoBitMixture
 
 MEANS = torch.tensor([[[1.0, 1.2], [1.4, -1.0]], [[-1.3, 0.8], [-0.5, -1.6]]], dtype=torch.float64)
@@ -72,7 +73,9 @@ def test_sites_that_are_marked_and_drawn_are_measured_as_drawn():
     assert report.certified
     assert report.converged
     assert (frame[["approximation_gap", "amortization_gap"]] > -1e-12).all(axis=None)
-    assert "exact, by the sum over all 4 codes" in report.evidence()
+    assert (
+        "log p(x) exact, by the sum over all 4 codes of each point; gaps exact given the q* found" in report.evidence()
+    )
     assert "independent bits, as of the guide" in report.evidence()
     assert report.verdict.cause == "amortization"
     assert "widen the encoder" in report.verdict.words
@@ -189,6 +192,41 @@ def test_of_dependent_bits_no_cause_is_named(sum_up_to):
     places = torch.tensor([0.0, -1.0, 1.0, 2.0]).double()
     log_p = torch.distributions.Normal(places, 1.0).log_prob(x[:, None]).logsumexp(1) - math.log(4)
     assert abs(report.values["log_p_lower"][0] - log_p).mean() < (1e-9 if sum_up_to else 0.03)
+
+
+def three(x):
+    with pyro.plate("data", len(x)):
+        a, b, c = (pyro.sample(name, dist.Bernoulli(torch.full((len(x),), 0.5).double())) for name in "abc")
+        pyro.sample("x", dist.Normal(a + b - 2 * c, 1.0), obs=x)
+
+
+class Difference(nn.Module):
+    """The last bit follows the difference of those before, which is the same at all zeros and at all ones."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            a, b = (pyro.sample(name, dist.Bernoulli(logits=x)) for name in "ab")
+            pyro.sample("c", dist.Bernoulli(logits=4 * (a - b)))
+
+
+def test_bits_that_follow_a_difference_are_dependent():
+    x = torch.linspace(-2, 2, 40).double()
+    settings = ab.DiagnosisSettings(num_particles=2_000)
+    report = diagnosed(three, Difference(), x, settings=settings)
+    a, b, c = all_codes(3).T
+    bernoulli = torch.distributions.Bernoulli
+    log_q = sum(bernoulli(logits=x[:, None]).log_prob(bit) for bit in (a, b)) + bernoulli(logits=4 * (a - b)).log_prob(
+        c
+    )
+    log_p = torch.distributions.Normal(a + b - 2 * c, 1.0).log_prob(x[:, None]) - 3 * math.log(2)
+    away = report.values["elbo"][0] - (log_q.exp() * (log_p - log_q)).sum(1)
+    assert abs(away.mean()) < 3 * report.errors["elbo"].square().sum().sqrt() / 40
+    assert (report.errors["elbo"] > 1e-3).all()
+    assert report.settings["relation"] == "unknown"
+    assert "the approximation gap alone, since the ELBO is of draws, exact given the q* found" in report.evidence()
+    assert report.verdict.abstains
+    for some in x.split(1):  # a point has eight codes to tell by, whatever its neighbours
+        assert bits_of(joint_density(three, some, bits=True), Difference()) is None
 
 
 def test_bits_in_a_plate_or_on_sites_are_those_of_a_vector(belief):

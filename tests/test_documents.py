@@ -73,6 +73,14 @@ def changed(**values):
         ({"words": "ab bc cd ab"}, "expected different words, one a line, got 4 lines"),
         ({"test": TEST[:, :3]}, "test_counts.npz: expected a column for each of the 4 words of vocab.txt, got 3"),
         ({"train": changed(indices=(1, 4))}, "expected words from 0 to 3, got 0 to 4"),
+        (
+            {"train": changed(indices=(0, 2))},
+            "one entry for each word of a document, got 1 more, the first in document 0",
+        ),
+        (
+            {"train": changed(indices=(6, 0))},
+            "one entry for each word of a document, got 1 more, the first in document 2",
+        ),
         ({"train": changed(indptr=(1, 6))}, "expected rows one after the other"),
         ({"train": scipy.sparse.csc_matrix(TRAIN)}, "expected a matrix in CSR form, got b'csc'"),
         ({"train": scipy.sparse.csr_matrix(TRAIN.astype(complex))}, "expected a count for each of 7 entries, got comp"),

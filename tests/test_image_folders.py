@@ -69,6 +69,16 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         assert "\n" not in str(raised.value)
 
 
+def test_images_of_more_than_8_bits_are_refused_and_not_clipped(tmp_path):
+    pictures(tmp_path / "deep", 3)
+    save(tmp_path / "deep" / "001.png", np.full((10, 8), 300, np.uint16))
+    words = r"001.png: expected an image of 8 bits a channel \(1, L, .*\), got mode I;16$"
+    with pytest.raises(ValueError, match=words):
+        load_dataset(str(tmp_path / "deep"))
+    save(tmp_path / "deep" / "001.png", np.full((10, 8), True))
+    assert load_dataset(str(tmp_path / "deep")).image_shape == (1, 64, 64)
+
+
 ATTRIBUTES = "6\nBald Smiling\n" + "".join(f"{n:03}.png  {1 if n % 2 else -1} {1 if n > 2 else -1}\n" for n in range(6))
 PARTS = "".join(f"{n:03}.png {part}\n" for n, part in enumerate((0, 0, 0, 1, 2, 2)))
 

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from bit_models import Belief, Encoder
 from shared_shift import EVERY, N, SharedShift, rows_near_the_optimum
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -342,3 +343,51 @@ def test_streamed_weights_of_discrete_draws_have_the_evidence_for_their_mean(flo
     error = (2 * share - 1).abs() / math.sqrt(4_001)
     torch.testing.assert_close(found.standard_error, error, rtol=0.1, atol=1e-4)
     assert ((found.value - exact) / error).abs().max() < 4
+
+
+def test_bits_are_read_off_and_have_the_evidence_for_their_mean(monkeypatch):
+    """Every weight is drawn from the log odds: none by the seam."""
+    model, guide = Belief(4), Encoder(4)
+    x = model.simulate(40)
+    monkeypatch.setattr(streaming, "draw_weights", None)
+    torch.manual_seed(0)
+    found = iwae(model, guide, x, num_particles=4_001)
+    z = (found.value - model.table(x).logsumexp(1)) / found.standard_error
+    assert z.isnan().sum() < 4  # where the largest weight may have no variance
+    assert abs(z.nanmean()) < 3 / math.sqrt(40)
+    assert z.nan_to_num().abs().max() < 4.5
+
+
+def half_marked(x):
+    half = torch.full((len(x),), 0.5)
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Bernoulli(half), infer={"enumerate": "parallel"})
+        b = pyro.sample("b", dist.Bernoulli(half))
+        pyro.sample("x", dist.Normal(a + 2 * b, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("names", ["b", "ab"])
+def test_bits_that_are_marked_are_summed_or_drawn_as_the_guide_has_them(float64, names):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            for name in names:
+                pyro.sample(name, dist.Bernoulli(logits=x - 0.5))
+
+    x = torch.linspace(-1, 3, 20)
+    exact = Normal(torch.arange(4.0), 1.0).log_prob(x[:, None]).logsumexp(1) - math.log(4)
+    torch.manual_seed(0)
+    found = iwae(half_marked, guide, x, num_particles=2_001)
+    z = (found.value - exact) / found.standard_error
+    assert abs(z.nanmean()) < 3 / math.sqrt(20)
+    assert z.isfinite().any()
+
+
+def test_other_refusals_are_no_reason_to_take_the_slower_way(linear_problem, monkeypatch):
+    model, x, _ = linear_problem
+
+    def refuse(*_, **__):
+        raise ValueError("no density")
+
+    monkeypatch.setattr(streaming, "joint_density", refuse)
+    with pytest.raises(ValueError, match="no density"):
+        iwae(model, rows_near_the_optimum(model, x), x, EVERY, num_particles=1_001)

@@ -175,7 +175,8 @@ def _read_counts(path: Path) -> tuple[Counts, str]:
     """A matrix that ``scipy.sparse.save_npz`` wrote in CSR form.
 
     Raises:
-        ValueError: another file, counts that are negative, not finite or no whole numbers, or an empty document.
+        ValueError: another file, counts that are negative, not finite or no whole numbers, a document that is empty or
+            has two entries for a word.
     """
     keys = ("format", "shape", "indptr", "indices", "data")
     arrays, _ = read_numpy_file(path, keys)
@@ -198,9 +199,23 @@ def _read_counts(path: Path) -> tuple[Counts, str]:
         raise ValueError(f"{path}: expected rows one after the other, got places of rows or a width that cannot be")
     if len(words) and (int(words.min()) < 0 or int(words.max()) >= num_words):
         raise ValueError(f"{path}: expected words from 0 to {num_words - 1:,}, got {words.min()} to {words.max()}")
+    _check_once(path, words, starts)
     _check_counts(path, counts, starts)
     found = Counts(starts, words.astype(np.int32), counts.astype(np.float32), num_words)
     return found, _content(starts, words, counts)
+
+
+def _check_once(path: Path, words: np.ndarray, starts: np.ndarray) -> None:
+    """Refuse a document in which a word has two entries: what is asked of entries is meant of words."""
+    rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    order = np.lexsort((words, rows))
+    twice = (np.diff(rows[order]) == 0) & (np.diff(words[order].astype(np.int64)) == 0)
+    if twice.any():
+        document = int(rows[order][int(twice.argmax())])
+        raise ValueError(
+            f"{path}: expected one entry for each word of a document, got {int(twice.sum()):,} more, the first in "
+            f"document {document}; sum_duplicates() of scipy.sparse joins them"
+        )
 
 
 def _check_counts(path: Path, counts: np.ndarray, starts: np.ndarray) -> None:

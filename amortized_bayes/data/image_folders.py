@@ -28,6 +28,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 """How names of images end, in small letters; other files of a folder are passed over."""
 FEWEST = 2
 """One image to train on, and one to test on."""
+GREY, MODES = ("1", "L", "LA"), ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Pillow's modes of grey images, and of all that have 8 bits a channel: of others, values would be clipped."""
 TEST_PART = 2
 """CelebA's partition: 0 for training, 1 for validation, 2 for test."""
 CELEBA_FILES = FileSet(
@@ -129,11 +131,14 @@ def _decode(path: Path, data: bytes, side: int) -> tuple[tuple[int, int], np.nda
 
     try:
         with Image.open(io.BytesIO(data)) as file:
-            image = file.convert("L" if file.mode in ("1", "L", "LA") else "RGB")
+            mode = file.mode
+            image = file.convert("L" if mode in GREY else "RGB") if mode in MODES else file
     except Exception as error:  # damaged files were seen to give OSError, SyntaxError, ValueError, struct.error, ...
         words = " ".join(str(error).split()).replace(repr(data), "")
         why = type(error).__name__ if not words or "BytesIO" in words else f"{type(error).__name__}: {words}"
         raise ValueError(f"{path} cannot be read: expected a sound image, got {why}") from None
+    if mode not in MODES:
+        raise ValueError(f"{path}: expected an image of 8 bits a channel ({', '.join(MODES)}), got mode {mode}")
     return image.size, np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
 
 

@@ -14,6 +14,7 @@ from amortized_bayes.diagnosis.verdict import (
     BITS,
     OWN,
     RELATIONS,
+    UNKNOWN,
     Certificate,
     Reliability,
     Verdict,
@@ -116,7 +117,10 @@ class Diagnosis(Report):
 
     @property
     def exact(self) -> bool:
-        """Whether log p(x), ELBO, q* and gaps are sums over all codes of each point, without Monte Carlo errors."""
+        """Whether log p(x) and L[q*] are sums over all codes of each point, without Monte Carlo errors.
+
+        The ELBO is too where the guide's bits are independent, else it is of draws. q* is the best of several starts.
+        """
         return "codes" in self.settings
 
     @property
@@ -232,8 +236,10 @@ class Diagnosis(Report):
         khat = f"k̂ is above {khat_threshold(self.num_particles):.2f} at {self.doubtful:.0%} of the points"
         errors = ", where errors of IWAE do not hold and are not given" if self.doubtful else ""
         if self.exact:
-            known = f"log p(x) and gaps exact, by the sum over all {self.settings['codes']:,} codes of each point"
-            return f"{known}; {khat}{errors}; {self._of_family()}"
+            known = f"log p(x) exact, by the sum over all {self.settings['codes']:,} codes of each point"
+            drawn = self.settings.get("relation", OWN) == UNKNOWN
+            gaps = "of the gaps the approximation gap alone, since the ELBO is of draws," if drawn else "gaps"
+            return f"{known}; {gaps} exact given the q* found; {khat}{errors}; {self._of_family()}"
         words = self.certificate.words if self.certificate else f"there is no certificate: {self.why_uncertified}"
         source = self.gaps().log_evidence.source.upper()
         return f"log p(x) by {source}; {words}; {khat}{errors}; {self._of_family()}"

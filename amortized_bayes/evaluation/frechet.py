@@ -58,7 +58,8 @@ def features_of(extract: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) 
     """Features of all images in float64 and on the CPU, ``(N, F)``.
 
     Raises:
-        ValueError: not one row of finite features for each image.
+        ValueError: not one row of features for each image.
+        ArithmeticError: features that are not finite.
     """
     found = []
     with torch.no_grad():

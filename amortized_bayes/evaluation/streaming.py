@@ -21,7 +21,7 @@ from torch import Tensor
 from amortized_bayes.evaluation.chunking import PointChunk
 from amortized_bayes.evaluation.psis import MIN_DRAWS, heaviest, khat_threshold, tail_khat
 from amortized_bayes.guides.autoguides import as_per_point
-from amortized_bayes.joint import LogJoint, captured_or_plain, joint_density, read_start
+from amortized_bayes.joint import LogJoint, NoWalk, captured_or_plain, joint_density, read_start
 from amortized_bayes.shared_draw import plate_frame
 from amortized_bayes.traces import sample_sites
 from amortized_bayes.types import Guide, Model
@@ -95,17 +95,20 @@ def streamed_mean(
 def _joint_of(chunk: PointChunk, model: Model, guide: Guide) -> LogJoint | None:
     """Log p(x, z) of some points, at a draw of the shared latents; ``None`` where chains could not walk there.
 
-    Weights need less: latents may be discrete or masked, and data closed over.
+    Weights need less: latents may be discrete or masked, and data closed over. What is wrong for both is said.
     """
     with chunk:
         guide = as_per_point(guide, chunk.plate)
-        sites = sample_sites(poutine.trace(guide).get_trace(*chunk.args, **chunk.kwargs))
+        sites = list(sample_sites(poutine.trace(guide).get_trace(*chunk.args, **chunk.kwargs)))
         shared = [s for s in sites if plate_frame(s, chunk.plate) is None and not s["is_observed"]]
+        local = {s["name"] for s in sites if plate_frame(s, chunk.plate) is not None}
         fixed = {s["name"]: s["value"] for s in shared if not s["infer"].get("is_auxiliary")}
         try:
-            return joint_density(model, *chunk.args, plate=chunk.plate, fixed=fixed, **chunk.kwargs)
-        except ValueError:
+            joint = joint_density(model, *chunk.args, plate=chunk.plate, fixed=fixed, bits=True, **chunk.kwargs)
+        except NoWalk:
             return None
+        marked_too = joint.is_bits and local != {site.name for site in joint.sites}  # and drawn all the same
+        return None if marked_too else joint
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from torch.distributions import Independent
 from amortized_bayes.inference.bit_gradients import Bits, Codes, Estimator, draw_codes
 from amortized_bayes.inference.importance import unmasked
 from amortized_bayes.inference.options import check_particles
-from amortized_bayes.joint import FilledBits
+from amortized_bayes.joint import FilledBits, first_dependent
 from amortized_bayes.limits import Count, Positive, limited
 from amortized_bayes.snapshots import snapshot
 from amortized_bayes.traces import checked_frame, pair_with, sample_sites, trace_guide, trace_pair
@@ -137,7 +137,8 @@ class BernoulliELBO(ELBO):
     def _estimate(
         self, model: Model, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], *, check: bool = False
     ) -> Estimate:
-        trace, bits = self._bits_of(guide, args, kwargs)
+        with FilledBits(0.0) as filling:
+            trace, bits = self._bits_of(guide, args, kwargs, filling)
         codes = draw_codes(bits, self.estimator, self.num_particles, self.temperature)
         traces = (_with_values(trace, codes.at(run)) for run in range(len(codes)))
         runs = [score_pair(pair_with(model, one, args, kwargs, self.plate)) for one in traces]
@@ -147,11 +148,10 @@ class BernoulliELBO(ELBO):
         return Estimate(codes.mean(f), codes.surrogate(f), runs[0].shared, runs[0].num_data)
 
     def _bits_of(
-        self, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], value: float = 0.0
+        self, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], filling: FilledBits
     ) -> tuple[poutine.Trace, dict[str, Bits]]:
-        """A guide's trace in which all bits are ``value``, and the bits."""
-        with FilledBits(value) as filling:
-            trace = trace_guide(guide, args, kwargs, self.plate)
+        """A guide's trace, in which ``filling``, that is on, gives the bits, and the bits."""
+        trace = trace_guide(guide, args, kwargs, self.plate)
         wanted, bits = f"objective {self.estimator!r} expected", {}
         for site in sample_sites(trace):
             name, fn, frame = site["name"], unmasked(site["fn"]), checked_frame(site, self.plate)
@@ -181,18 +181,18 @@ class BernoulliELBO(ELBO):
 
     def _check_independent(self, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a guide in which anything changes with the value of a bit."""
-        runs, devices = [], _cuda_devices()
-        for value in (0.0, 1.0):
-            with torch.no_grad(), torch.random.fork_rng(devices=devices):  # both have the same draws
-                trace, bits = self._bits_of(guide, args, kwargs, value)
+
+        def run(filling: FilledBits) -> dict[str, Tensor]:
+            trace, bits = self._bits_of(guide, args, kwargs, filling)
             others = {site["name"]: site["value"] for site in sample_sites(trace) if site["name"] not in bits}
-            runs.append(others | {name: one.logits for name, one in bits.items()})
-        for name, one in runs[0].items():
-            if name not in runs[1] or not torch.equal(one, runs[1][name]):
-                raise ValueError(
-                    f"objective {self.estimator!r} expected a guide in which nothing depends on a bit, got {name!r}, "
-                    "which changes with one; use objective 'rws'"
-                )
+            return others | {name: one.logits for name, one in bits.items()}
+
+        _, moved = first_dependent(run)
+        if moved is not None:
+            raise ValueError(
+                f"objective {self.estimator!r} expected a guide in which nothing depends on a bit, got {moved!r}, "
+                "which changes with one; use objective 'rws'"
+            )
 
 
 def _with_values(trace: poutine.Trace, values: dict[str, Tensor]) -> poutine.Trace:

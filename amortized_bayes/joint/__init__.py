@@ -7,8 +7,10 @@ from amortized_bayes.joint.bits import (
     code_tables,
     code_values,
     codes_of,
+    first_dependent,
     marked_and_drawn,
 )
+from amortized_bayes.joint.checks import NoWalk
 from amortized_bayes.joint.density import LocalSite, LogJoint, plate_to_front
 from amortized_bayes.joint.factors import Factor
 from amortized_bayes.joint.gaussian import (
@@ -40,6 +42,7 @@ __all__ = [
     "Gaussian",
     "LocalSite",
     "LogJoint",
+    "NoWalk",
     "Product",
     "Start",
     "Whitening",
@@ -52,6 +55,7 @@ __all__ = [
     "codes_of",
     "draw",
     "draw_shared",
+    "first_dependent",
     "follows_data",
     "found_start",
     "gaussian_start",

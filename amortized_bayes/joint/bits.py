@@ -5,7 +5,7 @@ r"""Products of Bernoullis over the bits of a point: what is read off a guide, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from amortized_bayes.enumeration import is_marked
 from amortized_bayes.joint.density import LocalSite, LogJoint, are_bits, plate_to_front
 from amortized_bayes.joint.replay import rows_at_once
+from amortized_bayes.seeding import torch_generator
 from amortized_bayes.traces import PairedTraces, sample_sites, unwrapped
 
 __all__ = [
@@ -29,15 +30,18 @@ __all__ = [
     "code_tables",
     "code_values",
     "codes_of",
+    "first_dependent",
     "fitted_bits",
+    "logits_by_site",
     "marked_and_drawn",
-    "read_bits",
 ]
 
 LARGEST = 8.0
 """Log odds of a start, at most: each code has to be within reach of a chain."""
 TABLE = 2**26
 """Bytes of a table of codes, at most, or those of one point."""
+NUM_PATTERNS = 8
+"""Random codes at which a guide is run, so that what goes by two bits of one point shows in all but one of 256."""
 
 
 class Bernoullis(NamedTuple):
@@ -68,11 +72,15 @@ class Bernoullis(NamedTuple):
 
 
 class FilledBits(Messenger):
-    """Gives the bits that a guide draws one value; ``names`` are those that were met."""
+    """Gives the bits that a guide draws one value, or random ones; ``names`` are those that were met.
 
-    def __init__(self, value: float) -> None:
+    Args:
+        fill: 0 or 1 for all bits, or what draws each of them as a fair coin.
+    """
+
+    def __init__(self, fill: float | Generator) -> None:
         super().__init__()
-        self.value = value
+        self.fill = fill
         self.names: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -82,7 +90,12 @@ class FilledBits(Messenger):
             fn = fn.base_dist
         if not given and isinstance(fn, dist.Bernoulli):
             self.names.add(msg["name"])
-            msg["value"] = torch.full_like(fn.logits, self.value)
+            msg["value"] = self._filled(fn.logits)
+
+    def _filled(self, logits: Tensor) -> Tensor:
+        if isinstance(self.fill, Generator):
+            return torch.empty(logits.shape).bernoulli_(0.5, generator=self.fill).to(logits)
+        return torch.full_like(logits, self.fill)
 
 
 class Drawn(Messenger):
@@ -110,16 +123,27 @@ def marked_and_drawn(model: poutine.Trace, guide: poutine.Trace, plate: str) -> 
     }
 
 
-def read_bits(sites: tuple[LocalSite, ...], runs: tuple[PairedTraces, PairedTraces]) -> Bernoullis | None:
-    """The guide's q where it is a product of Bernoullis; ``None`` elsewhere.
+def first_dependent(run: Callable[[FilledBits], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor], str | None]:
+    """What a guide gives with all of its bits 0, and the first name of what moves when they are others.
+
+    Others are all ones, and ``NUM_PATTERNS`` random codes, the same each time: what goes by the difference of two bits
+    is the same at all zeros and at all ones. Draws other than bits are the same in each run.
 
     Args:
-        sites: of the bits.
-        runs: of the guide, in one of which all of its bits are 0, and in the other 1.
+        run: runs the guide with these bits; gives what must not depend on one, by name.
     """
-    found = [_logits(sites, traces) for traces in runs]
-    first, second = found
-    return None if first is None or second is None or not torch.equal(first, second) else Bernoullis(first)
+    generator = torch_generator(0, "bit patterns")
+    devices = list(range(torch.cuda.device_count()))
+    first: Mapping[str, Tensor] | None = None
+    for fill in (0.0, 1.0, *(generator for _ in range(NUM_PATTERNS))):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), FilledBits(fill) as filling:
+            found = run(filling)
+        first = found if first is None else first
+        for name in {**first, **found}:
+            if name not in first or name not in found or not torch.equal(first[name], found[name]):
+                return first, name
+    assert first is not None
+    return first, None
 
 
 def fitted_bits(draws: Tensor) -> Bernoullis:
@@ -128,20 +152,21 @@ def fitted_bits(draws: Tensor) -> Bernoullis:
     return Bernoullis(((ones + 0.5) / (count - ones + 0.5)).log())
 
 
-def _logits(sites: tuple[LocalSite, ...], traces: PairedTraces) -> Tensor | None:
+def logits_by_site(sites: tuple[LocalSite, ...], traces: PairedTraces) -> dict[str, Tensor]:
+    """Log odds ``(B, D)`` of a guide's sites in the order of the model's; none where they are not all Bernoulli."""
     nodes: Any = traces.guide.nodes
     local = {s["name"] for observed in (False, True) for s in traces.local_sites(traces.guide, observed=observed)}
     if local != {site.name for site in sites}:
-        return None
-    columns = []
+        return {}
+    found = {}
     for site in sites:
         node = nodes[site.name]
         fn = unwrapped(node["fn"])
         if not isinstance(fn, dist.Bernoulli):
-            return None
+            return {}
         logits = plate_to_front(node, traces.plate, fn.logits.expand(node["value"].shape))
-        columns.append(logits.reshape(len(logits), -1))
-    return torch.cat(columns, -1)
+        found[site.name] = logits.reshape(len(logits), -1)
+    return found
 
 
 def code_tables(joint: LogJoint) -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,6 +22,7 @@ from amortized_bayes.traces import PairedTraces, no_plate_error, sample_sites, u
 from amortized_bayes.types import Guide, Model
 
 __all__ = [
+    "NoWalk",
     "check_density",
     "check_fixed",
     "check_guide",
@@ -32,6 +33,10 @@ __all__ = [
     "check_outside",
     "check_terms",
 ]
+
+
+class NoWalk(ValueError):
+    """Chains cannot walk on this model's latents, though weights of a guide's draws need no more than it has."""
 
 
 class _Density(Protocol):
@@ -65,7 +70,7 @@ def check_latents(trace: poutine.Trace, plate: str, *, bits: bool = False) -> No
         raise no_plate_error(trace, plate)
     latents = [node for node in sample_sites(trace) if not (node["is_observed"] or is_marked(node, plate))]
     if all(plate_frame(node, plate) is None for node in latents):
-        raise ValueError(
+        raise NoWalk(
             f"expected continuous latents inside plate {plate!r}, got none (enumerated ones are summed out): there is "
             "nothing to infer for each point"
         )
@@ -74,11 +79,11 @@ def check_latents(trace: poutine.Trace, plate: str, *, bits: bool = False) -> No
     for node in latents:
         if node["fn"].support.is_discrete and not (bits and plate_frame(node, plate) is not None):
             kind = type(unwrapped(node["fn"])).__name__
-            raise ValueError(f"expected continuous latents, got {node['name']!r} of {kind}: {without(node)}")
+            raise NoWalk(f"expected continuous latents, got {node['name']!r} of {kind}: {without(node)}")
         if plate_frame(node, plate) is None:
-            raise ValueError(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
+            raise NoWalk(f"latent {node['name']!r} is outside plate {plate!r}; expected its value in `fixed`")
         if is_masked(node):
-            raise ValueError(
+            raise NoWalk(
                 f"latent {node['name']!r} is masked; expected a proper prior for each point: diagnose points with "
                 "the same latents (sequences of one length) at a time, and mask a likelihood instead of `obs_mask`"
             )
@@ -214,7 +219,7 @@ def check_density(joint: _Density) -> None:
         together, alone = joint(z), joint(z[1])
     except (RuntimeError, ValueError, IndexError) as error:
         _check_once(joint)
-        raise ValueError(
+        raise NoWalk(
             f"cannot run the model on its data repeated 2 times along plate {joint.plate!r}, as chains need it; "
             f"expected tensors with a row per point as arguments instead of closing over them ({first_line(error)})"
         ) from error

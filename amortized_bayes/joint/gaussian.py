@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.distributions import Normal
 
 from amortized_bayes.calls import only_plate
-from amortized_bayes.joint.bits import Bernoullis, FilledBits, fitted_bits, read_bits
+from amortized_bayes.joint.bits import Bernoullis, first_dependent, fitted_bits, logits_by_site
 from amortized_bayes.joint.checks import check_guide
 from amortized_bayes.joint.density import LogJoint, plate_to_front
 from amortized_bayes.joint.factors import Factor, read_factors
@@ -99,11 +99,9 @@ def bits_of(joint: LogJoint, guide: Guide) -> Bernoullis | None:
     Raises:
         ValueError: the guide misses a site.
     """
-    runs = []
-    for value in (0.0, 1.0):
-        with global_seed(0, "bits"), FilledBits(value):
-            runs.append(run_pair(joint, guide))
-    return read_bits(joint.sites, (runs[0], runs[1]))
+    with global_seed(0, "bits"):
+        logits, moved = first_dependent(lambda _: logits_by_site(joint.sites, run_pair(joint, guide)))
+    return Bernoullis(torch.cat(list(logits.values()), -1)) if logits and moved is None else None
 
 
 def gaussian_start(joint: LogJoint, guide: Guide, num_fit: int) -> Gaussian:

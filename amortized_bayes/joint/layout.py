@@ -13,7 +13,7 @@ from torch import Tensor
 from amortized_bayes.calls import PerPointNames
 from amortized_bayes.entrance import enter
 from amortized_bayes.enumeration import is_marked
-from amortized_bayes.joint.checks import check_density, check_fixed, check_latents, check_model
+from amortized_bayes.joint.checks import NoWalk, check_density, check_fixed, check_latents, check_model
 from amortized_bayes.joint.density import LocalSite, LogJoint, bijection_to, plate_to_front, site_support
 from amortized_bayes.limits import limited
 from amortized_bayes.program_errors import said_of
@@ -90,7 +90,7 @@ def joint_density(
         check_latents(trace, plate, bits=bits)
         tiling = Tiling.of(prior, conditioned, args, kwargs, 1, plate)
         if not tiling.has_data(args, kwargs):
-            raise ValueError(
+            raise NoWalk(
                 f"expected an argument with the {tiling.batch} data points of plate {plate!r} along its first "
                 f"dimension, got none: pass the data to the model instead of closing over it"
             )
