@@ -65,7 +65,7 @@ METRICS: dict[str, Metric] = {
     "optimization_gap": Metric("optimization gap", "optimization gap: best restart over one search"),
     "generalization_gap": Metric("generalization gap"),
     "certificate_gap": Metric("AIS certificate", "AIS certificate: gap on simulated points"),
-    "sandwich_gap": Metric("log p bounds apart", "how far the upper bound on log p(x) of the truth lies above the lower one"),
+    "sandwich_gap": Metric("log p bounds apart", "upper less lower bound on log p(x) of the truth"),
     "k_hat": Metric("k-hat", unit=""),
     "ess": Metric("effective sample size", digits=0, unit=""),
     "residual": Metric("residual", "what the search reports to be missing", digits=3),

@@ -64,7 +64,7 @@ def shown(value: Any) -> str:
         return f"{value:,}" if value.bit_length() < 100 else f"about 1e{math.floor(math.log10(abs(value)))}"
     if isinstance(value, Real):
         return str(value)
-    if len(shape := tuple(getattr(value, "shape", ()))):
+    if not isinstance(value, type) and len(shape := tuple(getattr(value, "shape", ()))):
         return f"a {type(value).__name__} of shape {shape}"
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return " ".join(reprlib.repr(list(value)).split())

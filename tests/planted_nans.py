@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from amortized_bayes.evaluation import hmc, ladder
+from amortized_bayes.evaluation import annealing, hmc
 from amortized_bayes.inference import coupling_chunk
 from amortized_bayes.inference.families import Diagonal
 from amortized_bayes.inference.flow_climb import FlowChunk
@@ -56,13 +56,14 @@ def nan_in_kernel(patch, step):
 def nan_in_walk(patch, step):
     """A chain of AIS at its n-th transition."""
     spoil = lambda found, *_: found[0].z[0, 0].fill_(math.nan)  # noqa: E731
-    patch.setattr(hmc, "hmc_transition", at_call(step, spoil, hmc.hmc_transition))
+    spoilt, tune = at_call(step, spoil, hmc.hmc_transition), annealing.tune
+    patch.setattr(annealing, "tune", lambda *given: tune(*given)._replace(transition=spoilt))
 
 
 def nan_in_pilot(patch, step):
     """A pilot chain at its n-th transition."""
     spoil = lambda found, *_: found[0].z[0, 0].fill_(math.nan)  # noqa: E731
-    patch.setattr(ladder, "hmc_transition", at_call(step, spoil, ladder.hmc_transition))
+    patch.setattr(annealing, "hmc_transition", at_call(step, spoil, hmc.hmc_transition))
 
 
 def nan_of_density(patch, step):

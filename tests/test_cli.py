@@ -130,7 +130,7 @@ def test_settings_of_a_model_or_of_bounds_are_flags_of_their_own(tmp_path):
     [
         (
             "sweep --dataset nothing",
-            "expected a data set (mnist, fashion-mnist, binarized-mnist, cifar10, digits) or a path",
+            "expected a data set (mnist, fashion-mnist, binarized-mnist, cifar10, digits, celeba) or a path",
         ),
         ("--dataset fashon-mnist", "did you mean 'fashion-mnist'?"),
         ("--dataset none.npz", "expected a numpy file, got 'none.npz': no such file"),

@@ -59,7 +59,7 @@ def test_a_bound_without_certificate_is_doubted():
 def test_findings_of_an_experiment_are_functions_too_and_unknown_names_are_refused():
     made = made_runs.train()
     assert list(sentences(made.frame(), (lambda rows: [f"{len(rows) > 0}"],))) == ["True"]
-    names = "sweep, notes, best_guides, encoder_or_family, what_f_must_see, bent_decoder"
+    names = "sweep, notes, best_guides, encoder_or_family, what_f_must_see, bent_decoder, drifting_images"
     with pytest.raises(ValueError, match=f"expected findings among {names}, got 'mine'"):
         said(made, "mine")
 

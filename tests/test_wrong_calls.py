@@ -26,7 +26,7 @@ RESULTS = {"Amortizability", "Comparison", "Diagnosis", "FitResult", "LogWeights
 MAY_BE_0 = {
     *("seed", "depth", "quadrature_nodes", "average", "adam_beta2", "adam_eps", "tolerance", "restart_spread"),
     *("share", "log_scale", "learning_rate", "shared_learning_rate", "shared_scale_learning_rate", "row_learning_rate"),
-    "steps",
+    *("steps", "sum_up_to"),
 }
 MAY_BE_HUGE = {"seed", "num_data", "observed", "width", "latent_dim", "num_steps_done"}
 """What has no limit of its own: sizes are held against the machine's memory."""

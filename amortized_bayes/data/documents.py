@@ -137,7 +137,7 @@ def read_corpus(name_or_folder: str, *, data_dir: Path | str | None = None) -> C
 
 def is_corpus(name: str) -> bool:
     """Whether this names documents: one of ``CORPORA``, or a folder."""
-    return name in CORPORA or Path(name).expanduser().is_dir()
+    return name in CORPORA or (bool(name) and Path(name).expanduser().is_dir())
 
 
 def corpus_name(name: str) -> str:
