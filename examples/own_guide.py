@@ -1,8 +1,8 @@
 """A guide of one's own in the race: does a Gamma for each point fit better than the log-normal that is the default?
 
-Counts with a Gamma rate per row have a Gamma posterior, so that guide can be exact and must win.
+Counts with a Gamma rate per row have a Gamma posterior, so that this guide can be exact: what is left is its network's.
 
-    python examples/own_guide.py
+    pip install -e . && python examples/own_guide.py
 """
 
 from __future__ import annotations

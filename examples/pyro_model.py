@@ -2,7 +2,7 @@
 
 Batting skills of players, each a Beta variable: log p(x) of a Beta-binomial is known, so the estimates can be checked.
 
-    python examples/pyro_model.py
+    pip install -e . && python examples/pyro_model.py
 """
 
 from __future__ import annotations
