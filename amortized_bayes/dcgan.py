@@ -75,7 +75,7 @@ class Critic(nn.Module):
         for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(SLOPE)]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Conv2d(widths[-1], outputs, SMALLEST)
+        self.head: nn.Module = nn.Conv2d(widths[-1], outputs, SMALLEST)
         self.num_features = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], channels: int, outputs: int) -> None:
         super().__init__()
         self.critic = Critic(image_shape, channels, 1)
-        self.critic.head = nn.Identity()  # type: ignore[assignment]
+        self.critic.head = nn.Identity()
         self.num_features = self.critic.num_features
         self.head = nn.Linear(self.num_features, outputs)
 

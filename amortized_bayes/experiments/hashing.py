@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import pyro
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -29,7 +28,7 @@ from amortized_bayes.inference.bit_gradients import MOST_ENUMERATED, Estimator
 from amortized_bayes.inference.mean_field import best_product, elbo_of_codes
 from amortized_bayes.inference.options import FitOptions, cosine
 from amortized_bayes.inference.svi import Training
-from amortized_bayes.joint import global_seed
+from amortized_bayes.joint import Bernoullis, global_seed
 from amortized_bayes.keeping import kept, known
 from amortized_bayes.models.semantic_hashing import MOST_SUMMED, CodeBook, SemanticHashing
 from amortized_bayes.per_point import mean_over_points, paired_difference
@@ -226,16 +225,14 @@ def _log_weights(model: SemanticHashing, x: SparseRows, logits: Tensor, draws: i
     """Log p(x, z) - log q(z | x) of draws from q, (S, B)."""
     found = []
     for _ in range(draws):
-        bits = torch.bernoulli(logits.sigmoid())
-        log_q = -F.binary_cross_entropy_with_logits(logits, bits, reduction="none").sum(-1)
-        found.append(model.log_joint(x, bits[None])[0] - log_q)
-    return torch.stack(found)
+        bits, log_q = Bernoullis(logits).sample(1)
+        found.append(model.log_joint(x, bits) - log_q)
+    return torch.cat(found)
 
 
 def _kl(logits: Tensor) -> Tensor:
     """KL of each document's q from fair bits, (B,)."""
-    entropy = F.softplus(logits) - logits * logits.sigmoid()
-    return (math.log(2) - entropy).sum(1)
+    return logits.shape[1] * math.log(2) - Bernoullis(logits).entropy
 
 
 def own_code_length(x: SparseRows) -> Tensor:

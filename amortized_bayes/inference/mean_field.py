@@ -15,10 +15,9 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from amortized_bayes.joint import code_values
+from amortized_bayes.joint import Bernoullis, code_values
 
 __all__ = ["MeanField", "best_product", "elbo_of_codes", "residual_of"]
 
@@ -143,7 +142,7 @@ def _elbo(table: Tensor, alpha: Tensor) -> Tensor:
     first, last = alpha[..., :half], alpha[..., half:]
     square = table[:, None].unflatten(-1, (2**half, -1))
     expected = (_average(square, last) * _probabilities(first)).sum(-1)
-    return expected + (F.softplus(alpha) - alpha * alpha.sigmoid()).nan_to_num(nan=0.0).sum(-1)
+    return expected + Bernoullis(alpha).entropy
 
 
 def _possible(elbo: Tensor) -> Tensor:

@@ -64,6 +64,13 @@ class Bernoullis(NamedTuple):
         z = (noise.uniform_(generator=generator) < self.logits.sigmoid()).to(self.logits.dtype)
         return z, self.score(z, self.logits)[0]
 
+    @property
+    def entropy(self) -> Tensor:
+        """Of each point, ``(..., )`` of log odds ``(..., D)``, in nats."""
+        certain = self.logits.isinf()  # which add nothing, and no gradient
+        alpha = self.logits.masked_fill(certain, 0.0)
+        return (F.softplus(alpha) - alpha * alpha.sigmoid()).masked_fill(certain, 0.0).sum(-1)
+
     @staticmethod
     def score(z: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Log probability of z, ``(C, B, D)``, and its gradient where it is continued linearly between 0 and 1."""
