@@ -6,7 +6,8 @@ Sums are kept as logarithms,
 
 from which the log mean and its standard error by the delta method follow. Where the guide's q is a factorized
 Gaussian or a product of Bernoullis, it is read off once and particles are drawn from it directly: the encoder is not
-run again for each, and log p(x, z) is replayed from a captured graph. Others are weighed by the seam, as few are.
+run again for each, and log p(x, z) is replayed from a captured graph. Draws of all other guides are weighted by the
+seam.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["ROWS_AT_ONCE", "LogMeanExp", "blocks", "streamed_mean", "weight_bloc
 ROWS_AT_ONCE = 2_000
 """Particles times points at once: what a cache holds goes fastest."""
 PARTICLES_AT_ONCE = 1_000
-"""Of a model that closes over its points, which nobody counts."""
+"""Of a model that closes over its points, whose number is not known."""
 
 
 class LogMeanExp:

@@ -47,7 +47,7 @@ TABLES = (
     Table(
         MODEL,
         ("document_nelbo", "document_nelbo_saved", "final_elbo", "final_kl", "precision_at_100"),
-        "{dataset}: documents that nobody trained on",
+        "{dataset}: held-out documents",
         where={"split": "test", "estimator": None},
         published="shekhovtsov2022_hashing",
     ),

@@ -87,4 +87,4 @@ APPROXIMATION_CLAIMS = (
         tuple(Less(_gradient(bits, "disarm"), _gradient(bits, "reinforce")) for bits in BITS),
     ),
 )
-"""Those of one source together."""
+"""Claims of one paper, which stand together on the page."""
