@@ -77,11 +77,12 @@ def uncaptured() -> Iterator[None]:
 
 
 def outcome(call: Any) -> Outcome:
-    """Run a call; what is no refusal is a fault of ours."""
+    """Run a call; what is no refusal, a ``ValueError`` or ``TypeError`` of any kind, is a fault of ours."""
     logging.disable(logging.WARNING)
     try:
         return Outcome(WORKS, call())
     except Exception as error:
-        return Outcome(f"{type(error).__name__}: {error}", None, traceback.format_exc())
+        kind = next((base for base in (ValueError, TypeError) if isinstance(error, base)), type(error))
+        return Outcome(f"{kind.__name__}: {error}", None, traceback.format_exc())
     finally:
         logging.disable(logging.NOTSET)
