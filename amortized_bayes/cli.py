@@ -21,6 +21,7 @@ import tyro
 from amortized_bayes import __version__
 from amortized_bayes.commands.claims import Claims
 from amortized_bayes.commands.download import Download
+from amortized_bayes.commands.keep import Keep
 from amortized_bayes.commands.mistakes import check_command, check_flags, flags_of, in_one_line
 from amortized_bayes.commands.report import Report
 from amortized_bayes.commands.run import Run, defaults
@@ -38,6 +39,7 @@ LOOKING: dict[str, type] = {
     "plot": Plot,
     "table": Table,
     "verify": Verify,
+    "keep": Keep,
     "report": Report,
     "claims": Claims,
     "download": Download,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-__all__ = ["given_flags", "value_of", "words_about"]
+__all__ = ["given_flags", "value_of", "without_flags", "words_about"]
 
 
 def value_of(given: Sequence[str], flag: str) -> str | None:
@@ -43,5 +43,23 @@ def words_about(given: Sequence[str], others: Collection[str]) -> list[str]:
             (name,) = given_flags([argument])
             keeps = name.replace("-", "_") not in others
         if keeps and (place or argument.startswith("-")):
+            kept.append(argument)
+    return kept
+
+
+def without_flags(given: Sequence[str], flags: Collection[str]) -> list[str]:
+    """A command line without some flags that take one value each, and without these values.
+
+    Example:
+        >>> without_flags(["gaps", "--out", "runs", "latest", "--data-dir=images"], {"out", "data-dir"})
+        ['gaps', 'latest']
+    """
+    kept, is_value = [], False
+    for argument in given:
+        if not is_value and argument.startswith("--") and given_flags([argument])[0] in flags:
+            is_value = "=" not in argument
+        elif is_value:
+            is_value = False
+        else:
             kept.append(argument)
     return kept

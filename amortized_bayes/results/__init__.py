@@ -11,6 +11,8 @@
         arrays/*.npz  summary.csv          what figures need, and the final values
         FINISHED                           checksums of all of these, once the run is over
 
+A run that is kept in a repository has its rows as ``rows.jsonl.gz`` (:mod:`~amortized_bayes.results.packing`).
+
 A job counts when it is marked done, ``ok`` or ``failed``: its rows are synced first, then the mark. Resuming drops the
 rows of jobs that are not, and runs these again. One process writes to a run, inside ``with run:``; anybody may read.
 A file that is not as it was kept is refused, whoever reads it.

@@ -11,6 +11,7 @@ from amortized_bayes.results.arrays import arrays_of
 from amortized_bayes.results.checkpoints import checkpoint_names, metadata_of, tensors_of
 from amortized_bayes.results.durable import load_generation
 from amortized_bayes.results.environment_file import parse_environment
+from amortized_bayes.results.packing import is_there
 from amortized_bayes.results.places import REQUIRED, saved_file
 from amortized_bayes.results.rows import to_frame
 from amortized_bayes.results.seals import Seals
@@ -42,7 +43,7 @@ class RunReader:
         path = Path(path)
         if not path.is_dir():
             raise ValueError(f"expected a run folder, got {path}: no such folder")
-        missing = [file for file in REQUIRED if not os.path.lexists(path / file)]
+        missing = [file for file in REQUIRED if not is_there(path, file)]
         if missing:
             raise ValueError(f"expected a run folder, got {path}: no {missing[0]} in it")
         if not any(os.path.lexists(path / seal) for seal in ("STARTED", "FINISHED")):

@@ -23,6 +23,7 @@ from typing import Any
 from amortized_bayes.plain_files import check_folder, read_plain
 from amortized_bayes.results.durable import sha256
 from amortized_bayes.results.encoding import json_bytes
+from amortized_bayes.results.packing import MOST_BYTES, packed_file, unpack
 from amortized_bayes.results.places import REQUIRED
 from amortized_bayes.results.rows import Line, check_mark, check_row, good_lines, rows_checksums
 
@@ -88,6 +89,8 @@ def _own(content: Mapping[str, Any]) -> str:
 def read_file(run: Path, file: str, most: int | None = None) -> bytes:
     """Return the bytes of a file of a run, unchecked, but of a plain file in plain folders of the run.
 
+    Of rows that are packed, what they unpack to.
+
     Raises:
         ValueError: that it is not, cannot be read, or has more than ``most`` bytes.
     """
@@ -95,6 +98,9 @@ def read_file(run: Path, file: str, most: int | None = None) -> bytes:
     try:
         for folder in list(Path(file).parents)[:-1]:
             check_folder(run / folder)
+        if (packed := packed_file(run, file)) is not None:
+            path = packed
+            return unpack(read_plain(path, most=MOST_BYTES), path)
         return read_plain(path, most=most)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: missing") from error

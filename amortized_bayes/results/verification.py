@@ -11,6 +11,7 @@ from pathlib import Path
 from amortized_bayes.results.checkpoints import checkpoint_names
 from amortized_bayes.results.durable import check_generations, sha256
 from amortized_bayes.results.environment_file import parse_environment
+from amortized_bayes.results.packing import is_there, packed_file
 from amortized_bayes.results.places import REQUIRED
 from amortized_bayes.results.rows import check_mark, check_row, read_lines
 from amortized_bayes.results.seals import Seals, read_file
@@ -66,7 +67,7 @@ def lost_files(seals: Seals) -> dict[str, str]:
 
 def problems(run: Path) -> list[str]:
     """Return a line for each thing that is wrong with the run folder; see ``RunFolder.verify``."""
-    found = [f"{file}: missing" for file in REQUIRED if not os.path.lexists(run / file)]
+    found = [f"{file}: missing" for file in REQUIRED if not is_there(run, file)]
     found += [*damage(run), *_strange(run)]
     for file, check in (("rows.jsonl", check_row), ("done.jsonl", check_mark)):
         try:
@@ -88,7 +89,9 @@ def covered(run: Path) -> tuple[list[str], list[str]]:
     """Return the files of a run that checksums cover, and those that they do not, such as figures."""
     seals = Seals(run)
     known = {*seals.of_files, "rows.jsonl", "done.jsonl"}
-    rest = [file for file, _ in _all(run) if file not in known and file not in _ASIDE]
+    packed = packed_file(run, "rows.jsonl")
+    aside = (*_ASIDE, *([] if packed is None else [packed.name]))
+    rest = [file for file, _ in _all(run) if file not in known and file not in aside]
     return sorted(known), [file for file in rest if not file.endswith(".sha256")]
 
 
