@@ -13,7 +13,11 @@ from pathlib import Path
 
 from amortized_bayes.memory import total_memory
 
-__all__ = ["check_folder", "open_plain", "read_plain"]
+__all__ = ["AS_THEY_ARE", "check_folder", "open_plain", "read_plain"]
+
+AS_THEY_ARE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of ``os.open``: bytes as they are, not for other processes; each system has one of the two."""
+_NONBLOCK, _NOFOLLOW = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -44,7 +48,7 @@ def open_plain(path: Path, flags: int, *, links: bool = False, alone: bool = Fal
         if not flags & os.O_CREAT:
             raise
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW), 0o666)
+        descriptor = os.open(path, flags | AS_THEY_ARE | _NONBLOCK | (0 if links else _NOFOLLOW), 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP and not links:
             raise ValueError(_refusal(path, stat.S_IFLNK)) from None

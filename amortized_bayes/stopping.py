@@ -4,10 +4,13 @@ Schedulers of shared machines send SIGTERM, or SIGUSR1 if asked to, and some sec
 signals is an appeal: whoever is *patient* with it (:func:`patience`) asks :func:`asked` now and then, keeps what it
 has, and raises :class:`Stopped`. After ``GRACE`` seconds, or where nobody is patient, :class:`Stopped` is raised
 wherever the program is, which loses what is not kept.
+
+Windows ends a program without asking: nothing is heeded there, and what was kept last is what a run goes on with.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +26,7 @@ EXIT_CODE = 75
 """Of a command that was asked to stop: EX_TEMPFAIL, "try again later"."""
 GRACE = 8.0
 """Seconds that there are for keeping a state."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1) if os.name == "posix" else ()
 
 
 class Stopped(BaseException):
@@ -60,13 +63,14 @@ def heed() -> None:
     """Take note of an appeal from now on, and do nothing else: for processes that others watch."""
     for number in SIGNALS:
         signal.signal(number, lambda number, _: _said.append(signal.Signals(number).name))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if SIGNALS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextmanager
 def heeding() -> Iterator[None]:
     """Heed the signals meanwhile; in a thread that is not the main one, nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
+    if not SIGNALS or threading.current_thread() is not threading.main_thread():
         yield
         return
     handlers: dict[signal.Signals, Any] = {number: _answer for number in SIGNALS} | {signal.SIGALRM: _give_up}

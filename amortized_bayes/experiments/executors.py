@@ -196,7 +196,7 @@ def _interrupts_held() -> Iterator[None]:
     The signals that ask a program to stop are held back too, until a process heeds them.
     """
     held: list[int] = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *SIGNALS})  # processes inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *SIGNALS}) if SIGNALS else None  # inherited
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if is_main else None
     try:
@@ -204,7 +204,8 @@ def _interrupts_held() -> Iterator[None]:
     finally:
         if is_main:  # another thread may have taken the signal, which then runs the handler here
             signal.signal(signal.SIGINT, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if held:
         signal.raise_signal(signal.SIGINT)
 

@@ -28,7 +28,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from amortized_bayes.plain_files import open_plain, read_plain
+from filelock import lock_descriptor, unlock_descriptor
+
+from amortized_bayes.plain_files import AS_THEY_ARE, open_plain, read_plain
 
 __all__ = [
     "append_line",
@@ -147,32 +149,38 @@ def take_lock(path: Path) -> int:
 
     The lock goes with the process, however it ends. Raises ``ValueError`` that names the process which holds it.
     """
-    import fcntl
-
     with writing(path):
         descriptor = open_plain(path, os.O_RDWR | os.O_CREAT, alone=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_descriptor(descriptor, blocking=False):
+            raise ValueError(f"{path.parent} is in use by process {_holder(descriptor)}: wait for it, or end it")
     except OSError as error:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-        holder = holder if holder.isdigit() else "unknown"
         os.close(descriptor)
-        if not isinstance(error, BlockingIOError):
-            raise ValueError(f"cannot lock {path}: {error.strerror or error}") from error
-        raise ValueError(f"{path.parent} is in use by process {holder}: wait for it, or end it") from error
+        raise ValueError(f"cannot lock {path}: {error.strerror or error}") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
     with suppress(OSError):  # on a full disk the lock holds all the same, only without a name
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, b"%d\n" % os.getpid())
+        os.write(descriptor, b"\n%d\n" % os.getpid())
     return descriptor
+
+
+def _holder(descriptor: int) -> str:
+    """The number of the process that holds a lock, as it left it in the file."""
+    for start in (0, 1):  # on Windows nobody else reads the first byte, which is what is locked
+        with suppress(OSError):
+            os.lseek(descriptor, start, os.SEEK_SET)
+            number = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            return number if number.isdigit() else "unknown"
+    return "unknown"
 
 
 def release_lock(descriptor: int) -> None:
     """Release a lock of ``take_lock``. The file stays: removing it would let two processes lock two files."""
-    import fcntl
-
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
-    fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked child holds a copy
+    unlock_descriptor(descriptor)  # closing is not enough where a forked child holds a copy
     os.close(descriptor)
 
 
@@ -238,7 +246,7 @@ def _whole(path: Path, known: set[str]) -> bytes | None:
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | AS_THEY_ARE, 0o666)
     try:
         rest = memoryview(data)
         while rest:

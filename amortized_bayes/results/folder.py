@@ -181,9 +181,11 @@ class RunFolder(RunReader):
         return good_lines(read_file(self.path, file), self.path / file, check)
 
     def _rewrite(self, file: str, lines: list[Line]) -> None:
-        write_atomically(self.path / file, b"".join(line.data + b"\n" for line in lines))
-        os.close(self._files.pop(file))
-        self._files[file] = durable.open_for_append(self.path / file)
+        os.close(self._files.pop(file))  # Windows replaces no file that is open
+        try:
+            write_atomically(self.path / file, b"".join(line.data + b"\n" for line in lines))
+        finally:
+            self._files[file] = durable.open_for_append(self.path / file)
 
     def save_tensors(
         self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, job: str = ""
@@ -220,7 +222,7 @@ class RunFolder(RunReader):
         self._keep(path, job)
 
     def _keep(self, path: Path, job: str) -> None:
-        self._kept.setdefault(job, {})[str(path.relative_to(self.path))] = sha256(path.read_bytes())
+        self._kept.setdefault(job, {})[path.relative_to(self.path).as_posix()] = sha256(path.read_bytes())
 
     def finish(self) -> None:
         """Close the run for good: write ``summary.csv``, and the checksums of all files to ``FINISHED``.
