@@ -50,7 +50,9 @@ class BinomialProportion(dist.TorchDistribution):
         tensor([0.5000, 0.5000, 0.5000])
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {  # type: ignore[override] -- read of classes too
+        "logits": constraints.real
+    }
 
     def __init__(self, levels: int, logits: Tensor, validate_args: bool | None = None) -> None:
         if levels < 1:

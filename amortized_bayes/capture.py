@@ -104,8 +104,9 @@ class Captured(NamedTuple):
         Raises:
             CaptureError: the graph is compiled.
         """
-        on_gpu = isinstance(self.replay, _CudaGraph)
-        graph = self.replay.module if on_gpu else self.replay
+        replay = self.replay
+        on_gpu = isinstance(replay, _CudaGraph)
+        graph = replay.module if on_gpu else replay
         if not isinstance(graph, fx.GraphModule):
             raise CaptureError("a compiled graph keeps its outputs; expected backend 'replay'")
         fewer = some_outputs(graph, places)

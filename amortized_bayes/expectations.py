@@ -357,28 +357,29 @@ def check_quadrature(model: Model, guide: Guide, *args: Any, plate: str = "data"
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         tensor = next((t for t in tensors if t.is_floating_point()), tensors[0])
         dtype = tensor.dtype if tensor.is_floating_point() else torch.get_default_dtype()
+        size, like = 1.0, torch.empty(shape, device=tensor.device, dtype=dtype)
+        precision = 1e-9 if dtype == torch.float64 else 1e-4
         for _ in range(3):
             a, b = (torch.randn(shape, generator=generator).to(tensor.device, dtype) for _ in range(2))
             half = (torch.rand(shape, generator=generator) < 0.5).to(tensor.device)
             values = [log_p(noise) for noise in (a, b, torch.where(half, a, b), torch.where(half, b, a))]
             (of_a, prior_a), (of_b, prior_b), (mixed, _), (other, _) = values
-            size = torch.stack([v for v, _ in values]).abs().max().clamp(min=1)
+            size = max(1.0, float(torch.stack([v for v, _ in values]).abs().max()))
             if not torch.allclose(prior_a, prior_b, equal_nan=True):
                 raise ValueError(
                     "quadrature expected outputs of the last layer that enter observed sites alone, got some that "
                     "latent sites depend on; use quadrature_nodes=0"
                 )
-            close = size * (1e-9 if dtype == torch.float64 else 1e-4)
-            if (of_a + of_b - mixed - other).abs().max() > close:
+            if (of_a + of_b - mixed - other).abs().max() > precision * size:
                 raise ValueError(NOT_ADDITIVE.format("mixes them"))
-        by_node = [w * log_p(torch.full_like(a, node))[0] for node, w in zip(*gauss_hermite(3), strict=True)]
+        by_node = [w * log_p(torch.full_like(like, node))[0] for node, w in zip(*gauss_hermite(3), strict=True)]
         torch.manual_seed(0)
         traces, _ = _trace_without_weights(model, guide, args, kwargs, plate, 3)
         try:
             at_once = [_over_nodes(traces, site, 3) for site in traces.local_sites(traces.model, observed=True)]
         except (RuntimeError, ValueError) as error:
             raise ValueError(NOT_ADDITIVE.format(f"takes no dimension in front of them ({error})")) from error
-        if (torch.stack(at_once).sum(0) - sum(by_node)).abs().max() > close:
+        if (torch.stack(at_once).sum(0) - sum(by_node)).abs().max() > precision * size:
             raise ValueError(NOT_ADDITIVE.format("takes no dimension in front of them"))
 
 

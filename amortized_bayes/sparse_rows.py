@@ -150,7 +150,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> Any:  # type: ignore[override] -- the decorator hides the name of ctx
         return _weighted_sums(ctx.x.transposed(), gradients[0]), None
 
 

@@ -51,13 +51,13 @@ class Tiling(Messenger):
             return cls(plate, torch.arange(batch, device=value.device), num_particles)
         if not isinstance(site["value"], Tensor):
             raise ValueError(f"expected plate {plate!r} to have its points as a tensor, got {type(site['value'])}")
-        chosen = site["fn"].subsample_size
-        index = site["value"]
+        drawn: Any = site["fn"]  # what a plate draws its points by
+        chosen, index = drawn.subsample_size, site["value"]
         if index.dim() != 1 or index.is_floating_point():  # `subsample=x`: the data stand for their places
             index = torch.arange(len(index), device=index.device)
         tiling = cls(plate, index, num_particles)
         tiling.full_size = traces.plate_sizes()[1]  # where the plate is sized by the batch, tiling would multiply it
-        if chosen is not None and chosen < site["fn"].size:
+        if chosen is not None and chosen < drawn.size:
             raise ValueError(
                 f"plate {plate!r} draws its own subsample of {chosen} points; expected the batch to be passed as "
                 f"arguments (the data and `subsample=index`) so that it can be tiled {num_particles} times"

@@ -46,13 +46,13 @@ class Places(NamedTuple):
 
     Args:
         plate: the plate in which sites hold all points; empty where sites are numbered.
-        count: N.
+        num_points: N.
         latents: sites of points.
         outside: latents outside the plate with N entries, which may be one for each point.
     """
 
     plate: str
-    count: int
+    num_points: int
     latents: tuple[Latent, ...]
     outside: tuple[Latent, ...] = ()
 

@@ -139,7 +139,7 @@ class Probe:
             else:
                 by_stem.setdefault(latent.stem, {})[latent.point] = latent.name
         for names in by_stem.values():
-            if len(names) < self.places.count or len({state.values[n].shape for n in names.values()}) > 1:
+            if len(names) < self.places.num_points or len({state.values[n].shape for n in names.values()}) > 1:
                 return None
             values.update({name: state.values[names[int(order[point])]] for point, name in names.items()})
         rows = zip(state.leaves, self.data.is_data, strict=True)
@@ -219,13 +219,13 @@ class Probe:
 
         Terms of log p are subtracted before they are summed, so that those of other points cancel to the last bit.
         """
-        points = range(self.places.count) if latent.point is None else [latent.point]
+        points = range(self.places.num_points) if latent.point is None else [latent.point]
         found = []
         for point in points:
             value, theirs = state.values[latent.name], other.values[latent.name]
             if latent.point is None:
                 shape = (-1,) + (1,) * (value.dim() - latent.axis - 1)
-                mask = torch.arange(self.places.count, device=value.device) == point
+                mask = torch.arange(self.places.num_points, device=value.device) == point
                 theirs = torch.where(mask.reshape(shape), theirs, value)
             stepped = self._parts(State({**state.values, latent.name: theirs}, state.leaves), sites)
             found.append(sum((b - a).sum() for a, b in zip(parts, stepped, strict=True)))

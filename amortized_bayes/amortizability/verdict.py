@@ -131,22 +131,22 @@ def can_amortize(
 def _prepared(model: Model, data: PointData, plate: str | None, per_point: PerPointNames) -> Probe:
     """The model on not too many points, with their places and rows."""
     places = _places(model, data, plate)
-    if places.count < 2:
-        raise ValueError(f"expected data of two points or more, got {places.count}")
-    data = _with_rows(data, places.count, per_point)
+    if places.num_points < 2:
+        raise ValueError(f"expected data of two points or more, got {places.num_points}")
+    data = _with_rows(data, places.num_points, per_point)
     most = MOST_SLOW if any(t.discrete or t.point is not None for t in places.latents) else MOST_POINTS
-    if places.count > most and any(data.is_data):
-        rows = most + len(data) - places.count
+    if places.num_points > most and any(data.is_data):
+        rows = most + len(data) - places.num_points
         leaves = tuple(leaf[:rows] if d else leaf for leaf, d in zip(data.leaves, data.is_data, strict=True))
         few = replace(data, leaves=leaves)
         try:
             of_few = _places(model, few, plate)
         except (ValueError, TypeError, LookupError):  # a model of a size of its own
             of_few = places
-        if of_few.count == most:
+        if of_few.num_points == most:
             data, places = few, of_few
     discrete = [latent.name for latent in places.latents if latent.discrete]
-    if discrete and places.count > MOST_POINTS:
+    if discrete and places.num_points > MOST_POINTS:
         raise CannotTell(
             f"with discrete latents, expected a plate of the data's size, or of at most {MOST_POINTS} points", *discrete
         )
@@ -213,7 +213,7 @@ def _with_latents_outside(probe: Probe, pairs: Sequence[tuple[State, State]], dt
     """
     found = []
     for latent in probe.places.outside:
-        if any(probe.data.is_data) and len(probe.data) == probe.places.count:
+        if any(probe.data.is_data) and len(probe.data) == probe.places.num_points:
             kinds = {_kind_of_outside(probe, latent, *pair, dtype) for pair in pairs}
         else:
             kinds = {"unclear"} if not probe.places.latents else {"shared"}
@@ -234,9 +234,9 @@ def _kind_of_outside(probe: Probe, latent: Latent, base: State, other: State, dt
     before = probe.response(base, other, [latent], data)
     if not any(bool(value.any()) for value in before.values()):
         return "shared"
-    for mask in halves(probe.places.count):
+    for mask in halves(probe.places.num_points):
         after = probe.response(probe.mixed(base, other, None, mask), other, [latent], data)
-        change = differences(before, after, [latent], probe.places.count)
+        change = differences(before, after, [latent], probe.places.num_points)
         if float(change[~mask].max()) > quiet(dtype):
             return "shared"
         if float(change[mask].max()) <= clear(dtype):
@@ -257,12 +257,12 @@ def _rows_of(probe: Probe, mask: Tensor) -> Tensor | None:
 
 def _largest(probe: Probe, pairs: Sequence[tuple[State, State]]) -> tuple[float, tuple[int, Tensor]]:
     """The largest change of a point's response where other points are changed, and at which pair and half."""
-    found, at = 0.0, (0, torch.zeros(probe.places.count, dtype=torch.bool))
+    found, at = 0.0, (0, torch.zeros(probe.places.num_points, dtype=torch.bool))
     for place, (base, other) in enumerate(pairs):
         before = probe.response(base, other)
-        for mask in halves(probe.places.count):
+        for mask in halves(probe.places.num_points):
             after = probe.response(probe.mixed(base, other, mask, _rows_of(probe, mask)), other)
-            change = differences(before, after, probe.places.latents, probe.places.count)
+            change = differences(before, after, probe.places.latents, probe.places.num_points)
             change = float(change[~mask].max())
             if change > found:
                 found, at = change, (place, mask)
@@ -271,7 +271,7 @@ def _largest(probe: Probe, pairs: Sequence[tuple[State, State]]) -> tuple[float,
 
 def _alike(probe: Probe, pairs: Sequence[tuple[State, State]], dtype: torch.dtype) -> bool:
     """Whether points that change places take their responses with them."""
-    count = probe.places.count
+    count = probe.places.num_points
     order = torch.randperm(count)
     for base, other in pairs:
         moved, moved_other = probe.moved(base, order), probe.moved(other, order)
@@ -297,7 +297,7 @@ def _tied(
 ) -> Amortizability:
     """What f must see where latents of a point depend on other points."""
     sites = _tying_sites(probe, pairs[at[0]], at[1], dtype)
-    said, count = _listed(sites), probe.places.count
+    said, count = _listed(sites), probe.places.num_points
     by_latents, probed = _ties(probe, pairs, dtype, rows=False)
     by_latents &= probed[None, :] != torch.arange(count)[:, None]
     if by_latents.any():
@@ -339,7 +339,7 @@ def _ties(
     probe: Probe, pairs: Sequence[tuple[State, State]], dtype: torch.dtype, *, rows: bool
 ) -> tuple[Tensor, Tensor]:
     """Which points, of all N, respond to the latents of one point or to one data row, (N, those tried), and these."""
-    count = probe.places.count
+    count = probe.places.num_points
     size = probe.num_rows if rows else count
     tried = torch.linspace(0, size - 1, min(size, MOST_POINTS + 1)).round().long().unique()
     found = torch.zeros(count, len(tried), dtype=torch.bool)
@@ -374,7 +374,7 @@ def _tying_sites(probe: Probe, pair: tuple[State, State], mask: Tensor, dtype: t
     for stem in dict.fromkeys(map(probe.places.stem, probe.names)):
         sites = [name for name in probe.names if probe.places.stem(name) == stem]
         before, after = (probe.response(s, other, sites=sites) for s in (base, state))
-        change = differences(before, after, probe.places.latents, probe.places.count)
+        change = differences(before, after, probe.places.latents, probe.places.num_points)
         if float(change[~mask].max()) > clear(dtype):
             found += sites
     return tuple(found)

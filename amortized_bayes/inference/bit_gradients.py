@@ -52,7 +52,7 @@ class Bits(NamedTuple):
     dim: int
 
     @property
-    def count(self) -> int:
+    def num_bits(self) -> int:
         """Bits of each point."""
         return self.logits.numel() // self.logits.shape[self.dim]
 
@@ -147,7 +147,7 @@ def draw_codes(bits: Mapping[str, Bits], estimator: Estimator, num_particles: in
 
 
 def _all_codes(bits: Mapping[str, Bits]) -> dict[str, Tensor]:
-    count = sum(one.count for one in bits.values())
+    count = sum(one.num_bits for one in bits.values())
     if count > MOST_ENUMERATED:
         raise ValueError(
             f"objective 'enumerated' expected {MOST_ENUMERATED} bits per point or fewer, got {count}: use 'disarm'"
@@ -155,11 +155,11 @@ def _all_codes(bits: Mapping[str, Bits]) -> dict[str, Tensor]:
     values, first = {}, 0
     for name, (logits, dim) in bits.items():
         of_point = logits.movedim(dim, 0)
-        places = torch.arange(first, first + bits[name].count, device=logits.device)
+        places = torch.arange(first, first + bits[name].num_bits, device=logits.device)
         codes = torch.arange(2**count, device=logits.device)[:, None] >> places & 1  # (R, bits of the site)
         shaped = codes.to(logits.dtype).reshape(-1, 1, *of_point.shape[1:]).expand(-1, *of_point.shape)
         values[name] = shaped.movedim(1, dim)
-        first += bits[name].count
+        first += bits[name].num_bits
     return values
 
 

@@ -257,7 +257,7 @@ class _LogLikelihood(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> Any:  # type: ignore[override] -- the decorator hides the name of ctx
         h, weight, left, scale = ctx.saved_tensors
         share = (-gradients[0] * scale)[:, None]
         by_h = share * (left @ weight.T) if ctx.needs_input_grad[0] else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -24,7 +24,9 @@ class Walk(dist.TorchDistribution):
         tensor(-3.6758)
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"drift": constraints.real_vector}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {  # type: ignore[override] -- read of classes too
+        "drift": constraints.real_vector
+    }
     has_rsample = True
 
     def __init__(self, drift: Tensor, validate_args: bool | None = None) -> None:
@@ -36,7 +38,7 @@ class Walk(dist.TorchDistribution):
         """All walks."""
         return constraints.real_vector
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008  as torch has it
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draw walks, ``(*sample_shape, ..., N)``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return (self.drift + torch.randn(shape, dtype=self.drift.dtype, device=self.drift.device)).cumsum(-1)
