@@ -10,16 +10,8 @@ import tyro
 
 from amortized_bayes.configuration import SettingError, load_config, to_mapping
 from amortized_bayes.data import DATASETS
-from amortized_bayes.experiments.settings import (
-    CHANNELS,
-    ENCODERS,
-    PAPER_BOUNDS,
-    VAE_PRESETS,
-    BoundsConfig,
-    VAEConfig,
-    model_factors,
-    same_model,
-)
+from amortized_bayes.experiments.bounds_settings import PAPER_BOUNDS, BoundsConfig
+from amortized_bayes.experiments.settings import CHANNELS, ENCODERS, VAE_PRESETS, VAEConfig, model_factors, same_model
 from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
 from amortized_bayes.results.encoding import yaml_bytes
 
@@ -49,6 +41,10 @@ from amortized_bayes.results.encoding import yaml_bytes
         ({"semi_amortized_steps": -1}, "expected --semi-amortized-steps of 0 or more, got -1"),
         ({"semi_amortized_steps": 1, "family": "planar"}, "--family gaussian with --semi-amortized-steps.*'planar'"),
         ({"semi_amortized_steps": 1, "dataset": "cifar10"}, "--semi-amortized-steps 0 for deep-convolutional"),
+        ({"family": "bernoulli", "objective": "iwae"}, "expected --objective elbo without .* with --family bernoulli"),
+        ({"family": "bernoulli", "kl_warm_up": 1}, "expected --objective elbo without .* with --family bernoulli"),
+        ({"family": "bernoulli", "decoder": "bayesian"}, "expected --decoder point with --family bernoulli"),
+        ({"family": "bernoulli", "semi_amortized_steps": 1}, "--family gaussian with --semi-amortized-steps"),
         *[
             ({"likelihood": "gaussian", "binarization": binarization}, f"--binarization auto .*got '{binarization}'")
             for binarization in ("fixed", "dynamic", "threshold")

@@ -15,8 +15,9 @@ import torch
 
 from amortized_bayes.capture import CaptureError
 from amortized_bayes.experiments import bounds, diagnosing, plans, running
+from amortized_bayes.experiments.bounds_settings import BoundsConfig
 from amortized_bayes.experiments.lab import Lab
-from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
+from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import build_vae
 from amortized_bayes.experiments.trained import Trained
 from amortized_bayes.inference import capturing

@@ -17,8 +17,9 @@ from amortized_bayes.evaluation.bounds import iwae
 from amortized_bayes.evaluation.gaps import Estimate, Gap, log_evidence, paired_gap
 from amortized_bayes.evaluation.settings import AISSettings, CertificateSettings
 from amortized_bayes.evaluation.streaming import weight_blocks
+from amortized_bayes.experiments.bounds_settings import BoundsConfig
 from amortized_bayes.experiments.lab import Lab
-from amortized_bayes.experiments.settings import BoundsConfig, VAEConfig
+from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import flow_settings
 from amortized_bayes.experiments.spec import GAPS, Arrays, Job, Measured, Work, measured
 from amortized_bayes.experiments.trained import Trained

@@ -16,13 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
-from amortized_bayes.experiments.settings import (
-    PAPER_BOUNDS,
-    TABLE_4_MODEL,
-    BoundsConfig,
-    VAEConfig,
-    data_factors,
-)
+from amortized_bayes.experiments.bounds_settings import PAPER_BOUNDS, BoundsConfig
+from amortized_bayes.experiments.settings import TABLE_4_MODEL, VAEConfig, data_factors
 from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import Column, Job, Points, Table
 
@@ -49,7 +44,8 @@ class Config(Settings):
     bounds: BoundsConfig = field(default_factory=lambda: BoundsConfig(best_families=("gaussian",)))
 
     def check(self) -> None:
-        """Convolutional decoders have another number of layers."""
+        """Convolutional decoders have another number of layers, and bits another best q."""
+        self.model.require_continuous()
         if self.model.architecture != "dense":
             raise SettingError(
                 f"expected --network dense, whose hidden layers are counted, got {self.model.architecture}"

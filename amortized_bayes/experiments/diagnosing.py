@@ -19,8 +19,9 @@ from amortized_bayes.inference.settings import LocalSettings
 from amortized_bayes.per_point import mean_over_points
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from amortized_bayes.experiments.trained import Trained
-    from amortized_bayes.guides import LocalGuide
 
 __all__ = [
     "JUDGEMENTS",
@@ -78,12 +79,14 @@ def check_own_steps(config: Any, model: VAEConfig) -> None:
         )
 
 
-def guide_to_measure(config: Any, trained: Trained) -> LocalGuide:
+def guide_to_measure(config: Any, trained: Trained) -> nn.Module:
     """The trained guide, with steps of each point's own where they are asked for."""
     if not config.own_steps:
         return trained.guide
+    from amortized_bayes.guides import LocalGuide
     from amortized_bayes.inference.semi_amortized import OWN_STEPS, SemiAmortized
 
+    assert isinstance(trained.guide, LocalGuide)  # which `check_own_steps` sees to
     return SemiAmortized(trained.model, trained.guide, config.own_steps, seed=config.seed, **OWN_STEPS)
 
 
@@ -91,7 +94,13 @@ def report_arrays(report: Diagnosis) -> dict[str, np.ndarray]:
     """Everything that a diagnosis says of each real point."""
     frame = report.to_frame()
     frame = frame[frame["kind"] == "real"]
-    return {name: frame[name].to_numpy() for name in frame.columns if name not in ("kind", "point")}
+    names = [name for name in frame.columns if name not in ("kind", "point")]
+    return {_name_of(name, report): frame[name].to_numpy() for name in names}
+
+
+def _name_of(name: str, report: Diagnosis) -> str:
+    """A sum over all codes of a point is no bound."""
+    return "exact_log_p" if name == "log_p_lower" and report.exact else name
 
 
 def report_rows(report: Diagnosis, family: str) -> Iterator[Measured]:
@@ -99,8 +108,10 @@ def report_rows(report: Diagnosis, family: str) -> Iterator[Measured]:
     for name, row in report.summary().iterrows():
         mean, error = float(row["mean"]), float(row["standard_error"])
         note = report.verdict.words if name == "inference_gap" else ""
+        if name == "log_p_lower" and report.exact:
+            note = report.evidence()
         searched = {"searched": family} if name == "elbo_star" else {}
-        yield measured(str(name), (mean, error), **searched)._replace(note=note)
+        yield measured(_name_of(str(name), report), (mean, error), **searched)._replace(note=note)
     if (certificate := report.certificate) is not None:
         gap = measured("certificate_gap", (certificate.mean_gap, certificate.gap_error))
         if not math.isfinite(certificate.mean_gap):
@@ -114,7 +125,8 @@ def report_rows(report: Diagnosis, family: str) -> Iterator[Measured]:
     yield Measured("doubtful", report.doubtful)
     for name in JUDGEMENTS:
         yield Measured(name, float(getattr(report, name)))
-    yield Measured("acceptance", float(report.mean("acceptance")))
+    if "acceptance" in report.values:  # sums over all codes have no chains
+        yield Measured("acceptance", float(report.mean("acceptance")))
     residual = float(report.mean("residual"))
     if residual == residual:  # flows have none
         yield Measured("residual", residual)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amortized_bayes.divergence import Divergence
 from amortized_bayes.evaluation.bounds import elbo
@@ -17,7 +17,6 @@ from amortized_bayes.experiments.lab import Lab
 from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import build_encoder, taken_in_training, vae_options
 from amortized_bayes.experiments.trained import Trained, reconstructions
-from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.semi_amortized import SemiAmortized
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.keeping import kept
@@ -38,14 +37,14 @@ VALIDATION_DRAWS = 4
 class FittedEncoder(NamedTuple):
     """An encoder with its flow, and the seconds that the steps of its training took."""
 
-    guide: LocalGuide
+    guide: nn.Module
     seconds: float
 
 
 class MeasuredEncoder(NamedTuple):
     """An encoder with its flow, the points it is measured at, its L[q] there, and what an earlier job found there."""
 
-    guide: LocalGuide
+    guide: nn.Module
     x: Tensor
     found: PointBounds
     known: dict[str, np.ndarray]
@@ -60,7 +59,7 @@ def measured_encoder(
     return MeasuredEncoder(guide, x, elbo_of(trained.model, guide, x, wanted.seed, num_draws), known)
 
 
-def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> LocalGuide:
+def fit_encoder(trained: Trained, wanted: VAEConfig, lab: Lab) -> nn.Module:
     """As :func:`fitted_encoder`: an encoder that is trained afresh."""
     return fitted_encoder(trained, wanted, lab).guide
 
@@ -127,7 +126,7 @@ def fitted_encoder(
     return FittedEncoder(guide.requires_grad_(False), training.seconds)
 
 
-def _without_steps(guide: LocalGuide) -> LocalGuide:
+def _without_steps(guide: nn.Module) -> nn.Module:
     return guide.guide if isinstance(guide, SemiAmortized) else guide
 
 

@@ -18,15 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
-from amortized_bayes.experiments.settings import (
-    PAPER_BOUNDS,
-    TABLE_4_MODEL,
-    BoundsConfig,
-    EncoderName,
-    Family,
-    VAEConfig,
-    data_factors,
-)
+from amortized_bayes.experiments.bounds_settings import PAPER_BOUNDS, BoundsConfig
+from amortized_bayes.experiments.settings import TABLE_4_MODEL, EncoderName, Family, VAEConfig, data_factors
 from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import GAPS, SEARCHED, Arrays, Checkpoint, Job, Measured, Points, Table
 
@@ -63,6 +56,7 @@ class Config(Settings):
     def check(self) -> None:
         """Gaps of a family need the best q of that family, and a warm-up ends with the fit at the latest."""
         self.bounds.require(self.families)
+        self.model.require_continuous()
         if self.encoder_kl_warm_up > self.encoder_epochs:
             most = f"at most {self.encoder_epochs} epochs"
             raise SettingError(f"expected --encoder-kl-warm-up of {most}, got {self.encoder_kl_warm_up}")

@@ -111,10 +111,12 @@ PRESETS = {
         simulated=200,
     ),
 }
+LOG_P = ("log_p_lower", "exact_log_p")
+"""By AIS, or, of few bits, by the sum over all codes: a model has one of them."""
 TABLES = (
     Table(
         (),
-        ("elbo", "elbo_star", "iwae", "log_p_lower", *GAPS, "optimization_gap", "certificate_gap"),
+        ("elbo", "elbo_star", "iwae", *LOG_P, *GAPS, "optimization_gap", "certificate_gap"),
         "{model}",
         across="split",
     ),
@@ -133,12 +135,16 @@ FIGURES = {
         Gaps("split", GAPS[:2]),
     ),
     "bounds": (
-        Ladder(("elbo", "elbo_star", "iwae", "log_p_lower"), "split", title="The ladder of bounds: {model}"),
+        *(
+            Ladder(("elbo", "elbo_star", "iwae", log_p), "split", title="The ladder of bounds: {model}")
+            for log_p in LOG_P
+        ),
         Scatter("k_hat", "inference_gap", "split", edge=(0.7, "weights unreliable beyond")),
     ),
     "ecdf": Ecdf(GAPS, "split", title="How many points lose how much: {model}"),
-    "difficulty": Scatter(
-        "log_p_lower", "amortization_gap", "split", title="What q* gains, by how difficult a point is: {model}"
+    "difficulty": tuple(
+        Scatter(log_p, "amortization_gap", "split", title="What q* gains, by how difficult a point is: {model}")
+        for log_p in LOG_P
     ),
     "extremes": Drawn("pictures", {"heading": "Points with the largest and the smallest inference gap"}),
     "gaps_by_class": (Bars(("label",), GAPS[:2], apart="split", title="Gaps by class: {model}"),),

@@ -20,7 +20,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, SettingError, Settings
-from amortized_bayes.experiments.settings import PAPER_BOUNDS, BoundsConfig, VAEConfig
+from amortized_bayes.experiments.bounds_settings import PAPER_BOUNDS, BoundsConfig
+from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import GAPS, SEARCHED, Arrays, Job, Lines, Measured, Table, Work, measured
 from amortized_bayes.experiments.variants import PAPER_VARIANTS, VariantsConfig, checkpoint_jobs

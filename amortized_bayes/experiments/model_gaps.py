@@ -15,14 +15,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from amortized_bayes.configuration import Above, AtLeast, Different, Settings
-from amortized_bayes.experiments.settings import (
-    PAPER_BOUNDS,
-    BoundsConfig,
-    Family,
-    VAEConfig,
-    check_names,
-    model_factors,
-)
+from amortized_bayes.experiments.bounds_settings import PAPER_BOUNDS, BoundsConfig
+from amortized_bayes.experiments.settings import Family, VAEConfig, check_names, model_factors
 from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import GAPS, SEARCHED, Bars, Job, Table
 from amortized_bayes.limits import Natural, Seed

@@ -91,6 +91,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
     from amortized_bayes.experiments.searching import Search
 
     model = checkpoint_config(config.checkpoint, lab)
+    model.require_continuous()
     searches = [Search("reference", 0.0, config.reference_steps, config.reference_samples, 1, config.score)]
     for budget, start, spread in product(config.budgets, config.starts, config.spreads):
         searches.append(Search(start, spread, budget, config.samples, config.restarts, config.score))

@@ -1,4 +1,4 @@
-"""Settings that several experiments share: which VAE is trained, and how bounds are estimated at its points. No torch.
+"""Settings that several experiments share: which VAE is trained. No torch.
 
 The setting of *paper* is that of Cremer, Li & Duvenaud (*Inference Suboptimality in Variational Autoencoders*, ICML
 2018): encoder 784-200-200, 50 latents, mirrored decoder, ELU, Bernoulli pixels, batches of 100, Adam with Burda's
@@ -16,27 +16,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from amortized_bayes.configuration import Above, AtLeast, Different, SettingError, Settings, flag
+from amortized_bayes.configuration import Above, AtLeast, SettingError, Settings, flag
 from amortized_bayes.data.catalogue import DATASETS
 from amortized_bayes.data.catalogue import display_name as dataset_name
-from amortized_bayes.flows import FAMILIES, FLOWS
+from amortized_bayes.flows import FAMILIES
 from amortized_bayes.likelihoods import CHOICES, LIKELIHOODS, with_scale
 from amortized_bayes.limits import Natural, Seed
 from amortized_bayes.types import Factor
 
 __all__ = [
+    "BERNOULLI",
     "CHANNELS",
     "DATASET_HELP",
     "DEEP_CHANNELS",
     "ENCODERS",
-    "PAPER_BOUNDS",
     "TABLE_4_MODEL",
     "VAE_PRESETS",
-    "BoundsConfig",
     "EncoderName",
     "Family",
     "LikelihoodName",
-    "QFamily",
     "VAEConfig",
     "check_names",
     "data_factors",
@@ -68,13 +66,16 @@ DEEP_CHANNELS: dict[str, tuple[int, int, int]] = {
 DATASET_HELP = f"{', '.join(DATASETS)}, or the path of an .npz or .npy file."
 """What ``--dataset`` may be."""
 
+BERNOULLI = "bernoulli"
+"""Family of a model whose latents are bits."""
+
 if TYPE_CHECKING:
-    EncoderName = Family = LikelihoodName = QFamily = str
+    EncoderName = Family = LikelihoodName = ModelFamily = str
 else:  # choices of flags, from the dictionaries
     EncoderName = Literal[tuple(ENCODERS)]
     LikelihoodName = Literal[CHOICES]
     Family = Literal[FAMILIES]
-    QFamily = Literal[("gaussian", *FLOWS)]
+    ModelFamily = Literal[(*FAMILIES, BERNOULLI)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class VAEConfig(Settings):
         encoder: Size of the encoder. Its hidden layers have 100 units (small), 200 and 200 (standard), or 500 and
             500 (wide), or three times 500 (large), or it has more channels; a linear encoder has no hidden layers,
             whatever the networks.
-        family: Family of q(z|x), a Gaussian or a flow. A contextual flow gets its parameters from the encoder.
+        family: Family of q(z|x), a Gaussian or a flow. A contextual flow gets its parameters from the encoder. With
+            bernoulli, latents are fair bits, q is a product of Bernoullis, and gradients are those of DisARM.
         num_flows: Number of flow layers; of pairs of couplings in an auxiliary flow.
         flow_hidden: Width of the two hidden layers of each network inside the flow.
         decoder: Decoder with point-estimated weights (a VAE) or Bayesian (a mean-field Gaussian over its weights).
@@ -126,7 +128,7 @@ class VAEConfig(Settings):
     binarization: Literal["auto", "fixed", "dynamic", "threshold"] = "auto"
     network: Literal["auto", "dense", "convolutional", "deep-convolutional"] = "auto"
     encoder: EncoderName = "standard"
-    family: Family = "gaussian"
+    family: ModelFamily = "gaussian"
     num_flows: Annotated[int, AtLeast(1, 1_000)] = 2
     flow_hidden: Natural = 100
     decoder: Literal["point", "bayesian"] = "point"
@@ -194,6 +196,11 @@ class VAEConfig(Settings):
         for name in ("entropy_annealing", "kl_warm_up"):
             if self.objective != "elbo" and getattr(self, name):
                 raise SettingError(f"expected {flag(name)} 0 with {found}, which has no KL, got {getattr(self, name)}")
+        if self.family == BERNOULLI and (self.objective != "elbo" or self.entropy_annealing or self.kl_warm_up):
+            plain = "--objective elbo without --entropy-annealing and --kl-warm-up"
+            raise SettingError(f"expected {plain} with --family bernoulli, whose gradient is of the plain ELBO")
+        if self.family == BERNOULLI and self.decoder == "bayesian":
+            raise SettingError("expected --decoder point with --family bernoulli, got 'bayesian'")
         if self.objective == "rws" and self.family != "gaussian":
             raise SettingError(f"expected --family gaussian with {found}, which scores draws anew, got {self.family!r}")
         if self.semi_amortized_steps:
@@ -205,6 +212,15 @@ class VAEConfig(Settings):
                     "expected --semi-amortized-steps 0 for deep-convolutional networks, whose batch norm mixes images, "
                     f"got {self.semi_amortized_steps}"
                 )
+
+    def require_continuous(self) -> None:
+        """Refuse bits, of an experiment that searches among Gaussians and flows.
+
+        Raises:
+            SettingError: latents that are bits.
+        """
+        if self.family == BERNOULLI:
+            raise SettingError("expected --family gaussian or a flow here, got 'bernoulli': `gaps` measures bits")
 
     @property
     def architecture(self) -> Literal["dense", "convolutional", "deep-convolutional"]:
@@ -279,8 +295,8 @@ def serves(trained: VAEConfig, wanted: VAEConfig) -> bool:
 def _effective(config: VAEConfig) -> dict[str, Any]:
     """The settings that have an effect, by name."""
     idle = {
-        "num_flows": config.family == "gaussian",
-        "flow_hidden": config.family == "gaussian",
+        "num_flows": config.family in ("gaussian", BERNOULLI),
+        "flow_hidden": config.family in ("gaussian", BERNOULLI),
         "gaussian_scale": with_scale(config.likelihood, "learned") == config.likelihood,
         "hidden": config.architecture != "dense",
         "num_particles": config.objective == "elbo",
@@ -335,56 +351,3 @@ def image_substitutes(config: Any, given: Collection[str]) -> Iterator[tuple[Any
         holder = config.model if hasattr(config, "model") else config
         changed = replace(holder, dataset=name if isinstance(holder.dataset, str) else (name,))
         yield (changed if holder is config else replace(config, model=changed)), note
-
-
-@dataclass(frozen=True)
-class BoundsConfig(Settings):
-    """How the bounds at each point are estimated.
-
-    Args:
-        best_families: Families of which the best q of each point is searched for. The Gaussian comes first; searches
-            for the others start there, with flows of the size that the model's own would have.
-        particles: Number of IWAE particles.
-        local_steps: Number of steps of the search for the best Gaussian.
-        flow_steps: Number of steps of the search for the best flow, from the best Gaussian; after 600 it is 0.1 to 0.3
-            nats below what 3,000 steps find.
-        chains: Number of AIS chains per point.
-        temperatures: Number of AIS temperatures.
-        leapfrog: Number of leapfrog steps per temperature.
-        start: Where AIS chains start, at the guide's q, widened, or at the prior.
-        mass: Masses of the AIS chains, from the scales of the guide's q (guide) or 1 (unit).
-        simulated: Number of points drawn from each model for the certificate of AIS.
-        score: Number of fresh draws that score the ELBO of each q.
-    """
-
-    best_families: Annotated[tuple[QFamily, ...], Different("gaussian")] = ("gaussian", "auxiliary", "realnvp")
-    particles: Annotated[int, AtLeast(2)] = 5_000
-    local_steps: Annotated[int, AtLeast(10)] = 300
-    flow_steps: Annotated[int, AtLeast(1)] = 600
-    chains: Annotated[int, AtLeast(2)] = 16
-    temperatures: Annotated[int, AtLeast(1)] = 200
-    leapfrog: Annotated[int, AtLeast(1)] = 2
-    start: Literal["guide", "prior"] = "guide"
-    mass: Literal["guide", "unit"] = "guide"
-    simulated: Annotated[int, AtLeast(2)] = 50
-    score: Annotated[int, AtLeast(2)] = 1_000
-
-    def require(self, families: Collection[str]) -> None:
-        """Refuse families without a best q: held against another family's, their gaps would mean something else."""
-        missing = [f for f in families if f.removesuffix("-contextual") not in self.best_families]
-        if missing:
-            among = ", ".join(self.best_families)
-            raise SettingError(f"expected --families among those of --best-families ({among}), got {missing[0]!r}")
-
-
-PAPER_BOUNDS = replace(
-    BoundsConfig(),
-    local_steps=3_000,
-    flow_steps=10_000,
-    chains=100,
-    temperatures=10_000,
-    leapfrog=10,
-    start="prior",
-    mass="unit",
-)
-"""The bounds of preset *paper*."""

@@ -17,14 +17,14 @@ from amortized_bayes.data import DATASETS, DataUnavailable, binarize
 from amortized_bayes.data.labels import labels_of_binarized
 from amortized_bayes.evaluation.bounds import MAX_ROWS
 from amortized_bayes.experiments.fit_settings import FitSettings
-from amortized_bayes.experiments.settings import CHANNELS, DEEP_CHANNELS, ENCODERS, VAEConfig
+from amortized_bayes.experiments.settings import BERNOULLI, CHANNELS, DEEP_CHANNELS, ENCODERS, VAEConfig
 from amortized_bayes.flows import FlowSettings
-from amortized_bayes.guides import Amortized, FlowGuide, LocalGuide, MeanField
+from amortized_bayes.guides import Amortized, AmortizedBits, FlowGuide, MeanField
 from amortized_bayes.guides.local import initial_parameters
 from amortized_bayes.inference.options import FitOptions, burda, cosine
 from amortized_bayes.inference.semi_amortized import OWN_STEPS, SemiAmortized
 from amortized_bayes.likelihoods import LIKELIHOODS, with_levels, with_scale
-from amortized_bayes.models import DeepGenerative
+from amortized_bayes.models import DeepGenerative, DeepGenerativeBits
 from amortized_bayes.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, start_at
 from amortized_bayes.seeding import torch_seed
 from amortized_bayes.sites import LatentSites, latent_sites
@@ -245,7 +245,8 @@ def build_decoder(config: VAEConfig, data: ImageData) -> DeepGenerative:
 def _model(
     config: FitSettings | VAEConfig, data: ImageData, hidden: Sequence[int] | nn.Module, **options: Any
 ) -> DeepGenerative:
-    model = DeepGenerative(
+    program = DeepGenerativeBits if getattr(config, "family", "") == BERNOULLI else DeepGenerative
+    model = program(
         data.train.shape[1],
         config.latent_dim,
         hidden,
@@ -257,13 +258,15 @@ def _model(
     return model.to(data.train.device)
 
 
-def build_vae(config: VAEConfig, data: ImageData) -> tuple[DeepGenerative, LocalGuide]:
+def build_vae(config: VAEConfig, data: ImageData) -> tuple[DeepGenerative, nn.Module]:
     """Model and guide of a VAE at their start, in evaluation mode, on the data's device.
 
     Raises:
         ValueError: images that the network cannot take.
     """
     model = build_decoder(config, data)
+    if config.family == BERNOULLI:
+        return model, build_encoder(config, data, model, ())
     sites = latent_sites(model, data.train[:2].float())
     shared = MeanField(sites.shared, locs=sites.shared_draw) if sites.shared else None
     return model, build_encoder(config, data, model, sites.local, shared)
@@ -275,13 +278,15 @@ def build_encoder(
     model: DeepGenerative,
     sites: Sequence[LatentSite],
     shared: nn.Module | None = None,
-) -> LocalGuide:
+) -> nn.Module:
     """The guide alone, at its start, in evaluation mode: encoder and, for the richer families, flow.
 
     Steps of each image's own, where there are any, are on the ELBO of ``model``, which the guide does not own.
     """
     torch.manual_seed(torch_seed(config.seed, "encoder", config.encoder, config.family))
     device, observed, num_data = data.train.device, data.train.shape[1], len(data.train)
+    if config.family == BERNOULLI:
+        return AmortizedBits("z", _network(config, data, config.latent_dim)[0]).to(device).eval()
     if config.family != "gaussian":
         settings = flow_settings(config, config.family)
         encoder = _encoder(config, data, settings.context_dim)
@@ -321,7 +326,13 @@ def flow_settings(config: VAEConfig, family: str) -> FlowSettings:
 
 def _encoder(config: VAEConfig, data: ImageData, context_dim: int) -> nn.Module:
     """Network to locations and log scales, which starts as a constant, and to a context, which does not."""
-    outputs = 2 * config.latent_dim + context_dim
+    network, last = _network(config, data, 2 * config.latent_dim + context_dim)
+    start_at(last, initial_parameters(config.latent_dim))
+    return network
+
+
+def _network(config: VAEConfig, data: ImageData, outputs: int) -> tuple[nn.Module, nn.Linear]:
+    """An encoder with so many outputs, and its last layer."""
     if config.architecture == "convolutional" and config.encoder != "linear":
         shape, channels = _image_shape(config, data), CHANNELS[config.encoder]
         network = ConvolutionalEncoder(shape, channels, DENSE_WIDTH, outputs, activation=config.activation)
@@ -334,8 +345,7 @@ def _encoder(config: VAEConfig, data: ImageData, context_dim: int) -> nn.Module:
         network = MLP([data.train.shape[1], *ENCODERS[config.encoder], outputs], None, config.activation)
         last = network[-1]
     assert isinstance(last, nn.Linear)
-    start_at(last, initial_parameters(config.latent_dim))
-    return network
+    return network, last
 
 
 def _image_shape(config: VAEConfig, data: ImageData) -> tuple[int, int, int]:
@@ -364,7 +374,7 @@ def vae_options(config: VAEConfig) -> FitOptions:
         kl_weight=rising(config.kl_warm_up),
         adam_eps=1e-4,
         average=averaging(config),
-        objective=config.objective,
+        objective="disarm" if config.family == BERNOULLI else config.objective,
         num_particles=1 if config.objective == "elbo" else config.num_particles,
     )
 

@@ -18,7 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from amortized_bayes.configuration import AtLeast, Different, SettingError, Settings
-from amortized_bayes.experiments.settings import QFamily, VAEConfig, data_factors
+from amortized_bayes.experiments.bounds_settings import QFamily
+from amortized_bayes.experiments.settings import VAEConfig, data_factors
 from amortized_bayes.experiments.settings import image_substitutes as substitutes
 from amortized_bayes.experiments.spec import Arrays, Column, Drawn, Job, Measured, Table
 from amortized_bayes.flows import FLOWS
@@ -53,7 +54,8 @@ class Config(Settings):
     steps: Annotated[int, AtLeast(10)] = 1_000
 
     def check(self) -> None:
-        """Two latents, or there is nothing to draw."""
+        """Two continuous latents, or there is nothing to draw."""
+        self.model.require_continuous()
         if self.model.latent_dim != 2:
             raise SettingError(f"expected --latent-dim of 2, got {self.model.latent_dim}")
 

@@ -16,7 +16,6 @@ from amortized_bayes.evaluation.errors import mean_latents
 from amortized_bayes.experiments.settings import VAEConfig, model_factors, serves
 from amortized_bayes.experiments.setup import ImageData, build_vae
 from amortized_bayes.experiments.spec import FailedAt, job_key
-from amortized_bayes.guides import LocalGuide
 from amortized_bayes.joint import global_seed
 from amortized_bayes.models import DeepGenerative
 from amortized_bayes.results import RunFolder, list_runs
@@ -45,7 +44,7 @@ class Trained(NamedTuple):
     config: VAEConfig
     data: ImageData
     model: DeepGenerative
-    guide: LocalGuide
+    guide: nn.Module
 
 
 class TrainingFailed(FailedAt):

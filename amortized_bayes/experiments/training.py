@@ -19,7 +19,6 @@ from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import ImageData, build_vae, rows_at_once, taken_in_training, vae_options
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Measured, measured
 from amortized_bayes.experiments.trained import Trained, copy_name, load_state, model_key, state_of
-from amortized_bayes.guides import LocalGuide
 from amortized_bayes.inference.options import StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
@@ -133,7 +132,7 @@ def _is_over(config: VAEConfig, training: Training, best: int, evaluations: Coll
 
 
 def _on_the_way(
-    config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide, record: StepRecord
+    config: VAEConfig, data: ImageData, model: DeepGenerative, guide: nn.Module, record: StepRecord
 ) -> list[Measured]:
     """ELBO of each split, with draws of its own: none depends on other splits, nor on where a run was resumed."""
     found: list[Measured] = []
@@ -163,7 +162,7 @@ def _of_split(value: Elbo, split: str) -> PointValues:
 
 
 def _elbo(
-    config: VAEConfig, model: DeepGenerative, guide: LocalGuide, images: Tensor, num_data: int, shared_draws: int = 1
+    config: VAEConfig, model: DeepGenerative, guide: nn.Module, images: Tensor, num_data: int, shared_draws: int = 1
 ) -> Elbo:
     """ELBO from one draw; from several where all points share the weights that are drawn."""
     index = torch.arange(len(images), device=images.device)
@@ -174,7 +173,7 @@ def _elbo(
 
 
 def _final(
-    config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide, training: Training
+    config: VAEConfig, data: ImageData, model: DeepGenerative, guide: nn.Module, training: Training
 ) -> list[Measured]:
     """Numbers for the table, of all points but for IWAE and active units."""
     found: list[Measured] = []
@@ -204,14 +203,14 @@ def _final(
 
 
 @torch.no_grad()
-def _pictures(config: VAEConfig, data: ImageData, model: DeepGenerative, guide: LocalGuide) -> dict[str, np.ndarray]:
+def _pictures(config: VAEConfig, data: ImageData, model: DeepGenerative, guide: nn.Module) -> dict[str, np.ndarray]:
     """Test images, means of the pixels given the means of q, and given draws from the prior."""
     with pyro.validation_enabled(False), global_seed(config.seed, "pictures"):
         x = data.test[:PICTURES].float()
         weights = model.weights()
         codes = {
             "reconstruction": mean_latents(guide, x),
-            "draw_from_the_prior": torch.randn(len(x), config.latent_dim),
+            "draw_from_the_prior": model.prior().sample((len(x),)),
         }
         seen = {name: model.observation(model.decode(z.to(x), weights)).mean for name, z in codes.items()}
     rows = {"original": x, **seen}

@@ -1,6 +1,6 @@
 """Models as Pyro programs: one latent variable per data point inside the plate ``data``, or a series of them."""
 
-from amortized_bayes.models.deep_generative import DeepGenerative
+from amortized_bayes.models.deep_generative import DeepGenerative, DeepGenerativeBits
 from amortized_bayes.models.gaussian_joint import Answer, GaussianJoint, gaussian_joint
 from amortized_bayes.models.linear_gaussian import LinearGaussian
 from amortized_bayes.models.semantic_hashing import SemanticHashing
@@ -20,6 +20,7 @@ __all__ = [
     "SERIES",
     "Answer",
     "DeepGenerative",
+    "DeepGenerativeBits",
     "GaussianJoint",
     "GaussianProcess",
     "Linear",

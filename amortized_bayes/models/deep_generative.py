@@ -25,7 +25,7 @@ from amortized_bayes.networks import MLP, Activation, fan_in
 from amortized_bayes.refusals import did_you_mean
 from amortized_bayes.registration import Registered
 
-__all__ = ["DeepGenerative"]
+__all__ = ["DeepGenerative", "DeepGenerativeBits"]
 
 
 class DeepGenerative(Registered):
@@ -97,8 +97,12 @@ class DeepGenerative(Registered):
         weights = self.weights()
         size = len(x) if index is None else self.num_data
         with pyro.plate("data", size, subsample=index):
-            z = pyro.sample("z", self._normal((self.latent_dim,), 1.0).to_event(1))
+            z = pyro.sample("z", self.prior().to_event(1))
             return pyro.sample("x", self.observation(self.decode(z, weights)).to_event(1), obs=x)
+
+    def prior(self) -> dist.TorchDistribution:
+        """Distribution of the latents, batch shape (D,)."""
+        return self._normal((self.latent_dim,), 1.0)
 
     def weights(self) -> dict[str, Tensor]:
         """Tensors of the decoder by name, such as ``0.weight``: sampled if Bayesian, else the parameters."""
@@ -120,6 +124,21 @@ class DeepGenerative(Registered):
 
     def _normal(self, shape: tuple[int, ...], scale: float) -> dist.Normal:
         return dist.Normal(self.zero.expand(shape), self.zero.new_full((), scale).expand(shape))
+
+
+class DeepGenerativeBits(DeepGenerative):
+    """The same model with fair bits as latents, z_nd ~ Bernoulli(1/2).
+
+    Example:
+        >>> import torch
+        >>> model = DeepGenerativeBits(observed=9, latent_dim=2, hidden=[5], num_data=4, bayesian=False)
+        >>> model.prior().mean
+        tensor([0.5000, 0.5000])
+    """
+
+    def prior(self) -> dist.TorchDistribution:
+        """Distribution of the latents, batch shape (D,)."""
+        return dist.Bernoulli(self.zero.new_full((), 0.5).expand(self.latent_dim))
 
 
 def _priors(decoder: nn.Module, weight_prior: str) -> dict[str, tuple[tuple[int, ...], float]]:
