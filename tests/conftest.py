@@ -28,6 +28,15 @@ seed_torch = torch.manual_seed if torch.cuda.is_available() else torch.default_g
 """The first keeps a traceback for later devices, which takes longer than many a test."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items):
+    """Mark the cases as slow that ``slow_cases`` names by their ids, as they stand between the brackets."""
+    for item in items:
+        mark = item.get_closest_marker("slow_cases")
+        if mark is not None and item.callspec.id in mark.args:
+            item.add_marker(pytest.mark.slow)
+
+
 def global_switches():
     return {
         "default dtype": torch.get_default_dtype(),

@@ -299,6 +299,7 @@ def test_a_table_of_rows_is_read_at_the_points_of_each_chunk() -> None:
         assert ((result.log_p - exact.log_p).abs() < 5 * result.standard_error + 0.05).all()
 
 
+@pytest.mark.slow
 def test_shared_latents_are_held_fixed() -> None:
     """Given the weight, the model is linear-Gaussian in one dimension, whatever the guide says of the weight."""
 

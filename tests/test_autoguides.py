@@ -121,6 +121,7 @@ def test_the_density_is_that_of_the_gaussian_without_what_ties_points(float64, k
 
 
 @pytest.mark.parametrize("kind", JOINT)
+@pytest.mark.slow_cases("AutoLowRankMultivariateNormal", "AutoMultivariateNormal")
 def test_elbo_and_iwae_are_those_of_the_marginals(kind):
     torch.manual_seed(0)
     guide = fitted(kind, simple)

@@ -126,6 +126,7 @@ def test_a_broken_kick_breaks_the_sandwich(w: Tensor, monkeypatch: pytest.Monkey
     assert (broken.lower - exact).mean() > 1
 
 
+@pytest.mark.slow
 def test_target_gap_picks_the_number_of_temperatures(w: Tensor) -> None:
     linear = LinearGaussian(w)
     x = linear.evidence.sample((40,))
@@ -174,6 +175,7 @@ def test_what_is_certified_did_not_choose_the_settings(w: Tensor, monkeypatch: p
     assert result.reached == (result.highest_gap <= 1.5)
 
 
+@pytest.mark.slow
 def test_rounds_of_the_search_share_a_program(w: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for the pilot's points, whatever the rounds, and one for those of the certificate; the numbers stay."""
     linear, captured = LinearGaussian(w), []

@@ -237,6 +237,7 @@ class Table(nn.Module):
 
 
 @pytest.mark.parametrize("estimator", [*UNBIASED, "enumerated"])
+@pytest.mark.slow_cases("reinforce")
 def test_fit_finds_the_best_product_of_each_point(estimator):
     torch.manual_seed(0)
     model, guide = TwoBitMixture(SQUARE, 1.0), Table(40)

@@ -30,6 +30,9 @@ def path(model, x):
 @pytest.mark.parametrize("num_steps", [1, 2])
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 @pytest.mark.parametrize("model", [Belief(3), Looked(3)], ids=["slopes", "blind"])
+@pytest.mark.slow_cases(
+    "blind-0.3-1", "blind-0.3-2", "blind-1.0-2", "slopes-0.3-1", "slopes-0.3-2", "slopes-1.0-1", "slopes-1.0-2"
+)
 def test_a_transition_keeps_the_density_and_is_reversible(model, beta, num_steps):
     """Of draws of f_beta as many go from one code to another as come back."""
     num, codes, x = 400_000, all_codes(3), model.simulate(1)
@@ -81,6 +84,7 @@ def test_both_walks_have_the_evidence_as_their_mean(name, start):
 
 
 @pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.slow
 def test_bounds_close_in_on_the_sum_over_all_codes(start):
     model = Belief(10)
     x = model.simulate(100)

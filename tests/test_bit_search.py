@@ -51,6 +51,7 @@ def test_two_bits_have_the_optimum_that_is_known(means):
 
 
 @pytest.mark.parametrize("model", [Belief(6), Belief(6, steep=5.0), NoisyOr(6), Looked(5)])
+@pytest.mark.slow_cases("model1", "model2", "model3")
 def test_no_climb_from_thirty_starts_finds_a_better_one(model):
     x = model.simulate(20)
     table, num_bits = model.table(x).detach(), len(model.prior)

@@ -56,6 +56,7 @@ def test_one_draw_has_no_error(linear_problem):
     assert elbo(model, guide, x, num_draws=1).standard_error.isnan().all()
 
 
+@pytest.mark.slow
 def test_reduced_estimators_agree(float64):
     model = DeepGenerative(5, 2, [4], N)
     x = torch.bernoulli(torch.full((N, 5), 0.5))
@@ -80,6 +81,7 @@ def test_iwae_of_the_exact_posterior_is_the_evidence(linear_problem, draws):
     assert found.standard_error.max() < 1e-10
 
 
+@pytest.mark.slow
 def test_iwae_rises_from_the_elbo_to_the_evidence(linear_problem):
     model, x, _ = linear_problem
     guide = rows_near_the_optimum(model, x, excess=0.7)
@@ -106,6 +108,7 @@ def test_iwae_of_one_particle_is_the_elbo(linear_problem):
 
 
 @pytest.mark.parametrize(("with_index", "particles"), [(True, 1), (False, 3)])
+@pytest.mark.slow_cases("False-3")
 def test_iwae_with_a_shared_latent_takes_a_share_of_its_divergence(shared, with_index, particles):
     """Given theta every weight is log p(x | theta): what is left is the average over theta."""
     model, x, loc, variance = shared
@@ -152,6 +155,7 @@ def calibration(estimates, exact):
 
 
 @pytest.mark.parametrize("kind", ["elbo", "iwae over theta", "iwae over particles", "predictive"])
+@pytest.mark.slow_cases("elbo", "iwae over theta", "predictive")
 def test_standard_errors_are_calibrated(linear_problem, shared, kind):
     model, x, _ = linear_problem
     guide, deep = rows_near_the_optimum(model, x, excess=0.3), shared[0]

@@ -58,6 +58,7 @@ def check(found):
 @pytest.mark.parametrize("page", ["one", "two"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.slow_cases("light-375-one")
 def test_a_page_is_shown_whole_and_runs_nothing(browser, folder, page, width, scheme):
     found = browser.open(folder / f"{page}.html", width, scheme)
     check(found)

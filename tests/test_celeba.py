@@ -44,6 +44,7 @@ def networks():
     return truth.eval().requires_grad_(False), guide
 
 
+@pytest.mark.slow
 def test_celeba_from_start_to_figures(call, place, monkeypatch):
     truths = []
     build = image_stages.build_truth
@@ -94,6 +95,7 @@ def test_celeba_from_start_to_figures(call, place, monkeypatch):
     assert len(list(claims_found("celeba", finals.assign(dataset="celeba"), "quick"))) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_without_labels_is_compared_by_the_discriminator(call, place):
     pictures(place / "faces", 30)
     small = [word if word != "40" else "73" for word in SMALL]  # 64 features of four halvings

@@ -174,6 +174,7 @@ def test_other_data_of_the_same_size(refused, mine, command):
     assert "got other files of mine.npz" in refused(command)
 
 
+@pytest.mark.slow
 def test_data_that_changed_while_a_run_was_interrupted(place, refused, mine):
     path, arrays = mine
     config = replace(TINY, dataset="mine.npz", epochs=20)

@@ -365,6 +365,7 @@ def test_download_says_what_there_is(call):
     assert "digits: 1,500 training and 297 test images" in found.out
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     given = f"{sys.executable} {ROOT / 'run_experiments.py'} download --dataset digits digits"
     found = subprocess.run(f"{given} | true", shell=True, executable="/bin/bash", capture_output=True, text=True)

@@ -82,6 +82,7 @@ def runs(experiment, place):
 # From start to figures ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_from_start_to_figures(call, place):
     style = seaborn.axes_style(), plt.rcParams.copy(), plt.get_fignums()
     ran = call("sweep", "--dataset", "digits", *SWEEP)
@@ -106,6 +107,7 @@ def test_a_sweep_from_start_to_figures(call, place):
     assert folder.verify() == []
 
 
+@pytest.mark.slow
 def test_a_model_and_its_gaps_from_start_to_figures(call, place, refused):
     trained = call("train", *MODEL)
     assert trained.code == 0, trained.err
@@ -128,6 +130,7 @@ def test_a_model_and_its_gaps_from_start_to_figures(call, place, refused):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_qstar_from_an_interruption_to_its_table(call, place, refused, interrupted):
     assert call("train", *MODEL).code == 0
     folder = interrupted("qstar", QSTAR, "q*", job="3/9")
@@ -142,6 +145,7 @@ def test_qstar_from_an_interruption_to_its_table(call, place, refused, interrupt
         assert start in resumed.out
 
 
+@pytest.mark.slow
 def test_model_gaps_by_its_other_name(call, place):
     given = ("--dataset", "digits", "--families", "gaussian", "--annealing", "False", "--encoders", "small")
     ran = call("test-set-gaps", *given, "--epochs", "1", "--points", "4", *BOUNDS, "--device", "cpu")
@@ -151,6 +155,7 @@ def test_model_gaps_by_its_other_name(call, place):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_the_config_of_a_run_runs_it_again_with_equal_numbers(call, place):
     assert call("sweep", "--dataset", "digits", *SWEEP).code == 0
     (first,) = list_runs(place / "results")
@@ -165,6 +170,7 @@ def test_the_config_of_a_run_runs_it_again_with_equal_numbers(call, place):
 
 
 @pytest.mark.parametrize("command", [name for name in EXPERIMENTS if name not in ("gaps", "qstar")])
+@pytest.mark.slow_cases("when-and-why")
 def test_a_dry_run_says_what_it_would_take_and_does_nothing(call, place, command):
     data = {"semantic-hashing": "drawn-topics"}.get(command, "digits")
     own = ("--dataset", data) if hasattr(experiment(command).Config, "dataset") else ()
@@ -202,6 +208,7 @@ def test_a_training_that_diverges_is_one_line_and_recorded(call, refused, place)
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_weights(call, place, interrupted):
     given = ["20" if word == "2" else word for word in MODEL]  # epochs
     folder = interrupted("train", given, "training")
@@ -212,6 +219,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(call, place, interr
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_with_the_data_it_was_started_on(call, refused, place, interrupted):
     np.save("x.npy", np.random.default_rng(0).random((40, 6), dtype=np.float32))
     folder = interrupted("sweep", ["--dataset", "x.npy", *SWEEP], "fit", job="F-VI")
@@ -265,6 +273,7 @@ def test_figures_that_cannot_be_written_take_nothing_away(call, place, monkeypat
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_without_images_a_bare_sweep_takes_digits_and_says_so(call, place):
     ran = call(*SWEEP)
     assert ran.code == 0, ran.err
@@ -306,6 +315,7 @@ def test_data_that_were_asked_for_are_not_replaced(refused, place, command):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_an_interrupted_tuning_goes_on_to_its_sweep(call, place, monkeypatch):
     monkeypatch.setattr(tune, "rates_tried", lambda guide: [Rates(4e-3, rate) for rate in (2e-3, 4e-3)])
     done = RunFolder.mark_done
@@ -326,6 +336,7 @@ def test_an_interrupted_tuning_goes_on_to_its_sweep(call, place, monkeypatch):
     assert (tuned.status, tuned.num_jobs) == ("finished", 6)
 
 
+@pytest.mark.slow
 def test_tensorboard_is_there_or_is_asked_for(call, place):
     found = call("train", *MODEL, "--log", "tensorboard")
     if found.code:

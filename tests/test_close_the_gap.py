@@ -115,6 +115,7 @@ def test_gains_are_paired_at_the_same_points(run):
         assert share == pytest.approx(gain / there)
 
 
+@pytest.mark.slow
 def test_an_encoder_is_trained_further_from_where_it_was(run, tmp_path):
     trained = loaded(RunFolder.open(find_run(run.path.parents[1], "latest", "train")))
     lab, before = QuickLab(tmp_path, CPU), [p.clone() for p in trained.model.parameters()]

@@ -133,6 +133,7 @@ def test_data_of_one_number_a_point():
 
 
 @pytest.mark.parametrize("unit", [pytest.param(0.05, marks=pytest.mark.slow), 50.0])
+@pytest.mark.slow
 def test_whether_a_latent_is_active_does_not_hang_on_its_unit(unit):
     def model(x):
         with pyro.plate("data", len(x)):
@@ -146,6 +147,7 @@ def test_whether_a_latent_is_active_does_not_hang_on_its_unit(unit):
     assert frame.loc["constant", "status"] == "vacuous"
 
 
+@pytest.mark.slow
 def test_a_model_with_a_captured_step(x):
     frame = compare(several_sites, x, options=FitOptions(batch_size=20, capture="replay")).to_frame()
     assert set(frame["status"]) <= {"ok", "vacuous"}
@@ -368,6 +370,7 @@ def test_a_program_inside_another_handler(x):
     assert set(frame["status"]) <= {"ok", "vacuous"}
 
 
+@pytest.mark.slow
 def test_gaps_are_the_known_ones_on_a_linear_gaussian_model(float64):
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(4, 2, generator=generator)

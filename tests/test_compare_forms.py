@@ -93,6 +93,9 @@ def gap_of(fit, exact):
 
 
 @pytest.mark.parametrize("name", FORMS)
+@pytest.mark.slow_cases(
+    "another plate", "dict", "dim", "float64", "keywords", "numpy", "places", "two tensors", "unsized", "whole numbers"
+)
 def test_compare_reaches_the_evidence(name):
     model, args, kwargs = FORMS[name]
     (fit,) = fitted(model, *args, **kwargs).fits
@@ -225,6 +228,7 @@ def missing_guide(x, seen=None):
 
 
 @pytest.mark.parametrize("kind", ["obs_mask", "mask"])
+@pytest.mark.slow_cases("obs_mask")
 def test_missing_data(kind):
     """Some of the second numbers are nan: hidden by ``obs_mask``, whose extra latent drops out, or by a mask."""
     seen = torch.arange(N) % 3 > 0

@@ -73,6 +73,7 @@ def test_what_is_dumped_loads_as_it_was(tmp_path: Path, config: Config) -> None:
     assert repr(loaded) == repr(config)  # 1 == 1.0 == True, but their texts differ
 
 
+@pytest.mark.slow
 def test_round_trip_of_anything(tmp_path: Path) -> None:
     hypothesis = pytest.importorskip("hypothesis")
     st = hypothesis.strategies

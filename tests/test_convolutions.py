@@ -164,6 +164,7 @@ def test_a_compiled_step_moves_statistics_too(images):
         assert a.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_is_resumed_with_its_statistics(images, place):
     whole = go("train", images, place / "whole")
     cut("train", images, place / "cut", stop_at("training", 3))

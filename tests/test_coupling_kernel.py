@@ -182,6 +182,7 @@ def test_a_source_that_does_not_compile_is_said_and_done_without(monkeypatch, ca
     assert "run without their kernel, which is slower" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_search_ends_where_the_general_one_does(monkeypatch) -> None:
     """Three chunks, the last filled up; the bounds differ by far less than their Monte Carlo error."""
     search = Search(4, 2, (16,), num_points=5)

@@ -21,6 +21,7 @@ def run(before="", after=""):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_torchvision_imports_whatever_its_wheel_and_schemas_are_declared_only_where_that_fails():
     plain = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, timeout=120)
     named = "assert torch.ops.torchvision.nms.default._schema.name == 'torchvision::nms'"
@@ -29,6 +30,7 @@ def test_torchvision_imports_whatever_its_wheel_and_schemas_are_declared_only_wh
     assert int(done.stdout) == (0 if plain.returncode == 0 else 1)
 
 
+@pytest.mark.slow
 def test_schemas_that_are_there_are_left_alone():
     define = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     before = f"""
@@ -40,6 +42,7 @@ bridge._declare_missing_schemas()
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_other_failures_are_not_hidden():
     before = """
 import importlib

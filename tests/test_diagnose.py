@@ -121,6 +121,7 @@ def test_saved_and_loaded(spoiled: tuple[Problem, Diagnosis], tmp_path: Path) ->
         Diagnosis.load(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_a_good_encoder_leaves_the_family_to_blame() -> None:
     problem = Problem(off=0.0)
     found = diagnose(problem.model, problem.guide, problem.x, settings=QUICK)
@@ -129,6 +130,7 @@ def test_a_good_encoder_leaves_the_family_to_blame() -> None:
     assert "richer family" in found.verdict.words
 
 
+@pytest.mark.slow
 def test_an_exact_guide_leaves_nothing_to_mend() -> None:
     problem = Problem(off=0.0)
 
@@ -150,6 +152,7 @@ def test_an_exact_guide_leaves_nothing_to_mend() -> None:
     assert found.doubtful == 0
 
 
+@pytest.mark.slow
 def test_restarts_and_progress() -> None:
     problem, calls = Problem(off=0.3, num_points=6), []
     found = diagnose(
@@ -185,6 +188,7 @@ def test_the_verdict_abstains_where_the_certificate_fails(spoiled: tuple[Problem
     assert "no data can be drawn" in alone.words
 
 
+@pytest.mark.slow
 def test_chains_too_short_for_the_target_are_not_certified() -> None:
     problem = Problem(off=3.0)
     short = AISSettings(num_temperatures=2, num_chains=2, start="prior", mass="unit")
@@ -245,6 +249,7 @@ def test_a_model_that_gives_no_data_is_diagnosed_without_a_certificate() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.slow_cases("dtype0")
 def test_an_exact_guide_leaves_no_gap_in_either_precision(dtype: torch.dtype) -> None:
     weight = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     weight[:, 1] -= weight[:, 0] * (weight[:, 0] @ weight[:, 1]) / weight[:, 0].square().sum()  # q factorizes
@@ -285,6 +290,7 @@ def test_two_sites() -> None:
     assert abs(found.amortization.mean - 0.5 * 9 * 0.09) < 4 * found.amortization.mean_error + 0.03
 
 
+@pytest.mark.slow
 def test_shared_latents_are_averaged_over_and_their_spread_given() -> None:
     def model(x: Tensor) -> None:
         weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -309,6 +315,7 @@ def test_shared_latents_are_averaged_over_and_their_spread_given() -> None:
     assert found.certificate.lower.shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_every_estimate_is_given_the_same_draw_of_the_shared_latents(
     linear_problem: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_family_that_cannot_is_blamed_and_one_that_can_is_not():
     assert report.summary().attrs["family"] == "independent bits"
 
 
+@pytest.mark.slow
 def test_reports_are_kept_and_drawn(summed, sampled, tmp_path):
     for report in (summed, sampled):
         report.save(tmp_path / "report")
@@ -153,6 +154,7 @@ def test_blocks_are_the_whole(belief, summed):
     assert joined.exact
 
 
+@pytest.mark.slow
 def test_rows_of_each_point_are_taken_whole_and_refused_in_blocks():
     model = Belief(4)
     x = model.simulate(24)
@@ -183,6 +185,7 @@ def two(x):
 
 
 @pytest.mark.parametrize("sum_up_to", [16, 0])
+@pytest.mark.slow_cases("0")
 def test_of_dependent_bits_no_cause_is_named(sum_up_to):
     x = torch.linspace(-2, 3, 40).double()
     settings = ab.DiagnosisSettings(sum_up_to=sum_up_to, certificate=ab.CertificateSettings(20, 0.1, 200))

@@ -52,6 +52,7 @@ def same(one: Any, other: Any) -> None:
             assert torch.equal(a.nan_to_num(nan=-7.0), b.nan_to_num(nan=-7.0)), name
 
 
+@pytest.mark.slow
 def test_one_block_of_all_points_is_the_diagnosis() -> None:
     problem = Problem(off=0.8, stretch=1.3)
     settings = replace(QUICK, local=LocalSettings(num_restarts=2))
@@ -86,6 +87,7 @@ def test_all_blocks_together_meet_the_exact_values(blocks: tuple[Problem, Ground
     assert report.settings["blocks"] == 3
 
 
+@pytest.mark.slow
 def test_a_block_does_not_depend_on_others_or_on_what_ran_before(blocks: tuple[Problem, Groundwork, list[Any]]) -> None:
     problem, ground, found = blocks
     torch.manual_seed(99)
@@ -102,6 +104,7 @@ def test_blocks_draw_noise_of_their_own(blocks: tuple[Problem, Groundwork, list[
         assert (other[name][0] != found[0][name][0]).all(), name
 
 
+@pytest.mark.slow
 def test_the_groundwork_of_few_points_is_that_of_all_and_can_be_packed() -> None:
     problem = Problem(off=0.3)
     few, every = (prepare_blocks(problem.model, problem.guide, x, settings=QUICK) for x in (problem.x[:20], problem.x))
@@ -115,6 +118,7 @@ def test_the_groundwork_of_few_points_is_that_of_all_and_can_be_packed() -> None
     assert few.chains.num_temperatures >= QUICK.ais.num_temperatures
 
 
+@pytest.mark.slow
 def test_all_blocks_see_the_same_draws_of_shared_latents(linear_problem: Any) -> None:
     """The guide is the exact posterior given theta, so that each of its weights is log p(x | theta), which is known."""
     model, x = SharedShift(linear_problem.model), linear_problem.x
@@ -137,6 +141,7 @@ def test_all_blocks_see_the_same_draws_of_shared_latents(linear_problem: Any) ->
     assert report.certificate.lower.shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_a_flow_is_searched_in_each_block() -> None:
     problem = Problem(off=0.0, num_points=8)
     sites = latent_sites(problem.model, problem.x).local

@@ -48,6 +48,7 @@ def same(found: Diagnosis, name: str, exact: Tensor, lost: float = 0.01) -> None
     assert abs(gap.mean - exact.mean()) < 4 * error + lost
 
 
+@pytest.mark.slow
 def test_a_guide_that_is_the_exact_posterior_has_no_gap() -> None:
     found = diagnose(LINEAR, correlated(), X, settings=QUICK)
     torch.testing.assert_close(found.estimate("elbo_star").value, LINEAR.log_evidence(X), rtol=0, atol=0.01)
@@ -58,6 +59,7 @@ def test_a_guide_that_is_the_exact_posterior_has_no_gap() -> None:
     assert "family of q*: full-covariance gaussian, as of the guide" in found.evidence()
 
 
+@pytest.mark.slow
 def test_a_poor_guide_of_full_covariance_is_to_blame_and_not_its_family() -> None:
     found = diagnose(LINEAR, correlated(0.6, 1.3), X, settings=QUICK)
     bend = 0.5 * (1.3**2 - 1) - math.log(1.3)
@@ -88,6 +90,7 @@ def test_a_gamma_guide_is_measured_by_the_best_gammas() -> None:
     assert found.verdict.cause == "amortization"
 
 
+@pytest.mark.slow
 def test_a_guide_of_low_rank_gets_bounds() -> None:
     def guide(x: Tensor) -> None:
         mean = LINEAR.posterior(x).mean
@@ -146,6 +149,7 @@ def test_joint_autoguides(model: Any, kind: Any, relation: str, monkeypatch: pyt
     assert found == [(relation, "gaussian" if kind is AutoDiagonalNormal else "full-covariance gaussian")]
 
 
+@pytest.mark.slow
 def test_a_mixture_gets_no_cause() -> None:
     def guide(x: Tensor) -> None:
         loc = LINEAR.posterior(x).mean[:, None] + torch.tensor([-0.1, 0.1])[:, None]
@@ -178,6 +182,7 @@ def bottom_up(pull: float) -> Callable[[Tensor], None]:
     return guide
 
 
+@pytest.mark.slow
 def test_a_latent_that_follows_the_draw_of_another_gets_no_cause() -> None:
     x = (X > 0).double()
     found = diagnose(two_layers, bottom_up(0.6), x, settings=QUICK)

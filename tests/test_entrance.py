@@ -46,6 +46,20 @@ CALLS = {**EXACT, **SHAPED}
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow_cases(
+    "a table of N rows",
+    "another plate",
+    "dict",
+    "dim",
+    "index",
+    "keywords",
+    "list",
+    "numpy",
+    "places",
+    "positional",
+    "unsized",
+    "whole numbers",
+)
 def test_the_exact_posterior_is_worth_the_evidence_in_every_call(form):
     model, guide, args, kwargs = FORMS[form]
     few = form not in ("keywords", "dict", "index", "another plate")
@@ -118,6 +132,7 @@ def test_a_fit_takes_every_form_and_gives_the_same_numbers(form):
     assert fitted(form, named="rows" if form == "another plate" else "data") == fitted("positional")
 
 
+@pytest.mark.slow
 def test_a_fit_gives_a_guide_the_rows_of_its_points():
     guide = ab.Factorized(ab.latent_sites(two, X, SLOPES).local, N)
     options = ab.FitOptions(batch_size=4, row_learning_rate=0.05, capture="off", average=None)
@@ -126,6 +141,7 @@ def test_a_fit_gives_a_guide_the_rows_of_its_points():
     torch.testing.assert_close(guide.answer(X, torch.arange(N))[:, 0], q.loc, atol=0.3, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_fit_sets_up_an_autoguide_on_all_points():
     guide = AutoMultivariateNormal(two)
     options = ab.FitOptions(batch_size=4, learning_rate=0.05, capture="off", average=None)

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("analytic_kl", [False, True])
+@pytest.mark.slow_cases("True")
 def test_the_guides_own_sites_are_averaged_over_exactly(analytic_kl):
     problem, x, found = SemiSupervised(), points(5, 2), []
     many = 100 if analytic_kl else 1
@@ -144,6 +145,7 @@ def test_a_guide_that_draws_before_its_marks_is_captured():
     assert training.captured is not None
 
 
+@pytest.mark.slow
 def test_a_step_with_enumerated_sites_is_captured(caplog):
     problem, x = SemiSupervised(), points(8, 2)
     encoder = torch.nn.ParameterList([problem.logits, problem.loc])

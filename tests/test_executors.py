@@ -42,6 +42,7 @@ def bar_locks():
     return lambda task, send: send(type(tqdm.get_lock()))
 
 
+@pytest.mark.slow
 def test_bars_leave_no_semaphore_when_their_process_is_killed():
     """tqdm's own lock is one, of which Python would complain after a run that was asked to stop."""
     said = []
@@ -121,6 +122,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_a_sweep_is_the_same_side_by_side(tmp_path):
     config = replace(sweeps.TINY, widths=(1,))
     alone, _ = start("sweep", config, tmp_path / "1", 1)
@@ -131,6 +133,7 @@ def test_a_sweep_is_the_same_side_by_side(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_blocks_of_points_are_the_same_side_by_side(trained_results, tmp_path):
     config = replace(FEW, splits=("test",), points=36, block_size=12)
     found = []
@@ -143,6 +146,7 @@ def test_blocks_of_points_are_the_same_side_by_side(trained_results, tmp_path):
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("action", "shown"), [("default", 1), ("ignore", 0)])
+@pytest.mark.slow_cases("ignore-0")
 def test_warnings_of_processes_are_those_of_one(tmp_path, signs, action, shown):
     config = relay.Config(signs=str(signs("wet")), meet=True)  # two legs at a time, in a process each
     with warnings.catch_warnings(record=True) as caught:
@@ -185,6 +189,7 @@ def test_what_holds_up_most_starts_first(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_jobs_wait_for_those_that_they_read_and_for_no_others(tmp_path, signs):
     folder, _ = start("relay", relay.Config(str(signs()), meet=True), tmp_path / "out", 2)
     pids = [int((signs() / f"pid.{leg}").read_text()) for leg in range(relay.LEGS)]
@@ -200,6 +205,7 @@ def test_jobs_wait_for_those_that_they_read_and_for_no_others(tmp_path, signs):
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.slow_cases("2")
 def test_threads_belong_to_the_run(tmp_path, signs, monkeypatch, most):
     before = torch.get_num_threads()
     torch.set_num_threads(9)
@@ -218,6 +224,7 @@ def test_threads_belong_to_the_run(tmp_path, signs, monkeypatch, most):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_a_job_that_fails_elsewhere_is_recorded_and_others_go_on(tmp_path, signs):
     folder, _ = start("relay", relay.Config(str(signs("fail.1"))), tmp_path / "out", 2)
     assert folder.done() == {"leg=0": "ok", "leg=1": "failed", "leg=2": "failed", "leg=3": "ok"}
@@ -257,6 +264,7 @@ def echo():
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_what_was_sent_before_a_process_died_is_kept():
     heard = []
 
@@ -290,6 +298,7 @@ def alive(pid):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("killed", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_no_process_and_goes_on_later(tmp_path, signs, how):
     out = tmp_path / "out"
     given = ["relay", "--signs", str(signs("hold.1", "hold.2")), "--jobs", "2", "--out", str(out), "--device", "cpu"]

@@ -71,6 +71,7 @@ def plain_draws():
 
 
 @pytest.mark.parametrize("options", [ANALYTIC, LOCAL, {**PLAIN, **LOCAL}], ids=["analytic", "local", "local-plain-z"])
+@pytest.mark.slow
 def test_same_expectation_and_smaller_variance_of_the_gradient(float64, options):
     problem, reference = plain_draws()
     found = draws_of_value_and_gradient(*problem, options)

@@ -52,6 +52,18 @@ def near_posterior(family, model, x):
 
 
 @every_family
+@pytest.mark.slow_cases(
+    "auxiliary",
+    "auxiliary-contextual",
+    "gaussian",
+    "planar-contextual",
+    "realnvp",
+    "realnvp-contextual",
+    "spline",
+    "spline-contextual",
+    "sylvester",
+    "sylvester-contextual",
+)
 def test_mean_weight_is_the_evidence(linear_problem, family):
     model, x, _ = linear_problem
     mean, error = ratio_to_evidence(model, near_posterior(family, model, x), x)

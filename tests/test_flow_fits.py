@@ -48,6 +48,7 @@ def fitted(model, guide, x, num_steps, batch_size=100, learning_rate=4e-3, **opt
     "family",
     [pytest.param(name, marks=() if name in ("gaussian", "realnvp") else pytest.mark.slow) for name in FAMILIES],
 )
+@pytest.mark.slow_cases("realnvp")
 def test_fits_come_close_to_the_evidence_and_stay_below(family):
     problem = LinearFit()
     guide = problem.guide(family)

@@ -141,6 +141,7 @@ def test_log_q_is_that_of_the_change_of_variables(name: str) -> None:
 
 
 @every_family
+@pytest.mark.slow_cases("spline")
 def test_weights_of_a_density_average_to_one(name: str) -> None:
     """So do E p(z) r(v|z) / q(z, v) of an auxiliary flow, for any r; a log q(v_0) left out shows here."""
     flows, parameters, base = problem(name, 0.05)
@@ -164,6 +165,7 @@ def test_a_point_does_not_see_its_neighbours(name: str) -> None:
 
 
 @every_family
+@pytest.mark.slow_cases("auxiliary", "planar", "realnvp", "spline", "sylvester")
 def test_the_path_gradient_has_the_same_mean(name: str) -> None:
     flows, parameters, base = problem(name, 0.1)
     leaves = [t[:1].requires_grad_() for t in (*parameters.values(), *base)]

@@ -80,6 +80,7 @@ def stays_below(found: FlowOptimum, evidence: Tensor) -> None:
         for n, a in (("realnvp", 0.93), ("auxiliary", 0.9), ("planar", 0.5), ("sylvester", 0.7), ("spline", 0.7))
     ],
 )
+@pytest.mark.slow
 def test_flows_close_the_gap_of_the_factorized_gaussian(name: str, least: float) -> None:
     """The gap is ½(Σ log Λ_ii − log|Λ|); ``least`` is the share of it that is asked for."""
     problem = Problem(6)
@@ -147,6 +148,7 @@ def test_of_two_modes_far_apart_a_flow_keeps_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "least"), [searched("planar", 0.2), searched("auxiliary", 0.95)])
+@pytest.mark.slow
 def test_one_latent_alone(name: str, least: float) -> None:
     """A posterior with a wall on one side. A planar flow, without a path gradient, may be left at its start here."""
 
@@ -218,6 +220,7 @@ def test_the_memory_budget_decides_how_many_points_a_chunk_has() -> None:
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 12
 
 
+@pytest.mark.slow
 def test_draws_of_the_flow_have_the_weights_it_was_scored_by() -> None:
     problem = Problem(5)
     search = searching(num_steps=100)
@@ -229,6 +232,7 @@ def test_draws_of_the_flow_have_the_weights_it_was_scored_by() -> None:
     torch.testing.assert_close(log_w.logsumexp(0) - math.log(2000), problem.evidence, rtol=0, atol=0.2)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_is_left_out_for_its_point_alone() -> None:
     """The root has an infinite slope where its argument is cut at 0: never for two points, now and then for one."""
 
@@ -251,6 +255,7 @@ def test_a_gradient_that_is_no_number_is_left_out_for_its_point_alone() -> None:
     torch.testing.assert_close(alone.elbo_star, found.elbo_star[:1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_constrained_sites_another_plate_and_shared_latents() -> None:
     """log u and v given log u are Gaussian: the posterior is a correlated Gaussian on the unconstrained space."""
 
@@ -291,6 +296,7 @@ def test_the_seed_decides_and_nothing_else_moves() -> None:
 
 
 @pytest.mark.parametrize("name", [searched(n, quick=["planar", "realnvp"]) for n in FLOWS])
+@pytest.mark.slow_cases("realnvp")
 def test_single_precision(name: str) -> None:
     problem = Problem(4)
     torch.set_default_dtype(torch.float32)

@@ -35,6 +35,7 @@ def exact_elbo(x, loc, scale):
 
 
 @pytest.mark.parametrize("kind", [AutoNormal])
+@pytest.mark.slow
 def test_an_autoguide_is_evaluated_particle_by_particle(kind, caplog):
     guide = kind(model, init_scale=0.3)
     guide(X)
@@ -98,6 +99,7 @@ def test_the_generator_and_batch_norm_are_as_before():
     assert norm.num_batches_tracked.item() == 0
 
 
+@pytest.mark.slow
 def test_what_a_guide_observes_is_no_part_of_q():
     """A classifier that is trained beside q scores data; counted as log q it would lift the ELBO."""
 

@@ -41,6 +41,7 @@ def test_new_points_reach_the_best_factorized_elbo_whatever_the_rate_of_training
     assert fresh.gain < 0.1
 
 
+@pytest.mark.slow
 def test_points_are_visited_until_they_are_settled():
     model, x = linear_model(num_data=1000)
     sites = latent_sites(model, x).local

@@ -59,6 +59,7 @@ def autonormal(x):
 
 
 @pytest.mark.parametrize("kind", [factorized, autonormal])
+@pytest.mark.slow
 def test_chains_of_real_and_simulated_points_start_at_a_search(x, kind):
     found = ab.diagnose(model, kind(x), x, settings=QUICK)
     assert found.certificate is not None, found.why_uncertified
@@ -86,6 +87,7 @@ def test_one_q_for_all_points_and_an_encoder_are_starts_for_any(x):
         assert ab.bdmc(model, guide, x, settings=settings).difficulty is not None
 
 
+@pytest.mark.slow
 def test_chains_take_gaussians_as_a_start(x):
     q = ab.optimize_local(model, None, x, settings=QUICK.local).q
     found = ab.ais(model, q, x, settings=QUICK.ais)
@@ -112,6 +114,7 @@ def made_of_a_draw(x, shift=0.0):
 
 
 @pytest.mark.parametrize("guide", [laplace, of_a_mixture, made_of_a_draw])
+@pytest.mark.slow_cases("made_of_a_draw")
 def test_one_q_for_all_points_need_not_be_gaussian(x, guide):
     """Fitted to draws, its moments differ from point to point; its density does not."""
     settings = ab.AISSettings(num_temperatures=5, num_chains=4, num_pilot=4)

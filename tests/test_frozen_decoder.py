@@ -137,6 +137,7 @@ def test_a_model_that_diverges_fails_every_job_and_the_run_finishes(tmp_path):
     assert sum(info.experiment == "train" for info in list_runs(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_an_encoder_that_diverges_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     real = encoders.fit_encoder
 
@@ -163,6 +164,7 @@ def test_encoders_of_a_decoder_whose_bounds_failed_fail_too(tmp_path, monkeypatc
     assert only(folder.rows(), "failure")["note"].tolist()[1:] == [f"{DECODER} failed"] * 2
 
 
+@pytest.mark.slow
 def test_resuming_keeps_the_decoders_bounds_and_finished_encoders(tmp_path, plain, monkeypatch):
     folder = cut("frozen-decoder", PLAIN, tmp_path, stop_at("encoder", job="3/3"))
     assert len(folder.done()) == 2
@@ -171,6 +173,7 @@ def test_resuming_keeps_the_decoders_bounds_and_finished_encoders(tmp_path, plai
     assert values(folder.rows()) == values(plain.rows())
 
 
+@pytest.mark.slow
 def test_bounds_that_were_lost_are_no_failure(tmp_path, plain):
     """A file that is missing is made again; no encoder fails for it."""
     folder = cut("frozen-decoder", PLAIN, tmp_path, stop_at("encoder", job="3/3"))

@@ -218,6 +218,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.slow_cases("reports")
 def test_a_sample(name, tmp_path, trained_results, call):
     flips, cuts = SAMPLE[name]
     paths, read = dict(readers(tmp_path, trained_results, call))[name]()

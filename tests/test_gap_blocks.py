@@ -55,6 +55,7 @@ def test_blocks_are_cut_only_where_there_are_many_points(results):
     assert sizes == [10] * 5
 
 
+@pytest.mark.slow
 def test_the_split_has_all_points_of_its_blocks(run):
     _, blocks, last = keys(run)
     assert set(run.done().values()) == {"ok"}
@@ -82,6 +83,7 @@ def test_the_split_has_all_points_of_its_blocks(run):
     assert run.verify() == []
 
 
+@pytest.mark.slow
 def test_each_block_is_of_its_own_points_under_the_seed_of_its_key(run, results, monkeypatch):
     seeds, sizes = [], []
     measure, at = diagnose_block, bounds.images_at
@@ -118,6 +120,7 @@ def test_blocks_and_one_batch_agree_within_their_errors(run, results):
         assert (one_batch[name] != blocks[name]).all()
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_that_of_all_points(run, capsys, tmp_path):
     folder = RunFolder.open(shutil.copytree(run.path, tmp_path / "gaps" / run.name))
     figures = {path.stem for path in present(experiment("gaps"), folder)}
@@ -128,6 +131,7 @@ def test_what_is_shown_is_that_of_all_points(run, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("stage", "done"), [("test ais", 5), ("test q*", 24)])
+@pytest.mark.slow
 def test_a_block_that_is_killed_is_run_again_alone(run, results, monkeypatch, stage, done):
     folder = cut("gaps", BLOCKS, results, stop_at(stage, done, job="block 1"))
     first, blocks, _ = keys(run)
@@ -145,6 +149,7 @@ def test_a_block_that_is_killed_is_run_again_alone(run, results, monkeypatch, st
     assert_same(folder, run)
 
 
+@pytest.mark.slow
 def test_a_block_that_fails_leaves_no_mean_of_the_others(results, monkeypatch):
     measure = diagnose_block
 
@@ -163,6 +168,7 @@ def test_a_block_that_fails_leaves_no_mean_of_the_others(results, monkeypatch):
     assert sorted(rows["note"]) == sorted(["planted", f"{failing} failed"])
 
 
+@pytest.mark.slow
 def test_draws_of_a_bayesian_decoder_are_those_of_all_blocks(tmp_path):
     go("train", replace(TINY, decoder="bayesian", epochs=1, hidden=(4,)), tmp_path)
     config = replace(BLOCKS, points=20, block_size=10, shared_draws=2)

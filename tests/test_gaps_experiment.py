@@ -42,6 +42,7 @@ def model(trained_results):
     return loaded(RunFolder.open(find_run(trained_results, "latest", "train")))
 
 
+@pytest.mark.slow
 def test_extreme_points_are_kept_as_images(run, model):
     for split in ("train", "test"):
         arrays = run.load_arrays(key_of(run, split))
@@ -96,6 +97,7 @@ def test_rows_say_which_model_was_measured(run):
     assert set(rows["split"]) == set(SPLITS)
 
 
+@pytest.mark.slow
 def test_points_are_those_that_were_diagnosed(run, model):
     """The ELBO in the arrays belongs to the images at the places beside it, of its split, with their labels."""
     for split in SPLITS:
@@ -143,6 +145,7 @@ def test_the_summary_keeps_splits_and_classes(run):
     assert len(summary[(summary["metric"] == "inference_gap") & summary["label"].isna()]) == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_moved_resumes_with_the_split_that_is_left(results, run, monkeypatch):
     folder = cut("gaps", FEW, results, stop_at("test q*"))
     assert list(folder.done()) == [key_of(run, "train")]
@@ -176,6 +179,7 @@ def test_other_seeds_measure_other_points_and_splits_can_be_chosen(results, run)
     assert len(everything.load_arrays(key_of(everything, "test"))["places"]) == 50  # all that there are
 
 
+@pytest.mark.slow
 def test_a_model_whose_weights_are_random_is_measured_too(tmp_path):
     go("train", replace(TINY, decoder="bayesian", epochs=1, hidden=(4,)), tmp_path)
     folder = go("gaps", replace(FEW, points=4, shared_draws=2, splits=("test",)), tmp_path)

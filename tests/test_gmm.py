@@ -22,6 +22,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_gmm_from_start_to_figures(call, place):
     ran = call("gmm", *SMALL)
     assert ran.code == 0, ran.err

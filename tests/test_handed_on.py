@@ -110,6 +110,7 @@ JOINT = ["AutoMultivariateNormal", "AutoDiagonalNormal", "AutoLowRankMultivariat
 
 
 @pytest.mark.parametrize("name", ["AutoNormal", *JOINT])
+@pytest.mark.slow
 def test_autoguides_say_how_far_they_stretch_space(name):
     """All supports at once, inside the plate and outside: the sum over points is what Pyro's own traces give."""
     torch.manual_seed(3)

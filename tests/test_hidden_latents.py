@@ -89,6 +89,7 @@ def predicting(x):
         pyro.sample("new", dist.Normal(z, math.sqrt(2.0)))
 
 
+@pytest.mark.slow
 def test_a_hidden_prediction_changes_no_number():
     """Nothing depends on it, so log p(x) is that of the model without it; the guide is the exact posterior."""
 

@@ -110,6 +110,14 @@ def a_training(problem, **options):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.slow_cases(
+    "a chain under a latent outside the plate",
+    "a guide of Pyro's",
+    "auxiliary",
+    "planar",
+    "realnvp-contextual",
+    "spline",
+)
 def test_gradients_have_the_mean_of_the_plain_ones(float64, name):
     run = a_training(PROBLEMS[name]())
     repeats = 1_000 if "outside" in name else REPEATS  # one draw for all points
@@ -140,6 +148,18 @@ def test_gradients_have_the_mean_of_the_plain_ones(float64, name):
 @both
 @every_family
 @pytest.mark.parametrize("row_steps", [1, 2])
+@pytest.mark.slow_cases(
+    "1-amortized-iwae",
+    "1-amortized-rws",
+    "1-constant-iwae",
+    "1-constant-rws",
+    "1-factorized-iwae",
+    "2-amortized-iwae",
+    "2-amortized-rws",
+    "2-constant-iwae",
+    "2-factorized-iwae",
+    "2-factorized-rws",
+)
 def test_captured_and_uncaptured_runs_agree(float64, family, objective, row_steps):
     found = []
     for how in ("off", "replay"):
@@ -164,6 +184,7 @@ def test_a_compiled_run_agrees(float64):
 
 @both
 @pytest.mark.parametrize("how", ["off", "replay"])
+@pytest.mark.slow_cases("replay-iwae", "replay-rws")
 def test_stopping_and_going_on_is_as_not_stopping(objective, how):
     whole, first, second = (training(capture=how, **objective) for _ in range(3))
     steps(whole, 9)
@@ -202,6 +223,7 @@ def discrete(marked=None):
 
 
 @pytest.mark.parametrize("marked", [None, "parallel"])
+@pytest.mark.slow
 def test_reweighted_wake_sleep_fits_a_discrete_guide_to_the_exact_posterior(float64, marked):
     """Its log odds are linear in x: log(.3/.7) + (2 x - 2) / .64."""
     model, guide, x = discrete(marked)
@@ -268,6 +290,7 @@ def test_a_result_says_which_bound_it_is():
 
 
 @pytest.mark.parametrize("objective", ["iwae", "rws"])
+@pytest.mark.slow
 def test_compare_fits_all_families_by_the_objective(float64, objective):
     model = ab.LinearGaussian(torch.ones(3, 1), torch.zeros(3), 0.8)
     x = torch.randn(60, 1) + 0.8 * torch.randn(60, 3)

@@ -100,6 +100,7 @@ def test_equal_inputs_get_the_common_answer_of_least_residual():
     assert least < forecast < 1.5 * least  # regression does not know how the latents are tied
 
 
+@pytest.mark.slow
 def test_more_width_leaves_less():
     x = torch.linspace(-3, 3, 60)
     best = torch.stack([(2 * x).sin(), -1 + 0.3 * x.cos()], 1)
@@ -129,6 +130,7 @@ def test_windows_by_hand():
     assert window_inputs(x[:, 0], [0, 1], num_data=2).tolist() == [[1, 3], [3, 5]]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_the_generator_stays():
     x, _, best = problem(Linear())
     state = torch.get_rng_state()
@@ -156,6 +158,7 @@ def test_bad_input_is_one_line(call, words):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_a_line_search_that_leaves_the_numbers_is_begun_again():
     """Searches of this problem evaluate an f whose scales overflow; the f's of before are a start as good as any."""
     torch.set_default_dtype(torch.float32)  # of the data; until the fixture ends
@@ -165,6 +168,7 @@ def test_a_line_search_that_leaves_the_numbers_is_begun_again():
 
 
 @pytest.mark.parametrize("rate", [3.0, 100.0])
+@pytest.mark.slow
 def test_steps_that_lead_away_are_refused(rate):
     """L-BFGS ended 1.7 nats above the optimum after the first rate, and at nan after the second."""
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))

@@ -222,6 +222,7 @@ def test_the_search_for_the_best_gaussians(guide, restarts):
     assert_survives(lambda: tuple(ab.optimize_local(MODEL, guide, X, settings=settings)[:6]))
 
 
+@pytest.mark.slow
 def test_the_search_in_a_family_that_draws_by_itself():
     """Its frames are made of draws of the global generator."""
     counts = torch.tensor([1.0, 4.0, 2.0])
@@ -244,6 +245,7 @@ def test_the_search_in_a_family_that_draws_by_itself():
 
 
 @pytest.mark.parametrize("family", ["realnvp", pytest.param("auxiliary", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_search_for_the_best_flows(guide, family):
     start = ab.optimize_local(MODEL, guide, X, settings=ab.LocalSettings(max_steps=10))
     flow = ab.FlowSettings(family, num_flows=1, hidden=(4,))
@@ -256,6 +258,7 @@ def test_the_search_for_the_best_flows(guide, family):
     assert_survives(found)
 
 
+@pytest.mark.slow
 def test_the_search_for_flows_by_a_kernel(guide, monkeypatch):
     if coupling_chunk.coupling_kernel() is None:
         pytest.skip("no C++ compiler here")
@@ -287,6 +290,7 @@ def test_annealed_chains(guide, settings):
     assert_survives(lambda: tuple(ab.ais(MODEL, guide, X, settings=ab.AISSettings(**AIS, **settings))))
 
 
+@pytest.mark.slow
 def test_the_certificate_of_annealed_chains(guide):
     certificate = ab.CertificateSettings(num_points=4, target_gap=0.05, max_temperatures=15)
 
@@ -297,6 +301,7 @@ def test_the_certificate_of_annealed_chains(guide):
     assert_survives(found)
 
 
+@pytest.mark.slow
 def test_fresh_factors():
     options = ab.FitOptions(batch_size=2, capture="off")
     sites = ab.latent_sites(MODEL, X).local
@@ -310,6 +315,7 @@ def test_fresh_factors():
 
 @pytest.mark.parametrize("capture", ["off", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fit", [Fit("amortized", 2), pytest.param(Fit("factorized"), marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_ladder_of_a_fit(fit, capture):
     from test_ladder import problem_of
 

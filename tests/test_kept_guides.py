@@ -37,6 +37,7 @@ def tensors(model):
     return copy.deepcopy(model.state_dict()), pyro.param("scale").item()
 
 
+@pytest.mark.slow
 def test_the_guide_of_a_model_without_parameters_is_diagnosed_at_once():
     report = compared(normal)
     assert all(fit.model_state is None for fit in report.fits)
@@ -47,6 +48,7 @@ def test_the_guide_of_a_model_without_parameters_is_diagnosed_at_once():
 
 
 @pytest.mark.parametrize("average", [None, 0.5])
+@pytest.mark.slow
 def test_guides_of_a_model_with_parameters_run_beside_those_alone(average):
     torch.manual_seed(1)
     model = Decoder()
@@ -74,6 +76,7 @@ def test_guides_of_a_model_with_parameters_run_beside_those_alone(average):
         second.guide(X)
 
 
+@pytest.mark.slow
 def test_fitting_on_from_a_kept_guide_is_allowed():
     model = Decoder()
     report = ab.compare(

@@ -93,6 +93,7 @@ def later(seconds):
         *(pytest.param(kind, 12, marks=pytest.mark.slow) for kind in CONFIGS),
     ],
 )
+@pytest.mark.slow
 def test_a_run_that_is_killed_gives_the_bits_of_one_that_is_not(tmp_path, kind, kills):
     name, config = CONFIGS[kind]
     begin = time.monotonic()

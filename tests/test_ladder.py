@@ -182,6 +182,7 @@ def test_a_batch_has_its_share_of_the_kl_of_shared_latents_by_all_points(float64
         assert losses[2] == pytest.approx(losses[0], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_what_is_measured_of_new_points_is_theirs(float64, monkeypatch):
     """Test points lie far from those of training: their evidence, and the error of their predictions, are known."""
     monkeypatch.setattr(fitting, "FRESH_VISITS", (50, 100))

@@ -89,12 +89,14 @@ def test_an_encoder_shows_its_course(trained, monkeypatch):
     assert guide is not model.guide
 
 
+@pytest.mark.slow
 def test_a_refit_shows_its_course(tmp_path):
     recorder = Recorder()
     go("refit", REFIT, tmp_path, recorder=recorder)
     assert steps(recorder, "flips=5", "reconstruction") == [4, 8]
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_every_rung_and_the_top(tmp_path):
     listener = sweeps.Listener()
     seen = []

@@ -69,6 +69,7 @@ def test_rows_hold_the_best_q_of_every_family_that_was_searched(run):
         assert len(only(run.rows(), "certificate_gap", family=family)) == 1
 
 
+@pytest.mark.slow
 def test_training_points_are_measured(run):
     """At the places in the arrays, the training images have the ELBO beside them; test images do not."""
     for info in list_runs(run.path.parents[1]):
@@ -91,6 +92,7 @@ def test_models_that_it_trains_are_runs_of_train_for_it(run):
     assert {info.part_of for info in parts} == {f"model-gaps/{run.name}"}
 
 
+@pytest.mark.slow
 def test_a_model_that_diverges_is_recorded_and_the_rest_go_on(tmp_path, monkeypatch):
     real = bounds.shared_bounds
 

@@ -37,6 +37,7 @@ def log_evidence(x):
     return log_p.logsumexp(-1) + math.log(20 / 20_000)
 
 
+@pytest.mark.slow
 def test_no_certificate_of_simulated_points_overrules_khat_at_most_real_ones(monkeypatch):
     x = torch.linspace(4.5, 5.5, 20)
     settings = ab.DiagnosisSettings(

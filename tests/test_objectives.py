@@ -37,6 +37,7 @@ def runs(trained_results, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.slow_cases("iwae")
 def test_a_model_is_found_by_how_it_was_trained(runs, name):
     out, folders = runs
     lab = Lab(out, CPU)
@@ -66,6 +67,7 @@ def test_each_is_trained_as_it_says(runs):
 
 
 @pytest.mark.parametrize("name", ["iwae", "semi-amortized"])
+@pytest.mark.slow_cases("semi-amortized")
 def test_gaps_measures_it(runs, name):
     out, folders = runs
     with uncaptured():
@@ -98,6 +100,7 @@ def test_a_sweep_fits_by_the_objective(tmp_path):
         replace(config, objective="rws")
 
 
+@pytest.mark.slow
 def test_a_sweep_by_the_importance_weighted_bound_runs(tmp_path):
     config = sweep.Config(
         dataset=("digits",),

@@ -69,6 +69,7 @@ def test_the_residual_sees_what_is_left() -> None:
     torch.testing.assert_close(found.elbo_star.mean(), problem.best.mean() - problem.amortization_gap, atol=0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_scales_many_times_too_wide_do_no_harm() -> None:
     """Gradients are noisy there, and hide in the error of the residual how much is left."""
     problem = Problem(60, 0.0, stretch=4.0, dim=20)
@@ -115,6 +116,7 @@ def test_the_prior_and_a_gaussian_are_starts_too() -> None:
     agrees(optimize_local(problem.model, given, problem.x, settings=long), problem.best)
 
 
+@pytest.mark.slow
 def test_slots_change_hands_and_every_point_is_served() -> None:
     problem = Problem(37)
     together = optimize_local(problem.model, problem.guide, problem.x)
@@ -132,6 +134,7 @@ def test_slots_change_hands_and_every_point_is_served() -> None:
     assert not torch.equal(apart.elbo_star, together.elbo_star)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_the_global_generator_stays() -> None:
     problem, short = Problem(5), LocalSettings(max_steps=20)
     state = torch.get_rng_state()

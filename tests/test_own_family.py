@@ -176,6 +176,7 @@ def test_sites_of_different_kinds() -> None:
     assert list(found.factors) == ["z", "rate", "u"]
 
 
+@pytest.mark.slow
 def test_a_misfit_is_the_best_of_the_family() -> None:
     """For Gamma(a, b) as target, KL(Exponential(r) || Gamma(a, b)) is least at r = b / a."""
     x = torch.tensor([0.0, 2.0, 6.0])

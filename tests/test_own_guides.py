@@ -50,6 +50,7 @@ def compared(guides):
     return ab.compare(model, X, widths=(2,), guides=guides, settings=settings, progress=False)
 
 
+@pytest.mark.slow
 def test_own_guides_are_fitted_beside_ours_and_put_back():
     torch.manual_seed(0)
     mine = Encoder()

@@ -44,6 +44,7 @@ def encoder_of(fitting):
     return list(fitting.guide.parameters())
 
 
+@pytest.mark.slow
 def test_all_start_where_the_amortized_guide_does(fits):
     for guide in OWN:
         for own, other in zip(fits[guide][1], fits["amortized"][1], strict=True):
@@ -74,6 +75,7 @@ def test_every_measure_is_of_the_answers_after_the_steps(fits, metric):
 
 
 @pytest.mark.usefixtures("few_visits")
+@pytest.mark.slow
 def test_a_sweep_of_them_leaves_rows_and_a_figure(tmp_path):
     folder = start(tmp_path, replace(TINY, guides=("constant", "amortized", *OWN, "factorized"), own_steps=2))
     frame = folder.rows()
@@ -110,6 +112,7 @@ def test_a_model_of_the_readers_own_is_told_how_to_have_them():
 # gaps -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gaps_of_a_refined_encoder(trained_results, tmp_path, monkeypatch):
     """Steps leave the model, the best q and log p as they are, and less to win."""
     out = tmp_path / "results"

@@ -103,6 +103,7 @@ def test_elbo_and_iwae_are_exact(name):
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("closed tensors", "easy guide with a group")),
     ],
 )
+@pytest.mark.slow
 def test_gaps_are_exact(name):
     gaps = ab.diagnose(model, GUIDES[name](), X, settings=QUICK).gaps()
     exact = (exact_log_p() - exact_elbo()).mean()
@@ -110,6 +111,7 @@ def test_gaps_are_exact(name):
     assert abs(gaps.approximation.mean) < 0.1
 
 
+@pytest.mark.slow
 def test_an_easy_guide_that_takes_its_own_points_alone_works_on():
     """The trial on a few points fails, inside its plate, and the next run must not find that plate."""
     x = torch.linspace(-2, 2, 12)[:, None]

@@ -63,6 +63,7 @@ PLANTS = {
 
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("where", PLANTS)
+@pytest.mark.slow_cases("flow, density-False", "flow, density-True", "kernel-False")
 def test_numbers_that_stop_being_numbers_end_a_computation_at_once(guide, monkeypatch, where, kept):
     make, plant, call, within = PLANTS[where]
     if where == "kernel" and coupling_chunk.coupling_kernel() is None:

@@ -29,6 +29,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.slow_cases("curve", "gap", "time")
 def test_saved_figures_are_whole_and_the_same_twice(name: str, tmp_path: Path) -> None:
     figure = FIGURES[name]()
     first = {path.name: path.read_bytes() for path in save_figure(figure, tmp_path / "new", name)}

@@ -142,6 +142,7 @@ def test_auxiliary_draws_that_no_latent_is_made_of_are_refused(kind, call):
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_auxiliary_draw_with_its_density_given_z_is_right():
     """q(u, z) over r(u | z), the exact one: all weights are those of q(z), a Gaussian."""
     spread = 0.6
@@ -165,6 +166,13 @@ def test_an_auxiliary_draw_with_its_density_given_z_is_right():
 
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
 @pytest.mark.parametrize("call", [ab.elbo, ab.iwae, ab.diagnose])
+@pytest.mark.slow_cases(
+    "diagnose-AutoMultivariateNormal",
+    "diagnose-AutoNormal",
+    "elbo-AutoMultivariateNormal",
+    "iwae-AutoMultivariateNormal",
+    "iwae-AutoNormal",
+)
 def test_autoguides_of_shared_latents_are_taken(call, auto):
     """Where shared latents are held, what is drawn for them makes nothing."""
     shared = auto(block(with_shared, hide=["z"]))

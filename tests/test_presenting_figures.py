@@ -72,6 +72,7 @@ def test_figures_of_a_sweep_have_their_names(drawn):
     assert memory.get_ylabel() == "memory (MiB)"
 
 
+@pytest.mark.slow
 def test_a_data_set_named_like_a_formula_is_drawn(drawn):
     names = ("{dataset}_elbo", "{dataset}_comp", "re{number}", "family_gap")
     kept = drawn(made_runs.sweep((r"$\frac$.npz",), widths=(1,)), {name: SWEEP[name] for name in names})
@@ -211,6 +212,7 @@ def test_searches_are_drawn(drawn):
     assert texts(truth) == ["30 steps", "100 steps", "300 steps", "equal"]
 
 
+@pytest.mark.slow
 def test_restarts_are_counted_behind_the_best_of_their_point(drawn):
     made = made_runs.qstar()
     axes = drawn(made, {"restarts": Drawn("restarts")})["restarts"].axes
@@ -251,12 +253,14 @@ def test_without_images_there_is_no_figure_of_them(drawn):
     assert not drawn(made_runs.gaps(), {"images": Drawn("pictures", {"heading": "Extremes"})})
 
 
+@pytest.mark.slow
 def test_posteriors_are_drawn(drawn):
     kept = drawn(made_runs.toy_posteriors(), {"toy_posteriors": Drawn("toy_posteriors")})
     assert len(kept["toy_posteriors"].axes) == 4 * 7
     assert kept["toy_posteriors"].axes[3].get_title("left") == "realnvp,\namortized"
 
 
+@pytest.mark.slow
 def test_data_sets_whose_files_have_like_names_have_figures_of_their_own(drawn):
     kept = drawn(
         made_runs.sweep(("a b.npz", "a-b.npz")), {"{dataset}_elbo": Drawn("curves", {"metric": "behind_reference"})}
@@ -332,6 +336,7 @@ def test_what_has_no_rows_is_not_drawn(drawn):
     assert not drawn(made_runs.tune(), everything)
 
 
+@pytest.mark.slow
 def test_tables_come_before_figures_and_survive_them(tmp_path, capsys, monkeypatch):
     def fail(run, rows):
         raise ValueError("no such thing\nat all")

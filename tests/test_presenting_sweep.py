@@ -159,6 +159,7 @@ def test_a_share_that_a_seed_never_closed_has_no_time():
     assert "cannot be told: for no share of the gap are the times of both known with every seed" in said(frame)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_missing_for_one_seed_leaves_no_mean_of_the_others():
     frame = made_runs.sweep(seeds=(0, 1, 2)).frame()
     for metric in ("gap_closed", "unconverged_by", "steps_to_share"):
@@ -173,6 +174,7 @@ def test_a_row_that_is_missing_for_one_seed_leaves_no_mean_of_the_others():
     assert "F-VI needed" in known
 
 
+@pytest.mark.slow
 def test_whether_wide_encoders_close_the_gap():
     claim = "that A-VI closes the gap for k ≥ 64 (Margossian & Blei 2024)"
     frame = made_runs.sweep(widths=(1, 64, 256)).frame()  # 1% of the gap is 1.05 nats

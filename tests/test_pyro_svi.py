@@ -62,6 +62,7 @@ def test_the_guide_of_shared_latents_moves():
 
 
 @pytest.mark.parametrize(("family", "loss"), [("amortized", TraceMeanField_ELBO), ("factorized", Trace_ELBO)])
+@pytest.mark.slow_cases("amortized-TraceMeanField_ELBO")
 def test_the_optimum_of_the_linear_gaussian_model_is_reached(linear_problem, family, loss):
     model, x, _ = linear_problem
     sites = ab.latent_sites(model, x).local

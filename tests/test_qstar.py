@@ -84,6 +84,7 @@ def test_rows_of_searches_are_means_by_hand(run):
     assert only(rows, "behind_reference", start="reference").empty
 
 
+@pytest.mark.slow
 def test_a_better_search_is_less_far_behind(results):
     """Started at the encoder's answer with many steps, a search finds what the reference found."""
     config = replace(
@@ -96,6 +97,7 @@ def test_a_better_search_is_less_far_behind(results):
     assert behind[10]["value"] - behind[400]["value"] > 3 * behind[10]["standard_error"]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_searches_that_are_left(results, run, monkeypatch):
     folder = cut("qstar", FEW, results, stop_at("q*", job="4/9"))
     done = folder.done()
@@ -120,6 +122,7 @@ def test_searches_differ_in_their_keys_and_cheap_ones_come_first(results):
     assert all(job.after == [found[0].key] for job in found[1:])
 
 
+@pytest.mark.slow
 def test_other_splits_and_seeds_search_other_points(results, run):
     few = replace(FEW, budgets=(10,), spreads=(0.5,), starts=("encoder",))
     places = [run.load_arrays(key_of("reference"))["places"].tolist()]
@@ -129,6 +132,7 @@ def test_other_splits_and_seeds_search_other_points(results, run):
     assert places[0] != places[1] != places[2] != places[0]
 
 
+@pytest.mark.slow
 def test_a_model_whose_weights_are_random_is_searched_too(tmp_path):
     go("train", replace(TINY, decoder="bayesian", epochs=1, hidden=(4,)), tmp_path)
     folder = go("qstar", replace(FEW, spreads=(0.5,), budgets=(10,), starts=("encoder",)), tmp_path)

@@ -68,6 +68,7 @@ def test_a_sweep_is_the_same_on_a_cluster(tmp_path, ray):
     assert left_behind() == []
 
 
+@pytest.mark.slow
 def test_models_travel_to_the_jobs_that_need_them(tmp_path, ray):
     config = model_gaps.Config(
         **{"dataset": ("digits",), "families": ("gaussian",), "encoders": ("small",), "annealing": (False,)},
@@ -80,6 +81,7 @@ def test_models_travel_to_the_jobs_that_need_them(tmp_path, ray):
 
 
 @pytest.mark.parametrize("elsewhere", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_a_run_that_settings_name_travels(tmp_path, ray, results, elsewhere):
     (trained,) = list_runs(results)
     out = tmp_path / "other" if elsewhere else results
@@ -130,6 +132,7 @@ def killing(ray, when):
     return steps
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_dies_goes_on_elsewhere_from_its_checkpoint(tmp_path, ray):
     config, told = wander.Config(walks=2, steps=120, pause=0.002), wing.Recorder()
     steps = killing(ray, {40, 90, 130})

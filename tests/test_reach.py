@@ -64,6 +64,7 @@ def test_a_guide_on_half_of_the_support_is_refused_with_what_it_misses(call):
     assert float(told) == pytest.approx(missed.item(), rel=0.2)
 
 
+@pytest.mark.slow
 def test_bounds_and_chains_that_need_no_more_answer():
     bound, mean = ab.elbo(model, half, X, num_draws=400), math.sqrt(2 / math.pi)
     given = -0.5 * math.log(2 * math.pi * NOISE**2) - (X**2 - 2 * X * mean + 1) / (2 * NOISE**2)
@@ -98,6 +99,7 @@ def test_bounds_of_each_points_own_are_named_so():
 
 
 @pytest.mark.parametrize("q", [lambda x: dist.Uniform(-6.0, 6.0), lambda x: dist.Uniform(MEAN - 4, MEAN + 4)])
+@pytest.mark.slow_cases("<lambda>1")
 def test_bounds_beyond_which_nothing_lies_are_no_matter(q):
     found = ab.iwae(model, guide_of(q), X, num_particles=1000)
     assert ((found.value - EVIDENCE).abs() < 4 * found.standard_error).all()
@@ -160,6 +162,7 @@ def first_points():
 
 
 @pytest.mark.parametrize("call", LATER.values(), ids=LATER)
+@pytest.mark.slow_cases("diagnose_block")
 def test_points_beyond_the_first_are_looked_at_too(call, monkeypatch):
     monkeypatch.setattr(bounds, "POINTS_STREAMED", 2)
     monkeypatch.setattr(stages, "CHECKED", 2)
@@ -167,6 +170,7 @@ def test_points_beyond_the_first_are_looked_at_too(call, monkeypatch):
         call()
 
 
+@pytest.mark.slow
 def test_blocks_of_points_that_are_reached_answer():
     found = diagnose_block(uniform, later, X[4:6], ground=first_points(), settings=QUICK, progress=False)
     assert found["elbo"][0].shape == (1, 2)
@@ -189,6 +193,7 @@ def above(x):
         pyro.sample("z", dist.Normal(theta + (x - theta) / (1 + NOISE**2), SCALE))
 
 
+@pytest.mark.slow
 def test_a_half_of_a_shared_latent_costs_its_divergence_and_leaves_bounds_bounds(float64):
     """E_q log p(x_n | theta) - KL(q || p) / N in closed form, and below log p(x) / N."""
     x, variance = X.double(), 1 + NOISE**2

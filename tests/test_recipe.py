@@ -37,6 +37,7 @@ def likelihood_of(model, guide, x, seed, **options):
         return expected_log_weights(model, guide, x, local_reparametrization=True, **options).log_likelihood[0, 0]
 
 
+@pytest.mark.slow
 def test_quadrature_is_the_exact_expectation_over_the_outputs_and_its_gradient():
     """One latent weight per output: E log p(x | m + s e) by adaptive integration, and by nodes."""
     loc, log_scale = torch.tensor([[0.7], [-1.2]], **torch64), torch.tensor([[-0.3], [0.2]], **torch64)
@@ -77,6 +78,7 @@ def test_quadrature_is_the_exact_expectation_over_the_outputs_and_its_gradient()
 @pytest.mark.parametrize(
     "likelihood", ["bernoulli", "gaussian", pytest.param("gaussian-learned", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_quadrature_has_the_expectation_of_draws(likelihood):
     model, guide, x = bayesian(likelihood)
     check_quadrature(model, guide, x)

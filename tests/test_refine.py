@@ -92,6 +92,7 @@ def test_steps_are_those_of_a_longer_run():
     assert (long.seconds.diff() > 0).all()
 
 
+@pytest.mark.slow
 def test_chunks_serve_their_own_points(monkeypatch):
     model, x, start = linear()
     monkeypatch.setattr(refining, "points_per_chunk", lambda *_: 7)
@@ -117,6 +118,7 @@ def test_units_do_not_matter():
     torch.testing.assert_close(found.q.scale[:, 0] / unit, torch.full((30,), 0.5), rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_supports_do_not_matter():
     def model(x):
         with pyro.plate("data", len(x)):

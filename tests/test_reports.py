@@ -54,6 +54,7 @@ def report(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow_cases("diagnosis")
 def test_both_reports_have_one_face(report, tmp_path):
     assert isinstance(report.to_frame(), pd.DataFrame)
     assert isinstance(report.summary(), pd.DataFrame)
@@ -69,6 +70,7 @@ def test_both_reports_have_one_face(report, tmp_path):
     assert repr(again) == repr(report)
 
 
+@pytest.mark.slow_cases("comparison")
 def test_both_reports_have_a_page(report, tmp_path):
     report.save(tmp_path / "report")
     assert type(report).load(tmp_path / "report").to_html("data") == report.to_html("data")
@@ -218,6 +220,7 @@ def test_compare_tells_rows_as_they_are_known():
     assert all(0 <= done <= total for _, done, total in stages)
 
 
+@pytest.mark.slow
 def test_diagnose_tells_rows_as_they_are_known():
     told = []
     guide = ab.Constant(

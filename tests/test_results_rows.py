@@ -258,6 +258,7 @@ def work(run: RunFolder, die_in: int, kill_after: int | None = None) -> int:
         return process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_until_it_is_finished(run: RunFolder) -> None:
     assert work(run, die_in=2) == 9
     assert set(run.done()) == {"job-0", "job-1"}

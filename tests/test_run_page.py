@@ -31,6 +31,7 @@ def undrawn(monkeypatch):
         monkeypatch.setattr(module, "FIGURES", {})
 
 
+@pytest.mark.slow
 def test_a_diagnosis_has_every_section(tmp_path):
     text = shown(made_runs.diagnosis().save(tmp_path))
     for wanted in (
@@ -80,6 +81,7 @@ def test_only_fits_that_need_not_be_are_called_vacuous(tmp_path):
     assert judged(dead)["vacuous"] == "A-VI, k = 1"  # and not constant VI, which has no latent of a point's own
 
 
+@pytest.mark.slow
 def test_a_sweep_without_arrays_says_what_is_missing(tmp_path, monkeypatch):
     names = ("{dataset}_elbo", "{dataset}_points", "family_gap")
     monkeypatch.setattr(sweep, "FIGURES", {name: sweep.FIGURES[name] for name in names})

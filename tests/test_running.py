@@ -177,6 +177,7 @@ def change_a_row(run):
 
 
 @pytest.mark.parametrize("damage", [lose_the_array, cut_the_array, swap_the_arrays, lose_the_rows, change_a_row])
+@pytest.mark.slow_cases("cut_the_array", "lose_the_array", "lose_the_rows", "swap_the_arrays")
 def test_a_finished_job_whose_results_are_damaged_is_run_again(command, tmp_path, monkeypatch, damage):
     thrown = []
 
@@ -285,6 +286,7 @@ def test_every_experiment_says_its_command(name):
     assert experiments.experiment(name).PRESETS["quick"]
 
 
+@pytest.mark.slow
 def test_latest_is_the_run_that_was_started_last(tmp_path, command):
     from amortized_bayes.results import find_run
 

@@ -33,6 +33,7 @@ def commit(monkeypatch):
     return become
 
 
+@pytest.mark.slow
 def test_the_same_command_again_goes_on(command, tmp_path, monkeypatch, commit):
     interrupted(command, monkeypatch, after=1)
     folder, line = only_run(tmp_path), "which has the same settings and is unfinished (--fresh: a new run)"
@@ -67,6 +68,7 @@ def test_another_command_starts_anew(command, tmp_path, monkeypatch, commit, fla
     assert bool(re.search(f"a new run: .* has the same settings.*{line}", other.out)) == bool(line)
 
 
+@pytest.mark.slow
 def test_the_same_command_elsewhere_is_refused(command, tmp_path, monkeypatch, commit):
     interrupted(command, monkeypatch, after=1)
     same = results.environment
@@ -97,6 +99,7 @@ TUNED = (
 
 
 @pytest.mark.parametrize("killed_in", ["sweep", "between"])
+@pytest.mark.slow
 def test_what_was_tuned_is_not_tuned_again(command, tmp_path, monkeypatch, commit, killed_in):
     """Killed after its tuning, the same command goes on with the rates that won, in the run that it had begun."""
 

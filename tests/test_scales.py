@@ -165,6 +165,7 @@ def test_a_masked_latent_is_refused_in_every_form(form, name):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow_cases("after to_event", "before to_event")
 def test_a_masked_observation_is_missing(form):
     """Points without an observation have log p(x) = 0; the guide, exact for the others, is too narrow for them."""
     more = replace(QUICK, ais=ab.AISSettings(num_temperatures=40), local=ab.LocalSettings())

@@ -53,6 +53,7 @@ def flipped(data, place, bit):
 
 
 @pytest.mark.parametrize("command", ["table", "plot", "claims"])
+@pytest.mark.slow_cases("plot", "table")
 def test_no_damage_to_any_file_of_a_finished_run_is_printed_or_drawn(run, call, command, monkeypatch):
     monkeypatch.setattr("amortized_bayes.presenting.figures._figure", lambda *_: None)  # drawing is not the matter
     arguments = [command, "--out", run.parents[1]] if command == "claims" else [command, run]

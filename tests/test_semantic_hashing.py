@@ -22,6 +22,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_semantic_hashing_from_start_to_figures(call, place):
     ran = call("semantic-hashing", *SMALL)
     assert ran.code == 0, ran.err
@@ -74,6 +75,7 @@ def test_semantic_hashing_from_start_to_figures(call, place):
     assert "variance of" not in ran.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(wing.QuickLab, "every", 0)
     config = Config(

@@ -173,6 +173,7 @@ def gradient(estimator, particles, rows, model, guide):
 
 
 @pytest.mark.parametrize("num_bits", [2, 8])
+@pytest.mark.slow_cases("8")
 def test_estimators_average_to_enumeration_and_disarm_varies_least(num_bits):
     exact = gradient("enumerated", 1, *repeated(num_bits, 2))[0]
     book_rows, model, guide = repeated(num_bits, 1)
@@ -223,6 +224,7 @@ def test_a_fit_of_sparse_counts_is_that_of_dense_ones():
 # Retrieval ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_precision_is_the_mean_over_orders_of_ties():
     """Against all orders of a few points."""
     torch.manual_seed(7)

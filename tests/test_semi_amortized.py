@@ -79,8 +79,10 @@ def fitted(model, guide, x, steps=30, **options):
 # No step --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capture", ["off", "replay"])
-@pytest.mark.parametrize("objective", [{}, {"objective": "iwae", "num_particles": 4}])
+@pytest.mark.parametrize("capture", ["off", pytest.param("replay", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "objective", [{}, pytest.param({"objective": "iwae", "num_particles": 4}, marks=pytest.mark.slow)]
+)
 @ways
 def test_no_step_is_the_guide_that_it_starts_at(capture, objective, gradients):
     found = []
@@ -224,6 +226,7 @@ def test_a_points_steps_do_not_depend_on_the_other_points(float64, gradients):
     assert slope[3].abs().min() > 0
 
 
+@pytest.mark.slow
 def test_particles_of_a_point_share_its_q():
     model, x, plain = orthogonal()
     guide = ab.SemiAmortized(model, plain, 2)
@@ -240,6 +243,7 @@ def test_particles_of_a_point_share_its_q():
 
 @ways
 @pytest.mark.parametrize("options", [{}, {"objective": "iwae", "num_particles": 3}])
+@pytest.mark.slow
 def test_a_captured_fit_is_the_plain_one(gradients, options):
     found = []
     for capture in ("off", "replay"):
@@ -255,6 +259,7 @@ def test_a_captured_fit_is_the_plain_one(gradients, options):
 
 
 @pytest.mark.parametrize(("gradients", "share"), [("guide", 0.9), ("straight", 0.95)])
+@pytest.mark.slow
 def test_training_beats_steps_from_an_encoder_trained_without_them(gradients, share):
     """One latent of two that a narrow encoder cannot serve: training for the steps leaves them less to do."""
     model, x, _ = orthogonal()
@@ -315,6 +320,7 @@ class Shared(nn.Module):
             pyro.sample("x", dist.Normal(slope * z, 0.5), obs=x[:, 0])
 
 
+@pytest.mark.slow
 def test_shared_latents_are_held_at_their_median(float64):
     """Whatever the slope of a run is: q(z) is independent of it, as that of other guides."""
     torch.manual_seed(0)
@@ -352,6 +358,7 @@ def test_a_bayesian_decoder_by_local_reparametrization():
     assert all(not torch.equal(a, b) for a, b in zip(before, guide.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_it_is_diagnosed_like_any_guide():
     model, x, plain = orthogonal()
     for guide, improved in ((plain, False), (ab.SemiAmortized(model, plain, 30, learning_rate=0.5), True)):

@@ -44,6 +44,7 @@ def q_of(guide, *args, **kwargs):
 # Which arguments hold rows --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_values_as_many_as_the_points_by_chance_are_no_rows(float64):
     guide, x, t = weighted(per_point="x")
     variance = 1 + t.var()
@@ -71,6 +72,7 @@ def test_several_tensors_are_refused_without_names_whatever_their_lengths():
 
 
 @pytest.mark.parametrize("count", [3, 4, N])
+@pytest.mark.slow_cases("3")
 def test_a_call_that_is_told_the_rows_tells_them(float64, count):
     """As many points as values of t, too; and guides that were told themselves take the same steps."""
     guide, x, t = weighted()
@@ -88,6 +90,7 @@ def test_a_call_that_is_told_the_rows_tells_them(float64, count):
         guide(x[:count], t)
 
 
+@pytest.mark.slow
 def test_rows_are_told_to_batches_of_a_fit_and_to_every_call():
     guide, x, t = weighted()
     fitted = ab.fit(guide.model, guide, x, t, num_steps=2, per_point="x", options=ab.FitOptions(batch_size=3))

@@ -182,6 +182,7 @@ def test_what_an_answer_loses(name):
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.slow_cases("gaussian-process", "linear", "saw", "two-levels")
 def test_the_exact_elbo_is_the_mean_of_its_draws(name):
     """Draws of log p(u, x) - log q(u), from the Pyro program."""
     model = SERIES[name]()
@@ -203,6 +204,7 @@ def test_the_exact_elbo_is_the_mean_of_its_draws(name):
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.slow_cases("gaussian-process", "linear", "random-walk", "two-levels")
 def test_f_vi_by_gradients_reaches_the_optimum(name):
     exact = SERIES[name]().exact(SERIES[name]().simulate(15, 2))
     rows = torch.zeros(2, len(exact.linear), requires_grad=True)
@@ -218,6 +220,7 @@ def test_f_vi_by_gradients_reaches_the_optimum(name):
     assert -1e-9 < lost < 0.01
 
 
+@pytest.mark.slow
 def test_f_vi_of_the_package_reaches_the_optimum():
     """The package's own fit, of a table for z and a factorized Gaussian for theta, by draws."""
     model, x = Linear(), Linear().simulate(100, 2)

@@ -43,6 +43,7 @@ def test_inputs_are_the_rows_about_a_point():
 
 
 @pytest.mark.parametrize("name", SERIES)
+@pytest.mark.slow_cases("nonlinear")
 def test_all_guides_start_at_the_same_q(name):
     problem = Problem(case(name, N, 0))
     starts = []
@@ -60,6 +61,7 @@ def test_all_guides_start_at_the_same_q(name):
 
 
 @pytest.mark.parametrize("name", ["two-levels", "random-walk", "nonlinear"])
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_exact_elbo(name):
     """The mean of many steps' gradients, seen as the first step of plain gradient descent, against autograd."""
     problem = Problem(case(name, 6, 0))
@@ -84,6 +86,7 @@ def test_the_gradient_is_that_of_the_exact_elbo(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow_cases("random-walk")
 def test_f_vi_comes_within_a_hundredth_of_a_nat(name):
     problem = Problem(case(name, N, 2))
     behind = fitted(problem, Answers(problem, "factorized"))
@@ -91,6 +94,7 @@ def test_f_vi_comes_within_a_hundredth_of_a_nat(name):
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.slow_cases("random-walk")
 def test_constant_vi_and_a_linear_f_come_to_the_best_of_their_kind(name):
     """And to no better: the exact optimum of the kind is a bound."""
     problem = Problem(case(name, N, 2))
@@ -110,6 +114,7 @@ def test_constant_vi_and_a_linear_f_come_to_the_best_of_their_kind(name):
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)
+@pytest.mark.slow_cases("random-walk")
 def test_a_linear_f_that_sees_enough_reaches_the_optimum(name):
     problem = Problem(case(name, N, 2))
     sees = "window" if "whole" in SEES[name] else SEES[name][-1]  # of few points a window is nearly all
@@ -117,6 +122,7 @@ def test_a_linear_f_that_sees_enough_reaches_the_optimum(name):
     assert fitted(problem, Answers(problem, "amortized", inputs, 0)) < 0.02
 
 
+@pytest.mark.slow
 def test_no_f_of_the_own_point_helps_where_all_data_are_equal():
     """A walk that is always 1: any f(x_n) is a constant, and ends at the best constant, 0.28 nats behind in all."""
     walk, x = RandomWalk(), torch.ones(20).double()
@@ -176,6 +182,7 @@ def test_quadrature_agrees_with_the_exact_form():
     assert float(other.elbo(mean, log_scale)) == pytest.approx(float(exact.elbo(mean, log_scale)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_quadrature_of_the_nonlinear_model_is_the_mean_of_draws():
     model = Nonlinear()
     x = model.simulate(8, 1)

@@ -360,6 +360,7 @@ def test_vectors_have_no_convolutions(tmp_path):
 @pytest.mark.parametrize(
     ("likelihood", "scale"), [("gaussian", "fixed"), ("gaussian", "learned"), ("binomial", "fixed")]
 )
+@pytest.mark.slow
 def test_a_vae_of_grey_values_is_diagnosed(likelihood, scale):
     """ELBO, q*, AIS and the certificate, whose points are drawn from the model, of a model of grey values."""
     config = replace(TINY, likelihood=likelihood, gaussian_scale=scale, epochs=200, learning_rate=1e-2)

@@ -50,6 +50,7 @@ def scores_of(*pairs):
 
 
 @pytest.mark.parametrize("times", [25, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_guide_compared_with_itself_has_z_scores_of_one(decoder, times):
     model, guide, x = decoder
     pairs = [[elbo(model, guide, x, torch.arange(60), num_draws=10) for _ in range(2)] for _ in range(times)]
@@ -60,6 +61,7 @@ def test_a_guide_compared_with_itself_has_z_scores_of_one(decoder, times):
 
 
 @pytest.mark.parametrize("times", [30, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_with_local_reparametrization_points_share_no_noise(decoder, times):
     model, guide, x = decoder
     options = {"num_draws": 4, "local_reparametrization": True}
@@ -78,6 +80,7 @@ def test_bounds_of_a_guide_compared_with_itself_have_z_scores_of_one(shared, bou
     assert spread(scores_of(*((a.value, b.value) for a, b in pairs))) > 1.5
 
 
+@pytest.mark.slow
 def test_streamed_iwae_has_the_shared_error_of_the_unstreamed(shared):
     model, x, loc, variance = shared
     guide = model.guide(loc, variance)
@@ -123,6 +126,7 @@ def test_one_draw_of_theta_leaves_the_error_unknown(shared, particles):
         assert paired(each, each._replace()).error is None
 
 
+@pytest.mark.slow
 def test_several_draws_are_the_default_where_latents_are_shared(linear_problem, shared):
     model, x, loc, variance = shared
     thetas = []
@@ -189,6 +193,7 @@ def test_iwae_has_the_kl_of_theta_in_closed_form(linear_problem, particles):
 
 
 @pytest.mark.parametrize("times", [15, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_iwae_does_not_lie_below_the_elbo(decoder, times):
     """Of one particle it is the ELBO; of ten it is above, beyond doubt at times, and never below beyond doubt."""
     model, guide, x = decoder

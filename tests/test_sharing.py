@@ -68,6 +68,7 @@ def test_an_experiment_trains_nothing_that_was_trained_before(tmp_path, steps):
 
 
 @pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.slow_cases("3")
 def test_a_run_reads_its_data_once(tmp_path, reads, seed):
     config = frozen_decoder.Config(
         replace(MODEL, seed=seed), ("linear", "small"), ("gaussian",), encoder_epochs=1, points=4, bounds=BOUNDS
@@ -77,6 +78,7 @@ def test_a_run_reads_its_data_once(tmp_path, reads, seed):
     assert reads == ["digits"]
 
 
+@pytest.mark.slow
 def test_measuring_a_model_reads_its_data_once(results, reads):
     config = experiment("qstar").Config(
         points=2, restarts=2, budgets=(10,), samples=4, reference_steps=10, reference_samples=4, score=2

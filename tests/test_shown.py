@@ -38,6 +38,7 @@ def test_the_first_image_of_each_class_is_shown(labels, num_test, places):
     assert shown_places(images_of(labels, num_test)) == places
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_one_reconstruction_of_each_class(tmp_path, monkeypatch):
     asked = []
 

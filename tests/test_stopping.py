@@ -95,6 +95,7 @@ def kept_steps(out):
     [pytest.param([signal.SIGTERM], marks=pytest.mark.slow), [signal.SIGUSR1, signal.SIGTERM]],
     ids=["TERM", "USR1, TERM"],
 )
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_keeps_its_state_and_says_so(tmp_path, whole, signals):
     out = tmp_path / "out"
     code, said, seconds = command(GIVEN, out, signals, lambda: begun(out))

@@ -200,6 +200,7 @@ def test_streamed_iwae_of_the_exact_posterior_is_the_evidence(linear_problem, dr
 
 
 @pytest.mark.parametrize("way", ["index", "keyword", "none"])
+@pytest.mark.slow_cases("keyword", "none")
 def test_points_keep_their_places_over_chunks(float64, way):
     """More points than are streamed at once, each with a q of its own."""
     count = 2 * bounds.POINTS_STREAMED + 50
@@ -215,6 +216,7 @@ def test_points_keep_their_places_over_chunks(float64, way):
 
 
 @pytest.mark.parametrize(("with_index", "num_data"), [(True, None), (False, 600)])
+@pytest.mark.slow_cases("True-None")
 def test_streamed_iwae_with_a_shared_latent_takes_a_share_of_its_divergence(linear_problem, with_index, num_data):
     model, x = SharedShift(linear_problem.model), linear_problem.x
     loc, variance = 0.1 * torch.arange(5.0), 0.05
@@ -227,6 +229,7 @@ def test_streamed_iwae_with_a_shared_latent_takes_a_share_of_its_divergence(line
     assert found.standard_error.min() > 0.005  # over theta, of which each draw is another
 
 
+@pytest.mark.slow
 def test_streamed_iwae_of_a_bayesian_decoder_is_the_unstreamed_one(float64, monkeypatch):
     model = DeepGenerative(5, 2, [4], N)
     x = torch.bernoulli(torch.full((N, 5), 0.5))
@@ -243,6 +246,7 @@ def test_streamed_iwae_of_a_bayesian_decoder_is_the_unstreamed_one(float64, monk
 
 @pytest.mark.parametrize("way", ["read off", "seam"])
 @pytest.mark.parametrize("max_rows", [20_000, 500, 5])
+@pytest.mark.slow_cases("5-seam")
 def test_memory_does_not_grow_with_particles(linear_problem, monkeypatch, way, max_rows):
     model, x, _ = linear_problem
     guide = rows_near_the_optimum(model, x)

@@ -11,6 +11,7 @@ from amortized_bayes.weights import log_weights
 
 @every_family
 @pytest.mark.parametrize("capture", ["off", "replay"])
+@pytest.mark.slow_cases("off-constant", "off-factorized", "replay-amortized", "replay-constant", "replay-factorized")
 def test_two_runs_of_one_seed_are_equal_bit_for_bit(family, capture):
     runs = [training(family, seed, capture=capture) for seed in (3, 3, 4)]
     elbos = []
@@ -63,6 +64,7 @@ def test_the_outside_stream_goes_on_as_if_there_were_no_run():
 
 @every_family
 @pytest.mark.parametrize("capture", ["off", "replay"])
+@pytest.mark.slow_cases("off-amortized", "off-factorized", "replay-amortized", "replay-constant", "replay-factorized")
 def test_stopping_and_going_on_is_as_not_stopping(family, capture):
     whole = training(family, capture=capture)
     elbos = [record.elbo for record in steps(whole, 14, report_at=range(15))]

@@ -32,6 +32,7 @@ class Poisoned(LinearGaussian):
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, -1e9])
 @pytest.mark.parametrize("capture", ["off", "replay"])
+@pytest.mark.slow_cases("replay-inf")
 def test_divergence_names_its_step(poison, capture):
     x = torch.randn(N, P)
     plain = LinearGaussian(torch.randn(P, 2), torch.zeros(P), 1.0)

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from amortized_bayes.evaluation.bounds import elbo
@@ -34,6 +35,7 @@ def fitted_elbo(problem, family, num_steps=1500):
     return closed.mean()
 
 
+@pytest.mark.slow
 def test_families_reach_their_optima_and_a_linear_encoder_closes_the_gap(linear_problem):
     """The posterior mean is linear in x: the family gap of a linear encoder is 0, that of constant VI is not."""
     model, x, _ = linear_problem

@@ -34,6 +34,7 @@ def param_guide(x):
 
 
 @pytest.mark.parametrize("capture", ["off", "replay"])
+@pytest.mark.slow_cases("off")
 def test_functions_with_params_are_fitted(float64, capture):
     x = 3.0 + torch.randn(40, 2) * 2
     options = FitOptions(20, learning_rate=0.03, shared_learning_rate=0.03, capture=capture)
@@ -84,6 +85,7 @@ def test_a_step_that_cannot_be_captured_says_so_once_and_gives_the_same_numbers(
     assert warnings[0].startswith("the step runs uncaptured, which is slower and gives the same numbers")
 
 
+@pytest.mark.slow
 def test_batch_norm_runs_the_same_captured_or_not(float64):
     found = []
     for capture in ("off", "replay"):
@@ -128,6 +130,7 @@ def test_the_rest_of_a_run_is_carried_out_as_its_beginning_was(monkeypatch):
     assert asked == [30, 40]
 
 
+@pytest.mark.slow
 def test_few_steps_are_not_captured_and_those_after_many_are(monkeypatch):
     monkeypatch.setattr("amortized_bayes.capture.CAPTURED_FROM", 8)
     run = training("factorized", capture="auto", row_steps=1)

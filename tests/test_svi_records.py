@@ -87,6 +87,7 @@ def test_fit_leaves_the_averages_in():
         assert torch.equal(a, c)
 
 
+@pytest.mark.slow
 def test_a_long_fit_has_a_hundred_records():
     run = training("constant")
     assert [r.step for r in fit(run.model, run.guide, run.data, 250, OPTIONS).records][-3:] == [245, 248, 250]

@@ -92,6 +92,7 @@ def test_times_are_to_shares_of_the_gap_where_the_latents_carry_something(tmp_pa
     assert timed["value"].notna().any()
 
 
+@pytest.mark.slow
 def test_a_run_without_an_active_latent_tells_no_share(tmp_path):
     frame = start(tmp_path, replace(ONE, rates_amortized=(1e-9, 1e-9), rates_factorized=(1e-9, 1e-9))).rows()
     assert set(frame[frame["metric"] == "final_elbo"]["status"]) == {"vacuous"}
@@ -115,6 +116,7 @@ def test_gaps_and_gains_are_those_of_the_arrays(whole):
     ("decoder", "likelihood", "scale"),
     [pytest.param("bayesian", "bernoulli", "fixed", marks=pytest.mark.slow), ("point", "gaussian", "learned")],
 )
+@pytest.mark.slow
 def test_fvi_from_avi_starts_where_the_best_avi_stood_at_half_of_the_epochs(tmp_path, decoder, likelihood, scale):
     config = replace(TINY, epochs=40, decoder=decoder, likelihood=likelihood, gaussian_scale=scale, elbo_draws=60)
     folder = start(tmp_path, replace(config, num_test=5))
@@ -155,6 +157,7 @@ def test_jobs_say_what_they_take_and_what_they_read(tmp_path):
     assert amounts["factorized-from-amortized"][0] == amounts["factorized"][0] / 2
 
 
+@pytest.mark.slow
 def test_a_fit_leaves_about_the_bytes_that_were_forecast(tmp_path):
     config = replace(ONE, latent_dim=8, hidden=(64,), widths=(64,))
     folder = start(tmp_path, config)
@@ -168,6 +171,7 @@ def test_a_fit_leaves_about_the_bytes_that_were_forecast(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["off", pytest.param("replay", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_two_runs_of_a_seed_are_equal_to_the_bit_and_another_seed_is_not(tmp_path, whole, step):
     config = replace(ONE, compile_step=step)
     first, both = whole(config).rows(), start(tmp_path, replace(config, seeds=(0, 3))).rows()
@@ -197,6 +201,7 @@ def test_an_interrupted_run_is_resumed_as_if_it_had_not_stopped(tmp_path, whole)
     assert numbers(again.folder.rows()) == numbers(whole().rows())
 
 
+@pytest.mark.slow
 def test_a_run_cut_after_its_fits_is_resumed(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(between, "compare_fits", interrupt)
@@ -212,6 +217,7 @@ def interrupt(*_):
 
 
 @pytest.mark.parametrize("missing", ["arrays", pytest.param("checkpoints", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_finished_fit_whose_file_is_missing_is_run_again(tmp_path, whole, missing):
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path, listener=cut_at("F-VI from A-VI", "fit", 1))
@@ -250,6 +256,7 @@ def poison(monkeypatch, is_bad):
     monkeypatch.setattr(starting, "_build_guide", poisoned)
 
 
+@pytest.mark.slow
 def test_a_poisoned_width_fails_and_no_other(tmp_path, monkeypatch):
     poison(monkeypatch, lambda fit: fit.k == 2)
     frame = start(tmp_path, TINY).rows()
@@ -260,6 +267,7 @@ def test_a_poisoned_width_fails_and_no_other(tmp_path, monkeypatch):
     assert ("amortized", 1) in values(frame, "unconverged_by")
 
 
+@pytest.mark.slow
 def test_without_amortized_fits_there_is_no_fvi_from_them(tmp_path, monkeypatch):
     poison(monkeypatch, lambda fit: fit.guide == "amortized")
     frame = start(tmp_path, TINY).rows()
@@ -268,6 +276,7 @@ def test_without_amortized_fits_there_is_no_fvi_from_them(tmp_path, monkeypatch)
     assert set(values(frame, "family_gap")) == {("constant", None), ("factorized", None)}
 
 
+@pytest.mark.slow
 def test_when_all_fail_there_is_no_gap_and_no_crash(tmp_path, monkeypatch):
     poison(monkeypatch, lambda fit: True)
     folder = start(tmp_path, TINY)
@@ -277,6 +286,7 @@ def test_when_all_fail_there_is_no_gap_and_no_crash(tmp_path, monkeypatch):
     assert not values(frame, "family_gap")
 
 
+@pytest.mark.slow
 def test_a_value_that_is_not_finite_fails_its_fit_and_saves_nothing(tmp_path, monkeypatch):
     held = fitting.held_measures
 
@@ -295,6 +305,7 @@ def test_a_value_that_is_not_finite_fails_its_fit_and_saves_nothing(tmp_path, mo
     assert not list(folder.path.glob(f"*/{_key('constant')}.*"))
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverges_at_the_top_of_its_ladder_failed(tmp_path, monkeypatch):
     settled = vars(FitOptions)["settled"].fget
     monkeypatch.setattr(FitOptions, "settled", property(lambda self: replace(settled(self), schedule=lambda done: 1e9)))
@@ -309,6 +320,7 @@ def test_the_forecast_survives_a_widest_encoder_that_diverges(tmp_path):
     assert jobs[0].work[0].unit_seconds() > 0
 
 
+@pytest.mark.slow
 def test_a_guide_that_was_added_is_swept_like_the_others(tmp_path, monkeypatch):
     monkeypatch.setitem(registry.GUIDES, "prototypes", ADDED)
     rates = (("prototypes", 0.02, 0.03),)
@@ -325,6 +337,7 @@ def test_a_guide_that_was_added_is_swept_like_the_others(tmp_path, monkeypatch):
     assert place.options(Fit("factorized-from-amortized")).row_learning_rate == config.rates_factorized[1]
 
 
+@pytest.mark.slow
 def test_vacuous_fits_are_marked_in_every_row(tmp_path, monkeypatch):
     monkeypatch.setattr("amortized_bayes.evaluation.errors.ACTIVE_VARIANCE", 1e9)
     folder = start(tmp_path, ONE)
@@ -332,6 +345,7 @@ def test_vacuous_fits_are_marked_in_every_row(tmp_path, monkeypatch):
     assert set(rows[rows["metric"].str.startswith("final_")]["status"]) == {"vacuous"}
 
 
+@pytest.mark.slow
 def test_evaluations_draw_from_streams_named_by_their_fit(tmp_path, monkeypatch):
     seeds = []
     elbo = measures.fit_elbo

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("few_visits")
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_every_setting_runs(tmp_path, changes):
     frame = start(tmp_path, replace(ONE, widths=(2,), **changes)).rows()
     assert len(values(frame, "final_elbo")) == 4, frame[frame["status"] == "failed"]["note"].tolist()
@@ -35,6 +36,7 @@ def test_every_setting_runs(tmp_path, changes):
 
 
 @pytest.mark.parametrize(("guides", "compared"), [(("constant", "factorized"), 2), (("constant", "amortized"), 0)])
+@pytest.mark.slow
 def test_guides_are_a_choice(tmp_path, guides, compared):
     frame = start(tmp_path, replace(ONE, guides=guides)).rows()
     assert {guide for guide, _ in values(frame, "final_elbo")} == set(guides)
@@ -42,6 +44,7 @@ def test_guides_are_a_choice(tmp_path, guides, compared):
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (40, 3, 4)], ids=["vectors", "images"])
+@pytest.mark.slow
 def test_arrays_of_the_users_are_swept(tmp_path, shape):
     path = tmp_path / "a very long folder name, with spaces" / ("x" * 60) / "my images.npz"
     path.parent.mkdir(parents=True)
@@ -97,6 +100,7 @@ def test_presets_are_as_published_and_digits_get_settings_of_their_own():
     assert "binomial" not in note
 
 
+@pytest.mark.slow
 def test_what_is_tuned_is_swept(tmp_path):
     config = replace(ONE, guides=("constant",), epochs=2, tune=True)
     folder = start(tmp_path, config)

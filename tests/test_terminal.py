@@ -116,6 +116,12 @@ def long_list(tmp_path_factory):
         ('"$@" > /dev/full', (2,)),
     ],
 )
+@pytest.mark.slow_cases(
+    '"$@" > /dev/full-code4',
+    '"$@" >&- 2>&- <&--code3',
+    '"$@" >&--code2',
+    '"$@" | head -n 1; exit ${PIPESTATUS[0]}-code0',
+)
 def test_output_that_nobody_reads_is_no_traceback(long_list, line, code):
     found = shell(line, "table", long_list)
     assert found.returncode in code, found
@@ -124,6 +130,7 @@ def test_output_that_nobody_reads_is_no_traceback(long_list, line, code):
     assert found.stderr.count("\n") <= 1
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_into_a_file_of_a_run(tmp_path):
     """The number of a closed stream is that of the next file that is opened."""
     run = made_runs.gaps().save(tmp_path).path

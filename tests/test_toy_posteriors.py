@@ -111,6 +111,7 @@ def test_the_better_of_two_searches_is_not_scored_on_the_draws_that_chose_it(flo
     assert (off.square().mean() / found.standard_error.square().mean()).item() == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 def test_rows_are_gaps_to_the_evidence_on_the_grid(run):
     rows = run.rows()
     truth = run.load_arrays(job_key(FACTORS, "posterior"))
@@ -134,6 +135,7 @@ def test_draws_and_densities_are_kept(run):
             assert np.isfinite(draws).all()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, run):
     """The best Gaussian, from which other searches start, is found again if it was lost with the process."""
     folder = cut("toy-posteriors", FEW, tmp_path, stop_at("q* auxiliary", job="5/5"))

@@ -99,6 +99,15 @@ def check_pictures(folder, found):
     ],
     ids=str,
 )
+@pytest.mark.slow_cases(
+    "{'decoder': 'bayesian', 'epochs': 1}",
+    "{'decoder': 'bayesian', 'network': 'convolutional', 'epochs': 1}",
+    "{'encoder': 'linear', 'binarization': 'dynamic', 'epochs': 1}",
+    "{'family': 'realnvp-contextual', 'epochs': 1}",
+    "{'likelihood': 'gaussian', 'gaussian_scale': 'learned', 'epochs': 1}",
+    "{'network': 'convolutional', 'epochs': 1}",
+    "{'schedule': 'burda', 'binarization': 'threshold', 'epochs': 1}",
+)
 def test_a_loaded_model_has_the_elbo_of_the_final_row(tmp_path, changes):
     config = replace(TINY, learning_rate=5e-3, **changes)
     folder = go("train", config, tmp_path)
@@ -240,6 +249,7 @@ def test_too_few_images_to_hold_any_out(tmp_path):
 # What a note says -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_of_a_model_say_which_data_are_used_instead(place):
     """Without images, digits replace the default ones, and every row says so, those of an interrupted run too."""
     config = replace(TINY, dataset="binarized-mnist", epochs=20)

@@ -65,6 +65,7 @@ def steps_kept(folder, config):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_weights_and_rows(tmp_path, whole_runs, changes):
     config = replace(LONG, **changes)
     whole = whole_runs(config)
@@ -88,6 +89,7 @@ def test_a_run_interrupted_twice_goes_on(tmp_path, whole_runs):
     assert values(folder.rows()) == values(whole.rows())
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_before_its_first_evaluation_starts_again(tmp_path, whole_runs):
     whole = whole_runs(LONG)
     folder = cut("train", LONG, tmp_path, stop_at("training", 3))
@@ -95,6 +97,7 @@ def test_a_run_interrupted_before_its_first_evaluation_starts_again(tmp_path, wh
     assert_same_weights(folder, whole)
 
 
+@pytest.mark.slow
 def test_a_run_cut_after_its_last_step_goes_on(tmp_path, monkeypatch):
     whole = go("train", TINY, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -107,6 +110,7 @@ def test_a_run_cut_after_its_last_step_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["early", "at the end"])
+@pytest.mark.slow
 def test_early_stopping_is_resumed_where_it_was(tmp_path, monkeypatch, whole_runs, moment):
     """Neither the best iterate nor the patience is forgotten."""
     monkeypatch.setattr(training, "NUM_EVALUATIONS", 50)
@@ -140,6 +144,7 @@ class Recording(Training):
         return inputs
 
 
+@pytest.mark.slow
 def test_steps_of_a_resumed_run_have_the_weights_of_the_whole(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(training, "Training", lambda *a, **o: made.append(Recording(*a, **o)) or made[-1])
@@ -167,6 +172,7 @@ def unfinished(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_end_is_resumed(tmp_path, unfinished):
     rows = values(unfinished.rows())
     resume("train", tmp_path)
@@ -175,6 +181,7 @@ def test_a_run_stopped_before_its_end_is_resumed(tmp_path, unfinished):
     assert values(unfinished.rows()) == rows
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_end_is_finished_by_who_needs_its_model(tmp_path, unfinished, monkeypatch):
     steps = []
     take = Training._step
@@ -186,6 +193,7 @@ def test_a_run_stopped_before_its_end_is_finished_by_who_needs_its_model(tmp_pat
     assert [info.experiment for info in list_runs(tmp_path)] == ["train", "decoder-capacity"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed_by_who_needs_its_model(tmp_path, whole_runs):
     whole = whole_runs(LONG)
     folder = cut("train", LONG, tmp_path, stop_at("training", 41))
@@ -194,6 +202,7 @@ def test_an_interrupted_run_is_resumed_by_who_needs_its_model(tmp_path, whole_ru
     assert_same_weights(folder, whole)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_checkpoint_of_a_training_is_said(tmp_path, whole_runs):
     folder = cut("train", LONG, tmp_path, stop_at("training", 41))
     for path in folder.path.glob("checkpoints/*unfinished*.safetensors"):

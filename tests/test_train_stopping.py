@@ -55,6 +55,7 @@ def test_early_stopping_keeps_the_best_evaluation(tmp_path, monkeypatch):
     assert set(only(rows, "final_elbo")["step"]) == {4 * len(scores)}
 
 
+@pytest.mark.slow
 def test_without_early_stopping_nothing_is_held_out_and_the_last_iterate_is_kept(tmp_path):
     folder = go("train", replace(STOPPING, early_stopping=False, epochs=10), tmp_path)
     assert set(only(folder.rows(), "elbo")["split"]) == {"train", "test"}
@@ -62,6 +63,7 @@ def test_without_early_stopping_nothing_is_held_out_and_the_last_iterate_is_kept
 
 
 @pytest.mark.parametrize("binarization", ["fixed", "dynamic"])
+@pytest.mark.slow_cases("fixed")
 def test_test_pixels_decide_nothing(tmp_path, grey_file, binarization):
     config = replace(STOPPING, dataset=str(grey_file), binarization=binarization, epochs=50, patience=3)
     first = go("train", config, tmp_path / "first")
@@ -76,6 +78,7 @@ def test_test_pixels_decide_nothing(tmp_path, grey_file, binarization):
     assert one(kept, "final_elbo", split="test")["value"] != one(other, "final_elbo", split="test")["value"]
 
 
+@pytest.mark.slow
 def test_validation_pixels_decide(tmp_path, grey_file):
     config = replace(STOPPING, dataset=str(grey_file), epochs=10, num_train=200, num_validation=24)
     first = go("train", config, tmp_path / "first").rows()
@@ -92,6 +95,7 @@ def test_validation_pixels_decide(tmp_path, grey_file):
         assert (one_ == other) == equal, split
 
 
+@pytest.mark.slow
 def test_the_number_of_test_points_decides_nothing(tmp_path):
     found = []
     for num_test in (50, 51):
@@ -100,6 +104,7 @@ def test_the_number_of_test_points_decides_nothing(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_each_split_is_measured_on_its_own_images(tmp_path, grey_file):
     """Test images that are all white are far less likely than those of training."""
     with np.load(grey_file) as arrays:
@@ -133,6 +138,7 @@ class Recording(Training):
 
 
 @pytest.mark.parametrize("binarization", ["dynamic", "fixed"])
+@pytest.mark.slow_cases("fixed")
 def test_pixels_are_drawn_at_each_visit_or_once(tmp_path, monkeypatch, binarization):
     made = []
     monkeypatch.setattr(training, "Training", lambda *a, **o: made.append(Recording(*a, **o)) or made[-1])

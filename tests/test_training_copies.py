@@ -32,6 +32,7 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_copies_do_not_change_the_training(tmp_path):
     plain, kept = go("train", LONG, tmp_path / "plain"), go("train", KEPT, tmp_path / "kept")
     assert_same_weights(plain, kept)
@@ -42,6 +43,7 @@ def test_copies_do_not_change_the_training(tmp_path):
     assert not np.array_equal(copy_of(kept, 1)["model.network.0.weight"], copy_of(kept, 3)["model.network.0.weight"])
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_as_it_was_after_an_epoch(tmp_path):
     folder, lab = go("train", KEPT, tmp_path), QuickLab(tmp_path, CPU)
     for epoch in KEPT.keep_epochs:
@@ -55,6 +57,7 @@ def test_a_model_is_loaded_as_it_was_after_an_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("step", [5, 13])
+@pytest.mark.slow
 def test_copies_of_an_interrupted_training_are_those_of_a_whole_one(tmp_path, step):
     whole = go("train", KEPT, tmp_path / "whole")
     folder = cut("train", KEPT, tmp_path, stop_at("training", step))
@@ -64,6 +67,7 @@ def test_copies_of_an_interrupted_training_are_those_of_a_whole_one(tmp_path, st
         assert_equal(copy_of(folder, epoch), copy_of(whole, epoch))
 
 
+@pytest.mark.slow
 def test_a_training_serves_those_who_want_no_more_copies_than_it_keeps(tmp_path):
     assert serves(KEPT, LONG)
     assert serves(KEPT, replace(KEPT, keep_epochs=(3,)))

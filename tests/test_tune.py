@@ -131,6 +131,7 @@ def _few_trials(monkeypatch):
 
 
 @pytest.mark.usefixtures("_few_trials")
+@pytest.mark.slow
 def test_trials_are_recorded_failures_too_and_go_on(tmp_path):
     def cut(job, stage, done):
         if "A-VI, k = 2" in job:
@@ -152,6 +153,7 @@ def test_trials_are_recorded_failures_too_and_go_on(tmp_path):
     assert numbers(frames[0]) == numbers(frames[1])
 
 
+@pytest.mark.slow
 def test_a_guide_that_was_added_is_tuned_on_two_widths(tmp_path, monkeypatch):
     monkeypatch.setitem(registry.GUIDES, "prototypes", ADDED)
     frame = start(tmp_path, replace(TINY_TRIALS, guides=("prototypes",)), "tune").rows()

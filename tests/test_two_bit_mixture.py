@@ -74,6 +74,7 @@ def test_points_are_drawn_from_the_model():
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("means", [PUBLISHED, None], ids=["published", "random"])
+@pytest.mark.slow_cases("published-0.5", "random-0.5", "random-1.0")
 def test_the_best_product_is_that_of_a_dense_grid(means, scale):
     model = mixture(means, scale) if means else random_mixture(5, scale)
     generator = torch.Generator().manual_seed(2)
@@ -136,6 +137,7 @@ def test_the_enumerated_elbo_is_pyros_and_the_seams(dtype):
     assert float(found.standard_error.max()) == 0
 
 
+@pytest.mark.slow
 def test_joint_training_and_maximum_likelihood_on_a_draw():
     """The exact table: optima are stationary, the best from many starts, and beat the truth by what they climb."""
     truth = mixture()

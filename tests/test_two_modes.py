@@ -37,6 +37,7 @@ def model(y):
         pyro.sample("y", dist.Normal(z**2, NOISE), obs=y)
 
 
+@pytest.mark.slow
 def test_chains_of_real_points_start_as_those_of_the_simulated_ones(y):
     """From the best Gaussian by the guide's one mode they would miss the other, which no certificate would show."""
 

@@ -17,6 +17,7 @@ def run(call, place, command, *given):
     return ran.out, folder
 
 
+@pytest.mark.slow
 def test_when_and_why_from_start_to_figures(call, place):
     out, folder = run(
         call, place, "when-and-why", "--models", "linear", "random-walk", "--steps", "300", "--widths", "0"
@@ -51,6 +52,7 @@ def test_when_and_why_from_start_to_figures(call, place):
     assert exact > wing.one(rows, "elbo_optimum", dataset="linear", seed=0)["value"]
 
 
+@pytest.mark.slow
 def test_interpolate_forecasts_what_training_would_leave(call, place):
     out, folder = run(call, place, "interpolate", "--models", "linear", "saw", "--steps", "100", "--widths", "0", "2")
     assert (folder.path / "interpolate.png").stat().st_size > 2_000

@@ -84,6 +84,7 @@ def test_both_ends_are_those_of_z_but_for_the_volume(start: str) -> None:
 
 
 @pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.slow_cases("prior")
 def test_the_exact_evidence_stays_inside(start: str) -> None:
     model, x = correlated()
     settings = AISSettings(num_chains=8, num_temperatures=16, start=start)  # pyright: ignore[reportArgumentType]
@@ -101,6 +102,7 @@ def test_the_exact_evidence_stays_inside(start: str) -> None:
     assert found.mean_gap < (0.2 if start == "guide" else 10)
 
 
+@pytest.mark.slow
 def test_correlations_cost_no_temperatures() -> None:
     """Those that start at its factorized Gaussian need many more."""
     model, x = correlated()

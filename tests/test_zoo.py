@@ -31,6 +31,22 @@ def _uncaptured(request):
 
 
 @pytest.mark.parametrize(("entry", "call"), [pytest.param(*p, id=f"{p[0].name}-{p[1]}") for p in table.pairs()])
+@pytest.mark.slow_cases(
+    "Gamma-Poisson-diagnose",
+    "LDA, documents first-diagnose",
+    "ProdLDA-diagnose",
+    "VAE-diagnose",
+    "baseball, not pooled-diagnose",
+    "baseball, partially pooled-diagnose",
+    "causal-effect VAE-diagnose",
+    "conditional VAE-diagnose",
+    "flow prior-diagnose",
+    "mixed hidden Markov model-diagnose",
+    "scANVI, loss hidden-compare",
+    "scANVI, loss hidden-diagnose",
+    "semi-supervised VAE, labelled-diagnose",
+    "sparse gamma DEF-diagnose",
+)
 def test_a_model_works_or_is_refused_by_one_line(entry, call):
     found = getattr(calls, call)(entry)
     expected = getattr(entry, call)
