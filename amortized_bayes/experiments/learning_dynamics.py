@@ -55,10 +55,10 @@ class Config(Settings):
         default_factory=lambda: BoundsConfig(
             FAMILIES,
             particles=100,
-            local_steps=120,
-            flow_steps=200,
+            local_steps=100,
+            flow_steps=150,
             chains=4,
-            temperatures=150,
+            temperatures=110,
             simulated=10,
             score=400,
         )
