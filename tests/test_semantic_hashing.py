@@ -34,7 +34,6 @@ def test_semantic_hashing_from_start_to_figures(call, place):
         "hashing.png",
         "hashing_training.png",
         "hashing_estimators.png",
-        "hashing_cost.png",
     }
 
     def value(metric, bits, error=False, **factors):

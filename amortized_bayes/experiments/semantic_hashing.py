@@ -84,12 +84,17 @@ FIGURES = {
         Points("bits", "document_nelbo", "encoder", where=LINEAR, title="Documents as a few bits: test split"),
         Points("bits", "precision_at_100", "encoder", where=LINEAR),
     ),
-    "hashing_training": Lines("step", ("validation_elbo",), "bits", title="On the way: ELBO of the validation split"),
-    "hashing_estimators": Points(
-        "bits", "gradient_variance", "estimator", where=ESTIMATORS, log="y", title="Gradients of bits: their variance"
+    "hashing_training": Lines(
+        "step",
+        ("validation_elbo",),
+        "bits",
+        clock="epochs",
+        bands=False,
+        title="Training: ELBO of the validation split",
     ),
-    "hashing_cost": Points(
-        "bits", "seconds_per_step", "estimator", where=ESTIMATORS, log="y", title="Gradients of bits: what they take"
+    "hashing_estimators": (
+        Points("bits", "gradient_variance", "estimator", where=ESTIMATORS, log="y", title="Gradients of bits"),
+        Points("bits", "seconds_per_step", "estimator", where=ESTIMATORS, log="y"),
     ),
 }
 

@@ -256,6 +256,9 @@ class Points:
 class Lines:
     """Curves against step or seconds, one per value of ``hue``, or one per metric; bands over seeds.
 
+    Steps of other things than gradients have a name, ``clock``. Without ``bands`` there are none: errors over points
+    say nothing about curves that differ by little at each of the same points.
+
     Values of the factor ``style`` are told apart by the kind of line, those of ``hue`` by colour and marker. Panels of
     the values of ``apart`` have one y axis, unless ``own_scale`` says that their shapes compare and not their sizes.
     """
@@ -267,6 +270,8 @@ class Lines:
     apart: str = ""
     own_scale: bool = False
     log: str = ""
+    clock: str = ""
+    bands: bool = True
     where: Where = field(default_factory=dict)
     title: str = ""
 

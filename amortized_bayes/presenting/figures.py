@@ -176,7 +176,8 @@ def _points(panel: Points, finals: pd.DataFrame) -> Ready | None:
             if (mean := _over_all_seeds(here, panel.y, seeds)) is not None
         }
         if means:
-            y, error = (np.array([getattr(mean, field) for mean in means.values()]) for field in ("value", "error"))
+            scale = labels.metric_label(panel.y).scale
+            y, error = (scale * np.array([getattr(m, field) for m in means.values()]) for field in ("value", "error"))
             look = _look(key, len(series), finals)
             series.append(Series(_label(key), look, np.array(list(means), float), y, y - error, y + error))
     if not series:
@@ -189,11 +190,13 @@ def _points(panel: Points, finals: pd.DataFrame) -> Ready | None:
         for which in panel.log:
             bend(axes, which)
         axes.set_xlabel(", ".join([labels.factor_label(panel.x), *given]))
-        axes.set_ylabel(f"{labels.axis_label(panel.y)}\nbar: 1 standard error")
+        bars = "\nbar: 1 standard error" if any(np.isfinite(one.low).any() for one in series) else ""
+        axes.set_ylabel(textwrap.fill(labels.axis_label(panel.y), LABEL) + bars)
         if len(series) > 1:
-            axes.legend(title=labels.factor_label(panel.hue), ncols=min(4, len(series)), **BELOW)
+            _legend(axes, panel.hue, width)
 
-    return draw, max(4.2, 1.6 + 0.42 * len(values))
+    width = max(4.2, 1.6 + 0.42 * len(values))
+    return draw, width
 
 
 def _lines(panel: Lines, rows: pd.DataFrame) -> Ready | None:
@@ -208,6 +211,8 @@ def _lines(panel: Lines, rows: pd.DataFrame) -> Ready | None:
                 label = ", ".join(filter(None, [labels.metric_name(metric) if len(panel.y) > 1 else "", _label(key)]))
                 kind = kinds[_label(shade)] if panel.style else LINES[number % len(LINES)] if panel.hue else "-"
                 look = _look(key, place if panel.style else len(curves), chosen, kind)
+                if not panel.bands:
+                    line[["low", "high"]] = np.nan
                 x, y, low, high = (line[c].to_numpy(float) for c in (panel.x, "value", "low", "high"))
                 curves.append(Series("" if nth else label, look, x, y, low, high))
     if not curves:
@@ -227,14 +232,19 @@ def _lines(panel: Lines, rows: pd.DataFrame) -> Ready | None:
             height = 1.12 * np.ptp(later)
             if height < 0.4 * np.ptp(axes.get_ylim()):
                 axes.set_ylim(bottom=later.max() - height)
-        axes.set_xlabel(CLOCKS.get(panel.x, labels.factor_label(panel.x)))
+        axes.set_xlabel(panel.clock or CLOCKS.get(panel.x, labels.factor_label(panel.x)))
         axes.set_ylabel(textwrap.fill(labels.axis_label(panel.y[0]), LABEL))
         if len(curves) > 1:
-            longest = max(len(str(name)) for name in axes.get_legend_handles_labels()[1])
-            columns = max(1, min(4, len(curves), int(LINES_WIDTH / (0.5 + 0.065 * longest))))
-            axes.legend(title=labels.factor_label(panel.hue) or None, ncols=columns, **BELOW)
+            _legend(axes, panel.hue, LINES_WIDTH)
 
     return draw, LINES_WIDTH
+
+
+def _legend(axes: Axes, hue: str, width: float) -> None:
+    """Below the axes, in as many columns as its names fit into a panel of so many inches."""
+    names = [str(name) for name in axes.get_legend_handles_labels()[1]]
+    columns = max(1, min(4, len(names), int(width / (0.5 + 0.065 * max(map(len, names))))))
+    axes.legend(title=labels.factor_label(hue) or None, ncols=columns, **BELOW)
 
 
 def _kinds(panel: Lines, rows: pd.DataFrame) -> dict[str, str]:
