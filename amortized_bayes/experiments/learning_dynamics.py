@@ -55,10 +55,10 @@ class Config(Settings):
         default_factory=lambda: BoundsConfig(
             FAMILIES,
             particles=100,
-            local_steps=100,
-            flow_steps=150,
+            local_steps=90,
+            flow_steps=110,
             chains=4,
-            temperatures=110,
+            temperatures=90,
             simulated=10,
             score=400,
         )
