@@ -1,4 +1,4 @@
-"""How many nats do a few steps of each point's own win back at test time, and how fast?
+"""How many nats do a few per-point steps win back at test time, and how fast?
 
 `refine` on 1,000 test points of the VAE of `train` (784-200-200-50, fixed binarized MNIST), from the encoder's answer:
 natural gradients and Adam, beside q*, the search that goes on until it has converged (`optimize_local`). Seconds are of

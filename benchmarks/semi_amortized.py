@@ -1,4 +1,4 @@
-"""How much longer does a training step of semi-amortized VI take, with T steps of each point's own in it?
+"""How much longer does a training step of semi-amortized VI take, with T per-point steps in it?
 
 One step of `Training` on the VAE of `train` (784-200-200-50, ELU, Bernoulli pixels, batches of 250 binary images), all
 parameters fitted: the plain amortized guide beside `SemiAmortized` with T steps, with gradients through the steps to
@@ -50,7 +50,7 @@ class Options:
     """Time training steps of semi-amortized VI.
 
     Args:
-        steps: Steps of each point's own (T).
+        steps: Per-point steps (T).
         samples: Draws of each q per step.
         batch_size: Points in a minibatch.
         frozen: Hold the decoder fixed.

@@ -195,7 +195,7 @@ def test_gaps_that_longer_fits_may_close_are_marked(x):
     )
     assert (frame["gap_settled"] == (~small | (frame["family_gap"] == 0))).all()
     assert not frame["gap_settled"].all()
-    assert str(report).count("so that longer fits may close or turn the gap") == int((~frame["gap_settled"]).sum())
+    assert str(report).count("so that longer fits may close or reverse the gap") == int((~frame["gap_settled"]).sum())
 
 
 def test_rows_are_those_of_the_sweep(x):

@@ -1,4 +1,4 @@
-"""Flows with parameters of each point's own: where they start, their densities, and that they are the guide's flows."""
+"""Flows with per-point parameters: where they start, their densities, and that they are the guide's flows."""
 
 import pyro.distributions as dist
 import pyro.poutine as poutine

@@ -1,4 +1,4 @@
-"""Guides with parameters of each point's own: chains of simulated points cannot start there."""
+"""Guides with per-point parameters: chains of simulated points cannot start there."""
 
 import pyro
 import pyro.distributions as dist
@@ -72,7 +72,7 @@ def test_chains_of_real_and_simulated_points_start_at_a_search(x, kind):
 
 def test_rows_of_real_points_are_no_start_for_simulated_ones(x):
     settings = ab.AISSettings(num_temperatures=20, num_chains=4)
-    with pytest.raises(ValueError, match="parameters of each point's own, which say nothing of simulated points"):
+    with pytest.raises(ValueError, match="per-point parameters, which say nothing of simulated points"):
         ab.bdmc(model, factorized(x), x, settings=settings)
     from_prior = ab.AISSettings(num_temperatures=80, start="prior", mass="unit")
     found = ab.bdmc(model, factorized(x), x, settings=from_prior, certificate=ab.CertificateSettings(20))
@@ -134,7 +134,7 @@ def made_rows(x):
 @pytest.mark.parametrize("guide", [laplace_rows, made_rows])
 def test_rows_of_other_families_are_rows(x, guide):
     guide(x)  # makes the table, of the real points
-    with pytest.raises(ValueError, match="parameters of each point's own, which say nothing of simulated points"):
+    with pytest.raises(ValueError, match="per-point parameters, which say nothing of simulated points"):
         ab.bdmc(model, guide, x, settings=ab.AISSettings(num_temperatures=5, num_chains=4))
 
 

@@ -1,4 +1,4 @@
-"""Models trained by other objectives, and with steps of each point's own: told apart, kept, reused and measured."""
+"""Models trained by other objectives, and with per-point steps: told apart, kept, reused and measured."""
 
 import shutil
 from dataclasses import replace

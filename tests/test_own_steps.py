@@ -1,4 +1,4 @@
-"""Steps of each point's own as guides of ``sweep``, and in ``gaps``: what is trained, asked and refused."""
+"""Per-point steps as guides of ``sweep``, and in ``gaps``: what is trained, asked and refused."""
 
 import shutil
 from dataclasses import replace
@@ -104,7 +104,7 @@ def test_rates_are_those_of_the_amortized_guide():
 
 def test_a_model_of_the_readers_own_is_told_how_to_have_them():
     model, x = ab.LinearGaussian(torch.ones(3, 2), torch.zeros(3), 0.5, num_data=6), torch.randn(6, 3)
-    with pytest.raises(ValueError, match="got 'refined': make one that takes steps of each point's own") as caught:
+    with pytest.raises(ValueError, match="got 'refined': make one that takes per-point steps") as caught:
         ab.compare(model, x, guides=("amortized", "refined"), progress=False)
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""An encoder with steps of each point's own: exact answers, gradients through the steps, and calls that it passes."""
+"""An encoder with per-point steps: exact answers, gradients through the steps, and calls that it passes."""
 
 import copy
 import math

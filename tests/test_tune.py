@@ -99,7 +99,7 @@ def test_winners_of_a_guide_that_was_added_are_kept(monkeypatch):
 
 
 def test_guides_with_the_rates_of_another_have_its_trials(tmp_path):
-    """Steps of each point's own follow A-VI's answers, at A-VI's rates: these are tuned where it is not fitted."""
+    """Per-point steps follow A-VI's answers, at A-VI's rates: these are tuned where it is not fitted."""
     guides = ("refined", "semi-amortized")
     trials = tune.jobs(replace(TINY_TRIALS, guides=guides), a_lab(tmp_path))
     again = tune.jobs(replace(TINY_TRIALS, guides=("amortized",)), a_lab(tmp_path))

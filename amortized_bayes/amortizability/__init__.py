@@ -1,4 +1,4 @@
-"""Whether points are inferred independently of each other, so that one network of each point's own data can do it."""
+"""Whether points are inferred independently of each other, so that a network of its own data can do it."""
 
 from amortized_bayes.amortizability.verdict import Amortizability, can_amortize
 

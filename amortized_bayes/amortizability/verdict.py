@@ -1,4 +1,4 @@
-r"""``can_amortize``: whether one network of each point's own data can reach the optimum of F-VI, read off the model.
+r"""``can_amortize``: whether one network that sees only each point's own data can reach the optimum of F-VI.
 
 The optimum nu*_n of a point is a function f(x_n) of its own data where points are conditionally independent given the
 latents that they share, and alike: p(theta) prod_n p(z_n, x_n | theta). Where the density ties z_n to other points, f
@@ -42,7 +42,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Amortizability:
-    """Whether a network of each point's own data can reach the optimum of F-VI.
+    """Whether a network that sees only each point's own data can reach the optimum of F-VI.
 
     It is true or false as ``can`` is, and false where that is ``None``.
 

@@ -10,7 +10,7 @@ __all__ = ["Claims"]
 
 @dataclass(frozen=True)
 class Claims:
-    """Say which published claims hold, from finished runs; prints a page in Markdown.
+    """Decide from finished runs which published claims hold, and print a page in Markdown.
 
     Args:
         out: Folder with results.

@@ -15,7 +15,7 @@ FILE = "report.html"
 
 @dataclass(frozen=True)
 class Report:
-    """Write one page about a run, or about several side by side: a file that needs nothing from outside.
+    """Write a self-contained HTML page about a run, or about several side by side.
 
     Args:
         names: The runs: their paths, their names, or latest.

@@ -36,14 +36,14 @@ class Run(Generic[C]):
     """Run an experiment.
 
     Args:
-        setting: What is run. A preset or a file sets all of these, and flags change single ones.
+        setting: Settings of the experiment. A preset or a file sets all of them; flags change single ones.
         preset: Settings that all other flags start from.
         config: YAML file of settings to start from, such as a run's config.yaml; flags beside it win.
-        resume: Run to resume: its path, its name, or latest. It keeps its settings, so that flags for others are
-            refused, and what is finished.
-        fresh: Start a new run where the same command left one unfinished, which it would go on with otherwise.
-        accept_changes: Resume a run although the machine, the packages or the data are others than at its start, or use
-            machines of a Ray cluster that differ from this one; the rows that they add are marked.
+        resume: Run to resume: its path, its name, or latest. It keeps its settings (other
+            flags are refused) and its finished jobs.
+        fresh: Start a new run, even if the same command left an unfinished one, which is resumed otherwise.
+        accept_changes: Resume a run although the machine, the packages or the data have changed since its start, or use
+            machines of a Ray cluster that differ from this one; rows added this way are marked.
         yes: Start a run even if its forecast is longer than a week.
         dry_run: Print the jobs, the time and the disk space that the run would take, and stop.
         device: Device to run on; auto uses a GPU if there is one.
@@ -57,7 +57,7 @@ class Run(Generic[C]):
         data_dir: Folder with data sets; by default AMORTIZED_BAYES_DATA, then the cache, then a download.
         out: Folder for results; models that were trained there before are shared.
         checkpoint_every: Seconds between two checkpoints of a job under way; fewer are written where writing is slow.
-        wide: Print every table, those too that need a wide terminal.
+        wide: Print every table, including those that need a wide terminal.
         log: Where else to write curves, and images with their reconstructions: tensorboard, into the run's folder.
     """
 

@@ -80,7 +80,7 @@ class Table:
     Args:
         name: The run: its path, its name, or latest.
         out: Folder with results.
-        wide: Print every table, those too that need a wide terminal.
+        wide: Print every table, including those that need a wide terminal.
         claims: Print the published claims as well.
         markdown: Print the tables alone, in Markdown.
     """
@@ -103,7 +103,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Verify:
-    """Compare every file of a run with the checksum that it was kept with; exits with 1 where something is wrong.
+    """Compare every file of a run with its recorded checksum; exit with 1 if something is wrong.
 
     Args:
         name: The run: its path, its name, or latest.

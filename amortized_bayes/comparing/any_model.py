@@ -142,8 +142,8 @@ def compare(
     own = dict(guides) if isinstance(guides, Mapping) else {}
     if stepping := [name for name in guides if name not in own and guide_entry(name).own_steps != "never"]:
         raise ValueError(
-            f"expected guides whose answers are networks' or tables', got {stepping[0]!r}: make one that takes steps "
-            "of each point's own, and pass it as guides={'mine': SemiAmortized(model, guide)}"
+            f"expected guides whose answers are networks' or tables', got {stepping[0]!r}: make one that takes "
+            "per-point steps, and pass it as guides={'mine': SemiAmortized(model, guide)}"
         )
     fits = list_fits(OURS if own else tuple(guides), tuple(widths), tuple(own), stepping=False)
     devices = list(range(torch.cuda.device_count()))

@@ -129,7 +129,7 @@ class Comparison(Report):
         row = self._row(fitted)
         gap, more = f"{row['family_gap']:.3f} ± {row['family_gap_error']:.3f} (over points)", row["unconverged_by"]
         tail = "" if math.isnan(more) else f"; the last doubling of the epochs gained {more:.3f} nats"
-        tail += "" if row["gap_settled"] else ", so that longer fits may close or turn the gap"
+        tail += "" if row["gap_settled"] else ", so that longer fits may close or reverse the gap"
         dead = "; vacuous: no latent is active" if fitted.status == "vacuous" else ""
         return f"family gap {gap}{tail}{dead}"
 

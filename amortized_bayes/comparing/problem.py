@@ -60,7 +60,7 @@ class FitProblem:
         epochs: passes over the data of each fit in all.
         budgets: epochs of the fits that start afresh, rising; the last is half of all.
         depth: hidden layers of encoders.
-        own_steps: of each point's own, of guides that take such steps.
+        own_steps: per-point steps, of guides that take them.
         num_draws: for the final ELBO.
         plate: name of the plate over data points.
         analytic_kl: in evaluations; see :func:`~amortized_bayes.expectations.expected_log_weights`.

@@ -41,7 +41,7 @@ class Start(NamedTuple):
 class Fitting(NamedTuple):
     """A model and a guide being fitted, and where it started, unless at its own start.
 
-    ``asked`` is what gives the guide's answers: itself, or itself with steps of each point's own.
+    ``asked`` is what gives the guide's answers: itself, or itself with per-point steps.
     """
 
     fit: Fit

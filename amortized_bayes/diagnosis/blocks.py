@@ -70,7 +70,7 @@ def prepare_blocks(
 
     Raises:
         TypeError: as ``diagnose``.
-        ValueError: likewise, or a guide with parameters of each point's own, which others do not have.
+        ValueError: likewise, or a guide with per-point parameters, which others do not have.
 
     Example:
         >>> import torch

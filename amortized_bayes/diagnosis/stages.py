@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 
 ROWS = (
     "expected a guide that is a function of the data, whose points can be measured block by block, got one with "
-    "parameters of each point's own: diagnose takes it, with all points at once"
+    "per-point parameters: diagnose takes it, with all points at once"
 )
 Search = Literal["gaussian", "own", "bits", "codes"]
 CHECKED = 1_000
@@ -195,7 +195,7 @@ def lay_groundwork(job: Subject, *, for_blocks: bool = False) -> Groundwork:
     """Find what points share, those of the subject or, ``for_blocks``, others too.
 
     Raises:
-        ValueError: a guide with parameters of each point's own, which others do not have.
+        ValueError: a guide with per-point parameters, which others do not have.
     """
     if for_blocks and job.source == "rows":
         raise ValueError(ROWS)

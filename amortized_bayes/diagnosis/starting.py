@@ -25,7 +25,7 @@ POINTS = 8
 
 
 def chain_start(real: LogJoint, guide: Guide, num_fit: int, local: LocalSettings, seed: int) -> Guide | FreshStart:
-    """The guide, or, where its q has parameters of each point's own, a search for q* of any points, from the prior.
+    """The guide, or, where its q has per-point parameters, a search for q* of any points, from the prior.
 
     Factorized guides, tables of ``pyro.param`` and Pyro's autoguides have such rows. Chains that start there for the
     real points cannot be certified on others; those that start at a search are the same for both.

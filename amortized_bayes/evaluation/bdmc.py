@@ -54,9 +54,9 @@ logger = logging.getLogger(__name__)
 UPPER_END = 1.645
 """Standard errors above a mean at which a one-sided interval of 95% ends."""
 ROWS = (
-    "the guide's q does not change with the data, and is not seen to be one for all points: parameters of each point's "
-    "own, which say nothing of simulated points, or draws that it has no density of; expected chains that start "
-    "elsewhere, guide=None with AISSettings(start='prior', mass='unit')"
+    "the guide's q does not change with the data, and is not seen to be one for all points: "
+    "per-point parameters, which say nothing of simulated points, or draws that it has no density of; expected chains "
+    "that start elsewhere, guide=None with AISSettings(start='prior', mass='unit')"
 )
 PILOTS = 4
 """One pilot point, on which the temperatures are chosen, for so many that certify them."""
@@ -163,7 +163,7 @@ def bdmc(
 
     Raises:
         ValueError: as ``ais`` and :func:`~amortized_bayes.evaluation.simulation.simulate`, numbers out of range, or a
-            guide with parameters of each point's own (factorized VI), at which chains of other points cannot start.
+            guide with per-point parameters (factorized VI), at which chains of other points cannot start.
         Divergence: as ``ais``.
 
     Example:

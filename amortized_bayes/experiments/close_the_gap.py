@@ -1,12 +1,12 @@
 """What wins back the nats that an encoder loses, and what it takes: seconds at test time, or seconds of training.
 
 Everything is measured on one trained decoder, which is held fixed, so that all ELBOs are of the same log p(x, z): what
-a method recovers is L[q] - L[q of the encoder], at held-out points, paired by point and on common draws. Steps of each
-point's own follow the encoder's answer (SVI refinement: Krishnan, Liang & Hoffman, 2018), up to the best q of each
-point, where amortization costs nothing. Or the encoder is trained further: with steps of each point's own in it
+a method recovers is L[q] - L[q of the encoder], at held-out points, paired by point and on common draws. Either
+per-point steps follow the encoder's answer (SVI refinement: Krishnan, Liang & Hoffman, 2018), up to the best q of each
+point, where amortization costs nothing. Or the encoder is trained further: with per-point steps in it
 (semi-amortized VI: Kim et al., ICML 2018), by the importance-weighted bound (Burda et al., 2016; Tucker et al., 2019),
 by reweighted wake-sleep (Bornschein & Bengio, 2015), or by the plain ELBO, which is what these are to be held against;
-and a wider encoder is trained afresh.
+and a wider encoder is trained from scratch.
 
 ``python run_experiments.py close-the-gap`` runs preset *quick* on fixed binarized MNIST and FashionMNIST: ten
 minutes on two quiet cores with ``--jobs 2``, of which the models of ``train`` take three where they are not there.
@@ -35,7 +35,7 @@ __all__ = ["FIGURES", "PRESETS", "TABLES", "Config", "jobs", "substitutes"]
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Win back what an encoder loses, at test time or by training, and say what that takes.
+    """Win back what an encoder loses, at test time or by training, and measure the time it takes.
 
     Args:
         dataset: Data sets; one or more of binarized-mnist, mnist, fashion-mnist, cifar10, digits, or a path.
@@ -46,13 +46,13 @@ class Config(Settings):
         refine_samples: Number of draws of each q per refinement step.
         adam_rate: Learning rate of refinement by Adam.
         search_steps: Number of steps of the search for the best q, from the encoder's answer and from the prior.
-        own_steps: Numbers of steps of each point's own in semi-amortized training, each with an encoder of its own.
+        own_steps: Numbers of per-point steps in semi-amortized training, each with an encoder of its own.
         num_particles: Number of draws of each image per step of training by IWAE and RWS.
         encoder_epochs: Number of passes over the training images for encoders that are trained further.
-        encoder_learning_rate: Learning rate of these at their start; it falls to 0 as a cosine.
-        wider: Size of the encoder that is trained afresh.
-        wider_epochs: Number of passes over the training images for that one.
-        score: Number of fresh draws that each q is scored on.
+        encoder_learning_rate: Initial learning rate of these encoders; it falls to 0 along a cosine.
+        wider: Size of the encoder that is trained from scratch.
+        wider_epochs: Number of passes over the training images for that encoder.
+        score: Number of fresh draws that score each q.
         seed: Random seed for models, points and draws.
     """
 
@@ -129,7 +129,7 @@ def jobs(config: Config, lab: Lab) -> Iterator[Job]:
 
 
 def _methods(config: Config, model: VAEConfig, lab: Lab) -> Iterator[tuple[str, int, Any, Any]]:
-    """Name, steps of each point's own where they belong to the job, what measures it, and its work."""
+    """Name, per-point steps where they belong to the job, what measures it, and its work."""
     from amortized_bayes.experiments import closing
 
     search = config.points * (10 * config.search_steps + config.score)

@@ -106,7 +106,7 @@ def search(place: Place, first: str, start: str) -> Iterator[Measured | Arrays]:
 
 
 def refined(place: Place, first: str, optimizer: str) -> Iterator[Measured | Arrays]:
-    """Steps of each point's own from the encoder's answer."""
+    """Per-point steps from the encoder's answer."""
     config, (trained, x) = place.config, place.subject
     rate = {"learning_rate": config.adam_rate} if optimizer == "adam" else {}
     settings = RefineSettings(
@@ -129,7 +129,7 @@ def trained_encoder(place: Place, first: str, wanted: VAEConfig, further: bool) 
     """An encoder that is trained for the decoder, further or afresh."""
     config, (trained, x) = place.config, place.subject
     start = answer_of(trained.guide, x)[0]
-    looks = min(LOOKS, 2 * wanted.epochs)  # with steps of each point's own, these cost more than a pass
+    looks = min(LOOKS, 2 * wanted.epochs)  # with per-point steps, these cost more than a pass
     fit = fitted_encoder(trained, wanted, place.lab, further=further, looks=looks)
     q, seconds = answer_of(fit.guide, x)
     gain, elbo, _ = gain_over(joint_density(trained.model, x), start, q, config.score, config.seed)

@@ -80,7 +80,7 @@ def check_own_steps(config: Any, model: VAEConfig) -> None:
 
 
 def guide_to_measure(config: Any, trained: Trained) -> nn.Module:
-    """The trained guide, with steps of each point's own where they are asked for."""
+    """The trained guide, with per-point steps where they are asked for."""
     if not config.own_steps:
         return trained.guide
     from amortized_bayes.guides import LocalGuide

@@ -31,8 +31,8 @@ class FitSettings(Settings):
         dataset: Data sets by name, or paths of .npz or .npy files.
         guides: Guides to compare, by their names in ``GUIDES``.
         widths: Encoder widths k.
-        own_steps: Steps of each point's own that follow the encoder's answer in guide semi-amortized, which is trained
-            for them (Kim et al. 2018), and in guide refined, which is not (Krishnan et al. 2018).
+        own_steps: Gradient steps per point from the encoder's answer, in the guides semi-amortized (trained with these
+            steps: Kim et al. 2018) and refined (trained without them: Krishnan et al. 2018).
         depth: Hidden layers of the encoder, each of width k; 0 makes it linear.
         likelihood: Likelihood of the pixels; bernoulli binarizes them once, by seed, and binomial takes grey values as
             counts, of 255 for bytes.

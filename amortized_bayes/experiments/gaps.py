@@ -45,7 +45,7 @@ __all__ = ["FIGURES", "FINDINGS", "PRESETS", "TABLES", "Config", "datasets", "jo
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Say where a trained model loses nats, family or amortization, on training and test points and by class.
+    """Measure where a trained model loses nats, family or amortization, on training and test points and by class.
 
     Args:
         checkpoint: Run of `train` to measure: its path, its name, or latest.
@@ -54,17 +54,17 @@ class Config(Settings):
         block_size: Points per job. More points of a split than that are cut into blocks of about equal size, which run
             side by side, in any process or on any machine, after a job for the certificate.
         particles: Draws from the guide for ELBO, IWAE, k-hat and effective sample size.
-        own_steps: Steps of each point's own that are taken from the encoder's answer before it is measured: refinement
-            at test time (Krishnan et al. 2018).
-        restarts: Runs of the search for the best q of each point; from two on, what restarts gain is reported too.
+        own_steps: Gradient steps per point from the encoder's answer before it is measured: refinement at test time
+            (Krishnan et al. 2018).
+        restarts: Runs of the search for the best q of each point; with two or more, their gain is reported too.
         local_steps: Steps of each of these runs.
         chains: AIS chains per point.
         temperatures: AIS temperatures to begin with; raised until the certificate reaches the target.
         leapfrog: Gradients per temperature.
-        start: Where chains start, the guide's q widened or the prior.
-        mass: Mass of the chains, from the scales of the guide's q or 1.
-        target_gap: Mean gap between both bounds on simulated points to reach, in nats.
-        max_temperatures: Where to stop raising the number of temperatures for it.
+        start: Where chains start: at the guide's q, widened, or at the prior.
+        mass: Masses of the chains, from the scales of the guide's q (guide) or 1 (unit).
+        target_gap: Largest mean gap, in nats, between the two bounds on simulated points.
+        max_temperatures: Largest number of temperatures.
         simulated: Points drawn from the model for the certificate.
         shared_draws: Draws of a Bayesian decoder's weights, each held fixed.
         seed: Random seed for all draws.

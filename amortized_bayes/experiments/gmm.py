@@ -52,18 +52,18 @@ class Config(Settings):
     """Train a mixture's decoder jointly with an encoder that cannot fit it (Shekhovtsov et al. 2022).
 
     Args:
-        skews: Ways from a centred square (0), whose posterior factorizes, to the published means (1).
-        trained: Those at which encoder and decoder are trained, with the first scale; at the others optima are found.
+        skews: Positions of the means from a centred square (0), whose posterior factorizes, to the published ones (1).
+        trained: Skews at which encoder and decoder are trained, with the first scale; the others get the optima alone.
         scales: Standard deviations of the points; the first with all skews, others with the last skew.
-        points: Points of each of the four components, and as many new ones.
-        population: Points of each component for values of the population.
+        points: Training points per component, and as many new points.
+        population: Points per component that stand for the population.
         width: Units of the encoder's two hidden layers.
         encoder_steps: Steps of Adam for the encoder alone.
         joint_steps: Steps for encoder and decoder.
         encoder_rate: Learning rate of the first stage.
         joint_rate: Learning rate of the second.
-        batch_size: Points a step.
-        checkpoints: Times of each stage at which everything is measured on new points; on training points at its end.
+        batch_size: Points per step.
+        checkpoints: Number of measurements in each stage, on new points; training points are measured at its end.
         seeds: One run per seed; seeds choose data, first weights and batches.
     """
 

@@ -32,7 +32,7 @@ PIXEL = 200
 ROW_STEP = 0.7
 """What a further step of the rows costs, of a whole step: the model's own parameters stay as they are."""
 OWN_STEP = 2.5
-"""What a step of each point's own costs while it is trained for, likewise."""
+"""What a per-point step costs while it is trained for, likewise."""
 SCALES_SLOWER = 4
 """How many times smaller the steps of q(theta)'s log scales are than those of its means."""
 

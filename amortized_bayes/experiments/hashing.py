@@ -310,7 +310,7 @@ def _summed(choice: Choice, model: SemanticHashing, x: SparseRows, logits: Tenso
 def _searched(
     config: Config, choice: Choice, model: SemanticHashing, x: SparseRows, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """IWAE, and the ELBO of log odds of each document's own and of the encoder's, each (B,).
+    """IWAE, and the ELBO of per-document log odds and of the encoder's, each (B,).
 
     The search goes by DisARM from the encoder's answer. Its log odds are those of IWAE too, which is then tighter.
     """

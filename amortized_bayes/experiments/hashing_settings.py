@@ -35,22 +35,22 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Hash documents to bits, and measure what that loses (Shekhovtsov et al. 2022).
+    """Encode documents as bits, and measure what that loses (Shekhovtsov et al. 2022).
 
     Args:
         dataset: 20newsgroups, drawn-topics, or a folder with train_counts.npz, test_counts.npz, labels.npz, vocab.txt.
-        bits: Bits of a code.
+        bits: Numbers of bits per document.
         depths: Hidden layers of the decoder.
         encoders: Linear or with one hidden layer, of counts, frequencies or TF-IDF.
         width: Units of hidden layers.
-        objective: Gradient for the encoder.
-        epochs: Epochs with one pair of draws (two draws with reinforce) a document.
+        objective: Gradient estimator for the encoder.
+        epochs: Epochs with one pair of draws per document (two draws with reinforce).
         fine_epochs: Epochs after that with more draws.
         fine_particles: Draws, or pairs of them, in the fine epochs.
-        batch_size: Documents a step.
+        batch_size: Documents per step.
         learning_rate: Learning rate.
         num_validation: Training documents held out, on which the epoch is chosen.
-        evaluations: Times in training at which that is looked at.
+        evaluations: Number of times in training that these documents are evaluated.
         points: Documents of each split whose gaps are measured.
         particles: Particles of IWAE, where codes are not all summed.
         local_steps: Steps of the search for the best bits of each document, where codes are not all summed.

@@ -22,7 +22,7 @@ class Config(Settings):
         images: Folder of images to use instead, all of one size; they are cropped to squares and resized to 64x64.
         latent_dim: Latents of the generator.
         channels: Channels of the networks next to the image; doubled at each halving of its sides.
-        sigma: Whether the pixels' standard deviation stays what --noise says, or is learned jointly with the decoder.
+        sigma: Whether the pixels' standard deviation is fixed at --noise, or learned jointly with the decoder.
         noise: Standard deviation of pixels in [-1, 1] given the generator's image.
         gan_steps: Steps of generator and discriminator.
         classifier_steps: Steps of the classifier whose features the Fréchet distance uses.
@@ -31,13 +31,13 @@ class Config(Settings):
         gan_rate: Learning rate of generator, discriminator and classifier.
         encoder_rate: Learning rate of the encoder alone.
         joint_rate: Learning rate of encoder and decoder.
-        batch_size: Images a step.
-        checkpoints: Times of each stage at which everything is measured.
+        batch_size: Images per step.
+        checkpoints: Number of measurements in each stage.
         features: Features of the Fréchet distance; auto is a classifier where the images have labels.
         frechet_images: Images in each of the sets that a Fréchet distance compares.
         noisy: Whether the Fréchet distance compares images with noise, on both sides, instead of their means.
         test_points: New points for the ELBO.
-        points: New points whose best q and log p(x) are searched.
+        points: New points for which the best q is searched and log p(x) is bounded.
         particles: Draws of each such point for the bounds on log p(x).
         seeds: One run per seed; seeds choose first weights, batches and draws.
     """

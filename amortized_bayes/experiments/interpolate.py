@@ -37,8 +37,8 @@ class Config(SeriesSettings):
     """Forecast the family gap by regression on F-VI's optimum (after Margossian & Blei 2024).
 
     Args:
-        steps: Steps of Adam, of all points; L-BFGS goes on from there.
-        learning_rate: The first of Adam.
+        steps: Steps of Adam on all points; L-BFGS continues from there.
+        learning_rate: Initial learning rate of Adam.
     """
 
     steps: Annotated[int, AtLeast(1)] = 1_000

@@ -29,20 +29,20 @@ PAIRS = Even("since draws come in pairs")
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Say how far q*, the best q of a point, can be trusted: restarts, initial spreads, starts and budgets.
+    """Test how far q*, the best q of a point, can be trusted: restarts, initial spreads, starts and budgets.
 
     Args:
         checkpoint: Run of `train` to measure: its path, its name, or latest.
         split: Which points to measure.
         points: Number of points, after a seeded shuffle; all if there are fewer.
-        restarts: Searches per point from each start, all from moved means.
-        spreads: By how many scales of q these means are moved.
+        restarts: Searches per point from each start, with shifted means.
+        spreads: Sizes of these shifts, in scales of q.
         starts: Where searches start: the encoder's answer, or the prior.
         budgets: Steps of a search.
         samples: Draws of each q per step.
         reference_steps: Steps of the reference, which starts at the encoder's answer.
         reference_samples: Draws of each q per step of the reference.
-        score: Fresh draws that each q is scored on.
+        score: Fresh draws that score each q.
         seed: Random seed for all draws.
     """
 

@@ -38,7 +38,7 @@ class Config(Settings):
         epochs: Number of passes over the training images for each model.
         split: Where both sets of images come from.
         points: Number of images of each set; half of the split if there are fewer. The sets share no image.
-        flips: Numbers of pixels that are flipped in each image; of colour images, of values.
+        flips: Numbers of pixels flipped in each image; in colour images, of values.
         refit_epochs: Number of passes over set A.
         refit_batch_size: Number of images per step of refitting.
         refit_learning_rate: Learning rate of Adam while refitting.

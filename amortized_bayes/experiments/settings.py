@@ -110,13 +110,13 @@ class VAEConfig(Settings):
         schedule: How the learning rate falls. Burda's stages are scaled to the number of epochs.
         entropy_annealing: Number of epochs over which the weight of log q alone rises from 0 to 1.
         kl_warm_up: Number of epochs over which the weight of the whole KL divergence rises from 0 to 1.
-        objective: What training climbs, the ELBO (elbo), the importance-weighted bound (iwae), or that bound for the
+        objective: What training maximizes: the ELBO (elbo), the importance-weighted bound (iwae), or that bound for the
             decoder and the wake phase of reweighted wake-sleep for the encoder (rws).
         num_particles: Number of draws of each image per step, with iwae and rws.
-        semi_amortized_steps: Number of steps of each image's own that follow the encoder's answer (semi-amortized VI);
+        semi_amortized_steps: Number of gradient steps per image from the encoder's answer (semi-amortized VI);
             the encoder is trained through them.
         early_stopping: Stop when the ELBO of validation images no longer improves, and keep the best iterate.
-        num_validation: Number of training images held out for early stopping, a tenth of them at most.
+        num_validation: Number of training images held out for early stopping, at most a tenth of them.
         patience: Number of evaluations without a better validation ELBO before stopping, out of fifty in all.
         num_train: Number of training images, after a shuffle by seed; all if there are fewer.
         num_test: Number of test images, after a shuffle by seed; all if there are fewer.
@@ -187,7 +187,7 @@ class VAEConfig(Settings):
             )
 
     def _check_objective(self) -> None:
-        """Refuse what an objective, or steps of each image's own, cannot be had with."""
+        """Refuse what does not go with an objective, or with per-image steps."""
         found = f"--objective {self.objective}"
         if self.objective != "elbo" and self.decoder == "bayesian":
             raise SettingError(

@@ -281,7 +281,7 @@ def build_encoder(
 ) -> nn.Module:
     """The guide alone, at its start, in evaluation mode: encoder and, for the richer families, flow.
 
-    Steps of each image's own, where there are any, are on the ELBO of ``model``, which the guide does not own.
+    Per-image steps, where there are any, are on the ELBO of ``model``, which the guide does not own.
     """
     torch.manual_seed(torch_seed(config.seed, "encoder", config.encoder, config.family))
     device, observed, num_data = data.train.device, data.train.shape[1], len(data.train)

@@ -37,11 +37,11 @@ FIT = "fit"
 
 @dataclass(frozen=True)
 class Config(SeriesSettings):
-    """Fit models of which it is known what f must see (Margossian & Blei 2024).
+    """Fit models for which it is known what f must see (Margossian & Blei 2024).
 
     Args:
-        steps: Steps of Adam of each fit, of all points; after a fifth of them the rate falls to 0.
-        learning_rate: The first, of all guides alike.
+        steps: Steps of Adam per fit, on all points; after a fifth of them the learning rate falls to 0.
+        learning_rate: Initial learning rate, the same for all guides.
     """
 
     steps: Annotated[int, AtLeast(10)] = 2_000

@@ -1,4 +1,4 @@
-"""Factorized VI of bits: log odds of each point's own."""
+"""Factorized VI of bits: per-point log odds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["FactorizedBits"]
 
 
 class FactorizedBits(Registered):
-    """A product of Bernoullis of each point's own, on one site that holds a vector.
+    """a product of Bernoullis per point, on one site that holds a vector.
 
     Args:
         site: name of the model's bits.

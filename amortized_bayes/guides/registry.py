@@ -122,7 +122,7 @@ class GuideEntry:
         starts_from: the guide whose best fit it starts at; such an entry is fitted along with its two guides, is no
             value of ``--guides``, and is timed against no other.
         like: the guide that it is otherwise, whose learning rates it has: for such an entry, the other of the two.
-        own_steps: when steps of each point's own follow the guide's answer: while it is trained too (semi-amortized VI)
+        own_steps: when per-point steps follow the guide's answer: while it is trained too (semi-amortized VI)
             or only when it is asked (refinement). Its parameters start where those of the guide that it is like do.
     """
 
@@ -232,7 +232,7 @@ def list_fits(
 ) -> list[Fit]:
     """All fits of guides, in the order in which they are run: what starts at another guide's fit comes last.
 
-    ``own`` are names of guides of the user's own; ``stepping`` says whether guides with steps of each point's own may
+    ``own`` are names of guides of the user's own; ``stepping`` says whether guides with per-point steps may
     be among them.
 
     Raises:

@@ -1,4 +1,4 @@
-r"""Refinement at test time: the encoder's answer, and T steps of each point's own from there (Krishnan et al., 2018).
+r"""Refinement at test time: the encoder's answer, and T per-point steps from there (Krishnan et al., 2018).
 
 A few steps win back most of the amortization gap if they are natural gradients (Amari, 1998; Khan & Rue, 2023): where q
 is Gaussian the Fisher information is known, and a step of rate 1 leads to the best q of a Gaussian posterior of its

@@ -1,4 +1,4 @@
-r"""Semi-amortized VI: an encoder's answer, T steps of each point's own from there, and an encoder trained for both.
+r"""Semi-amortized VI: an encoder's answer, T per-point steps from there, and an encoder trained for both.
 
 Kim, Wiseman, Miller, Sontag & Rush (*Semi-Amortized Variational Autoencoders*, ICML 2018). Steps are the natural
 gradients of :func:`~amortized_bayes.inference.refine.refine`, at a constant rate:
