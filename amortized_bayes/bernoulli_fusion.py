@@ -53,9 +53,9 @@ class _Terms(NamedTuple):
 
     Args:
         logits: (..., P).
-        target: of the shape of the last dimensions of the logits.
+        target: tensor of the shape of the last dimensions of the logits.
         upstream: gradient of the loss with respect to the sum, (..., 1) or less.
-        sign: of the upstream, in the gradient that is ``sign * upstream * (sigmoid(logits) - target)``.
+        sign: sign of the upstream, in the gradient that is ``sign * upstream * (sigmoid(logits) - target)``.
         total: the sum; of their negatives, where ``negative``.
         negative: which it is.
         gradient: with respect to the logits.

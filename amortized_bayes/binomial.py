@@ -36,7 +36,7 @@ class BinomialProportion(dist.TorchDistribution):
 
     Args:
         levels: n.
-        logits: of the probability of one count, any shape.
+        logits: logits of the probability of one count, any shape.
 
     Raises:
         ValueError: fewer than 1 level; with validation, logits that are NaN, or values that are no multiples of 1 / n.

@@ -29,7 +29,7 @@ class DeepConvolutionalEncoder(nn.Module):
 
     Args:
         image_shape: (C, H, W), the last two of 22 or more.
-        channels: of the three convolutions.
+        channels: channels of the three convolutions.
         outputs: size of the answer.
         activation: after each batch norm: elu, tanh, relu or leaky-relu.
 
@@ -63,7 +63,7 @@ class DeepConvolutionalDecoder(nn.Module):
 
     Args:
         latent_dim: D.
-        channels: of the images that the transposed convolutions read, those of the encoder in reverse.
+        channels: channels of the images that the transposed convolutions read, those of the encoder in reverse.
         image_shape: (C, H, W), the last two of 22 or more.
         activation: after each batch norm: elu, tanh, relu or leaky-relu.
 

@@ -135,7 +135,7 @@ class Loop:
     """A loop in a program, as the keeper knows it.
 
     Args:
-        keeper: of the job; ``None`` without one.
+        keeper: keeper of the job; ``None`` without one.
         key: which loop of the job it is.
         state: gives the state at the time of the call.
         generators: whose states belong to it.
@@ -192,7 +192,7 @@ def kept(name: str, state: Callable[[], Any], *generators: Generator) -> Iterato
     """Enter a loop that may be long, and leave it when it has come to its end.
 
     Args:
-        name: of the loop; loops of one name are told apart by their order.
+        name: name of the loop; loops of one name are told apart by their order.
         state: gives the state of the loop between two turns, or at its end.
         generators: which the loop draws from; torch's global ones need not be named.
 

@@ -43,7 +43,7 @@ class Metric(NamedTuple):
         heading: above its column.
         name: in figures and sentences, where the heading is short for it.
         digits: after the decimal point.
-        unit: of what is shown.
+        unit: unit of what is shown.
         scale: what is shown over what was measured.
     """
 

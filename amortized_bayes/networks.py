@@ -84,7 +84,7 @@ class ConvolutionalEncoder(nn.Module):
 
     Args:
         image_shape: (C, H, W), the last two multiples of 4.
-        channels: of the two convolutions.
+        channels: channels of the two convolutions.
         hidden: width of the dense layer.
         outputs: size of the answer.
         output_bias: as in :class:`MLP`.
@@ -125,7 +125,7 @@ class ConvolutionalDecoder(nn.Module):
     Args:
         latent_dim: D.
         hidden: width of the dense layer.
-        channels: of the images that the two transposed convolutions read.
+        channels: channels of the images that the two transposed convolutions read.
         image_shape: (C, H, W), the last two multiples of 4.
         activation: as in :class:`MLP`.
 
@@ -216,7 +216,7 @@ class Center(nn.Module):
     The mean moves into that layer's bias (LeCun, Bottou, Orr & Müller, *Efficient BackProp*, 1998).
 
     Args:
-        mean: of the data, ``(...)``.
+        mean: mean of the data, ``(...)``.
     """
 
     mean: Tensor

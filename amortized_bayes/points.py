@@ -74,8 +74,9 @@ class PointData:
         leaves: all arguments, flattened.
         spec: how they were before, ``(args, kwargs)``.
         is_data: whether each leaf holds a row per point.
-        names: of each leaf, for readers.
-        signature: of the model, by which another call may say the same in another form; ``None`` where it has none.
+        names: names of each leaf, for readers.
+        signature: signature of the model, by which another call may say the same in another form; ``None`` where it has
+            none.
         missing: sites of entries that ``obs_mask`` leaves out and that nothing else depends on: they integrate to 1,
             and programs are run as if they were not there.
         counted: whether the model's plate counts the rows that it is given, whatever their places among all.

@@ -72,7 +72,7 @@ class Progress:
         """Show how far the run is.
 
         Args:
-            fraction: of the whole run, from 0 to 1.
+            fraction: fraction of the whole run, from 0 to 1.
             seconds_left: until its end, ``None`` where that is not known yet.
             job: what is running.
             stage: the part of it.

@@ -41,7 +41,7 @@ class Found(NamedTuple):
     Args:
         value: nan where some seed never reached what was measured: a mean over the others would be too good.
         error: over seeds where there are several, else the row's own; nan where there is none.
-        factors: of the rows, but for the seed.
+        factors: factors of the rows, but for the seed.
         note: what the mean must not be shown without: that seeds are missing, or why there is no value.
         seeds: how many the error is over; 1 where it is over points.
     """

@@ -22,7 +22,7 @@ class Snapshot:
     """Tensors, and the values that they had; call it to put these back.
 
     Args:
-        tensors: of modules.
+        tensors: tensors of modules.
         stored: unconstrained parameters of Pyro's param store, by name; those that it no longer holds are left out.
     """
 

@@ -27,7 +27,7 @@ class Latent(NamedTuple):
     """A latent site of points.
 
     Args:
-        name: of the site.
+        name: name of the site.
         stem: what sites of the same kind share; the name itself, where one site holds all points.
         discrete: whether its support is.
         axis: dimension of its value, from the left, along which points lie.

@@ -78,14 +78,14 @@ class Amortizability:
 def can_amortize(
     model: Model, *args: Any, plate: str | None = None, per_point: PerPointNames = None, **kwargs: Any
 ) -> Amortizability:
-    """Say whether A-VI can close its gap to F-VI on a model, and what its network f must see.
+    """Decide whether A-VI can close its gap to F-VI on a model, and what its network f must see.
 
-    The model is run some hundred times, at latents and data that are drawn anew, and left as it was. Points are those
+    The model is run about a hundred times, at new draws of latents and data, and left as it was. Points are those
     of a plate, or of sites that are numbered in a loop (``z_0``, ``z_1``, ...). The sites of a trace do not show
     whether points meet inside one of them, so the answer is read off cross-point derivatives of log p: whether those in
     the latents of a point move with the latents and data of any other. A tie is missed only where it has no effect at
-    any of the values tried. Where log p is analytic in latents and data such values are a null set; a tie that is felt
-    in a small region alone can be missed. A model that takes any number of rows is tried on the first 61, or 13 where
+    any of the values tried. Where log p is analytic in latents and data such values are a null set; a tie that acts
+    only in a small region can be missed. A model that takes any number of rows is tried on the first 61, or 13 where
     latents of points are discrete or sites are numbered; parameters count at the values that they have.
 
     Args:

@@ -44,14 +44,14 @@ class ComparisonSettings:
     """How :func:`compare` fits and measures.
 
     Args:
-        epochs: passes over the data for each fit; it is fitted with smaller budgets first, to see what that changes.
+        epochs: passes over the data for each fit; smaller budgets are fitted first, to see what more epochs gain.
         rungs: smaller budgets, each half of the next.
         depth: hidden layers of the encoder.
         num_draws: draws for the final ELBO.
-        fit: how to fit; the batch is made smaller where there are fewer points, and steps of encoders wider than 64.
+        fit: how to fit; batches are smaller where there are fewer points, and so are steps of encoders wider than 64.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Example:
         >>> from amortized_bayes import ComparisonSettings
@@ -85,15 +85,14 @@ def compare(
     """Fit constant, amortized (each width) and factorized guides, built from the model's own trace, and compare them.
 
     Shared latents get a mean-field Gaussian, started at a draw from their priors; parameters of the model are fitted
-    beside each guide and put back to their start before the next and at the end. All families start from the same q(z).
-    The report keeps the fitted guides: ``diagnose(model, report.best.apply().guide, x)`` is the next line, where
-    ``apply`` puts the model's parameters, if it has any, where they were fitted to. Without it such a guide refuses to
-    run.
+    with each guide and reset before the next one and at the end. All families start from the same q(z). The report
+    keeps the fitted guides: continue with ``diagnose(model, report.best.apply().guide, x)``, where ``apply`` sets the
+    model's parameters, if it has any, to their fitted values. Without it such a guide refuses to run.
 
     Args:
         model: Pyro program ``model(*args, **kwargs)`` with continuous latent sites inside a plate over data points;
             discrete ones marked ``infer={"enumerate": "parallel"}`` are summed out. It must take any number of points.
-            If it has a parameter ``index``, it gets the places of the points.
+            If it has a parameter ``index``, it gets the indices of the points.
         args: arguments of the model: tensors, numpy arrays, and dicts and lists of them, with a row for each of N data
             points, and whatever else it takes.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
@@ -102,16 +101,16 @@ def compare(
             ``lambda counts: torch.log1p(counts)``; a network is fitted with the encoder. By default they see all
             tensors with rows, flattened and side by side.
         widths: encoder widths k.
-        guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`; or guides of your own by names of
-            theirs, ``{"mine": guide}``, which are fitted beside these three with the same options, batches and budgets:
-            Pyro guides of any number of points, called as the model is, Pyro's joint autoguides among them. Their
-            parameters start where they stand, and are put back there; those of Pyro's param store are fitted at the
-            rate of shared latents.
+        guides: names of guides, see :data:`~amortized_bayes.guides.registry.GUIDES`; or your own guides by name,
+            ``{"mine": guide}``, which are fitted beside these three with the same options, batches and budgets. Such
+            a guide takes any number of points and is called as the model is; Pyro's joint autoguides are accepted.
+            Its parameters start at their current values and are reset to them; those in Pyro's param store are fitted
+            at the learning rate of shared latents.
         settings: how to fit and measure.
-        seed: of starts, batches and draws.
+        seed: random seed for starts, batches and draws.
         progress: show a bar on a terminal or in a notebook, elsewhere a line every 30 s; or a function that is called
-            with the name of the guide, the steps done and all of them.
-        on_row: called with each result as it is known, as a :class:`~amortized_bayes.types.Row`: those of a guide when
+            with the guide's name, the steps done and the steps in all.
+        on_row: function called with each result, as a :class:`~amortized_bayes.types.Row`: those of a guide when
             it is fitted, comparisons at the end.
         kwargs: keyword arguments of the model.
 

@@ -97,7 +97,7 @@ def compare_fits(ladders: Mapping[Fit, Ladder], vacuous: Collection[Fit] = ()) -
     ``share_closed``, and ``steps_to_share`` and ``seconds_to_share``.
 
     Args:
-        ladders: of the fits that succeeded.
+        ladders: ladders of the fits that succeeded.
         vacuous: those whose latents carry nothing.
     """
     reference = find_reference(ladders)

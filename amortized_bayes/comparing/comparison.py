@@ -59,7 +59,7 @@ class Comparison(Report):
     Args:
         fits: results of all guides.
         num_data: N.
-        seed: of the run.
+        seed: random seed of the run.
 
     Example:
         >>> import torch
@@ -102,9 +102,9 @@ class Comparison(Report):
         return pd.DataFrame([self._row(f) for f in self.fits]).astype({"k": "Int64"})
 
     def summary(self) -> pd.DataFrame:
-        """The numbers to look at first, in nats per point: a row per guide, by its name for readers.
+        """The most important numbers, in nats per point: a row per guide.
 
-        Where fits failed a last column says why.
+        Where fits failed, a last column says why.
         """
         why = ["reason"] if any(fitted.reason for fitted in self.fits) else []
         frame = self.to_frame().reindex(columns=[*SUMMARY, *why])
@@ -113,7 +113,7 @@ class Comparison(Report):
 
     @property
     def verdict(self) -> Ranking:
-        """What was found, in words."""
+        """The findings, in words."""
         reference = self.reference
         if reference is None or reference.elbo is None:
             why = "no F-VI fit succeeded: there is no reference to compare with"

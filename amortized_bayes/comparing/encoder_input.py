@@ -27,7 +27,7 @@ def encoder_view(data: PointData, encoder_input: Callable[..., Tensor] | None, d
     Args:
         data: arguments of the model.
         encoder_input: called with them; by default all tensors with rows are seen, but for the places of the points.
-        dtype: of what is seen.
+        dtype: type of what is seen.
 
     Raises:
         ValueError: a function that fails, gives no finite row per point, or another one when neighbours change.

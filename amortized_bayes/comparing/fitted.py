@@ -23,11 +23,11 @@ class FittedGuide(NamedTuple):
     """One guide's result.
 
     Args:
-        name: of the guide.
+        name: name of the guide.
         k: its width, where it has one.
         step: steps taken; where a fit failed, at which.
         seconds: that they took.
-        elbo: of each point; ``None`` for a fit that failed.
+        elbo: ELBO of each point; ``None`` for a fit that failed.
         rungs: the fit with each budget, the last with all epochs.
         active_units: latents that carry something.
         program: the fitted guide; ``None`` for a fit that failed, and in a report that was loaded.

@@ -78,7 +78,7 @@ class Finished(NamedTuple):
 
     Args:
         evaluation: its final numbers.
-        elbo: of each training point.
+        elbo: ELBO of each training point.
         examples: the test points to be shown, (n, P), as ``original`` and ``reconstruction``; nothing without any.
         notes: what must be known of a metric, by its name.
     """

@@ -44,7 +44,7 @@ def take_guides(guides: Mapping[str, Guide], model: Any, bound: Bound) -> dict[s
     Each is run, so that its parameters exist.
 
     Args:
-        guides: of the user.
+        guides: guides of the user.
         model: called with rows and their places.
         bound: the arguments of the call.
 

@@ -32,7 +32,7 @@ class Held(NamedTuple):
         target: what predictions of the training points are compared with, (N, P): grey pixels, say.
         test: test points, (N', ...).
         test_target: likewise, (N', P).
-        particles: of IWAE.
+        particles: particles of IWAE.
         points: on which it is measured.
         predictive_points: test points on which the log predictive density is.
         shown: places of the test points whose reconstructions are kept.
@@ -56,7 +56,7 @@ class FitProblem:
         new_model: the model with its parameters at their start, called as ``model(x, index)``, and its latent sites;
             called before every fit.
         options: how to fit a guide.
-        seed: of guides, batches and draws.
+        seed: random seed for guides, batches and draws.
         epochs: passes over the data of each fit in all.
         budgets: epochs of the fits that start afresh, rising; the last is half of all.
         depth: hidden layers of encoders.
@@ -66,7 +66,7 @@ class FitProblem:
         analytic_kl: in evaluations; see :func:`~amortized_bayes.expectations.expected_log_weights`.
         local_reparametrization: likewise.
         published: guides start as in the code of Margossian & Blei (2024).
-        name: of the random streams of evaluations; without one they go on from the start of the guide.
+        name: name of the random streams of evaluations; without one they go on from the start of the guide.
         held: what else to measure.
         own: guides of the user's own, by name, called with data and places.
         seen: what guides see of the data, where that is not the data themselves.

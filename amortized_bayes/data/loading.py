@@ -47,8 +47,8 @@ def load_dataset(
     ``(num rows, P)``.
 
     Raises ``DataUnavailable``, a ``ValueError`` that says where to put which files, if a known data set is
-    unavailable; ``ValueError`` for an unknown name, a file that is not what it should be, a folder that is none, or
-    more rows asked for than there are.
+    unavailable; ``ValueError`` for an unknown name, a file that is not what it should be, a path that is not a folder,
+    or more rows than there are.
 
     Example:
         >>> from amortized_bayes import load_dataset

@@ -64,7 +64,7 @@ def prepare_blocks(
         plate: as of ``diagnose``.
         per_point: likewise.
         settings: how to estimate.
-        seed: of all draws.
+        seed: random seed for all draws.
         progress: as of ``diagnose``.
         kwargs: keyword arguments of both programs.
 
@@ -117,7 +117,7 @@ def diagnose_block(
         plate: as of :func:`prepare_blocks`.
         per_point: likewise.
         settings: those of :func:`prepare_blocks`.
-        seed: of all draws of this block; another one for each.
+        seed: random seed for all draws of this block; a different one for each block.
         progress: as of :func:`prepare_blocks`.
         kwargs: keyword arguments of both programs.
 
@@ -142,7 +142,7 @@ def join_blocks(
         blocks: what :func:`diagnose_block` gave.
         ground: what the blocks share.
         settings: those of :func:`prepare_blocks`.
-        seed: of the run, for the report.
+        seed: random seed of the run, for the report.
 
     Raises:
         ValueError: no blocks, or blocks of different estimates, as of runs with other settings.

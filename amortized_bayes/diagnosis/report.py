@@ -63,11 +63,11 @@ class Diagnosis(Report):
             ``k_hat``, ``ess`` and ``acceptance``. ``log_p_lower`` is the bound by AIS.
         errors: their Monte Carlo standard errors, ``(T, B)``, NaN where none is known, as that of IWAE where k̂ is
             above its threshold.
-        certificate: of the AIS bound; ``None`` where no data can be drawn from the model.
-        why_uncertified: the reason then.
+        certificate: certificate of the AIS bound; ``None`` where no data can be drawn from the model.
+        why_uncertified: the reason why there is none.
         num_particles: S behind elbo, iwae, k̂ and ess.
         target_gap: largest mean gap of a certificate that holds, in nats.
-        settings: how everything was run.
+        settings: the settings that were used.
 
     Example:
         >>> import torch
@@ -117,9 +117,10 @@ class Diagnosis(Report):
 
     @property
     def exact(self) -> bool:
-        """Whether log p(x) and L[q*] are sums over all codes of each point, without Monte Carlo errors.
+        """Whether log p(x) and L[q*] are sums over all codes of each point, without Monte Carlo error.
 
-        The ELBO is too where the guide's bits are independent, else it is of draws. q* is the best of several starts.
+        So is the ELBO where the guide's bits are independent; else it is estimated from draws. q* is the best of
+        several starts.
         """
         return "codes" in self.settings
 
@@ -165,8 +166,8 @@ class Diagnosis(Report):
     def gaps(self) -> Gaps:
         """The decomposition of each point's inference gap, averaged over draws of shared latents.
 
-        Gaps that rest on IWAE have no error over points, nan, where k̂ is above its threshold at more than a tenth of
-        them: the weights may have no variance. They have one where a certified AIS bound is as high.
+        The error over points of gaps that rest on IWAE is nan where k̂ is above its threshold at more than a tenth of
+        the points, since the weights may have no variance, unless a certified AIS bound is as high.
         """
         found = _gaps({name: self.estimate(name) for name in self.values}, self.exact)
         if errors_hold(self._reliability, found.log_evidence.source):
@@ -232,7 +233,7 @@ class Diagnosis(Report):
         return frame
 
     def evidence(self) -> str:
-        """How far the estimates of log p(x) can be trusted, and of which family q* is, in words."""
+        """How far the estimates of log p(x) can be trusted, and the family of q*, in words."""
         khat = f"k̂ is above {khat_threshold(self.num_particles):.2f} at {self.doubtful:.0%} of the points"
         errors = ", where errors of IWAE do not hold and are not given" if self.doubtful else ""
         if self.exact:

@@ -38,7 +38,7 @@ def diagnose(
     on_row: Callable[[Row], object] | None = None,
     **kwargs: Any,
 ) -> Diagnosis:
-    """Say what the family, the amortization and the estimates cost at each point of the data.
+    """Measure what the family and the amortization cost at each data point, and how far that can be trusted.
 
     Args:
         model: Pyro program ``model(*args, **kwargs)`` with a plate over data points, trained; its parameters stay
@@ -46,14 +46,14 @@ def diagnose(
         guide: Pyro program for all its latents.
         args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
             points, and whatever else the programs take. Where the model needs an ``index`` that is not passed, it gets
-            the places of the points.
+            the indices of the points.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         settings: how to estimate.
-        seed: of all draws; torch's global generator is left as it was.
+        seed: random seed for all draws; torch's global generator is left as it was.
         progress: show a bar on a terminal or in a notebook, elsewhere a line every 30 s; or a function that is called
-            with the stage's name, what is done of it and all of it.
-        on_row: called with each mean over points as it is known, as a :class:`~amortized_bayes.types.Row`.
+            with the stage's name, the work done and the work in all.
+        on_row: function that is called with each mean over points, as a :class:`~amortized_bayes.types.Row`.
         kwargs: keyword arguments of both programs.
 
     Raises:

@@ -22,15 +22,16 @@ class DiagnosisSettings:
     Args:
         num_shared: T, draws of the latents outside the plate, where there are any.
         num_particles: S, draws from the guide for ELBO, IWAE and k̂.
-        ais: of the chains, to begin with.
+        ais: settings of the chains, to begin with.
         certificate: how many points are simulated, and how closely both bounds must meet there: the number of
             temperatures is raised until they do.
-        local: of the search for q*; with ``num_restarts`` of two or more, the gap of the best to the first is reported.
-        flow: family of q*, by default that of the guide: ``guide.settings`` where it has such (our flows), else what
+        local: settings of the search for q*; with ``num_restarts`` of two or more, the gap of the best to the first is
+            reported.
+        flow: family of q*, by default that of the guide: ``guide.settings`` if it has them (our flows), else what
             its sites are (``family="own"`` of :func:`~amortized_bayes.inference.optimize.optimize_local`), or, where
-            that has no name, the factorized Gaussian, ``FlowSettings("gaussian")``, and no cause is named. The best
-            flow is searched from the best Gaussian; it has neither residual nor restarts.
-        flow_search: of that search.
+            that is unknown, the factorized Gaussian, ``FlowSettings("gaussian")``, and no cause is named. The search
+            for the best flow starts at the best Gaussian; it has neither residual nor restarts.
+        flow_search: settings of that search.
         sum_up_to: bits of a point, where its latents are bits, up to which all 2^b codes are summed: evidence, ELBO, q*
             and gaps are exact then, without AIS and a certificate.
 

@@ -107,7 +107,7 @@ class Groundwork(NamedTuple):
         search: which search finds the best Gaussian, or q* itself; ``codes`` are summed, and nothing is walked.
         fresh: for each draw, whether chains start at a search, since the guide's parameters belong to points.
         chains: how AIS chains walk, with as many temperatures as the certificate asked for.
-        certificate: of these chains; ``None`` where no data can be drawn from the model.
+        certificate: certificate of these chains; ``None`` where no data can be drawn from the model.
         why_uncertified: the reason then.
         described: the plate, and of what family q* is, for the report.
     """

@@ -28,7 +28,7 @@ class Telling:
     Args:
         told: shows progress.
         on_row: called with each number.
-        seed: of the run, a factor of rows.
+        seed: random seed of the run, a factor of rows.
     """
 
     def __init__(self, told: Told, on_row: Callable[[Row], object] | None, seed: int) -> None:

@@ -121,7 +121,7 @@ class Reliability(NamedTuple):
     """How far the estimates of log p(x) can be trusted.
 
     Args:
-        certificate: of the AIS bound, or ``None``.
+        certificate: certificate of the AIS bound, or ``None``.
         why_uncertified: the reason then.
         target_gap: largest mean gap of a certificate that holds, in nats.
         num_particles: S of IWAE.
@@ -172,12 +172,12 @@ def give_verdict(
     """Name the cause of the inference gap, or abstain.
 
     Args:
-        gaps: of all points.
-        reliability: of the estimates of log p(x).
+        gaps: gaps of all points.
+        reliability: reliability of the estimates of log p(x).
         residual: what a Newton step from q* would gain, mean over points, its upper end; ``None`` where it is unknown.
-        relation: of the family of q* to the guide's, ``"own"``, ``"contains"`` or ``"unknown"``.
+        relation: relation of the family of q* to the guide's, ``"own"``, ``"contains"`` or ``"unknown"``.
         source: what the guide gets its q from, a key of ``FIT``.
-        family: of q*.
+        family: family of q*.
     """
     of_evidence = _evidence_fails(reliability, gaps.log_evidence.source)
     of_gaps = list(_gaps_fail(gaps, residual, relation, family))

@@ -43,7 +43,7 @@ class AISResult(NamedTuple):
 
     Args:
         log_p: lower bound on log p(x) (on average), ``(B,)``.
-        standard_error: of ``log_p``, by the jackknife over chains, ``(B,)``.
+        standard_error: standard error of ``log_p``, by the jackknife over chains, ``(B,)``.
         acceptance: mean acceptance of the transitions, ``(B,)``.
         ess: effective number of chains, ``(B,)``.
         log_weights: ``(C, B)``, float64.
@@ -83,11 +83,11 @@ def ais(
             without it.
         args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
             points, and whatever else the programs take.
-        settings: how the chains walk.
+        settings: settings of the chains.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate (a Bayesian decoder's weights), held as they are.
-        seed: of all draws; torch's global generator is left as it was.
+        seed: random seed for all draws; torch's global generator is left as it was.
         progress: called with transitions done and transitions in all.
         kwargs: keyword arguments of both programs.
 

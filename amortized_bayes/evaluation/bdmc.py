@@ -86,7 +86,7 @@ class BDMCResult(NamedTuple):
         lower: lower bound on log p(x), by forward chains.
         upper: upper bound, by backward chains.
         lower_error: standard error of ``lower``, by the jackknife over chains.
-        upper_error: of ``upper``; its chains share one exact draw, so this counts only what they do after it.
+        upper_error: error of ``upper``; its chains share one exact draw, so this counts only what they do after it.
         gap: ``upper - lower`` of each point.
         mean_gap: mean over points.
         gap_error: standard error of the mean, over points.
@@ -152,12 +152,12 @@ def bdmc(
             :func:`amortized_bayes.evaluation.ais.ais`; or a search for the start of any points.
         args: arguments of both programs, as of ``ais``: real data, whose place the simulated data take, and covariates,
             which stay.
-        settings: of the chains; without a target used as they are.
+        settings: settings of the chains; without a target used as they are.
         certificate: how many points, and the target.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate.
-        seed: of all draws.
+        seed: random seed for all draws.
         progress: called with transitions done and transitions in all, anew for each number of temperatures.
         kwargs: keyword arguments of both programs.
 

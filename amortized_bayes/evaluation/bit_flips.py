@@ -44,7 +44,7 @@ def flip_transition(
         step_size: epsilon, ``()`` or ``(B,)``.
         inverse_mass: factor on it for each bit, ``(B, D)``.
         num_steps: gradients taken.
-        generator: of the draws.
+        generator: random generator for the draws.
     """
     reluctance = 0.5 / (step_size[..., None] * inverse_mass)
     infos = []

@@ -23,9 +23,9 @@ class PointChunk(Messenger):
     """Arguments for some of the points, which keep their places among all where the plate is sized by the data.
 
     Args:
-        args: of both programs.
-        kwargs: of both programs.
-        places: of the points among all.
+        args: arguments of both programs.
+        kwargs: keyword arguments of both programs.
+        places: indices of the points among all.
         count: how many all are.
         plate: name of the plate over data points.
         times: how often the points stand in the arguments, one time after the other.

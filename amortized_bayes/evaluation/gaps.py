@@ -119,7 +119,7 @@ def gaps(
         iwae: lower bound on log p(x) by importance weighting.
         exact: log p(x) itself, where it is known; its errors are those of rounding.
         elbo_best: L of the best q* found in several restarts.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
 
     Raises:
         ValueError: no estimate of log p(x), estimates of different points, or a confidence outside (0, 1).

@@ -125,7 +125,7 @@ class ChainCheck:
 
     Args:
         state: the chains as they are now.
-        log_weights: of them, ``(C, B)``.
+        log_weights: log weights of them, ``(C, B)``.
         gone: transitions that are behind them.
         divergences: transitions of each point that have diverged, ``(B,)``.
     """

@@ -127,8 +127,8 @@ def sandwich(
         x: points, ``(B, P)``.
         near: what is drawn from.
         scale: sigma of the pixels.
-        num_draws: of each point.
-        generator: of the draws.
+        num_draws: number of draws of each point.
+        generator: random generator for the draws.
         truth: a draw from the posterior of each point, ``(B, D)``: the latents that it was simulated from. ``near``
             must not have been found with its help: a mode next to it makes it likely, and the bound none.
     """

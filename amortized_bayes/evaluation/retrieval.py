@@ -22,9 +22,9 @@ def precision_at(count: Count, queries: Tensor, classes: Tensor, database: Tenso
     Args:
         count: how many points are retrieved.
         queries: bits (Q, b).
-        classes: of the queries, (Q,).
+        classes: classes of the queries, (Q,).
         database: bits (N, b).
-        classes_there: of the database, (N,).
+        classes_there: classes of the database, (N,).
 
     Raises:
         ValueError: fewer points than are retrieved, or shapes that do not fit.

@@ -17,7 +17,7 @@ Progress = Callable[[int, int], None]
 @limited
 @dataclass(frozen=True)
 class AISSettings:
-    """How the chains walk.
+    """Settings of the AIS chains.
 
     Args:
         num_chains: C.
@@ -29,12 +29,12 @@ class AISSettings:
         schedule: spacing of the temperatures: ``"adaptive"`` (equal steps of √Var log(f_1/f_0) dβ, seen by pilot
             chains), ``"linear"`` or ``"sigmoid"``.
         widen: factor on the scales of q in the start; bits have log odds over its square.
-        target_acceptance: of the pilot chains. Pairs of steps are best short of the acceptance that velocity Verlet
-            would like: their steps would turn round.
-        num_pilot: temperatures that the pilot chains walk.
+        target_acceptance: acceptance rate of the pilot chains. Pairs of steps work best below the acceptance rate
+            that suits velocity Verlet, at which their trajectories would turn back.
+        num_pilot: temperatures of the pilot chains.
         num_fit: draws to fit a Gaussian to, where q is no factorized Gaussian.
-        memory_budget: bytes that the chains of one chunk may take, by a rough count; 64 MB on a CPU (what a cache
-            holds goes fastest), 8 GB on a GPU.
+        memory_budget: bytes that the chains of one chunk may take, roughly; by default 64 MB on a CPU (what fits a
+            cache is fastest), 8 GB on a GPU.
 
     Raises:
         TypeError: an option that does not exist, or of another type.

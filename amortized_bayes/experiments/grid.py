@@ -44,7 +44,7 @@ class Grid(NamedTuple):
 
     Args:
         log_p: log p(x) by the midpoint rule, ``(B,)`` in nats.
-        mean: of the posterior, ``(B, 2)``.
+        mean: mean of the posterior, ``(B, 2)``.
         scale: standard deviations, ``(B, 2)``.
         axes: coordinates of the cells of the points that are drawn, ``(4, 2, G)``.
         density: per unit of area, of the same points, ``(4, G, G)``.

@@ -79,7 +79,7 @@ class SearchedBounds:
     Args:
         sample: the points, with the latents that they were simulated from.
         particles: draws of each for the bounds on log p(x).
-        seed: of all draws.
+        seed: random seed for all draws.
     """
 
     def __init__(self, sample: Sample, particles: int, seed: int) -> None:
@@ -169,8 +169,8 @@ class Measures:
     """ELBO of new points, and Fréchet distances, with everything in evaluation mode.
 
     Args:
-        config: of the run.
-        seed: of all draws; they are the same at each checkpoint.
+        config: settings of the run.
+        seed: random seed for all draws; they are the same at each checkpoint.
         truth: the generator that data come from.
         source: the images that it was trained on.
         extract: features of images.

@@ -54,7 +54,7 @@ def training(
     """Take steps up to each of some marks, and yield there; a loop from mark to mark goes on where it was killed.
 
     Args:
-        name: of the loops.
+        name: name of the loops.
         parts: what is trained, each with its optimizer.
         step: takes a step, and gives its loss.
         marks: steps, rising.

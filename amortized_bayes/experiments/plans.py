@@ -45,15 +45,15 @@ class Plan:
     """A run before it starts, or starts again.
 
     Args:
-        name: of the experiment.
+        name: name of the experiment.
         config: its configuration, complete.
         lab: where its jobs get what they need.
-        about: of ``environment.json``.
+        about: contents of ``environment.json``.
         folder: where it goes on; ``None`` for a new run.
         most: how many jobs may run side by side.
         runner: where they run: ``"inline"``, in ``"processes"`` of this machine, or on the ``cluster``; empty for one
             of the first two, by how many run side by side.
-        cluster: of Ray.
+        cluster: Ray cluster.
     """
 
     name: str
@@ -153,7 +153,7 @@ def new_plan(name: str, config: Any, lab: Lab, given: Sequence[str], about: Mapp
     must be trained first, and each has one thread at least.
 
     Args:
-        name: of the experiment.
+        name: name of the experiment.
         config: what was asked for.
         lab: where jobs get what they need.
         given: names of the flags that were given.
@@ -179,7 +179,7 @@ def resumed_plan(
     """A run to resume: with the configuration, the note and the data that it was started with.
 
     Args:
-        name: of the experiment.
+        name: name of the experiment.
         text: which run.
         lab: where jobs get what they need.
         most: how many jobs may run side by side.
@@ -226,7 +226,7 @@ def same_again(plan: Plan, now: Mapping[str, Any], *, accept: bool = False) -> t
     are refused as for any run that is resumed.
 
     Args:
-        plan: of the new run.
+        plan: plan of the new run.
         now: of its ``environment.json``, what the machine and the programs are.
         accept: go on with what differs, and mark the rows.
 

@@ -35,8 +35,8 @@ class Bounds(NamedTuple):
     """How the numbers of a model are found at data, (B,) each in nats: called with model, guide and data.
 
     Args:
-        elbo: of the guide.
-        elbo_star: of the best q of each point in the guide's family.
+        elbo: ELBO of the guide.
+        elbo_star: ELBO of the best q of each point in the guide's family.
         log_p: log p(x), or a bound on it.
         exact: whether all three are; metrics then say so.
     """
@@ -65,8 +65,8 @@ class Stage(NamedTuple):
     """A part of the training.
 
     Args:
-        name: of the stage, a value of the factor ``stage``.
-        num_steps: of the stage.
+        name: name of the stage, a value of the factor ``stage``.
+        num_steps: number of steps of the stage.
         run: trains the subject's model and guide in place, and yields at given steps and at the last one.
     """
 
@@ -100,7 +100,7 @@ class Checked(NamedTuple):
     Args:
         stage: its name.
         step: over all stages.
-        seconds: of training, over all stages.
+        seconds: seconds of training, over all stages.
         rows: what was measured.
     """
 
@@ -118,7 +118,7 @@ def follow(
     Args:
         subject: is trained in place.
         stages: one after the other.
-        checkpoints: of each stage, the last step being one.
+        checkpoints: checkpoints of each stage, the last step being one.
         watch: told of each stage how many of its steps are done.
     """
     bounds = subject.bounds

@@ -117,7 +117,7 @@ class _Execution(ExitStack):
 
     Args:
         plan: with its folder.
-        forecast: of the plan.
+        forecast: forecast of the plan.
         reporter: who is told.
     """
 

@@ -99,7 +99,7 @@ class Answers(nn.Module):
         guide: constant, factorized or amortized.
         inputs: what f sees, (N, K), brought to variance 1/K here.
         width: k; 0 for an f that is linear.
-        seed: of the first weights.
+        seed: random seed for the first weights.
     """
 
     def __init__(

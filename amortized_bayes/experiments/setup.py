@@ -59,7 +59,7 @@ class ImageData:
     """A data set as a model sees it; tensors are ``(N, P)`` each, on the device.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         train: what the model is fitted to: bits (``uint8``) for a binary likelihood, else grey values in [0, 1] or
             reals (``float32``); drawn once by seed where the fit itself draws bits anew.
         test: held out.
@@ -114,12 +114,12 @@ def load_images(
     Args:
         source: the data set, shuffled by ``seed``.
         likelihood: one of ``LIKELIHOODS``.
-        seed: of the bits.
+        seed: random seed for the bits.
         num_train: training images; all that are left by the validation images if there are fewer.
         num_test: test images; all if there are fewer.
         num_validation: images held out from the training images, which follow them; a tenth of all at most.
         pixels: how grey values become bits where the likelihood is binary.
-        device: of the tensors.
+        device: device of the tensors.
 
     Raises:
         ValueError: values outside [0, 1] for a binary likelihood, or between grey levels for one of counts.

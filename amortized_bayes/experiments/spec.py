@@ -71,7 +71,7 @@ class Measured(NamedTuple):
         error: standard error, ``None`` where there is none.
         error_over: what the error is taken over: points, monte carlo or seeds.
         factors: what tells it from other numbers of its job (``split``, ``budget``, ...).
-        step: of a curve.
+        step: step of a curve.
         seconds: since the start of what is measured.
         status: ok, or vacuous.
         note: what a reader must know about it.

@@ -158,7 +158,7 @@ class Away:
 
     Args:
         workshop: whose lab is away.
-        note: of all rows that are measured here.
+        note: note of all rows that are measured here.
     """
 
     def __init__(self, workshop: Workshop, note: str = "") -> None:

@@ -33,7 +33,7 @@ class DocumentEncoder(nn.Module):
     Args:
         num_words: V.
         num_bits: b.
-        width: of the hidden layer; ``None`` for a linear encoder.
+        width: width of the hidden layer; ``None`` for a linear encoder.
         sees: ``counts``, ``frequencies`` (counts over the document's length) or ``tfidf`` (counts times the inverse
             document frequency, of length 1 in the Euclidean norm).
         weights: inverse document frequencies, (V,), of ``tfidf``.

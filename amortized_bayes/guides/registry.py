@@ -55,8 +55,9 @@ class Rates(NamedTuple):
     """Learning rates of one guide.
 
     Args:
-        shared: of q(theta) and of the model's parameters.
-        local: of what gives the local factors: the encoder (A-VI), the rows (F-VI), the shared vector (constant VI).
+        shared: learning rate of q(theta) and of the model's parameters.
+        local: learning rate of what gives the local factors: the encoder (A-VI), the rows (F-VI), the shared vector
+            (constant VI).
     """
 
     shared: float

@@ -22,7 +22,7 @@ class Seen(nn.Module):
         encoder_input: called with the model's arguments, gives what is seen, ``(B, ...)``. By default that is the
             tensor with rows, or all of them flattened and side by side, with 0 for nan.
         left_out: which tensors with rows are not seen by default, such as the places of the points.
-        dtype: of what is seen.
+        dtype: type of what is seen.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
     """An estimate of the ELBO of a batch, in nats.
 
     Args:
-        local: of each point, (B,).
+        local: local term of each point, (B,).
         surrogate: whose gradient is that of ``local``, (B,).
         shared: log p - log q of what all points share, ().
         num_data: N.
@@ -66,7 +66,7 @@ class BernoulliELBO(ELBO):
         num_particles: K, draws of the bits of each point (2 or more with ``reinforce``), or pairs of draws with
             ``disarm`` and ``arm``.
         plate: name of the plate over data points.
-        temperature: of the relaxed draws of ``straight-through``.
+        temperature: temperature of the relaxed draws of ``straight-through``.
 
     Raises:
         ValueError: a number of particles that the estimator does not have; in use, a guide without Bernoulli latents,

@@ -45,7 +45,7 @@ class Bits(NamedTuple):
 
     Args:
         logits: log odds, of the shape of the site's values.
-        dim: of the plate over data points, counted from the right.
+        dim: dimension of the plate over data points, counted from the right.
     """
 
     logits: Tensor
@@ -126,7 +126,7 @@ def draw_codes(bits: Mapping[str, Bits], estimator: Estimator, num_particles: in
         bits: that a guide has, by site.
         estimator: which one.
         num_particles: K.
-        temperature: of the relaxed draws of ``straight-through``.
+        temperature: temperature of the relaxed draws of ``straight-through``.
 
     Raises:
         ValueError: more bits than are enumerated.

@@ -96,12 +96,12 @@ def optimize_bits(
         model: Pyro program whose latents in the plate over data points are all Bernoulli.
         guide: one of the starts: a Pyro program, products of one's own, or ``None``.
         args: arguments of both programs, as of :func:`~amortized_bayes.inference.optimize.optimize_local`.
-        settings: of the search: draws of each q, and those that score it.
+        settings: settings of the search: draws of each q, and those that score it.
         sum_up_to: bits of a point whose codes are all summed, so that nothing is drawn.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate.
-        seed: of all draws; torch's global generator is left as it was.
+        seed: random seed for all draws; torch's global generator is left as it was.
         kwargs: keyword arguments of both programs.
 
     Raises:
@@ -170,7 +170,7 @@ def search_bits(
         start: such as the guide's q.
         settings: ``num_samples`` draws of each q per update, ``num_kept`` that choose among starts, ``num_score`` for
             the final ELBO, ``num_residual`` for what is left to gain; ``num_restarts`` starts, or 4 if that is more.
-        seed: of all draws.
+        seed: random seed for all draws.
         progress: called with points done and points in all.
     """
     found, done = list[BitOptimum](), 0

@@ -42,7 +42,7 @@ class Packing(NamedTuple):
     """How the parameters of a point's couplings lie in one row of numbers: rows of weights filled up to 16s.
 
     Args:
-        sizes: of the network of a layer, from its inputs to its outputs.
+        sizes: sizes of the network of a layer, from its inputs to its outputs.
         layers: how many layers.
         dim: D.
 

@@ -125,7 +125,7 @@ def fit(
         options: how to fit.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
-        seed: of batches and draws.
+        seed: random seed for batches and draws.
         pass_index: whether programs with a parameter ``index`` get the places of the points; by default they do.
         progress: show a bar on a terminal.
         kwargs: keyword arguments of both programs.

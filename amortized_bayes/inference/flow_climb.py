@@ -38,7 +38,7 @@ class FlowChunk:
         flows: the family.
         search: how the best flow is searched.
         points: place of each point among all, by which its random streams are named.
-        seed: of all draws.
+        seed: random seed for all draws.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class Cut(NamedTuple):
     Args:
         made: the draw, by the parameters; of a flow, its base's.
         leaf: a copy that no gradient passes.
-        dim: of the plate, counted from the right; ``None`` outside of it.
+        dim: dimension of the plate, counted from the right; ``None`` outside of it.
         base: distribution of ``made`` where that is the base of a flow.
     """
 

@@ -67,9 +67,9 @@ def interpolate(
         inputs: what f sees of each point, (N, K); columns are standardized.
         best: means and log scales of the optimum of F-VI, (N, 2 D).
         width: k, hidden units of f, in one layer; 0 for an f that is linear.
-        num_steps: of Adam, at a rate that falls to 0, of all points at once; none for a linear f.
-        learning_rate: of the first.
-        seed: of the first weights.
+        num_steps: number of steps of Adam, at a rate that falls to 0, of all points at once; none for a linear f.
+        learning_rate: initial learning rate.
+        seed: random seed for the first weights.
 
     Raises:
         TypeError: an option that does not exist, or of another type.

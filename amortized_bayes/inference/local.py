@@ -47,7 +47,7 @@ class Fresh:
     Args:
         model: the model, frozen.
         guide: with a row for each point.
-        visits: of each point.
+        visits: visits of each point.
         gain: what the last doubling of the visits gained, nats per point; nan where they were never doubled.
         gain_error: its standard error over points.
     """
@@ -98,8 +98,8 @@ def fresh_factors(
         sites: local latent sites.
         data: (B, ...), on the device.
         options: how to fit, but for the rate of the rows and annealing, of which there is none.
-        visits: of each point: before it is asked for the first time what as many again gain, and in all.
-        seed: of batches and draws.
+        visits: visits of each point: before it is asked for the first time what as many again gain, and in all.
+        seed: random seed for batches and draws.
         plate: name of the plate over data points.
 
     Raises:

@@ -55,7 +55,7 @@ def best_product(table: Tensor, starts: Tensor, generator: torch.Generator) -> M
     Args:
         table: log p(x, z) of all codes, ``(B, 2^D)``, float64.
         starts: log odds, ``(R, B, D)``, such as the guide's.
-        generator: of the codes that are drawn.
+        generator: random generator for the codes that are drawn.
     """
     table = table.clamp(min=IMPOSSIBLE)
     alpha = torch.cat([starts.double(), _own_starts(table, starts.shape[-1], generator)]).movedim(0, 1)  # (B, R, D)

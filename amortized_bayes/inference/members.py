@@ -55,12 +55,12 @@ def score(
 
     Args:
         joint: density of all points.
-        family: of the members.
+        family: family of the members.
         points: the point of each member, ``(R,)``.
         members: ``(R, W)``.
         num_draws: S.
         max_rows: draws of points that are scored at once, about.
-        generator: of the draws.
+        generator: random generator for the draws.
     """
     values = []
     for run in torch.arange(len(points), device=points.device).split(max(1, max_rows // DRAWS)):

@@ -66,7 +66,7 @@ class LocalOptimum(NamedTuple):
         elbo_best: ELBO of the best of the restarts, each chosen on other samples; ``None`` for a single run.
         best_error: its Monte Carlo error.
         spread: standard deviation over restarts of the final ELBO; ``None`` for a single run.
-        family: of which q* is the best, by name.
+        family: family in which q* is the best, by name.
         contains: whether that family contains the guide's, which is smaller (Gaussians of low rank).
         factors: q* by site, where the family is the guide's own (of sites that are drawn together by their names,
             ``"a & b"``): a batch ``(B, E)`` of distributions of which q* is the product over E, Gaussians on the
@@ -118,7 +118,7 @@ def optimize_local(
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
-        seed: of all draws; torch's global generator is left as it was.
+        seed: random seed for all draws; torch's global generator is left as it was.
         progress: called with runs done and runs in all.
         kwargs: keyword arguments of model and guide.
 

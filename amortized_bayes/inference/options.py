@@ -39,10 +39,11 @@ class FitOptions:
 
     Args:
         batch_size: B; the points left over at the end of an epoch are left out of it.
-        learning_rate: of the networks and shared vectors that give the local parameters; 0 leaves them as they are.
-        shared_learning_rate: of everything else: q(theta), and parameters of the model.
-        shared_scale_learning_rate: of the log scales of q(theta); ``None`` for ``shared_learning_rate``.
-        row_learning_rate: of rows of tables (factorized VI), which are visited once an epoch.
+        learning_rate: learning rate of the networks and shared vectors that give the local parameters; 0 leaves them as
+            they are.
+        shared_learning_rate: learning rate of everything else: q(theta), and parameters of the model.
+        shared_scale_learning_rate: learning rate of the log scales of q(theta); ``None`` for ``shared_learning_rate``.
+        row_learning_rate: learning rate of rows of tables (factorized VI), which are visited once an epoch.
         row_steps: steps of the rows of a batch at each visit; everything else moves with the last of them (stochastic
             VI fits local factors before it moves shared ones: Hoffman, Blei, Wang & Paisley, 2013).
         analytic_kl: see :func:`~amortized_bayes.expectations.expected_log_weights`; by default with ``elbo``.
@@ -70,7 +71,7 @@ class FitOptions:
             reparametrization, quadrature or weights of terms.
         num_particles: K, draws of each point per step, with ``iwae`` (1 is the ELBO), ``rws`` and ``reinforce`` (2 or
             more), ``straight-through``, and pairs of draws with ``disarm`` and ``arm``.
-        temperature: of the relaxed draws of ``straight-through``.
+        temperature: temperature of the relaxed draws of ``straight-through``.
 
     Raises:
         TypeError: an option that does not exist, or of another type.

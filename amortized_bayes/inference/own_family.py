@@ -175,7 +175,7 @@ class OwnFamily:
     """Products of named kinds, see :class:`~amortized_bayes.inference.families.Family`.
 
     Args:
-        factors: of the guide.
+        factors: factors of the guide.
     """
 
     def __init__(self, factors: Sequence[Factor]) -> None:

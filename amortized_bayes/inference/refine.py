@@ -87,7 +87,7 @@ class Refined(NamedTuple):
 
     Args:
         steps: the numbers of steps, rising, ``(M,)``.
-        elbo: of each q, on fresh draws.
+        elbo: ELBO of each q, on fresh draws.
         standard_error: its Monte Carlo error.
         gain: over the start, on the same draws.
         gain_error: its Monte Carlo error, 0 at the start.
@@ -131,7 +131,7 @@ def refine(
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
-        seed: of all draws; torch's global generator is left as it was.
+        seed: random seed for all draws; torch's global generator is left as it was.
         progress: called with points done and points in all.
         kwargs: keyword arguments of model and guide.
 

@@ -59,13 +59,13 @@ class SemiAmortized(LocalGuide):
         guide: where the steps start, an ``Amortized`` guide for example; it is fitted along.
         steps: T; 0 leaves the guide as it is.
         num_samples: S, draws of each q per step, in pairs: an even number.
-        learning_rate: of the steps; 1 leads to the mean of a Gaussian posterior in one step where q has its scales, and
-            overshoots where latents are correlated. More draws bear a higher rate.
+        learning_rate: learning rate of the steps; 1 leads to the mean of a Gaussian posterior in one step where q has
+            its scales, and overshoots where latents are correlated. More draws bear a higher rate.
         gradients: where gradients pass through the steps, by second derivatives: to the guide and to the model
             (``all``), or to the ``guide`` alone, so that the model gets the gradient of its ELBO at the refined q. Or
             nowhere (``straight``): the guide gets the gradient with respect to the refined locations and log scales as
             if it were with respect to its own.
-        seed: of the noise.
+        seed: random seed for the noise.
         per_point: names or positions of the model's arguments with a row per point, ``index`` apart; by default those
             that the call found or was told (``elbo(..., per_point=)``). Needed where the guide is run by itself, or by
             ``pyro.infer.SVI``, with more than one tensor: the number of rows may agree by chance.

@@ -45,10 +45,10 @@ class Slots:
     Args:
         joint: density of the B points.
         points: the point of each run, ``(R,)``.
-        family: of which q* is to be the best.
+        family: family in which q* is to be the best.
         start: member at which each run starts, ``(R, W)``.
         settings: how q* is looked for.
-        generator: of the draws.
+        generator: random generator for the draws.
         size: b.
     """
 

@@ -32,7 +32,7 @@ class Batches:
     Args:
         num_data: N.
         batch_size: B, at most N.
-        seed: of the orders.
+        seed: random seed for the orders.
         device: where the indices live.
     """
 
@@ -58,7 +58,7 @@ class Stream:
     Entered, it is torch's global stream; left, it keeps its place and the outside has its own stream back.
 
     Args:
-        seed: of the run.
+        seed: random seed of the run.
         data: a tensor on the run's device.
     """
 

@@ -58,7 +58,7 @@ class Training:
         data: (N, ...), on the device; integer data are converted batch by batch. Or rows of several tensors, which the
             programs get as they are, or sparse rows, which stay so and whose steps are not captured.
         options: how to fit.
-        seed: of batches and draws.
+        seed: random seed for batches and draws.
         plate: name of the plate over data points.
         pass_index: whether the programs take the places of the points; those that do not get them from their plate.
         transform: applied to each batch, such as fresh binarization; draws by torch's global generator are the run's.

@@ -104,10 +104,10 @@ def check_jacobians(traces: PairedTraces, guide: Guide, args: tuple[Any, ...], k
     points are made of each other's.
 
     Args:
-        traces: of the guide and its model.
+        traces: traces of the guide and its model.
         guide: what the first is of.
-        args: of that run.
-        kwargs: of that run.
+        args: arguments of that run.
+        kwargs: keyword arguments of that run.
     """
     for inside in (True, False):
         drawn, made = _handed_on(traces, inside=inside)

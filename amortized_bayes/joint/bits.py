@@ -109,7 +109,7 @@ class Drawn(Messenger):
     """Takes the marks of enumeration off latents that a guide draws.
 
     Args:
-        names: of these sites.
+        names: names of these sites.
     """
 
     def __init__(self, names: set[str]) -> None:

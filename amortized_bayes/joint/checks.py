@@ -107,8 +107,8 @@ def check_outside(
     Args:
         model: what ``trace`` is of.
         trace: a run of it, the latents of which are used.
-        args: of that run.
-        kwargs: of that run.
+        args: arguments of that run.
+        kwargs: keyword arguments of that run.
         plate: over data points.
     """
     sites = list(sample_sites(trace))

@@ -68,7 +68,7 @@ def follows_data(real: LogJoint, other: LogJoint, guide: Guide, num_fit: int, se
         other: as many points, with the same places in the plate.
         guide: Pyro program.
         num_fit: draws to fit a Gaussian to, where q is no factorized Gaussian.
-        seed: of those draws.
+        seed: random seed for those draws.
     """
     found = []
     for joint in (real, other):

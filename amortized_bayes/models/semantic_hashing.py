@@ -51,8 +51,9 @@ class SemanticHashing(Registered):
         num_words: V.
         num_bits: b, of the site ``bits``.
         depth: hidden layers of the decoder, with leaky ReLU between them.
-        width: of each.
-        frequencies: of the words, (V,), at which the output's bias starts; by default that of ``nn.Linear``.
+        width: width of each.
+        frequencies: frequencies of the words, (V,), at which the output's bias starts; by default that of
+            ``nn.Linear``.
         separate: a site for each bit, ``bit0`` and so on, marked for enumeration, instead of ``bits``.
 
     Raises:
@@ -147,7 +148,7 @@ class CodeBook:
     for each word of a document.
 
     Args:
-        model: of 16 bits or fewer.
+        model: model with 16 bits or fewer.
 
     Raises:
         ValueError: more bits.

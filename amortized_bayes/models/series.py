@@ -250,7 +250,7 @@ class GaussianProcess(SeriesModel):
     """One latent per point at times 1, ..., N, of a squared exponential kernel of variance 1. Data x (N,).
 
     Args:
-        length: of the kernel.
+        length: length of the kernel.
         nugget: variance of z_n that it shares with no other point, part of the kernel.
         scale: s, of the data.
     """

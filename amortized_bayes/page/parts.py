@@ -53,7 +53,7 @@ class Table:
 
     Args:
         title: above it.
-        headings: of all columns.
+        headings: headings of all columns.
         cells: lines of texts.
         caption: below it.
         names: how many columns at the left name their line.
@@ -119,8 +119,8 @@ class Page:
     Args:
         title: its name.
         subtitle: below it.
-        names: of what stands side by side, one of them or several.
-        badges: of each of those.
+        names: names of what stands side by side, one of them or several.
+        badges: badges of each of those.
         sections: in order; those that are empty everywhere are left out.
     """
 

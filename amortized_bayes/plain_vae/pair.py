@@ -77,7 +77,7 @@ def vae(
         encoder_gives: what the spread is; ``None`` if the name of its field says so.
         decoder_gives: whether a Bernoulli or binomial decoder gives logits or probabilities; likewise.
         scale: standard deviation of a Gaussian likelihood, a number above 0 or one for each entry of a point.
-        levels: of a binomial likelihood; by default 255.
+        levels: number of levels of a binomial likelihood; by default 255.
 
     Raises:
         ValueError: networks in training mode, an option that is missing or makes no sense, or (when it is called)

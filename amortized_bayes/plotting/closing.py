@@ -30,7 +30,7 @@ class Way(NamedTuple):
         recovered: nats per point.
         error: its standard errors.
         milliseconds: per point at test time.
-        training: of further training, nan where there is none.
+        training: seconds of further training, nan where there is none.
         is_ceiling: whether what it recovers is all that there is.
     """
 

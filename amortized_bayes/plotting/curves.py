@@ -78,8 +78,8 @@ class Curve(NamedTuple):
     """How a metric is drawn.
 
     Args:
-        name: of the figure, before the data set.
-        label: of the y axis, with the unit.
+        name: name of the figure, before the data set.
+        label: label of the y axis, with the unit.
         axis: puts the y axis on its scale.
         drawn: what is drawn of a value.
         form: writes a value in the legend.

@@ -23,7 +23,7 @@ class Decoder(NamedTuple):
     """A decoder, and its posterior over a square of points.
 
     Args:
-        name: of it.
+        name: name of it.
         means: (4, 2), of the codes.
         gap: log p(x) - L[q*] in nats, (G, G).
         bits: posterior probability of each bit being 1, (G, G, 2).

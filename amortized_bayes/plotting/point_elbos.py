@@ -25,7 +25,7 @@ def point_elbo_figure(
     Args:
         reference: ELBO of each point under F-VI, ``(N,)`` in nats.
         amortized: that under A-VI, by width.
-        all_widths: of the study, for the colours.
+        all_widths: all widths of the study, for the colours.
         heading: title.
     """
     shown = np.linspace(0, len(reference) - 1, min(MOST, len(reference))).round().astype(int)

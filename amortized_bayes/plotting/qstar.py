@@ -20,7 +20,7 @@ class Search(NamedTuple):
 
     Args:
         start: ``encoder`` or ``prior``.
-        spread: of restarts, in scales of q.
+        spread: spread of restarts, in scales of q.
         steps: the budgets.
         evaluations: mean decoder evaluations per point, by budget.
         behind: nats behind the reference, ``(R, B)`` each.

@@ -22,7 +22,7 @@ class StagePanel(NamedTuple):
     """A panel.
 
     Args:
-        ylabel: of its axis.
+        ylabel: label of its axis.
         series: its curves; values of 0 or less are left out where the axis is logarithmic.
         log: whether it is.
     """

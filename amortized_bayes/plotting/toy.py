@@ -28,8 +28,8 @@ def toy_figure(
     """A row per data point: the true posterior, and what each family draws, with its gap.
 
     Args:
-        densities: of each point, coordinates of the grid ``(2, G)`` and the density ``(G, G)``.
-        clouds: of each point, what each family makes of it.
+        densities: densities of each point, coordinates of the grid ``(2, G)`` and the density ``(G, G)``.
+        clouds: clouds of each point, what each family makes of it.
         heading: title.
     """
     columns = 1 + len(clouds[0])

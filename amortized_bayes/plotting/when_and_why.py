@@ -24,7 +24,7 @@ class ModelPanel(NamedTuple):
     """One model.
 
     Args:
-        name: of the model.
+        name: name of the model.
         series: gaps of A-VI by what f sees, at the places of the widths; or courses.
         lines: gaps that do not depend on the width, each with its look.
     """

@@ -20,7 +20,7 @@ class Claim:
         experiment: whose rows decide it.
         published: what was published, by data set.
         tests: its parts.
-        preset: of the runs that it is about.
+        preset: preset of the runs that it is about.
     """
 
     text: str

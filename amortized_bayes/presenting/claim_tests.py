@@ -169,8 +169,8 @@ class Times:
 
     Args:
         clock: ``"steps"`` or ``"seconds"``.
-        low: of the range that was claimed.
-        high: of the same.
+        low: lower end of the range that was claimed.
+        high: upper end of the same.
     """
 
     clock: str

@@ -31,9 +31,9 @@ def claims_found(experiment: str, finals: pd.DataFrame, preset: str = "") -> Ite
     """Yield what a run says of every claim about its experiment, on each data set that it has.
 
     Args:
-        experiment: of the run.
+        experiment: experiment of the run.
         finals: its final rows.
-        preset: of the run; claims about another one are left out. Empty means all.
+        preset: preset of the run; claims about another one are left out. Empty means all.
     """
     for claim in CLAIMS:
         if claim.experiment != experiment or (preset and claim.preset not in ("quick", preset)):

@@ -51,7 +51,7 @@ class Drawing(NamedTuple):
     """A declared figure, drawn for a run.
 
     Args:
-        name: of its file.
+        name: name of its file.
         panels: that were declared.
         figure: ``None`` where the run has nothing for it.
         problem: why it could not be drawn.
@@ -71,7 +71,7 @@ def drawn_figures(
     Args:
         figures: by file name; of a name with ``{dataset}`` or ``{number}`` there is one per data set.
         run: to be drawn.
-        rows: of the run.
+        rows: rows of the run.
     """
     rows = with_class_names(rows)
     for pattern, panels in figures.items():

@@ -31,7 +31,7 @@ def sentences(rows: pd.DataFrame, findings: Iterable[str | Callable[..., Iterabl
     """Yield what was found: what an experiment says itself, then failures, vacuous fits and what casts doubt.
 
     Args:
-        rows: of a run.
+        rows: rows of a run.
         findings: names of functions in ``FINDINGS``, or functions of rows.
 
     Raises:

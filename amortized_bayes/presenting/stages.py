@@ -31,9 +31,9 @@ def stages(run: RunView, rows: pd.DataFrame, where: Mapping[str, Factor], prefix
 
     Args:
         run: not read.
-        rows: of a run.
+        rows: rows of a run.
         where: which training; of several seeds the first is drawn.
-        prefix: of the metrics, ``exact_`` where they are.
+        prefix: prefix of the metrics, ``exact_`` where they are.
     """
     del run
     own = selection.where(rows, where)

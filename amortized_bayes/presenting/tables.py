@@ -49,7 +49,7 @@ def print_tables(
 
     Args:
         tables: what to show.
-        rows: of a run.
+        rows: rows of a run.
         published: the folder of published numbers.
         wide: whether to print wide tables too.
         console: where to.
@@ -69,7 +69,7 @@ def filled_tables(table: Table, rows: pd.DataFrame, published: Path = FOLDER) ->
 
     Args:
         table: what to show.
-        rows: of a run.
+        rows: rows of a run.
         published: the folder of published numbers.
 
     Raises:

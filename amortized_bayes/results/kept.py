@@ -23,7 +23,7 @@ def keep(run: RunReader, into: Path, name: str, environment: Mapping[str, Any]) 
     Args:
         run: which is not changed.
         into: the folder with results.
-        name: of the new run.
+        name: name of the new run.
         environment: what stands in ``environment.json`` there.
 
     Returns:
