@@ -9,7 +9,7 @@ CHECK_EVERY = 100
 
 
 class Divergence(ArithmeticError):
-    """A loss stopped being a number, or ran far above its start, at ``step``; or what moves is no number after it.
+    """At ``step`` a loss stopped being finite or rose far above its start, or a parameter stopped being finite.
 
     Example:
         >>> from amortized_bayes import Divergence

@@ -80,7 +80,7 @@ class FlowSettings:
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: an unknown family or a number out of its range.
+        ValueError: an unknown family or a number out of range.
 
     Example:
         >>> FlowSettings("planar-contextual", num_flows=8).context_dim

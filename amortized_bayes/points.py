@@ -36,7 +36,7 @@ class PointRows:
         return PointRows(tuple(tensor[index] for tensor in self.tensors))
 
     def index_select(self, dim: int, index: Tensor) -> PointRows:
-        """The rows at places ``index``, (B,), as torch's: in a quarter of the time of ``self[index]``."""
+        """The rows with indices ``index``, (B,), as torch's: in a quarter of the time of ``self[index]``."""
         return PointRows(tuple(tensor.index_select(dim, index) for tensor in self.tensors))
 
     @property

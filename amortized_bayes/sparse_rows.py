@@ -86,7 +86,7 @@ class SparseRows:
         return SparseRows(self.starts, self.columns, values, self.width)
 
     def index_select(self, dim: int, index: Tensor) -> SparseRows:
-        """The rows at places ``index``, (B,), as torch's."""
+        """The rows with indices ``index``, (B,), as torch's."""
         if dim != 0:
             raise ValueError(f"expected rows to be selected, dim 0, got dim {dim}")
         first = self.starts.index_select(0, index)

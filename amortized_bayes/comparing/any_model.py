@@ -165,7 +165,7 @@ def _pose(
     """The problem that all guides are fitted to, and what puts model and guides back to their start."""
     data, plate, rows = bound.data, bound.plate, bound.data.rows
     if "index" in data.names:
-        raise ValueError("expected no index: compare gives the places of the points itself")
+        raise ValueError("expected no index: compare gives the indices of the points itself")
     # without an index the plate counts the batch, and not all points as that of a guide does
     program = PointProgram(model, data, hide=[] if takes(model, "index") else [plate])
     few = rows[:2], torch.arange(2, device=rows.device)

@@ -26,7 +26,7 @@ def encoder_view(data: PointData, encoder_input: Callable[..., Tensor] | None, d
 
     Args:
         data: arguments of the model.
-        encoder_input: called with them; by default all tensors with rows are seen, but for the places of the points.
+        encoder_input: called with them; by default all tensors with rows are seen, but for the indices of the points.
         dtype: type of what is seen.
 
     Raises:

@@ -36,7 +36,7 @@ class DiagnosisSettings:
             and gaps are exact then, without AIS and a certificate.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Example:
         >>> from amortized_bayes import DiagnosisSettings

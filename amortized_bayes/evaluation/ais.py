@@ -78,7 +78,7 @@ def ais(
 
     Args:
         model: Pyro program with a plate over data points.
-        guide: Pyro program for its latents, or Gaussians of one's own on the unconstrained space, as ``q`` of
+        guide: Pyro program for its latents, or your own Gaussians on the unconstrained space, as ``q`` of
             :func:`amortized_bayes.inference.optimize.optimize_local`; may be ``None`` where both start and mass do
             without it.
         args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B

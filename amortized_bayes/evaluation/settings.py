@@ -38,7 +38,7 @@ class AISSettings:
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: a number out of its range or an unknown word.
+        ValueError: a number out of range or an unknown word.
 
     Example:
         >>> from amortized_bayes import AISSettings
@@ -80,7 +80,7 @@ class CertificateSettings:
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Example:
         >>> from amortized_bayes import CertificateSettings

@@ -25,7 +25,7 @@ class Amortized(LocalGuide):
         depth: number of hidden layers; 0 makes the encoder linear.
         encoder: a network ``(B, ...) -> (B, 2 D)`` to use instead; the sizes are then ignored.
         encoder_input: called with the model's arguments, gives what the encoder sees, ``(B, ...)``; by default that is
-            the first argument. A network is fitted along.
+            the first argument. A network is fitted too.
         shared: guide of the shared sites.
         plate: name of the plate over data points.
 
@@ -63,5 +63,5 @@ class Amortized(LocalGuide):
         self.encoder = encoder or nn.Sequential(FlatPoints(observed), MLP(sizes, initial_parameters(self.latent_dim)))
 
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
-        """Encode the data; the places of the points do not matter."""
+        """Encode the data; the indices of the points do not matter."""
         return self.encoder(x)

@@ -93,7 +93,7 @@ class FlowGuide(LocalGuide):
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: no sites, sizes out of their range, or a network that does not fit into memory.
+        ValueError: no sites, sizes out of range, or a network that does not fit into memory.
 
     Example:
         >>> import torch

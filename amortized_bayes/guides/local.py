@@ -47,13 +47,13 @@ INITIAL_LOG_SCALE = -1.0
 class LocalGuide(Registered, ABC):
     """A factorized Gaussian for the local sites of each data point, beside an optional guide of the shared sites.
 
-    Fitted by :func:`~amortized_bayes.fit`, or by ``pyro.infer.SVI`` as it is.
+    Fitted by :func:`~amortized_bayes.fit`, or by ``pyro.infer.SVI`` directly.
 
     Args:
         sites: local latent sites of the model; D is their total size on the unconstrained space.
         num_data: N, the size of the plate when a batch is given by ``index``.
         encoder_input: called with the model's arguments, gives what :meth:`locate` sees, ``(B, ...)``; by default that
-            is the first argument. A network is fitted along.
+            is the first argument. A network is fitted too.
         shared: guide of the sites outside the plate, called without arguments.
         plate: name of the plate over data points.
 
@@ -101,11 +101,11 @@ class LocalGuide(Registered, ABC):
         self.starts = [0, *accumulate(self.sizes)][:-1]
 
     looks = True
-    """Whether :meth:`locate` depends on the data, and not on the places of the points alone."""
+    """Whether :meth:`locate` depends on the data, and not on the indices of the points alone."""
 
     @abstractmethod
     def locate(self, x: Tensor, index: Tensor) -> Tensor:
-        """Locations and log scales, concatenated, ``(B, 2 D)``, of data ``x`` (B, ...) at places ``index`` (B,)."""
+        """Locations and log scales, concatenated, ``(B, 2 D)``, of data ``x`` (B, ...) with indices ``index`` (B,)."""
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:
         """Sample every latent site, called as the model is: with data ``(B, ...)`` and perhaps their places ``(B,)``.
@@ -120,7 +120,7 @@ class LocalGuide(Registered, ABC):
             self.sample(x, places)
 
     def plate_over(self, x: Tensor, index: Tensor | None) -> pyro.plate:
-        """The plate over data points, of the data ``x`` (B, ...) at places ``index`` (B,) where these are given."""
+        """The plate over data points, of the data ``x`` (B, ...) with indices ``index`` (B,) where these are given."""
         dim = self.sites[0].dim
         size = len(x) if index is None else self.num_data
         return pyro.plate(self.plate, size, subsample=index, dim=None if dim == -1 else dim)

@@ -21,7 +21,7 @@ class Seen(nn.Module):
         data: the arguments that the guide is fitted to; others must have their form.
         encoder_input: called with the model's arguments, gives what is seen, ``(B, ...)``. By default that is the
             tensor with rows, or all of them flattened and side by side, with 0 for nan.
-        left_out: which tensors with rows are not seen by default, such as the places of the points.
+        left_out: which tensors with rows are not seen by default, such as the indices of the points.
         dtype: type of what is seen.
     """
 

@@ -40,7 +40,7 @@ SMALL = 0.1
 class FitResult:
     """What a fit did. Its values are in the guide and the model.
 
-    A curve also levels off where rates fall to 0: a fit twice as long says more.
+    A curve also levels off because learning rates fall to 0: a fit twice as long tells more.
 
     Args:
         steps: taken.
@@ -51,7 +51,7 @@ class FitResult:
         elbo_error: its standard error, over batches and draws.
         gain: ``elbo`` minus that of the quarter before; nan for fewer than 8 records, and for an annealed objective.
         gain_error: its standard error.
-        bound: what was climbed, and what ``elbo``, ``gain`` and the records are of; see ``FitOptions.objective``.
+        bound: bound that was maximized, and that ``elbo``, ``gain`` and the records are of; see ``FitOptions.objective``.
 
     Example:
         >>> FitResult(200, 1.5, (), elbo=-3.2, elbo_error=0.01, gain=0.5, gain_error=0.02)
@@ -111,22 +111,22 @@ def fit(
     progress: bool = True,
     **kwargs: Any,
 ) -> FitResult:
-    """Fit a guide, and the parameters of its model, and leave what is reported in them: averaged iterates, or the last.
+    """Fit a guide and the parameters of its model, and leave the result in them: averaged iterates, or the last one.
 
-    :func:`fit_steps` is the same step by step; :class:`Training` gives more say.
+    :func:`fit_steps` does the same step by step; :class:`Training` gives more control.
 
     Args:
         model: Pyro program ``model(*args, **kwargs)`` with a plate over data points, of any number of them.
         guide: Pyro program for all its latents, called likewise.
         args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of N
             points, and whatever else the programs take. A single tensor of integers is converted to floats. After
-            them ``num_steps``, or ``num_steps`` and ``options``, may stand by place.
+            them ``num_steps``, or ``num_steps`` and ``options``, may be positional.
         num_steps: steps to take.
         options: how to fit.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         seed: random seed for batches and draws.
-        pass_index: whether programs with a parameter ``index`` get the places of the points; by default they do.
+        pass_index: whether programs with a parameter ``index`` get the indices of the points; by default they do.
         progress: show a bar on a terminal.
         kwargs: keyword arguments of both programs.
 
@@ -169,7 +169,7 @@ def fit_steps(
     report_at: Iterable[int] = (),
     **kwargs: Any,
 ) -> Iterator[StepRecord]:
-    """:func:`fit` as a generator: what is done between two records is not timed, and a fit may be left at any.
+    """:func:`fit` as a generator: what is done between two records is not timed, and a fit may be ended at any of them.
 
     Only a fit that runs to its end leaves averaged iterates in guide and model. Arguments and errors are those of
     :func:`fit`; instead of ``progress`` there is ``report_at``, steps at which to yield a record beside the last.
@@ -229,12 +229,12 @@ def _enter(
     assert entered.data is not None
     places = dict(zip(entered.data.names, entered.data.leaves, strict=True)).get("index")
     if isinstance(places, Tensor) and not torch.equal(places.cpu(), torch.arange(len(entered.data))):
-        raise ValueError("expected no index: a fit gives the places of the points itself")
+        raise ValueError("expected no index: a fit gives the indices of the points itself")
     return entered
 
 
 def _with_places(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Arguments with the places of the points, where a model takes them last by another name than ``index``."""
+    """Arguments with the indices of the points, where a model takes them last by another name than ``index``."""
     signature = signature_of(model)
     tensors = [leaf for leaf in leaves_of(args) if isinstance(leaf, Tensor) and leaf.dim()]
     if signature is None or not tensors or "index" in signature.parameters:

@@ -115,11 +115,11 @@ def optimize_flow(
             points, and whatever else it takes.
         settings: which flow, as for a guide (a guide's own is ``guide.settings``). A contextual family is searched in
             its plain form, which contains it; ``gaussian`` continues with the start.
-        search: how the best member is searched.
+        search: how to find its best member.
         plate: name of the plate over data points; by default the only one with latent and observed sites.
         per_point: names or positions of the arguments with a row per point; by default they are found.
         fixed: values of the latents outside the plate, as from :func:`amortized_bayes.joint.draw_shared`.
-        seed: seed of all draws; torch's global generator is left as it was.
+        seed: random seed for all draws; torch's global generator is left as it was.
         progress: called with steps done and steps in all.
         kwargs: keyword arguments of the model.
 

@@ -107,7 +107,7 @@ def optimize_local(
 
     Args:
         model: Pyro program with a plate over data points; its parameters stay as they are.
-        guide: where to start: a Pyro program (its q, or a Gaussian fitted to its draws), Gaussians of one's own on the
+        guide: where to start: a Pyro program (its q, or a Gaussian fitted to its draws), your own Gaussians on the
             unconstrained space, or ``None`` for the prior's moments.
         args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
             points, and whatever else the programs take.

@@ -62,7 +62,7 @@ class FitOptions:
         shared_kl_weight: multiplies those of shared latents.
         adam_beta2: decay of Adam's second moments, those of rows too.
         adam_eps: added to Adam's denominators (not to those of rows).
-        objective: what is climbed: ``elbo``; ``iwae``, the importance-weighted bound of ``num_particles`` draws, with
+        objective: what is maximized: ``elbo``; ``iwae``, the importance-weighted bound of ``num_particles`` draws, with
             the guide's gradient doubly reparametrized (Tucker et al., 2019); or ``rws``, reweighted wake-sleep, which
             fits the model by that bound and the guide by its wake phase (Bornschein & Bengio, 2015). See
             :mod:`~amortized_bayes.inference.importance`. Or the ELBO of a guide with Bernoulli latents, by a gradient
@@ -75,7 +75,7 @@ class FitOptions:
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: a number out of its range, quadrature without local reparametrization, or an option that the
+        ValueError: a number out of range, quadrature without local reparametrization, or an option that the
             objective does not have.
 
     Example:
@@ -125,7 +125,7 @@ class FitOptions:
 
     @classmethod
     def recipe(cls, **changes: Any) -> FitOptions:
-        """What was found to converge soonest (docs/tuning.md): falling rates, KL warm-up, centered input, row steps.
+        """The settings that converged fastest (docs/tuning.md): falling rates, KL warm-up, centered input, row steps.
 
         The last iterate is the result, so that no averages are kept. Quadrature and local reparametrization, which not
         every model allows, are left to ``changes``. Only the ELBO has a warm-up.
@@ -195,7 +195,7 @@ class FitOptions:
 
     @property
     def settled(self) -> FitOptions:
-        """How to go on from where a fit ended: by the plain ELBO and, if rates fell, with half of them."""
+        """Options for continuing where a fit ended: by the plain ELBO and, if rates fell, with half of them."""
         weights = ("entropy_weight", "kl_weight", "shared_kl_weight")
         plain = {name: _one for name in weights if getattr(self, name) is not None}
         return replace(self, schedule=settling if self.schedule else None, **plain)

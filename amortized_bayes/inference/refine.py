@@ -50,7 +50,7 @@ EPS = 1e-8
 @limited
 @dataclass(frozen=True)
 class RefineSettings:
-    """How to refine the q's of points.
+    """How to refine the q of each point.
 
     Args:
         steps: after how many steps each q is scored; 0 is the start. All points take as many as the largest.
@@ -60,11 +60,11 @@ class RefineSettings:
         half_time: steps after which the rate has fallen to a half.
         num_score: fresh draws for the ELBO, the same at each number of steps.
         num_fit: draws of the guide that a Gaussian is fitted to, where its q is none.
-        memory_budget: bytes that one chunk of points may take, about; by default 64 MB, on a GPU 8 GB.
+        memory_budget: approximate bytes that one chunk of points may take; by default 64 MB, on a GPU 8 GB.
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Example:
         >>> from amortized_bayes import RefineSettings
@@ -119,11 +119,11 @@ def refine(
     progress: Callable[[int, int], None] | None = None,
     **kwargs: Any,
 ) -> Refined:
-    """Take a few steps for each point from the guide's answer, and say what each number of them wins and costs.
+    """Take a few steps for each point from the guide's answer, and measure what each number of steps gains and costs.
 
     Args:
         model: Pyro program with a plate over data points; its parameters stay as they are.
-        guide: where to start: a Pyro program (its q, or a Gaussian fitted to its draws), Gaussians of one's own on the
+        guide: where to start: a Pyro program (its q, or a Gaussian fitted to its draws), your own Gaussians on the
             unconstrained space, or ``None`` for the prior's moments.
         args: arguments of both programs: tensors, numpy arrays, and dicts and lists of them, with a row for each of B
             points, and whatever else the programs take.

@@ -49,18 +49,18 @@ class SemiAmortized(LocalGuide):
     """The q of another guide after T steps on each point's own ELBO.
 
     It is called as the model is, with the same arguments, and is fitted, scored and diagnosed like any guide. The model
-    is held, not owned: its parameters are none of the guide's, and are fitted with the model, if at all. Latents
+    is held, not owned: its parameters do not belong to the guide, and are fitted with the model, if at all. Latents
     outside the plate are held at the median of q(theta), through which no gradient of the steps passes, so that q(z) is
     independent of theta like that of other guides. The noise and the rate of the steps are part of the guide's state,
     so that a guide that is loaded takes the steps that it was trained for.
 
     Args:
         model: Pyro program whose ELBO the steps climb: the one that the guide is fitted to.
-        guide: where the steps start, an ``Amortized`` guide for example; it is fitted along.
+        guide: where the steps start, an ``Amortized`` guide for example; it is fitted too.
         steps: T; 0 leaves the guide as it is.
         num_samples: S, draws of each q per step, in pairs: an even number.
         learning_rate: learning rate of the steps; 1 leads to the mean of a Gaussian posterior in one step where q has
-            its scales, and overshoots where latents are correlated. More draws bear a higher rate.
+            its scales, and overshoots where latents are correlated. More draws allow a higher rate.
         gradients: where gradients pass through the steps, by second derivatives: to the guide and to the model
             (``all``), or to the ``guide`` alone, so that the model gets the gradient of its ELBO at the refined q. Or
             nowhere (``straight``): the guide gets the gradient with respect to the refined locations and log scales as
@@ -71,8 +71,8 @@ class SemiAmortized(LocalGuide):
             ``pyro.infer.SVI``, with more than one tensor: the number of rows may agree by chance.
 
     Raises:
-        TypeError: an option that does not exist, or of another type, or a guide that is no ``LocalGuide``.
-        ValueError: a number out of its range, a guide whose q is no factorized Gaussian or whose ``shared`` has no
+        TypeError: an option that does not exist, or of another type, or a guide that is not a ``LocalGuide``.
+        ValueError: a number out of range, a guide whose q is no factorized Gaussian or whose ``shared`` has no
             median, or gradients to the guide alone beside a model that is no module. When it is called: no argument
             with rows, several tensors without ``per_point``, or a model whose batch norm is in training mode, where a
             point's q would depend on others.
@@ -130,12 +130,12 @@ class SemiAmortized(LocalGuide):
 
     @property
     def model(self) -> Model:
-        """Whose ELBO the steps climb."""
+        """The model whose ELBO the steps climb."""
         return self._held.value
 
     @property
     def learning_rate(self) -> float:
-        """Of the steps."""
+        """Learning rate of the steps."""
         return self.rate.item()
 
     def forward(self, *args: Any, index: Tensor | None = None, **kwargs: Any) -> None:

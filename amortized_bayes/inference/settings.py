@@ -20,7 +20,7 @@ PAIRS = Even("since draws come in pairs")
 @limited
 @dataclass(frozen=True)
 class LocalSettings:
-    """How to find q*; a round of the default takes at most 4,100 decoder evaluations per point, and most take one.
+    """How to find q*. One round of the default takes at most 4,100 decoder evaluations per point; most points need one.
 
     Args:
         num_samples: S, draws of each q per step, in pairs: an even number.
@@ -38,11 +38,11 @@ class LocalSettings:
         num_fit: draws of the guide that a Gaussian is fitted to, where its q is none.
         num_restarts: runs per point; all but the first start from means moved at random.
         restart_spread: by how many scales of q those means are moved.
-        memory_budget: bytes that one chunk of points may take, about; by default 64 MB, on a GPU 8 GB.
+        memory_budget: approximate bytes that one chunk of points may take; by default 64 MB, on a GPU 8 GB.
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Example:
         >>> from amortized_bayes import LocalSettings
@@ -72,7 +72,7 @@ class LocalSettings:
 @limited
 @dataclass(frozen=True)
 class FlowSearchSettings:
-    """How the best flow of each point is searched; the default takes 12,400 decoder evaluations per point.
+    """How to find the best flow of each point; the default takes 12,400 decoder evaluations per point.
 
     Args:
         num_samples: S, draws of each q per step; those of z_0 come in pairs, so an even number. What half as many lose
@@ -82,11 +82,11 @@ class FlowSearchSettings:
         max_growth: a gradient this many times longer than usual at its point is cut to that length.
         num_kept: draws that decide between flow and start.
         num_score: fresh draws for the final ELBOs.
-        memory_budget: bytes that one chunk of points may take, about; by default 512 MB, on a GPU 8 GB.
+        memory_budget: approximate bytes that one chunk of points may take; by default 512 MB, on a GPU 8 GB.
 
     Raises:
         TypeError: an option that does not exist, or of another type.
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Example:
         >>> from amortized_bayes import FlowSearchSettings

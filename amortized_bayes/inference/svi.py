@@ -60,7 +60,7 @@ class Training:
         options: how to fit.
         seed: random seed for batches and draws.
         plate: name of the plate over data points.
-        pass_index: whether the programs take the places of the points; those that do not get them from their plate.
+        pass_index: whether the programs take the indices of the points; those that do not get them from their plate.
         transform: applied to each batch, such as fresh binarization; draws by torch's global generator are the run's.
 
     Raises:
@@ -238,7 +238,7 @@ class Training:
     def prepare(self, num_steps: int, begin: int = 0) -> None:
         """Capture the step, if that is wanted and possible, for a run of ``num_steps``; say so once if it is not.
 
-        ``begin`` steps have been taken before that run; who takes them one by one is served too.
+        ``begin`` steps have been taken before that run; taking the steps one at a time works too.
         """
         if self.captured is not None or self._uncapturable or self.options.capture == "off":
             return
@@ -296,8 +296,8 @@ class Training:
         """Take ``num_steps`` more steps and yield a record at the last and at each step in ``report_at``.
 
         Steps are counted from the start of the first run. Only steps are timed, not what the caller
-        does between records. ``begin`` is the step at which the run began of which this is the rest, for schedules.
-        A record is yielded after any step where ``due`` says so, for a caller that keeps :meth:`state` now and then.
+        does between records. ``begin`` is the step at which the interrupted run began, for schedules.
+        A record is also yielded after any step where ``due`` says so, for a caller that saves :meth:`state` at times.
 
         Raises:
             Divergence: the loss is not finite, or a thousand times worse than at the start; or a parameter is not
@@ -354,11 +354,11 @@ class Training:
         return values[-1]
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Put the averaged iterates in place of the last ones, for evaluation, while inside the context."""
+        """Replace the last iterates by the averaged ones inside the context, for evaluation."""
         return self.variables.averaged()
 
     def settle(self) -> None:
-        """Put the averaged iterates in place of the last ones for good."""
+        """Replace the last iterates by the averaged ones permanently."""
         self.variables.settle()
 
     def size(self) -> tuple[int, int]:
@@ -366,7 +366,7 @@ class Training:
         return self.variables.size()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a later run needs to go on from here as if it had not stopped; clone it before going on."""
+        """Everything that a later run needs to continue as if it had not stopped; clone it before continuing."""
         first_loss = math.nan if self.first_loss is None else self.first_loss
         return {
             "steps": torch.tensor(self.steps),
@@ -379,7 +379,7 @@ class Training:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up a state from :meth:`state`.
+        """Restore a state from :meth:`state`.
 
         Raises:
             ValueError: the state of another model or guide.

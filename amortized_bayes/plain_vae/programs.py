@@ -50,7 +50,7 @@ class DecoderModel(Registered):
         check_evaluation_mode(_owner(decoder), "a decoder")
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """Sample (or score) the model on data ``(B, ...)``; the places of the points do not matter."""
+        """Sample (or score) the model on data ``(B, ...)``; the indices of the points do not matter."""
         zeros = _tensor_like(self.decoder, x).new_zeros(self.latent_dim)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
@@ -156,7 +156,7 @@ class EncoderGuide(Amortized):
         super().__init__([site], 1, 1, encoder=_Encoder(encoder, latent_dim, gives))
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> None:
-        """Sample ``z``; the places of the points do not matter."""
+        """Sample ``z``; the indices of the points do not matter."""
         super().forward(x)
 
 
