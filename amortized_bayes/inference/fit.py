@@ -51,7 +51,7 @@ class FitResult:
         elbo_error: its standard error, over batches and draws.
         gain: ``elbo`` minus that of the quarter before; nan for fewer than 8 records, and for an annealed objective.
         gain_error: its standard error.
-        bound: bound that was maximized, and that ``elbo``, ``gain`` and the records are of; see ``FitOptions.objective``.
+        bound: what was maximized, and what ``elbo``, ``gain`` and the records are of; see ``FitOptions.objective``.
 
     Example:
         >>> FitResult(200, 1.5, (), elbo=-3.2, elbo_error=0.01, gain=0.5, gain_error=0.02)
