@@ -139,7 +139,7 @@ def test_a_job_whose_worker_dies_goes_on_elsewhere_from_its_checkpoint(tmp_path,
     folder = start("wander", config, tmp_path / "1", HERE, told, keep_every=0)
     assert len(ray.actors) == 4
     assert len(told.lines) == 3
-    assert all(" goes on elsewhere: a worker of the cluster died" in line for line in told.lines)
+    assert all(" continues elsewhere: a worker of the cluster died" in line for line in told.lines)
     assert 240 <= len(steps) < 300  # all steps of both walks, and few twice
     whole = start("wander", config, tmp_path / "2")
     assert_same(folder, whole)
@@ -249,7 +249,7 @@ def test_a_machine_must_be_like_the_one_that_started_the_run(monkeypatch, tmp_pa
         hire({**here, "code": "0"}, accept=True)
     other = {**here, "packages": {**here["packages"], "torch": "1.0"}}
     version = here["packages"]["torch"]
-    with pytest.raises(ValueError, match=re.escape(f"got torch 1.0 -> {version}; --accept-changes goes on")):
+    with pytest.raises(ValueError, match=re.escape(f"got torch 1.0 -> {version}; --accept-changes continues")):
         hire(other)
     away = hire(other, accept=True)
     assert away.note == f"measured with torch 1.0 -> {version}"

@@ -37,12 +37,12 @@ def commit(monkeypatch):
 def test_the_same_command_again_goes_on(command, tmp_path, monkeypatch, commit):
     interrupted(command, monkeypatch, after=1)
     folder, line = only_run(tmp_path), "which has the same settings and is unfinished (--fresh: a new run)"
-    assert f"going on with {folder.path}, {line}" in command("coins", "--coins", 0.1, 0.2, 0.3, "--dry-run").out
+    assert f"resuming {folder.path}, {line}" in command("coins", "--coins", 0.1, 0.2, 0.3, "--dry-run").out
     again = command("coins", "--coins", 0.1, 0.2, 0.3)
     assert again.code == 0, again.err
     assert again.out.count(line) == 1
     assert only_run(tmp_path).finished
-    assert "going on" not in command("coins", "--coins", 0.1, 0.2, 0.3).out  # which is finished
+    assert "resuming" not in command("coins", "--coins", 0.1, 0.2, 0.3).out  # which is finished
     assert len(list_runs(tmp_path)) == 2
 
 
@@ -54,7 +54,7 @@ def test_the_same_command_again_goes_on(command, tmp_path, monkeypatch, commit):
         (
             (),
             {"commit": "b" * 40},
-            "is unfinished, but code of another commit; `coins --resume .*` goes on with it",
+            "is unfinished, but code of another commit; `coins --resume .*` resumes it",
         ),
         ((), {"dirty": True}, "is unfinished, but code with changes that no commit has;"),
     ],

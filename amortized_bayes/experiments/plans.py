@@ -237,13 +237,13 @@ def same_again(plan: Plan, now: Mapping[str, Any], *, accept: bool = False) -> t
     if folder is None:
         return plan, ""
     if other := _other_work(folder.environment(), plan.about):
-        resume = f"`{plan.name} --resume {folder.path}` goes on with it"
+        resume = f"`{plan.name} --resume {folder.path}` resumes it"
         return plan, f"a new run: {folder.path} has the same settings and is unfinished, but {other}; {resume}"
     try:
         again = resumed_plan(plan.name, str(folder.path), plan.lab, plan.most, now, accept=accept)
     except ValueError as error:
         raise ValueError(f"{error}; --fresh starts a new run") from error
-    return again, f"going on with {folder.path}, which has the same settings and is unfinished (--fresh: a new run)"
+    return again, f"resuming {folder.path}, which has the same settings and is unfinished (--fresh: a new run)"
 
 
 def done_before(plan: Plan) -> RunFolder | None:

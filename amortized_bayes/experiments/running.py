@@ -291,7 +291,7 @@ class _Execution(ExitStack):
         if self.deaths[task] > RETRIES:
             raise ChildProcessError(f"{words} {RETRIES + 1} times")
         folder.drop_unfinished_rows(task.job)
-        self.reporter.say(f"{step.label} goes on elsewhere: {words}")
+        self.reporter.say(f"{step.label} continues elsewhere: {words}")
         self.again.append(task)
 
     def _show(self) -> None:

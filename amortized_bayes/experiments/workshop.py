@@ -220,7 +220,7 @@ def workshop_away(
         if differing and not accept:
             raise ValueError(
                 f"expected the setting of the machine that started the run, got {', '.join(differing)}; "
-                "--accept-changes goes on, and marks the rows that are measured there"
+                "--accept-changes continues, and marks the rows that are measured there"
             )
     data_dir = data_dir if data_dir is not None and data_dir.is_dir() else None
     lab = Lab(own_folder("amortized-bayes-"), device, data_dir, keep_every, away=True)
