@@ -347,7 +347,7 @@ def no_local(x):
         (normal, {"x": np.full((4, 3), "a")}, "expected arrays of numbers, got one of <U1"),
         (normal, {"width": (4,)}, r"compare got width=, .*; did you mean widths=\?"),
         (normal, {"index": torch.arange(40)}, "compare got index=, which is neither"),
-        (with_index, {"index": torch.arange(40)}, "expected no index: compare gives the places"),
+        (with_index, {"index": torch.arange(40)}, "expected no index: compare gives the indices"),
         (normal, {"encoder_input": lambda x: x[:3]}, "finite row for each of 40 points, got shape"),
         (normal, {"encoder_input": lambda x: x - x.mean(0)}, "encoder_input that treats each point on its own"),
         (normal, {"encoder_input": lambda y, z: y}, "encoder_input fails when it is called as the model is"),
