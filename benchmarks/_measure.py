@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import statistics
 import sys
 import time
@@ -52,8 +53,17 @@ class Times(NamedTuple):
 
     def ratio(self, side: str, other: str) -> float:
         """Median over rounds of the ratio within a round, which the machine's moods touch least."""
-        pairs = zip(self.milliseconds[side], self.milliseconds[other], strict=True)
-        return statistics.median(a / b for a, b in pairs)
+        return statistics.median(self.ratios(side, other))
+
+    def ratios(self, side: str, other: str) -> list[float]:
+        """The ratio within each round."""
+        return [a / b for a, b in zip(self.milliseconds[side], self.milliseconds[other], strict=True)]
+
+    def against(self, sides: Iterable[str], others: Iterable[str], what: str = "") -> dict[str, list[float]]:
+        """Ratios of sides of this library to other sides, by name, where both are here; for :func:`write_json`."""
+        pairs = ((side, other) for side in sides for other in others if {side, other} <= self.milliseconds.keys())
+        front = f"{what}: " if what else ""
+        return {f"{front}{side} / {other}": self.ratios(side, other) for side, other in pairs if side != other}
 
 
 def side_by_side(
@@ -125,21 +135,29 @@ def surroundings(threads: int, device: torch.device, packages: Iterable[str] = (
         except PackageNotFoundError:
             found["packages"][package] = None
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
-    return {**found, "device": device.type, "gpu": gpu, "processor": _processor()}
+    return {**found, "platform": platform.system(), "device": device.type, "gpu": gpu}
 
 
-def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+def write_json(
+    path: Path | None,
+    figures: Mapping[str, Any],
+    ratios: Mapping[str, Sequence[float]] | None = None,
+    *,
+    quick: bool = False,
+) -> None:
+    """Write the figures, if a file was asked for.
 
-
-def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write the figures, if a file was asked for."""
+    Args:
+        path: the file.
+        figures: what was measured, and where.
+        ratios: the time of a side of this library over that of another side, one number per round: `compare.py` holds
+            them against those of another commit.
+        quick: whether nothing was timed.
+    """
     if path is not None:
-        path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+        found = {**figures, "quick": quick, "ratios": {name: list(rounds) for name, rounds in (ratios or {}).items()}}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
         print(f"figures written to {path}")
 
 

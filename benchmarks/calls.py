@@ -120,7 +120,7 @@ def main() -> None:
     timed.append(_correlated(x, options, diagnosis, steps, figures))
     rows = [(what, *(f"{s:.1f}" for s in seconds)) for what, seconds in timed]
     show_table(f"first results, {threads} threads", ("", "wall (s)", "processor (s)"), rows, wide_console())
-    write_json(options.json, {**figures, "environment": surroundings(threads, x.device)})
+    write_json(options.json, {**figures, "environment": surroundings(threads, x.device)}, quick=options.quick)
 
 
 def _both(x: Tensor, options: Options, diagnosis: ab.DiagnosisSettings, figures: dict[str, Any]) -> list[Timed]:

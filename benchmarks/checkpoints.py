@@ -89,7 +89,6 @@ def main() -> None:
     share = sum(one.keeping for one in spent[WITH]) / sum(one.wall for one in spent[WITH])
     figures = {
         "ratio": statistics.median(ratios),
-        "ratios": ratios,
         "share_keeping": share,
         "kept": [one.kept for one in spent[WITH]],
         **{f"processor_seconds_{side.split()[0]}": [one.processor for one in spent[side]] for side in spent},
@@ -106,7 +105,8 @@ def main() -> None:
     ]
     title = f"checkpoints every {options.every:g} s, training of {config.epochs} epochs, {threads} threads, {device}"
     show_table(title, ("", "figure"), rows, wide_console())
-    write_json(options.json, {**figures, "every": options.every, "environment": surroundings(threads, device)})
+    found = {**figures, "clock": "processor", "every": options.every, "environment": surroundings(threads, device)}
+    write_json(options.json, found, {f"{WITH} / {WITHOUT}": ratios}, quick=options.quick)
 
 
 def once(config: VAEConfig, every: float, device: torch.device) -> Spent:

@@ -70,11 +70,12 @@ def main() -> None:
         options = replace(options, batch=8, repeats=1)
     threads, device = use_threads(options.threads), find_device(options.device)
     figures: dict[str, Any] = {}
-    rows = []
+    rows, ratios = [], {}
     for family in options.families:
         sides = [_side(options, family, how, device) for how in ("replay", "off")]
         times = side_by_side(sides, options.repeats, options.block, one_step=options.quick)
         replayed, plain, ratio = times.median("replay"), times.median("off"), times.ratio("replay", "off")
+        ratios |= times.against(["replay"], ["off"], family)
         figures[family] = {"replayed_ms": replayed, "uncaptured_ms": plain, "ratio": ratio}
         rows.append((family, f"{replayed:.2f}", f"{plain:.2f}", f"{ratio:.2f}"))
     title = f"ms per step of training, batch {options.batch}, {threads} threads, {device}"
@@ -83,7 +84,8 @@ def main() -> None:
     rows = [(name, f"{found['ms']:.1f}", f"{found['cost']:.1f}") for name, found in searches.items()]
     title = f"ms per step of the search for the best flow, {_num_points(options)} points, {threads} threads, {device}"
     show_table(title, ("family", "ms", "over gaussian"), rows, wide_console())
-    write_json(options.json, {"steps": figures, "searches": searches, "environment": surroundings(threads, device)})
+    found = {"steps": figures, "searches": searches, "environment": surroundings(threads, device)}
+    write_json(options.json, found, ratios, quick=options.quick)
 
 
 def _config(options: Options, family: Family) -> VAEConfig:

@@ -97,6 +97,8 @@ def main() -> None:
     write_json(
         options.json,
         {"clock": options.clock, "bits": options.bits, "steps": steps, **figures, "environment": environment},
+        times.against([OURS], [SPARSE, DENSE, PRODUCTS]),
+        quick=options.quick,
     )
 
 

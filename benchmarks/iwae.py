@@ -88,7 +88,9 @@ def main() -> None:
     show_table(
         f"IWAE on {about.described['dataset']}, {threads} threads, {device}", ("", "figure"), rows, wide_console()
     )
-    write_json(options.json, {**figures, "model": about.described, "environment": surroundings(threads, device)})
+    found = {**figures, "model": about.described, "environment": surroundings(threads, device)}
+    ratios = {f"IWAE / {name}": [figures[f"over_{name}"]] for name in ("products", "seam")}
+    write_json(options.json, found, ratios, quick=options.quick)
 
 
 def _products(model: torch.nn.Module, device: torch.device, repeats: int = 20) -> float:

@@ -122,7 +122,11 @@ def main() -> None:
         ("what a flow gains (nats)", f"{figures['flow_gain_mean']:.4f}±{figures['flow_gain_error']:.4f}"),
     ]
     show_table(f"q* on {about.described['dataset']}, {threads} threads, {device}", ("", "figure"), rows, wide_console())
-    write_json(options.json, {**figures, "model": about.described, "environment": surroundings(threads, device)})
+    write_json(
+        options.json,
+        {**figures, "model": about.described, "environment": surroundings(threads, device)},
+        quick=options.quick,
+    )
 
 
 def best_flows(options: Options, model: Model, start: Gaussian, x: Tensor) -> tuple[FlowOptimum, float, float]:

@@ -72,7 +72,11 @@ def main() -> None:
         rows.append(("q*", "", f"{gap:.3f}", "100%", f"{best_seconds:.2f}"))
     headings = ("steps of", "number", "nats won", "of what q* wins", "seconds")
     show_table(f"refinement of {len(x):,} test points, {threads} threads, {device}", headings, rows, wide_console())
-    write_json(options.json, {**figures, "model": about.described, "environment": surroundings(threads, device)})
+    write_json(
+        options.json,
+        {**figures, "model": about.described, "environment": surroundings(threads, device)},
+        quick=options.quick,
+    )
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def main() -> None:
         worker_rows(found),
         wide_console(),
     )
-    write_json(options.json, {**found, "environment": surroundings(threads, CPU)})
+    ratios = {"two workers / one": [two / one for one, two in zip(found["wall_1"], found["wall_2"], strict=True)]}
+    write_json(options.json, {**found, "environment": surroundings(threads, CPU)}, ratios, quick=options.quick)
 
 
 def side_by_side(options: Options, model: RunFolder) -> dict[str, Any]:

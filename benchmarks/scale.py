@@ -125,6 +125,8 @@ def main(setting: Scale) -> None:
     write_json(
         setting.json,
         {"benchmark": "scale", "environment": surroundings(threads, torch.device("cpu")), "rows": rows},
+        times.against(list(trainings)[1:], [next(iter(trainings)), *dense]),
+        quick=setting.quick,
     )
 
 

@@ -97,7 +97,8 @@ def main() -> None:
         figures[name] = {"milliseconds": times.median(name), "ratio": ratio, "aim": aim}
     headings = ("guide", "milliseconds a step", "over amortized", "aim")
     show_table(f"{options.backend}, {threads} threads, {device}", headings, rows, wide_console())
-    write_json(options.json, {**figures, "samples": options.samples, "environment": surroundings(threads, device)})
+    figures |= {"samples": options.samples, "clock": options.clock, "environment": surroundings(threads, device)}
+    write_json(options.json, figures, times.against(kinds, [PLAIN]), quick=options.quick)
 
 
 def _side(name: str, steps: int, gradients: str, data: Tensor, options: Options) -> Side:

@@ -57,6 +57,7 @@ from _sides import (
     PIXELS,
     PRODUCTS,
     PYRO,
+    REPLAYED,
     SWEEP_BATCH,
     SWEEP_DECODER,
     SWEEP_ENCODER,
@@ -133,11 +134,24 @@ def figures_of(setting: Setting, sides: Sequence[Side], times: Times) -> list[di
             "prepare_seconds": side.prepare_seconds,
             "note": side.note,
         }
-        products = f"{PRODUCTS}, {MOMENTS}" if side.name.endswith(MOMENTS) else PRODUCTS
-        for key, other in (("of_pyro", PYRO), ("of_numpyro", NUMPYRO), ("of_products", products)):
+        for key, other in zip(("of_pyro", "of_numpyro", "of_products"), others_of(side.name), strict=True):
             row[key] = times.ratio(side.name, other) if other in times.milliseconds else None
         rows.append(row)
     return rows
+
+
+def others_of(side: str) -> tuple[str, str, str]:
+    """What a side is held against: Pyro's step, NumPyro's, and the products of the same kind of step."""
+    return PYRO, NUMPYRO, f"{PRODUCTS}, {MOMENTS}" if side.endswith(MOMENTS) else PRODUCTS
+
+
+def ratios_of(setting: Setting, times: Times) -> dict[str, list[float]]:
+    """Of the library's captured steps to the other sides."""
+    own = [side for side in times.milliseconds if side.startswith((REPLAYED, COMPILED))]
+    found: dict[str, list[float]] = {}
+    for side in own:
+        found |= times.against([side], others_of(side), setting.name)
+    return found
 
 
 def verdicts(setting: Setting, times: Times) -> list[str]:
@@ -188,7 +202,7 @@ def main(flags: Flags) -> None:
     console = wide_console()
     torch.manual_seed(0)
     images = (torch.rand(NUM_DATA, PIXELS) < 0.3).to(torch.uint8).to(device)
-    rows, said = [], []
+    rows, said, ratios = [], [], {}
     sizes = flags.batch_sizes[: 1 if flags.quick else None]
     settings = [Setting(decoder == "bayesian", size, images) for decoder in flags.decoders for size in sizes]
     if flags.sweep:
@@ -200,10 +214,12 @@ def main(flags: Flags) -> None:
         show(setting, found, threads, device, console)
         rows += found
         said += verdicts(setting, times)
+        ratios |= ratios_of(setting, times)
     print("one step each: the times mean nothing" if flags.quick else "\n".join(said))
     described = {**asdict(flags), "json": None, "targets": TARGETS}
     around = surroundings(threads, device, ("numpyro", "jax", "jaxlib"))
-    write_json(flags.json, {"benchmark": "step", "environment": around, "settings": described, "rows": rows})
+    figures = {"benchmark": "step", "clock": flags.clock, "settings": described, "rows": rows, "environment": around}
+    write_json(flags.json, figures, ratios, quick=flags.quick)
 
 
 def show(setting: Setting, rows: Sequence[dict[str, Any]], threads: int, device: torch.device, console: Any) -> None:
