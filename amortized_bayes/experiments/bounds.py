@@ -105,7 +105,7 @@ def shared_bounds(trained: Trained, x: Tensor, config: BoundsConfig, seed: int, 
     The Gaussian is searched from the guide's answer, the others from the best Gaussian.
     """
     model, guide = trained.model, trained.guide
-    settings = LocalSettings(max_steps=config.local_steps, num_score=config.score)
+    settings = LocalSettings(max_steps=config.local_steps, max_rounds=config.local_rounds, num_score=config.score)
     begin = optimize_local(
         model,
         guide,

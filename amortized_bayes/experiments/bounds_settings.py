@@ -26,6 +26,7 @@ class BoundsConfig(Settings):
             for the others start there, with flows of the size that the model's own would have.
         particles: Number of IWAE particles.
         local_steps: Number of steps of the search for the best Gaussian.
+        local_rounds: Most times that these steps are taken at a point where the search has not converged.
         flow_steps: Number of steps of the search for the best flow, from the best Gaussian; after 600 it is 0.1 to 0.3
             nats below what 3,000 steps find.
         chains: Number of AIS chains per point.
@@ -40,6 +41,7 @@ class BoundsConfig(Settings):
     best_families: Annotated[tuple[QFamily, ...], Different("gaussian")] = ("gaussian", "auxiliary", "realnvp")
     particles: Annotated[int, AtLeast(2)] = 5_000
     local_steps: Annotated[int, AtLeast(10)] = 300
+    local_rounds: Annotated[int, AtLeast(1)] = 6
     flow_steps: Annotated[int, AtLeast(1)] = 600
     chains: Annotated[int, AtLeast(2)] = 16
     temperatures: Annotated[int, AtLeast(1)] = 200

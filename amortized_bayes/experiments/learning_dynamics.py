@@ -55,7 +55,8 @@ class Config(Settings):
         default_factory=lambda: BoundsConfig(
             FAMILIES,
             particles=100,
-            local_steps=90,
+            local_steps=100,
+            local_rounds=2,
             flow_steps=110,
             chains=4,
             temperatures=90,
