@@ -2,12 +2,14 @@
 
 import time
 
+import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from amortized_bayes.capture import capture
 
 
+@pytest.mark.slow
 def test_what_was_compiled_once_is_found_in_the_cache():
     """Inductor's own cache, with its headers, and a graph that is not there yet: a new cache takes ten seconds more."""
     new, found = time.time() % 1, []

@@ -274,6 +274,7 @@ def two_sites(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(b, 1.0).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 def test_two_sites() -> None:
     precision = torch.tensor([[9.0, -4.0, -4.0], [-4.0, 5.0, 0.0], [-4.0, 0.0, 5.0]])
     gain = torch.linalg.solve(precision, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))

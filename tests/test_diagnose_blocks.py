@@ -183,7 +183,9 @@ def encoder(x: Tensor, index: Any = None) -> None:
 
 def test_guides_with_rows_and_models_without_their_index_are_refused() -> None:
     problem = Problem(off=0.0)
-    with pytest.raises(ValueError, match=r"a function of the data, .*block by block, got one with parameters of each"):
+    with pytest.raises(
+        ValueError, match=r"a function of the data, .*block by block, got one with per-point parameters"
+    ):
         prepare_blocks(problem.model, table, problem.x, settings=QUICK)
     with pytest.raises(ValueError, match="expected index=, the places of these points among all"):
         prepare_blocks(indexed, encoder, problem.x, settings=QUICK)

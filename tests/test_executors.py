@@ -146,7 +146,7 @@ def test_blocks_of_points_are_the_same_side_by_side(trained_results, tmp_path):
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("action", "shown"), [("default", 1), ("ignore", 0)])
-@pytest.mark.slow_cases("ignore-0")
+@pytest.mark.slow
 def test_warnings_of_processes_are_those_of_one(tmp_path, signs, action, shown):
     config = relay.Config(signs=str(signs("wet")), meet=True)  # two legs at a time, in a process each
     with warnings.catch_warnings(record=True) as caught:

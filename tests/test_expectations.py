@@ -82,6 +82,7 @@ def test_same_expectation_and_smaller_variance_of_the_gradient(float64, options)
     assert found[:, 1:].var(0).sum() < 0.9 * reference[:, 1:].var(0).sum()
 
 
+@pytest.mark.slow
 def test_plugging_in_the_locations_is_found_out(float64):
     (_, guide, x, index), reference = plain_draws()
     wrong = PluggedIn(3, 2, [4], 6, likelihood="bernoulli")

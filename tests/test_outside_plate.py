@@ -67,6 +67,7 @@ def test_sites_outside_that_depend_on_latents_inside_are_refused(model, call):
         CALLS[call](model)
 
 
+@pytest.mark.slow
 def test_one_elbo_of_all_points_counts_what_lies_outside():
     """Exact: the ELBO of both likelihoods, with Gaussians throughout."""
     found = ab.elbo(in_two_plates, guide, X, Y, plate="rows", num_draws=4000)

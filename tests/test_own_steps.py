@@ -51,6 +51,7 @@ def test_all_start_where_the_amortized_guide_does(fits):
             assert torch.equal(own, other)
 
 
+@pytest.mark.slow
 def test_a_refined_guide_is_an_amortized_one_until_it_is_asked(fits):
     """The same encoder to the bit; a semi-amortized one is another, since it is trained for the steps."""
     plain, semi, refined = (encoder_of(fits[guide][0]) for guide in FEW.guides)
@@ -58,6 +59,7 @@ def test_a_refined_guide_is_an_amortized_one_until_it_is_asked(fits):
     assert not all(torch.equal(a, b) for a, b in zip(plain, semi, strict=True))
 
 
+@pytest.mark.slow
 def test_steps_are_taken_where_the_fit_is_measured(fits):
     """Three steps win nats on the same encoder, and more where it is trained for them."""
     plain, semi, refined = (fits[guide][2]["final_elbo"].value for guide in FEW.guides)
@@ -68,6 +70,7 @@ def test_steps_are_taken_where_the_fit_is_measured(fits):
 
 
 @pytest.mark.parametrize("metric", ["elbo", "mse_test", "final_mse_train", "final_mse_test"])
+@pytest.mark.slow
 def test_every_measure_is_of_the_answers_after_the_steps(fits, metric):
     """Below the top and at it, on training and on test points; the encoders are the same to the bit."""
     plain, refined = (fits[guide][2][metric].value for guide in ("amortized", "refined"))

@@ -58,6 +58,7 @@ SWEEP = {
 }
 
 
+@pytest.mark.slow
 def test_figures_of_a_sweep_have_their_names(drawn):
     kept = drawn(made_runs.sweep(("mnist", "fashion-mnist"), widths=(1, 16), guides=("mixture",)), SWEEP)
     each = ["elbo", "comp"]

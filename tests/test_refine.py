@@ -70,6 +70,7 @@ def test_few_steps_win_most():
             assert left > 0.1
 
 
+@pytest.mark.slow
 def test_no_step_is_the_guide():
     model, x, _ = linear()
     sites = ab.latent_sites(model, x).local

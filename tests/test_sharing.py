@@ -45,6 +45,7 @@ def test_quick_presets_share_the_model_of_train():
     assert same_model(replace(toy, latent_dim=model.latent_dim), model)
 
 
+@pytest.mark.slow
 def test_an_experiment_trains_nothing_that_was_trained_before(tmp_path, steps):
     shared = {"dataset": MODEL.dataset, "epochs": MODEL.epochs, "batch_size": 250, "learning_rate": 2e-3}
     model = replace(VAE_PRESETS["quick"], **shared, encoder="standard")

@@ -44,6 +44,7 @@ BOUNDS = BoundsConfig(
     best_families=("gaussian",),
     particles=30,
     local_steps=10,
+    local_rounds=1,
     flow_steps=3,
     chains=3,
     temperatures=4,
