@@ -6,7 +6,7 @@ training, which does not stop early. The *generalization gap* is the amortizatio
 training points.
 
 ``python run_experiments.py learning-dynamics`` runs preset *quick* on FashionMNIST and fixed binarized MNIST, with
-1,000 training images: some 15 minutes on two cores. Expect an amortization gap that grows on test points while it
+1,000 training images: some 12 minutes on two cores. Expect an amortization gap that grows on test points while it
 stays or falls on training points. *paper* has 50,000 images of FashionMNIST and the settings of 5.5 where they are
 printed: days on a CPU.
 """
