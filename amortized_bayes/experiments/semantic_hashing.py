@@ -7,8 +7,8 @@ ELBO, evidence and both gaps are exact, but for the best product of bits of each
 climbs. Beyond, gaps are differences of lower bounds: IWAE, and the ELBO of a search for each document alone.
 
 ``python run_experiments.py semantic-hashing`` runs preset *quick*: linear encoder and decoder with 8 to 64 bits, about
-15 minutes on two cores. Expect the published negative ELBO of the test split (a document's own code length off) to fall
-as bits are added. *paper* is the published grid of 36 runs, 1,500 epochs each.
+eight minutes on two cores. Expect the published negative ELBO of the test split (a document's own code length off) to
+fall as bits are added. *paper* is the published grid of 36 runs, 1,500 epochs each.
 """
 
 from __future__ import annotations
