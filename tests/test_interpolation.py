@@ -67,13 +67,21 @@ def test_a_linear_f_leaves_nothing_where_it_sees_enough(model, see, none_left):
 
 
 def test_residuals_add_up_to_the_loss_where_no_latents_are_tied():
+    """Shared latents stay where they are for a fit by weighted least squares, and answer to rows that are shifted."""
     x, exact, best = problem(Linear())
     found = interpolate(x[:, None].sign(), best, width=0)
+    assert loss_of_rows(exact, found.answers) == pytest.approx(float(found.residual.sum()))
+    assert float(exact.answer(found.answers).lost) == pytest.approx(float(found.residual.sum()))
+    shifted = found.answers + torch.tensor([0.5, 0.0])
+    assert float(exact.answer(shifted).lost) < loss_of_rows(exact, shifted) - 0.1
+
+
+def loss_of_rows(exact, answers):
+    """Nats that rows lose with the shared latents of the optimum."""
     shared = exact.best()
-    mean = torch.cat([shared.mean[:1], found.answers[:, 0]])
-    log_scale = torch.cat([shared.log_scale[:1], found.answers[:, 1]])
-    assert float(exact.lost(mean, log_scale)) == pytest.approx(float(found.residual.sum()))
-    assert float(exact.answer(found.answers).lost) < float(found.residual.sum())  # theta answers to them
+    mean = torch.cat([shared.mean[:1], answers[:, 0]])
+    log_scale = torch.cat([shared.log_scale[:1], answers[:, 1]])
+    return float(exact.lost(mean, log_scale))
 
 
 def test_shared_latents_answer_to_the_rows():
