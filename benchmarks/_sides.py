@@ -30,7 +30,7 @@ ENCODER = (PIXELS, 64, 64, 2 * LATENTS)
 DECODER = (LATENTS, 256, PIXELS)
 RATE = 1e-3
 LOG_SCALE = -4.5  # of the factors of decoder weights, at the start
-PYRO, NUMPYRO, PRODUCTS = "Pyro, SVI.step", "NumPyro, jit", "matrix products"
+PYRO, TORCH, NUMPYRO, PRODUCTS = "Pyro, SVI.step", "PyTorch by hand", "NumPyro, jit", "matrix products"
 REPLAYED, COMPILED, MOMENTS = "captured, replayed", "captured, compiled", "local reparam."
 LAST = f"{COMPILED}, last iterate"
 SWEEP_ENCODER, SWEEP_DECODER, SWEEP_BATCH = (PIXELS, 32, 2 * 16), (16, 64, PIXELS), 250
@@ -374,7 +374,7 @@ def build_sides(setting: Setting, *, numpyro: bool) -> list[Side]:
     sides = [
         pyro_side(PYRO, setting, validate=True),
         pyro_side("Pyro, validation off", setting, validate=False),
-        torch_side("PyTorch by hand", setting),
+        torch_side(TORCH, setting),
     ]
     if numpyro:
         sides.append(numpyro_side(NUMPYRO, setting))

@@ -68,7 +68,10 @@ def main() -> None:
             gain, error = mean_over_points(found.gain[number])
             seconds = float(found.seconds[number])
             rows.append((optimizer, f"{steps}", f"{gain:.3f}±{error:.3f}", f"{gain / gap:.1%}", f"{seconds:.2f}"))
-            figures |= {f"{optimizer}_{steps}_gain": gain, f"{optimizer}_{steps}_seconds": seconds}
+            figures |= {
+                f"{optimizer}_{steps}_{key}": v for key, v in dict(gain=gain, error=error, seconds=seconds).items()
+            }
+        figures["gap"] = gap  # that of q*, the same for both
         rows.append(("q*", "", f"{gap:.3f}", "100%", f"{best_seconds:.2f}"))
     headings = ("steps of", "number", "nats won", "of what q* wins", "seconds")
     show_table(f"refinement of {len(x):,} test points, {threads} threads, {device}", headings, rows, wide_console())
