@@ -12,6 +12,7 @@ from amortized_bayes.experiments import decoder_capacity, frozen_decoder, qstar,
 from amortized_bayes.experiments.bounds import images_at
 from amortized_bayes.experiments.gaps import Config
 from amortized_bayes.experiments.training import active_bits
+from amortized_bayes.guides import AmortizedBits
 from amortized_bayes.models import DeepGenerativeBits
 from amortized_bayes.models.semantic_hashing import all_codes
 from amortized_bayes.presenting.sentences import sentences
@@ -74,10 +75,10 @@ def test_training_reports_the_elbo_of_all_codes(out, trained):
 
 def test_a_bit_is_active_where_its_probability_varies_though_its_mode_does_not():
     class Odds(torch.nn.Module):
-        def logits(self, x):
+        def forward(self, x):
             return torch.stack([torch.linspace(-2, -0.4, len(x)), torch.full((len(x),), -1.0)], 1)
 
-    assert active_bits(Odds(), torch.zeros(10, 9)) == 1
+    assert active_bits(AmortizedBits("z", Odds()), torch.zeros(10, 9)) == 1
 
 
 def trained_rows(out):

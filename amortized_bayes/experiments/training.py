@@ -19,6 +19,7 @@ from amortized_bayes.experiments.settings import VAEConfig
 from amortized_bayes.experiments.setup import ImageData, build_vae, rows_at_once, taken_in_training, vae_options
 from amortized_bayes.experiments.spec import Arrays, Checkpoint, Measured, measured
 from amortized_bayes.experiments.trained import Trained, copy_name, load_state, model_key, state_of
+from amortized_bayes.guides.amortized_bits import AmortizedBits
 from amortized_bayes.inference.options import StepRecord
 from amortized_bayes.inference.svi import Training
 from amortized_bayes.joint import global_seed
@@ -194,7 +195,8 @@ def _final(
             max_rows=rows_at_once(config),
         )
         found.append(measured("final_iwae", bound.mean(), split="train"))
-    active = active_bits(guide, few) if config.family == "bernoulli" else active_units(mean_latents(guide, few, some))
+    bits = isinstance(guide, AmortizedBits)
+    active = active_bits(guide, few) if bits else active_units(mean_latents(guide, few, some))
     found.append(Measured("active_units", float(active)))
     found.append(Measured("seconds_per_step", training.seconds / max(1, training.steps)))
     _refuse_infinite(training.steps, found)
@@ -203,7 +205,7 @@ def _final(
 
 
 @torch.no_grad()
-def active_bits(guide: nn.Module, x: Tensor) -> int:
+def active_bits(guide: AmortizedBits, x: Tensor) -> int:
     """Bits whose probability of a one varies over points by more than 0.01 of the variance of the bit over all points.
 
     Their modes would not do: a probability from 0.1 to 0.4 has the mode 0 at every point.
