@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from amortized_bayes import labels
 from amortized_bayes.presenting.again import command_again
 from amortized_bayes.presenting.claim_list import CLAIMS, Claim
 from amortized_bayes.presenting.claims import tell_claim
+from amortized_bayes.presenting.finished import FinishedRun, answering, finished_runs
 from amortized_bayes.presenting.markdown import markdown_table
-from amortized_bayes.results import RunFolder, list_runs
-from amortized_bayes.results.summary import summarise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,15 +32,6 @@ from the published ones (the runs are listed below), so compare orderings, not n
 HEADINGS = ("claim", "data", "published", "measured", "verdict")
 
 
-class _Run(NamedTuple):
-    """A finished run, and the number under which the page names it."""
-
-    number: int
-    folder: RunFolder
-    preset: str
-    finals: pd.DataFrame
-
-
 def claims_page(out: Path) -> str:
     """The page, from the finished runs under ``out``.
 
@@ -50,10 +40,8 @@ def claims_page(out: Path) -> str:
     Raises:
         ValueError: there are none, or one of them is damaged.
     """
-    runs = list(_finished(out))
-    if not runs:
-        raise ValueError(f"expected finished runs under {out}, got none")
-    used: dict[int, _Run] = {}
+    runs = finished_runs(out, {claim.experiment for claim in CLAIMS})
+    used: dict[int, FinishedRun] = {}
     parts = [TITLE]
     for source in dict.fromkeys(_whose(claim) for claim in CLAIMS):
         lines = [line for claim in CLAIMS if _whose(claim) == source for line in _lines(claim, runs, used)]
@@ -62,36 +50,17 @@ def claims_page(out: Path) -> str:
     return "\n".join(parts)
 
 
-def _finished(out: Path) -> Iterator[_Run]:
-    number = 0
-    for info in list_runs(out):
-        if info.damage:
-            raise ValueError(f"{info.path}: {info.damage}")
-        if info.status == "finished" and info.experiment in {claim.experiment for claim in CLAIMS}:
-            folder = RunFolder.open(info.path)
-            folder.check()
-            number += 1
-            yield _Run(number, folder, str(folder.environment().get("preset", "")), summarise(folder.rows()))
-
-
 def _whose(claim: Claim) -> str:
     """The source without its tables and sections."""
     return claim.source.removeprefix("rerun of ").split(", Table")[0].split(", section")[0].split(", from")[0]
 
 
-def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterator[tuple[str, ...]]:
+def _lines(claim: Claim, runs: Iterable[FinishedRun], used: dict[int, FinishedRun]) -> Iterator[tuple[str, ...]]:
     """A line per data set, from the run with the most seeds, the last of those; it is added to ``used``."""
     for dataset, published in claim.published.items():
-        able = [
-            run
-            for run in runs
-            if run.folder.experiment == claim.experiment
-            and run.preset == claim.preset
-            and dataset in set(run.finals["dataset"])
-        ]
         measured, verdict = "no run yet", "cannot be told yet"
-        if able:
-            run = max(able, key=lambda run: (len(_seeds(run)), run.number))
+        run = answering(runs, claim.experiment, claim.preset, dataset)
+        if run is not None:
             used[run.number] = run
             rows = cast("pd.DataFrame", run.finals[run.finals["dataset"] == dataset])
             line = tell_claim(claim, dataset, rows)
@@ -99,15 +68,11 @@ def _lines(claim: Claim, runs: Iterable[_Run], used: dict[int, _Run]) -> Iterato
         yield claim.text, labels.dataset_label(dataset), published, measured, f"**{verdict}**"
 
 
-def _seeds(run: _Run) -> list[int]:
-    return sorted({int(seed) for seed in run.finals["seed"].dropna()}) if "seed" in run.finals.columns else []
-
-
-def _described(run: _Run) -> str:
+def _described(run: FinishedRun) -> str:
     """How a run came about."""
     about = run.folder.environment()
     git = cast("dict[str, object]", about.get("git") or {})
-    seeds = _seeds(run)
+    seeds = run.seeds
     words = [
         f"preset *{run.preset or 'unknown'}*",
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "",
