@@ -30,7 +30,7 @@ from amortized_bayes.terminal import plain
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["STATUS", "claim_tables", "filled_tables", "plain_console", "print_claims", "print_tables"]
+__all__ = ["STATUS", "claim_tables", "compared", "filled_tables", "plain_console", "print_claims", "print_tables"]
 
 STATUS = "status"
 """A column that says which lines are vacuous or failed; added where one is."""
@@ -137,8 +137,8 @@ def _lines(
         beside = [f and find(numbers, c.metric, f.factors) for c, f in zip(columns, found, strict=True)]
         if any(beside):
             matched += filter(None, beside)
-            compared = [_compared(f, p) if f and p else "" for f, p in zip(found, beside, strict=True)]
-            yield [PUBLISHED, *[""] * (len(called) - 1)], [*compared, ""]
+            cells = [compared(f, p) if f and p else "" for f, p in zip(found, beside, strict=True)]
+            yield [PUBLISHED, *[""] * (len(called) - 1)], [*cells, ""]
 
 
 def _across(table: Table, columns: Sequence[Column], rows: pd.DataFrame, seeds: int) -> tuple[list[str], list[Cells]]:
@@ -165,7 +165,8 @@ def _heading(column: Column) -> str:
     return ", ".join([name, *given])
 
 
-def _compared(found: Found, published: Published) -> str:
+def compared(found: Found, published: Published) -> str:
+    """A published value, and how many standard errors ours lies above it."""
     shown = labels.metric_label(published.metric)
     text = f"{shown.scale * published.value:.{shown.digits}f}"
     if not math.isfinite(found.value) or not found.error > 0:
