@@ -15,6 +15,7 @@ Four measurements on the VAE of `train` (784-200-200-50, fixed binarized MNIST):
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import statistics
@@ -60,6 +61,7 @@ class Options:
         out: Folder with results, where the trained model is looked for or put.
         json: File for the figures.
         figure: PNG of the gap against gradients.
+        drawn_from: Draw the figure from these kept figures, and measure nothing.
         only_certified: The first measurement alone: seconds of the bound and its certificate.
         quick: A small model and few temperatures, to see that everything runs.
         memory_of: Internal: print the peak memory of AIS with so many temperatures and stop.
@@ -75,6 +77,7 @@ class Options:
     out: Path = Path("results")
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    drawn_from: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     only_certified: bool = False
     quick: bool = False
     memory_of: Annotated[int, tyro.conf.arg(metavar="T")] = 0
@@ -84,6 +87,12 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.quick:
         options = replace(options, points=6, simulated=4, curve_points=4, temperatures=(5, 10), rows=64)
+    if options.drawn_from is not None:
+        if options.figure is None:
+            print("error: expected --figure FILE with --drawn-from, got none", file=sys.stderr)
+            sys.exit(2)
+        draw_curves(json.loads(options.drawn_from.read_bytes())["curves"], options.curve_points, options.figure)
+        return
     threads, device = use_threads(options.threads), find_device(options.device)
     about = subject(options.points, device, options.out, quick=options.quick)
     if options.memory_of:
@@ -233,7 +242,7 @@ def draw_curves(curves: list[dict[str, Any]], num_points: int, path: Path) -> No
     with style():
         figure = Figure(figsize=(6.2, 3.8), layout="constrained")
         axes = figure.subplots()
-        for start, mass in WAYS:
+        for place, (start, mass) in enumerate(WAYS):
             rows = [c for c in curves if (c["start"], c["mass"]) == (start, mass) and c["gap"] is not None]
             color, marker = looks[start]
             line = "-" if mass == "guide" else "--"
@@ -241,10 +250,10 @@ def draw_curves(curves: list[dict[str, Any]], num_points: int, path: Path) -> No
                 f"start at {'q' if start == 'guide' else 'the prior'}, {'mass from q' if mass == 'guide' else 'mass 1'}"
             )
             gaps, errors = [c["gap"] for c in rows], [c["gap_error"] for c in rows]
-            where = [c["gradients"] for c in rows]
+            where = [c["gradients"] * 1.02 ** (place - 1.5) for c in rows]  # side by side
             axes.errorbar(where, gaps, yerr=errors, color=color, marker=marker, linestyle=line, capsize=2, label=label)
         axes.axhline(0.1, color="0.4", linewidth=0.8, linestyle=":")
-        axes.annotate("0.1 nat", (1, 0.1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        axes.annotate("aim: 0.1", (0.01, 0.1), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=0.1)

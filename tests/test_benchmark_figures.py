@@ -1,5 +1,6 @@
 """Figures of benchmarks, kept and compared: a slower commit is found, noise is not, and other things are refused."""
 
+import importlib
 import importlib.util
 import json
 import random
@@ -163,10 +164,37 @@ def test_benchmarks_write_what_is_compared(tmp_path, monkeypatch, run, capsys):
 def test_kept_figures_were_measured_at_a_commit(compare, capsys):
     for path in KEPT.glob("*.json"):
         content = json.loads(path.read_bytes())
-        assert (ROOT / "benchmarks" / f"{path.stem}.py").is_file()
+        assert (ROOT / "benchmarks" / f"{path.stem.split('-')[0]}.py").is_file()
         assert not content["quick"]
         assert content["environment"]["git"]["dirty"] is False
         assert "-" not in content["environment"]["platform"]
         if content["ratios"]:
             assert not compare.main(compare.Flags(path, path))
     capsys.readouterr()
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("tables")
+
+
+def test_pages_show_the_kept_figures(tables):
+    for path, text in tables.pages().items():
+        assert path.read_text() == text, "python benchmarks/tables.py writes them"
+
+
+def test_an_aim_that_is_missed_is_said(tables):
+    assert [tables.of_aim(1.3, aim) for aim in (None, 1.3, 1.2)] == [
+        "1.30",
+        "1.30 (aim 1.3)",
+        "1.30 (aim 1.2, not met)",
+    ]
+
+
+def test_a_table_needs_its_place(tables):
+    begin, end = "<!-- t: begin -->", "<!-- t: end -->"
+    assert tables.with_table(f"a {begin}old{end} b", "t", "new") == f"a {begin}\n\nnew\n\n{end} b"
+    for page in ("", begin, (begin + end) * 2):
+        with pytest.raises(ValueError, match="expected one"):
+            tables.with_table(page, "t", "new")
