@@ -21,7 +21,7 @@ from _sides import COMPILED, LAST, MOMENTS, NUMPYRO, PRODUCTS, PYRO, REPLAYED, T
 from step import OF_PRODUCTS, OF_PRODUCTS_SWEEP, TARGETS
 
 from amortized_bayes.presenting.cells import listed
-from amortized_bayes.presenting.markdown import markdown_table
+from amortized_bayes.presenting.markdown import markdown_table, with_block
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "results" / "benchmarks"
@@ -244,24 +244,12 @@ TABLES: dict[str, tuple[Path, Callable[[], str]]] = {
 }
 
 
-def with_table(text: str, name: str, table: str) -> str:
-    """A page with the table of that name replaced.
-
-    Raises:
-        ValueError: there is not one begin and one end of it.
-    """
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"expected one {begin!r} and one {end!r}")
-    return f"{text.split(begin)[0]}{begin}\n\n{table}\n\n{end}{text.split(end)[1]}"
-
-
 def pages(names: Iterable[str] = TABLES) -> dict[Path, str]:
     """Pages with tables, as they should be."""
     found: dict[Path, str] = {}
     for name in names:
         path, table = TABLES[name]
-        found[path] = with_table(found.get(path) or path.read_text(), name, table())
+        found[path] = with_block(found.get(path) or path.read_text(), name, table())
     return found
 
 

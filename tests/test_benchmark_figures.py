@@ -190,11 +190,3 @@ def test_an_aim_that_is_missed_is_said(tables):
         "1.30 (aim 1.3)",
         "1.30 (aim 1.2, not met)",
     ]
-
-
-def test_a_table_needs_its_place(tables):
-    begin, end = "<!-- t: begin -->", "<!-- t: end -->"
-    assert tables.with_table(f"a {begin}old{end} b", "t", "new") == f"a {begin}\n\nnew\n\n{end} b"
-    for page in ("", begin, (begin + end) * 2):
-        with pytest.raises(ValueError, match="expected one"):
-            tables.with_table(page, "t", "new")

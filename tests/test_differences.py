@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from amortized_bayes.presenting.differences import BEGIN, END, Pair, differences, with_differences
+from amortized_bayes.presenting.differences import Pair, differences, with_differences
 from amortized_bayes.presenting.published import Published
 from amortized_bayes.selection import Found
 
 ROOT = Path(__file__).parents[1]
 REPORTED = ROOT / "results/reported"
 PAGE = ROOT / "docs/inference_suboptimality.md"
+BEGIN, END = "<!-- largest differences: begin -->", "<!-- largest differences: end -->"
 
 
 def pair(metric, ours, published, **factors):
@@ -46,6 +47,6 @@ def test_the_command_prints_the_block_or_writes_it_between_its_marks(tmp_path, c
     call(*command, "--into", page)
     assert page.read_text(encoding="utf-8") == f"# Ours\n\n{BEGIN}\n\n{said}\n{END}\n\nEnd.\n"
     page.write_text(f"{END}{BEGIN}", encoding="utf-8")
-    assert "got one without" in refused(*command, "--into", page)
+    assert "expected a page with one" in refused(*command, "--into", page)
     with pytest.raises(ValueError, match="expected finished runs under"):
         with_differences(f"{BEGIN}{END}", tmp_path)

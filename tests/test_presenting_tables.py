@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from amortized_bayes.experiments.spec import Column, Table
-from amortized_bayes.presenting.markdown import print_markdown
+from amortized_bayes.presenting.markdown import print_markdown, with_block
 from amortized_bayes.presenting.tables import print_tables
 
 GAPS = made_runs.GAPS
@@ -192,3 +192,12 @@ def test_markdown_has_every_cell_of_the_printed_table(capsys):
     assert all(cell.strip() in plain for number, line in enumerate(lines) if number != 1 for cell in line)
     assert title in plain
     assert caption.split("; ")[0] in plain
+
+
+def test_a_block_of_a_page_is_replaced_where_it_has_its_place():
+    begin, end = "<!-- t: begin -->", "<!-- t: end -->"
+    page = with_block(f"a {begin}old{end} b", "t", "new")
+    assert page == f"a {begin}\n\nnew\n\n{end} b" == with_block(page, "t", "new")
+    for other in ("", begin, f"{end}{begin}", f"{begin}{end}" * 2):
+        with pytest.raises(ValueError, match="expected a page with one"):
+            with_block(other, "t", "new")

@@ -16,20 +16,18 @@ from amortized_bayes.experiments import experiment
 from amortized_bayes.experiments.spec import GAPS
 from amortized_bayes.presenting.cells import cell
 from amortized_bayes.presenting.finished import FinishedRun, answering, finished_runs
-from amortized_bayes.presenting.markdown import markdown_table
+from amortized_bayes.presenting.markdown import markdown_table, with_block
 from amortized_bayes.presenting.published import Published, find, read_published
 from amortized_bayes.presenting.tables import compared
 from amortized_bayes.selection import Found
 
-__all__ = ["BEGIN", "END", "Pair", "differences", "largest_differences", "with_differences"]
+__all__ = ["Pair", "differences", "largest_differences", "with_differences"]
 
 COMPARED = ("model-gaps", "frozen-decoder", "decoder-capacity")
 """Experiments after tables of Cremer, Li & Duvenaud (2018)."""
 SMALLEST = 1.5
 """Nats per point that two numbers must lie apart to be listed."""
 HEADINGS = ("what", "of", "command", "data", "published", "here", "difference")
-BEGIN, END = "<!-- the largest differences -->", "<!-- end of the largest differences -->"
-"""Lines of a page between which the block stands."""
 
 
 class Pair(NamedTuple):
@@ -57,13 +55,9 @@ def with_differences(page: str, out: Path) -> str:
     """A page whose block is that of the finished runs under ``out``.
 
     Raises:
-        ValueError: a page without the marks of the block, no finished runs, or a damaged one.
+        ValueError: a page without the place of the block, no finished runs, or a damaged one.
     """
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"expected a page with the lines {BEGIN} and {END}, got one without")
-    return f"{before}{BEGIN}\n\n{largest_differences(out)}\n\n{END}{after}"
+    return with_block(page, "largest differences", largest_differences(out))
 
 
 def largest_differences(out: Path) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from amortized_bayes.experiments.spec import Table
 
-__all__ = ["markdown_table", "print_markdown"]
+__all__ = ["markdown_table", "print_markdown", "with_block"]
 
 
 def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -25,6 +25,24 @@ def markdown_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> s
         | a\|b | 0.1 |
     """
     return "\n".join([_line(headings), f"|{'---|' * len(headings)}", *map(_line, lines)])
+
+
+def with_block(page: str, name: str, text: str) -> str:
+    r"""A page whose block, between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``, is ``text``.
+
+    Raises:
+        ValueError: a page without one begin and, after it, one end.
+
+    Example:
+        >>> with_block("# Ours <!-- gaps: begin -->old<!-- gaps: end -->", "gaps", "new")
+        '# Ours <!-- gaps: begin -->\n\nnew\n\n<!-- gaps: end -->'
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found or page.count(begin) + page.count(end) != 2:
+        raise ValueError(f"expected a page with one {begin} and, after it, one {end}, got another")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def print_markdown(tables: Iterable[Table], rows: pd.DataFrame, *, wide: bool = False) -> None:

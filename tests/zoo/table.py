@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amortized_bayes.presenting.markdown import with_block
 from zoo.entry import WORKS, ZOO, Entry
 
 PAGE = Path(__file__).parents[2] / "docs" / "your_model.md"
-BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
 
 
 def table() -> str:
@@ -24,16 +24,14 @@ def cell(expected: str) -> str:
     return expected if expected == WORKS else f"refused: “{expected}”"
 
 
-def on_page(text: str) -> str:
-    """What stands between the markers."""
-    return text.split(BEGIN)[1].split(END)[0].strip("\n")
+def page() -> str:
+    """The page with the table in its place."""
+    return with_block(PAGE.read_text(), "zoo", table())
 
 
 def write() -> None:
-    """Put the table between the markers of the page."""
-    text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
+    """Put the table into the page."""
+    PAGE.write_text(page())
 
 
 def pairs() -> list[tuple[Entry, str]]:
