@@ -58,3 +58,15 @@ def test_a_kept_run_draws_its_figures(run, tmp_path, capsys):
         found = next((path for path in drawn if path.exists()), drawn[0])
         assert compare_images(str(ROOT / f"images/{image}.png"), str(found), tol=5) is None
     capsys.readouterr()
+
+
+def test_the_architecture_page_names_every_file_of_the_package_and_no_other():
+    page, package = (DOCS / "architecture.md").read_text(encoding="utf-8"), ROOT / "amortized_bayes"
+    lists = re.findall(r"^- `(\w+)/`(.*)$", page, re.MULTILINE)
+    for folder in (path for path in package.iterdir() if (path / "__init__.py").exists()):
+        named = {name for listed, text in lists if listed == folder.name for name in re.findall(r"`(\w+)`", text)}
+        assert {path.stem for path in folder.glob("*.py")} - named <= {"__init__"}, folder.name
+    files = set(re.findall(r"`(\w+\.py)`", page.split("### Files by folder")[0]))
+    assert sorted(files) == sorted(path.name for path in package.glob("*.py") if path.name != "__init__.py")
+    for name in re.findall(r"`(\w+/\w+)`", page):
+        assert (package / f"{name}.py").exists(), name
