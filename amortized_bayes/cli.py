@@ -1,8 +1,8 @@
 """The command line: ``amortized-bayes`` or ``python run_experiments.py``.
 
-Typed dataclasses are the only configuration: their fields are the flags, and their docstrings the help. There is a
-command per entry of ``EXPERIMENTS``, with the same flags for how to run it, and a few that show runs. Nothing here
-imports torch, so that ``--help`` answers at once.
+Typed dataclasses are the only configuration: their fields are the flags, and their docstrings the help. There is one
+command per entry of ``EXPERIMENTS``, all with the same flags for how to run it, and a few commands that show runs.
+Nothing here imports torch, which keeps ``--help`` fast.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ LOOKING: dict[str, type] = {
     "claims": Claims,
     "download": Download,
 }
-"""Commands that are no experiments."""
+"""Commands that are not experiments."""
 DESCRIPTION = (
-    "Amortized against factorized and constant variational inference: what does it cost to share the inference? "
-    "Without a command, `sweep` is run. `COMMAND --help` explains each, `--version` names the version."
+    "Amortized against factorized and constant variational inference: what does amortized inference cost? "
+    "Without a command, `sweep` is run. `COMMAND --help` explains a command, `--version` prints the version."
 )
 TRACEBACK = "AMORTIZED_BAYES_TRACEBACK"
 
@@ -55,8 +55,7 @@ TRACEBACK = "AMORTIZED_BAYES_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 when it worked, 2 with one line when its input was wrong, 130 when interrupted.
 
-    Asked to stop by SIGTERM or SIGUSR1, a run keeps its state and leaves within ten seconds, with one line and exit
-    code 75.
+    On SIGTERM or SIGUSR1, a run saves its state and exits within ten seconds, with one line and exit code 75.
 
     Set the environment variable ``AMORTIZED_BAYES_TRACEBACK`` to see where an error was raised.
     """
@@ -137,7 +136,7 @@ def _command(name: str, given: list[str]) -> Any:
 
 
 def _raise_refusal(stop: SystemExit) -> None:
-    """Raise what the configuration itself refused, which tyro would show in a box of several lines."""
+    """Raise the error of the configuration itself, which tyro would show in a box of several lines."""
     cause: BaseException | None = stop
     while cause is not None:
         if isinstance(cause, SettingError):

@@ -301,14 +301,14 @@ def test_generations(tmp_path: Path) -> None:
     ]
     path.write_bytes(b"thirt")
     assert durable.check_generations(path) == ["checkpoints/a.b.safetensors: missing or changed"]
-    with pytest.warns(UserWarning, match="does not match its checksum: the generation before it is used"):
+    with pytest.warns(UserWarning, match="does not match its checksum: using the previous generation"):
         assert durable.load_generation(path) == b"second"
     durable.save_generation(path, b"fourth")  # what is broken does not become the generation before
     path.unlink()
     with pytest.warns(UserWarning, match="generation before"):
         assert durable.load_generation(path) == b"second"
     (tmp_path / "a.b.previous.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match="neither does a generation before it"):
+    with pytest.raises(ValueError, match="neither does the previous generation"):
         durable.load_generation(path)
     path.write_bytes(b"fourth")
     (tmp_path / "a.b.sha256").unlink()

@@ -97,9 +97,9 @@ def test_bad_input_is_one_line(refused, arguments, message):
     ("gained", "lost", "words"),
     [
         (0.05, 0.01, "raises the ELBO and lowers the likelihood: ELBO +0.0500"),
-        (0.05, -0.01, "raises both: ELBO +0.0500"),
-        (-0.05, 0.01, "lowers both: ELBO -0.0500"),
-        (0.0005, 0.01, "leaves open what it does: ELBO +0.0005"),
+        (0.05, -0.01, "raises ELBO and likelihood: ELBO +0.0500"),
+        (-0.05, 0.01, "lowers ELBO and likelihood: ELBO -0.0500"),
+        (0.0005, 0.01, "has an uncertain effect: ELBO +0.0005"),
     ],
 )
 def test_words_have_the_signs_of_the_numbers(gained, lost, words):

@@ -59,7 +59,7 @@ def test_a_kept_run_is_the_run_without_its_large_files(made, kept, call):
     assert after.read("rows.jsonl") == (made / "rows.jsonl").read_bytes()
     assert finish_record(kept)[0] == finish_record(made)[0]
     assert after.verify() == []
-    assert f"{kept} is whole: 5 files as kept\n" == call("verify", kept).out
+    assert f"{kept} is intact: 5 files with their recorded checksums\n" == call("verify", kept).out
     assert call("table", kept).out == call("table", made).out
     assert call("report", kept, "--into", kept.parent / "page.html").code == 0
     assert "gaps/quick  finished" in call("list", "--out", kept.parents[1]).out
@@ -76,7 +76,7 @@ def test_keeping_what_is_kept_changes_nothing(kept, tmp_path, call):
 
 def test_what_cannot_be_kept_is_refused_and_leaves_nothing(made, kept, tmp_path, refused, monkeypatch):
     into = tmp_path / "reported"
-    assert "quick is there already" in refused("keep", made, "--into", into, "--new-name", "quick")
+    assert "quick already exists" in refused("keep", made, "--into", into, "--new-name", "quick")
     assert "expected a name for the run" in refused("keep", made, "--into", into, "--new-name", "../up")
     run = create(tmp_path / "runs")
     assert "expected a finished run" in refused("keep", run.path, "--into", into)
@@ -97,7 +97,7 @@ def test_what_cannot_be_kept_is_refused_and_leaves_nothing(made, kept, tmp_path,
 
 
 def test_a_kept_run_is_not_written_to(kept):
-    with RunFolder.open(kept) as run, pytest.raises(ValueError, match="is finished and is not changed any more"):
+    with RunFolder.open(kept) as run, pytest.raises(ValueError, match="is finished and cannot be changed"):
         run.append(row(), "a")
     assert find_run(kept.parents[1], "latest", "gaps", ("finished",)) == kept
     with pytest.raises(ValueError, match="expected an unfinished run"):
@@ -126,7 +126,7 @@ def test_no_damage_to_packed_rows_is_printed(kept, call):
 def test_plain_rows_come_first_and_packed_ones_are_for_finished_runs(kept, tmp_path, call):
     (kept / "rows.jsonl").write_bytes(gzip.decompress((kept / "rows.jsonl.gz").read_bytes()))
     (kept / "rows.jsonl.gz").write_bytes(b"of somebody else")
-    assert "no results, so not compared: rows.jsonl.gz" in call("verify", kept).out
+    assert "not part of the results, so not compared: rows.jsonl.gz" in call("verify", kept).out
     run = create(tmp_path / "runs")
     (run.path / "rows.jsonl.gz").write_bytes(packing.pack(b""))
     (run.path / "rows.jsonl").unlink()

@@ -60,7 +60,7 @@ def test_a_run_is_written_read_and_verified_without_what_windows_lacks(tmp_path)
     command = [sys.executable, "-c", ON_WINDOWS, str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout == f"{tmp_path / 'widths/run'} is whole: 8 files as kept\n"
+    assert found.stdout == f"{tmp_path / 'widths/run'} is intact: 8 files with their recorded checksums\n"
 
 
 def test_the_holder_of_a_lock_is_named_where_the_first_byte_cannot_be_read(tmp_path, monkeypatch):

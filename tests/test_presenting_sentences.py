@@ -88,7 +88,7 @@ def taken_apart(encoder, family, error=0.1):
     [
         (2.25, 1.14, "the encoder loses more than the family, 2.25±0.10 against 1.14±0.10 nats per point."),
         (1.0, 3.0, "the family loses more than the encoder, 3.00±0.10 against 1.00±0.10 nats per point."),
-        (1.2, 1.0, "whether encoder or family loses more cannot be told, 1.20±0.10 and 1.00±0.10 nats per point."),
+        (1.2, 1.0, "it is uncertain whether encoder or family loses more: 1.20±0.10 and 1.00±0.10 nats per point."),
     ],
 )
 def test_a_model_is_told_what_loses_more(encoder, family, words):

@@ -50,7 +50,7 @@ def test_a_width_that_may_close_a_share_is_named_with_its_error():
     assert "90% and 95%" not in said(frame)
     assert "that closes 90% k = 16 (96.4%) or, within its error, k = 4 (90.2±0.2%)" in said(frame)
     frame.loc[of(frame, "gap_closed", "amortized", 16), ["value", "standard_error"]] = 0.985, 0.004
-    assert "whether any width tried closes 99% of the gap cannot be told: k = 16 (98.5±0.4%)." in said(frame)
+    assert "it is uncertain whether any width tried closes 99% of the gap: k = 16 (98.5±0.4%)." in said(frame)
 
 
 def test_a_guide_that_is_dead_with_some_seeds_is_named_with_them():
@@ -88,7 +88,7 @@ def test_a_vacuous_reference_tells_nothing():
     frame = made_runs.sweep(("mnist", "digits"), vacuous=(CONTINUED,)).frame()
     frame.loc[(frame["dataset"] == "digits") & (frame["metric"] == "elbo_reference"), "status"] = "ok"
     mnist = [line for line in said(frame).splitlines() if line.startswith("MNIST:")]
-    assert mnist == ["MNIST: no latent of the reference is active; nothing can be told of gaps and times."]
+    assert mnist == ["MNIST: no latent of the reference is active; gaps and times mean nothing."]
     assert "digits: the narrowest encoder" in said(frame)
 
 
@@ -97,15 +97,15 @@ def test_a_reference_that_is_dead_or_missing_with_one_seed_tells_nothing():
     row = of(frame, "elbo_reference", "reference", seed=2)
     frame.loc[row, "status"] = "vacuous"
     text = said(frame)
-    assert "MNIST: no latent of the reference is active with seed 2; nothing can be told of gaps and times." in text
+    assert "MNIST: no latent of the reference is active with seed 2; gaps and times mean nothing." in text
     assert "closes" not in text
     text = said(frame[~row])
     assert "MNIST: there is no reference with seed 2, since fits are not compared yet; gaps and times cannot" in text
     assert "closes" not in text
     without = frame[~row & ~((frame["metric"] == "final_elbo") & frame["guide"].isin(["factorized", CONTINUED[0]]))]
-    assert "there is no reference with seed 2, since no F-VI succeeded; gaps and times cannot be told." in said(without)
+    assert "there is no reference with seed 2, since no F-VI succeeded; gaps and times are unavailable." in said(without)
     unasked = frame[~frame["guide"].isin(["factorized", CONTINUED[0], "reference"])]
-    assert "there is no reference, since F-VI was not fitted; gaps and times cannot be told." in said(unasked)
+    assert "there is no reference, since F-VI was not fitted; gaps and times are unavailable." in said(unasked)
 
 
 def test_equal_histories():
@@ -152,7 +152,7 @@ def test_a_share_that_a_seed_never_closed_has_no_time():
     late = of(frame, "steps_to_share", "factorized", seed=1) | of(frame, "seconds_to_share", "factorized", seed=1)
     frame.loc[late & frame["share"].isin([0.9, 0.95]).astype(bool), "value"] = None
     text = said(frame)
-    assert "F-VI did not close 90% or 95% of the gap with seed 1: its time to there cannot be told." in text
+    assert "F-VI did not close 90% or 95% of the gap with seed 1: its time to that share is unknown." in text
     assert "to close 80% of the gap" in text
     assert "to close 90% of the gap" not in text
     frame.loc[late, "value"] = None
@@ -230,7 +230,7 @@ def test_without_constant_vi_gaps_are_in_nats():
     frame = frame[(frame["guide"] != "constant") & ~frame["metric"].isin(["gap_closed", "share_closed"])]
     frame = frame[~frame["metric"].str.endswith("_to_share")].drop(columns="share")
     text = said(frame)
-    assert "beside the reference, in nats per point, A-VI, k = 1 ends 60.0±0.1 below" in text
+    assert "relative to the reference, in nats per point, A-VI, k = 1 ends 60.0±0.1 below" in text
     assert "narrowest" not in text
     assert "cannot be told" in text
 

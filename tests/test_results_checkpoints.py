@@ -47,7 +47,7 @@ def test_flipped_bit_is_seen_and_the_generation_before_is_used(run: RunFolder) -
     data[-1] ^= 1
     path.write_bytes(data)
     assert run.verify() == ["checkpoints/guide.safetensors: missing or changed"]
-    with pytest.warns(UserWarning, match="generation before it is used") as caught:
+    with pytest.warns(UserWarning, match="using the previous generation") as caught:
         np.testing.assert_array_equal(run.load_tensors("guide")["x"], np.zeros(4))
     assert caught[0].filename == __file__
     previous = run.path / "checkpoints" / "guide.previous.safetensors"

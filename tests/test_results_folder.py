@@ -45,7 +45,7 @@ def test_default_names_are_unique(tmp_path: Path) -> None:
 
 
 def test_a_run_is_never_created_over_another(run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is there already: resume it"):
+    with pytest.raises(ValueError, match="already exists: resume it"):
         create(tmp_path)
     with run:
         run.finish()
@@ -126,7 +126,7 @@ def test_writing_needs_the_lock(run: RunFolder) -> None:
     with run:
         run.finish()
         for action in actions:
-            with pytest.raises(ValueError, match="is finished and is not changed any more"):
+            with pytest.raises(ValueError, match="is finished and cannot be changed"):
                 action()
     with RunFolder.open(run.path) as again, pytest.raises(ValueError, match="is finished"):
         again.append(row())

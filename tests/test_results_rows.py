@@ -149,7 +149,7 @@ def test_torn_last_line_is_cut_off_and_said(run: RunFolder) -> None:
         file.write(b'{"experiment": "wid')
     (run.path / ".config.yaml.0123.tmp").write_text("left by a kill")
     assert len(run.rows()) == 1
-    assert run.verify() == ["rows.jsonl: the last line is torn"]
+    assert run.verify() == ["rows.jsonl: the last line is incomplete"]
     with RunFolder.open(run.path) as again:
         assert again.recovered == ["rows.jsonl: 19 bytes of an unfinished last line were cut off"]
         again.append(row(step=11))

@@ -127,7 +127,7 @@ def test_runs_stand_side_by_side_with_what_differs(tmp_path):
     assert "Settings and facts in which the runs differ" in text
     assert "? unfinished" in text
     assert "? no rows yet" in text
-    assert "published claims: its rows lack 'guide'" in text
+    assert "published claims: its rows have no 'guide'" in text
 
 
 def test_a_hostile_run_is_only_shown(tmp_path):
@@ -186,7 +186,7 @@ def test_rows_of_no_such_run_are_a_line_for_each_thing_that_they_do_not_give(tmp
     for command in ("table", "report"):
         code, said = call(command, str(folder.path))
         assert (code, said.err) == (0, "")
-    assert "published claims cannot be compared: its rows lack 'guide'" in call("table", str(folder.path))[1].out
+    assert "published claims cannot be compared: its rows have no 'guide'" in call("table", str(folder.path))[1].out
 
 
 def test_what_is_no_run_is_one_line(tmp_path, call):

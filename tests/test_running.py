@@ -206,7 +206,7 @@ def test_a_finished_job_whose_results_are_damaged_is_run_again(command, tmp_path
         assert thrown == []
         repaired = command("verify", folder.path, "--repair")
         assert repaired.code == 0, repaired.out
-        assert "coin=0.2: a resume runs it again" in repaired.out
+        assert "coin=0.2: will be run again when the run is resumed" in repaired.out
     resumed = command("coins", "--resume", "latest")
     assert resumed.code == 0, resumed.err
     assert ("coin=0.2 is run again: " in resumed.out) == (damage is lose_the_array)

@@ -77,8 +77,8 @@ def test_verify_says_what_it_compared(run, call):
     (run / "gaps.png").write_bytes(b"drawn")
     found = call("verify", run)
     assert found.code == 0, found.out
-    assert f"{run} is whole: 8 files as kept" in found.out
-    assert "no results, so not compared: gaps.png" in found.out
+    assert f"{run} is intact: 8 files with their recorded checksums" in found.out
+    assert "not part of the results, so not compared: gaps.png" in found.out
     (run / "config.yaml").write_text("seed: 1\n")
     (run / "arrays" / "more.npz").write_bytes(b"")
     found = call("verify", run.name, "--out", run.parents[1])
@@ -94,7 +94,7 @@ def test_a_finished_run_may_lose_its_large_files_if_that_is_said(run, call):
     assert "missing" in call("table", run).err
     said = call("verify", run, "--repair")
     assert said.code == 0, said.out
-    assert "split=train.npz: gone, and no longer expected" in said.out
+    assert "split=train.npz: missing, and no longer expected" in said.out
     assert call("table", run).code == 0
     assert finish_record(run)[0] == before
     (run / "rows.jsonl").unlink()
@@ -156,7 +156,7 @@ def test_a_lost_mark_is_not_finished_without_its_job(tmp_path):
         again.drop_unfinished_rows()
         again.mark_done("b")
         (run.path / "done.jsonl").write_bytes((run.path / "done.jsonl").read_bytes().split(b"\n")[0] + b"\n")
-        with pytest.raises(ValueError, match=r"cannot be finished: marks are gone from done.jsonl"):
+        with pytest.raises(ValueError, match=r"cannot be finished: marks are missing from done.jsonl"):
             again.finish()
 
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_a_job_on_its_way_has_a_generation_before(tmp_path):
     run = half_done(tmp_path)
     for name in ("a", "b"):
         (run.path / "checkpoints" / f"{name}.safetensors").write_bytes(b"torn")
-    with pytest.warns(UserWarning, match="the generation before it is used"):
+    with pytest.warns(UserWarning, match="using the previous generation"):
         assert run.load_tensors("b")["x"].tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match=CHANGED):
         run.load_tensors("a")

@@ -40,7 +40,7 @@ def test_when_and_why_from_start_to_figures(call, place):
     last = curves[(curves["guide"] == "constant")].sort_values("step").iloc[-1]
     assert last["value"] == gap(dataset="linear", guide="constant")
     assert last["step"] == 300
-    assert "Linear model, the least family gap by what f sees: own point" in out
+    assert "Linear model, the smallest family gap by what f sees: own point" in out
     assert "Family gap of A-VI by what f sees" in out
     # steps to 1% are those of the curve
     reached = wing.one(rows, "steps_to_share", dataset="linear", guide="amortized", seed=0, sees="own", k=0)["value"]

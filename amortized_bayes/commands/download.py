@@ -13,7 +13,7 @@ class Download:
     """Fetch data sets into the cache folder and check their checksums.
 
     Args:
-        dataset: Data sets to fetch, of mnist, fashion-mnist, binarized-mnist (94 MB) and cifar10 (170 MB).
+        dataset: Data sets to fetch: mnist, fashion-mnist, binarized-mnist (94 MB) or cifar10 (170 MB).
         data_dir: Folder to look in first.
     """
 
@@ -21,7 +21,7 @@ class Download:
     data_dir: Path | None = None
 
     def run(self, given: list[str]) -> None:
-        """Load each data set, which downloads it where it is missing."""
+        """Load each data set, which downloads it if it is missing."""
         del given
         from amortized_bayes.data import load_dataset, where_to_put
 

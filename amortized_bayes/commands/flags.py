@@ -1,4 +1,4 @@
-"""A command line as words: which flags were given, with which values."""
+"""A command line as a list of words: which flags were given, with which values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["given_flags", "value_of", "without_flags", "words_about"]
 
 
 def value_of(given: Sequence[str], flag: str) -> str | None:
-    """What a flag was given on the command line; ``None`` without it.
+    """The value of a flag on the command line; ``None`` if it was not given.
 
     Raises:
         ValueError: it was given twice.
@@ -31,7 +31,7 @@ def given_flags(given: Sequence[str]) -> list[str]:
 
 
 def words_about(given: Sequence[str], others: Collection[str]) -> list[str]:
-    """The words of a command line but its command, and but some other flags with what follows each.
+    """The words of a command line without its command, and without some flags and their values.
 
     Example:
         >>> words_about(["gaps", "latest", "--points", "9", "--out", "runs"], {"out"})

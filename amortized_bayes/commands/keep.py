@@ -1,4 +1,4 @@
-"""``keep``: a small copy of a finished run, to stand in a repository beside the numbers that rest on it."""
+"""``keep``: a small copy of a finished run, to keep in a repository with the numbers taken from it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PLACES = ("out", "data-dir")
 
 @dataclass(frozen=True)
 class Keep:
-    """Copy a finished run without arrays, checkpoints and figures, its rows compressed.
+    """Copy a finished run without arrays, checkpoints and figures, and compress its rows.
 
     Args:
-        name: The run: its path, its name, or latest.
+        name: Run to copy: its path, its name, or latest.
         out: Folder with results.
-        into: Folder with results to copy it to.
+        into: Folder to copy it to; it may hold other results.
         new_name: Name of the copy; by default that of the run.
     """
 

@@ -1,4 +1,4 @@
-"""Typing mistakes, each in one line: the flag or the value that is wrong, what was expected, and the nearest."""
+"""Typing mistakes, each reported in one line: the wrong flag or value, what was expected, and the nearest valid one."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ class Report:
     """Write a self-contained HTML page about a run, or about several side by side.
 
     Args:
-        names: The runs: their paths, their names, or latest.
+        names: Runs to report on: their paths, their names, or latest.
         out: Folder with results.
-        into: File to write to; by default report.html in the folder of the run, or of several in that of --out.
+        into: File to write to; by default report.html in the run's folder, or for several runs in the --out folder.
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ("latest",)

@@ -1,4 +1,4 @@
-"""What a run says while it runs: progress of the whole of it, failures and headlines as they come, curves."""
+"""What is reported during a run: progress of the whole run, failures and main results as they come, curves."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["Reporting"]
 HEADLINES = ("final_elbo", "inference_gap", "approximation_gap", "behind_reference", "tune_elbo")
 """Metrics that get a line as soon as they are known."""
 SHOWN_EVERY = 0.2
-"""Seconds between two looks at how far the run is, at least: of a thousand jobs each look takes a hundredth of one."""
+"""Least seconds between two updates of the progress: with a thousand jobs, an update takes a hundredth of a second."""
 UNSAID = {"label", "epochs"}
-"""Factors of rows that are one of many: of a class, or of a fit with one of its budgets."""
+"""Factors of rows that are too many to report: of single classes, or of fits with one of several budgets."""
 
 
 class Reporting(ExitStack):

@@ -33,7 +33,7 @@ def run_to_resume(name: str, given: Sequence[str], out: Path) -> RunFolder | Non
 def refuse_other_settings(
     folder: RunFolder, given: Sequence[str], others: Collection[str], asked: Any, own: Any
 ) -> None:
-    """Refuse flags that ask for other settings than a run has; the words that it was started with do not.
+    """Refuse flags that ask for other settings than those of a run; the flags that it was started with are accepted.
 
     Args:
         folder: the run.
@@ -72,7 +72,7 @@ def _differences(own: Any, asked: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Settings by the names of their flags, which those of nested ones share."""
+    """Settings by the names of their flags, nested ones included."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value)

@@ -38,27 +38,27 @@ class Run(Generic[C]):
     Args:
         setting: Settings of the experiment. A preset or a file sets all of them; flags change single ones.
         preset: Settings that all other flags start from.
-        config: YAML file of settings to start from, such as a run's config.yaml; flags beside it win.
-        resume: Run to resume: its path, its name, or latest. It keeps its settings (other
-            flags are refused) and its finished jobs.
-        fresh: Start a new run, even if the same command left an unfinished one, which is resumed otherwise.
-        accept_changes: Resume a run although the machine, the packages or the data have changed since its start, or use
+        config: YAML file of settings to start from, such as a run's config.yaml; flags override it.
+        resume: Run to resume: its path, its name, or latest. It keeps its settings (flags that ask for others are
+            refused) and its finished jobs.
+        fresh: Start a new run, even if the same command left an unfinished one, which would otherwise be resumed.
+        accept_changes: Resume a run even if the machine, the packages or the data have changed since its start, or use
             machines of a Ray cluster that differ from this one; rows added this way are marked.
         yes: Start a run even if its forecast is longer than a week.
         dry_run: Print the jobs, the time and the disk space that the run would take, and stop.
         device: Device to run on; auto uses a GPU if there is one.
-        jobs: Number of jobs that run side by side, each in its own process; by default the number of cores, or
-            OMP_NUM_THREADS where that is set, and 1 on a GPU; on a Ray cluster as many as it has room for. Results do
+        jobs: Number of jobs to run at a time, each in its own process; by default the number of cores, or
+            OMP_NUM_THREADS if that is set, and 1 on a GPU; on a Ray cluster as many as it has room for. Results do
             not depend on it.
         runner: Where jobs run: in this process, in processes of this machine, or on a Ray cluster; by default in
-            processes where several run side by side. Results do not depend on it.
+            processes if several jobs run at a time. Results do not depend on it.
         address: Ray cluster to run on, HOST:PORT, or auto for the one that this machine is part of (docs/cluster.md).
         gpus_per_job: Share of a GPU that each job on a Ray cluster gets; by default 1 with --device cuda.
         data_dir: Folder with data sets; by default AMORTIZED_BAYES_DATA, then the cache, then a download.
         out: Folder for results; models that were trained there before are shared.
-        checkpoint_every: Seconds between two checkpoints of a job under way; fewer are written where writing is slow.
+        checkpoint_every: Seconds between two checkpoints of a running job; fewer are written if writing is slow.
         wide: Print every table, including those that need a wide terminal.
-        log: Where else to write curves, and images with their reconstructions: tensorboard, into the run's folder.
+        log: Also write curves, and images with their reconstructions, for TensorBoard, into the run's folder.
     """
 
     setting: C
@@ -115,7 +115,7 @@ class Run(Generic[C]):
         return Flags(**{name: getattr(self, name) for name in Flags._fields})
 
     def _plan(self, given: Sequence[str], *, nested: bool = False) -> Plan:
-        """The run to carry out; ``nested``: one of settings that another run made, whatever the flags say."""
+        """The run to carry out; ``nested``: with settings made by another run, whatever the flags say."""
         return placed(self._planned(given, nested=nested), self._where)
 
     def _planned(self, given: Sequence[str], *, nested: bool = False) -> Plan:
@@ -147,9 +147,9 @@ class Run(Generic[C]):
         return plan
 
     def _nested(self, name: str, config: Any) -> RunFolder | None:
-        """Run another experiment to its end first, unless that was done before; nothing in a dry run.
+        """Run another experiment to its end first, unless that was done before; in a dry run, do nothing.
 
-        A command that is given again once its run was killed goes on with what it had found for that run.
+        If a command is given again after its run was killed, it uses what it had found for that run.
         """
         from amortized_bayes.experiments.plans import done_before
 
@@ -223,17 +223,17 @@ def _machine(device: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _jobs_at_once(device: Any) -> int:
-    """How many jobs run side by side where nothing else is asked for: one per core that torch may use, one on a GPU."""
+    """How many jobs run at a time by default: one per core that torch may use, one on a GPU."""
     import torch
 
     return 1 if device.type == "cuda" else torch.get_num_threads()
 
 
 def _check_forecast(plan: Plan, *, confirmed: bool) -> None:
-    """Refuse a run that leaves more than the disk holds, or that takes more than a week unless that is confirmed.
+    """Refuse a run that does not fit on the disk, or that takes more than a week and is not confirmed.
 
     Raises:
-        ValueError: it does.
+        ValueError: such a run.
     """
     from amortized_bayes.memory import in_words
     from amortized_bayes.progress import counted, duration
@@ -248,12 +248,12 @@ def _check_forecast(plan: Plan, *, confirmed: bool) -> None:
     if forecast.seconds > WEEK and not confirmed:
         raise ValueError(
             f"expected a run of a week at most, got {counted(len(plan.left), 'job')} of {plan.name} that take about "
-            f"{duration(forecast.seconds)}{forecast.basis}; --yes starts it all the same, --dry-run lists its jobs"
+            f"{duration(forecast.seconds)}{forecast.basis}; --yes starts it anyway, --dry-run lists its jobs"
         )
 
 
 def free_bytes(path: Path) -> float:
-    """Bytes that are free on the disk of a folder, which need not be there yet."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     return float(shutil.disk_usage(there).free)
 

@@ -12,7 +12,7 @@ __all__ = ["Flags", "check_runner", "placed"]
 
 
 class Flags(NamedTuple):
-    """What the flags of a command say of where its jobs run."""
+    """The flags that say where the jobs of a command run."""
 
     runner: Literal["inline", "processes", "ray"] | None
     address: str | None
@@ -23,10 +23,10 @@ class Flags(NamedTuple):
 
 
 def check_runner(flags: Flags) -> None:
-    """Refuse flags for another runner, and a cluster that is not there; this process is then part of one that is.
+    """Refuse flags of another runner, and a cluster that does not exist; otherwise connect this process to it.
 
     Raises:
-        ValueError: that.
+        ValueError: such flags, or no cluster.
     """
     for flag, value in {"--address": flags.address, "--gpus-per-job": flags.gpus_per_job}.items():
         if value is not None and flags.runner != "ray":
@@ -45,7 +45,7 @@ def check_runner(flags: Flags) -> None:
 
 
 def placed(plan: Plan, flags: Flags) -> Plan:
-    """The plan with where its jobs run, and how many side by side.
+    """The plan, with where its jobs run and how many at a time.
 
     Raises:
         ValueError: a cluster without room for a single job.

@@ -51,7 +51,7 @@ class Plot:
     """Draw a run's figures again, from its rows.
 
     Args:
-        name: The run: its path, its name, or latest.
+        name: Run to draw: its path, its name, or latest.
         out: Folder with results.
         into: Folder to write the figures to; the run's own by default.
     """
@@ -78,11 +78,11 @@ class Table:
     """Print what a run found: sentences, tables, published numbers beside them, and published claims.
 
     Args:
-        name: The run: its path, its name, or latest.
+        name: Run to show: its path, its name, or latest.
         out: Folder with results.
         wide: Print every table, including those that need a wide terminal.
         claims: Print the published claims as well.
-        markdown: Print the tables alone, in Markdown.
+        markdown: Print only the tables, in Markdown.
     """
 
     name: RunName = "latest"
@@ -106,9 +106,9 @@ class Verify:
     """Compare every file of a run with its recorded checksum; exit with 1 if something is wrong.
 
     Args:
-        name: The run: its path, its name, or latest.
+        name: Run to verify: its path, its name, or latest.
         out: Folder with results.
-        repair: Leave out what is damaged. A finished run no longer expects files that are gone; in an unfinished one,
+        repair: Leave out what is damaged. A finished run then no longer expects missing files; in an unfinished run,
             jobs whose rows or files have changed are run again when it is resumed.
     """
 
@@ -117,7 +117,7 @@ class Verify:
     repair: Annotated[bool, NO_PAIRS] = False
 
     def run(self, given: list[str]) -> None:
-        """Print a line for each thing that is wrong, or that nothing is."""
+        """Print a line for each problem, or that there is none."""
         del given
         path = Path(self.name) if Path(self.name).is_dir() else find_run(self.out, self.name)
         folder = RunFolder(path) if any(os.path.lexists(path / file) for file in REQUIRED) else RunFolder.open(path)
@@ -130,6 +130,6 @@ class Verify:
             print(f"{path} is damaged: {counted(len(problems), 'problem')}", flush=True)
             raise SystemExit(1)
         known, others = covered(path)
-        print(f"{path} is whole: {counted(len(known), 'file')} as kept")
+        print(f"{path} is intact: {counted(len(known), 'file')} with their recorded checksums")
         if others:
-            print(f"no results, so not compared: {', '.join(others)}")
+            print(f"not part of the results, so not compared: {', '.join(others)}")

@@ -1,4 +1,4 @@
-"""What a page is made of: badges, words, facts, tables, drawings, texts to copy, and what is missing."""
+"""The parts of a page: badges, sentences, facts, tables, figures, text to copy, and what is missing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Badge", "Code", "Drawing", "Facts", "Missing", "Page", "Part", "Sect
 
 @dataclass(frozen=True)
 class Badge:
-    """A judgement in a word or two, told from others by its mark and its words, and by colour besides.
+    """A judgement in a word or two. Its mark and words distinguish it, not its colour alone.
 
     Args:
         kind: ``"good"``, ``"bad"``, or ``"open"``: neither, or not known.
         text: the words.
-        more: whom it is about, or why.
+        more: what it is about, or why.
     """
 
     kind: Literal["good", "bad", "open"]
@@ -25,13 +25,13 @@ class Badge:
 
     @property
     def mark(self) -> str:
-        """A sign that needs no colour."""
+        """A sign that is readable without colour."""
         return {"good": "✓", "bad": "✗", "open": "?"}[self.kind]
 
 
 @dataclass(frozen=True)
 class Words:
-    """Sentences, under a ``title`` where they have one, the first of them the answer where ``leads``."""
+    """Sentences, with an optional ``title``; with ``leads``, the first is shown as the answer."""
 
     kind: ClassVar[str] = "words"
     lines: Sequence[str]
@@ -41,7 +41,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with what they stand for."""
+    """Names and their values."""
 
     kind: ClassVar[str] = "facts"
     pairs: Sequence[tuple[str, str]]
@@ -71,7 +71,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as markup that is safe to write as it is; see :func:`amortized_bayes.page.svg.drawing`.
+    """A figure as markup that can be written without escaping; see :func:`amortized_bayes.page.svg.drawing`.
 
     Args:
         svg: an ``svg`` element.
@@ -85,7 +85,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Code:
-    """A text to copy; folded where it has a ``title`` and is long."""
+    """Text to copy; with a ``title`` it is folded."""
 
     kind: ClassVar[str] = "code"
     text: str
@@ -94,7 +94,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Missing:
-    """What a page could have shown, and why it does not."""
+    """What a page does not show, and why."""
 
     kind: ClassVar[str] = "missing"
     lines: Sequence[str]
@@ -105,7 +105,7 @@ Part = Words | Facts | Table | Drawing | Code | Missing
 
 @dataclass(frozen=True)
 class Section:
-    """What is said under one heading, side by side for all that the page is about, or once for the ``whole`` of it."""
+    """The parts under one heading: side by side for each run or report of the page, or once for the ``whole`` page."""
 
     heading: str
     columns: Sequence[Sequence[Part]]
@@ -119,9 +119,9 @@ class Page:
     Args:
         title: its name.
         subtitle: below it.
-        names: names of what stands side by side, one of them or several.
-        badges: badges of each of those.
-        sections: in order; those that are empty everywhere are left out.
+        names: names of the runs or reports, one or several side by side.
+        badges: badges of each.
+        sections: in order; empty ones are left out.
     """
 
     title: str

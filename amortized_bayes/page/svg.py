@@ -1,7 +1,7 @@
-"""Figures as inline SVG: the same figure gives the same text, its names are its own on a page, and it has no ground.
+"""Figures as inline SVG: the same figure gives the same text, its ids are unique on a page, its background is clear.
 
-Text stays text, in the reader's own fonts. On a dark page the style sheet turns lightness round and keeps hues;
-photographs among the marks are turned back.
+Text stays text, in the reader's own fonts. On a dark page the style sheet inverts lightness and keeps hues; photographs
+are inverted back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALLOWED = {"svg", "title", "defs", "g", "path", "text", "tspan", "use", "image",
 ALLOWED |= {"stop", "pattern", "filter", "feColorMatrix"}
 """Elements that stay: what matplotlib draws with, but for its style sheet and its own metadata."""
 SHRUNK = 0.62
-"""How far a figure shrinks on a narrow page before it scrolls: its letters are then still legible."""
+"""How far a figure shrinks on a narrow page before it scrolls: its text is then still legible."""
 DPI = 160
 """Of marks that are drawn as pixels, since there are many of them."""
 
@@ -36,7 +36,7 @@ def drawing(figure: Figure, label: str, caption: str = "") -> Drawing:
 
     Args:
         figure: the figure, which stays as it is.
-        label: what it shows, for those who do not see it.
+        label: what it shows, as alternative text.
         caption: words below it.
     """
     import matplotlib as mpl

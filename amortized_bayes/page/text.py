@@ -1,4 +1,4 @@
-"""Texts that may stand in a page: what neither HTML nor XML can hold is shown as U+FFFD."""
+"""Text that is valid in a page: characters that HTML or XML cannot hold are shown as U+FFFD."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\
 
 
 def clean(value: Any) -> Any:
-    r"""A text without control characters and halves of surrogate pairs; other values, and markup, as they are.
+    r"""Text without control characters and unpaired surrogates; other values, and markup, are returned unchanged.
 
     Example:
         >>> clean("a\x1b[31mb")

@@ -21,14 +21,14 @@ def tell(
 ) -> None:
     """Print what a run found, in sentences and then in tables.
 
-    What cannot be made of the rows is a line that says why, and the rest follows.
+    A sentence or table that cannot be made from the rows is replaced by a line that says why.
 
     Args:
-        experiment: the file of the run's experiment, with ``TABLES`` and perhaps ``FINDINGS``.
+        experiment: module of the run's experiment, with ``TABLES`` and perhaps ``FINDINGS``.
         folder: a run.
         wide: whether to print wide tables too.
         claims: whether to print published claims too.
-        markdown: whether to print tables alone, in Markdown.
+        markdown: whether to print only the tables, in Markdown.
 
     Raises:
         ValueError: rows that cannot be read.
@@ -49,7 +49,7 @@ def tell(
             for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
                 print(sentence)
         except ROW_ERRORS as error:
-            print(f"what was found cannot be told: {why_not(error)}")
+            print(f"what was found cannot be said: {why_not(error)}")
         print()
     show = print_markdown if markdown else print_tables
     for table in experiment.TABLES:
@@ -68,10 +68,10 @@ def tell(
 def draw(experiment: Any, folder: RunFolder, into: Path | None = None) -> list[Path]:
     """Draw the figures of a run, into its folder or ``into``, and return their files.
 
-    A figure that cannot be drawn is a line that says why, and the others follow.
+    A figure that cannot be drawn is replaced by a line that says why.
 
     Args:
-        experiment: the file of the run's experiment, with ``FIGURES``.
+        experiment: module of the run's experiment, with ``FIGURES``.
         folder: a run.
         into: another folder.
 

@@ -1,4 +1,4 @@
-"""The command that makes a run again."""
+"""The command that reproduces a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["command_again"]
 
 PROGRAM = "python run_experiments.py"
 NESTED = "--config"
-"""The command that older versions kept of a run which another one had started."""
+"""The command that older versions recorded for a run that another run had started."""
 
 
 def command_again(folder: RunFolder, about: Mapping[str, Any]) -> str:
-    """What ran, such that a shell reads every word of it as a word.
+    """The command that reproduces a run, quoted for a shell.
 
-    A run that another one started for itself was never typed: it is made again from its own settings, on its device and
-    with its number of threads, on which its last bits depend.
+    A run that another run started was never typed as a command: it is reproduced from its own settings, on its device
+    and with its number of threads, on which its last bits depend.
 
     Args:
         folder: a run.

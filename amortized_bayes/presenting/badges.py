@@ -1,4 +1,4 @@
-"""Judgements of a run in a word or two: certified, vacuous, not converged, failed, unfinished."""
+"""Badges of a run: certified, vacuous, not converged, failed, unfinished."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["badges"]
 
 ABSTAINS = "no verdict"
-"""How the words of a verdict begin that names no cause."""
+"""How a verdict begins that names no cause."""
 
 
 def badges(folder: RunFolder, rows: pd.DataFrame) -> Iterator[Badge]:
-    """Yield what is to be known before any number is read.
+    """Yield what a reader must know before the numbers.
 
     Args:
         folder: a run.
         rows: its rows.
     """
     if not folder.finished:
-        yield Badge("open", "unfinished", "only jobs that are done are shown")
+        yield Badge("open", "unfinished", "only finished jobs are shown")
     if not len(rows):
         yield Badge("open", "no rows yet")
         return
@@ -63,10 +63,11 @@ def _certificates(finals: pd.DataFrame) -> Iterator[Badge]:
     if len(gaps) and not len(judged):
         worst = gaps.sort_values("value").iloc[-1]
         if labels.is_missing(worst["value"]):
-            yield Badge("bad", "not certified", "the gap between both bounds is not finite")
+            yield Badge("bad", "not certified", "the gap between the two bounds is not finite")
         else:
             error = "" if labels.is_missing(worst["standard_error"]) else f"±{worst['standard_error']:.2f}"
-            yield Badge("open", "AIS certificate", f"on average both bounds lie {worst['value']:.2f}{error} nats apart")
+            apart = f"on average the two bounds are {worst['value']:.2f}{error} nats apart"
+            yield Badge("open", "AIS certificate", apart)
     if not len(gaps) and not len(judged) and len(_of(finals, "log_p_lower")):
         yield Badge("open", "no certificate")
 

@@ -1,4 +1,4 @@
-"""Cells, titles and words: a value with its error, the names of what all rows share, and lists of seeds."""
+"""Text for tables and sentences: a value with its error, titles filled with factors, lists of words and seeds."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["ROW_ERRORS", "cell", "fill", "listed", "why_not", "with_seeds"]
 
 
 ROW_ERRORS = (ArithmeticError, LookupError, TypeError, ValueError)
-"""What may go wrong where a sentence or a table is made of rows that are of no such run."""
+"""Errors raised when a sentence or a table is made from rows that lack what it needs."""
 
 
 def why_not(error: Exception) -> str:
-    """Why rows give none."""
-    return f"its rows lack {error}" if isinstance(error, LookupError) else " ".join(str(error).split())
+    """Why the rows give no such sentence or table."""
+    return f"its rows have no {error}" if isinstance(error, LookupError) else " ".join(str(error).split())
 
 
 def cell(metric: str, found: Found | None) -> str:
-    """A value with its error, empty where there is none; a gap clearly below zero carries its z-score."""
+    """A value with its error, empty where there is none; a gap clearly below zero also has its z-score."""
     if found is None:
         return ""
     if math.isnan(found.value):
-        missing = "sooner than tried" if ALREADY in found.note else "not reached"
+        missing = "before the smallest budget" if ALREADY in found.note else "not reached"
         return missing if metric.endswith("_to_share") else "none"
     shown = labels.metric_label(metric)
     text = f"{shown.scale * found.value:z.{shown.digits}f}"  # what rounds to 0 has no sign
@@ -57,5 +57,5 @@ def listed(words: Iterable[str], last: str = "and") -> str:
 
 
 def with_seeds(some: set[int], seeds: set[int]) -> str:
-    """With which seeds, unless with all."""
+    """The seeds concerned, as words; empty if all are."""
     return "" if some == seeds else f" with seed{'s' if len(some) > 1 else ''} {listed(map(str, sorted(some)))}"

@@ -1,4 +1,4 @@
-"""What a published claim is."""
+"""A published claim, as data."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Claim"]
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that was claimed, and how it is tested.
+    """A published claim, and how it is tested.
 
     Args:
         text: the claim.
-        source: who made it, and where it can be read.
-        experiment: whose rows decide it.
+        source: where it was published.
+        experiment: the experiment whose rows decide it.
         published: what was published, by data set.
-        tests: its parts.
-        preset: preset of the runs that it is about.
+        tests: tests of its parts.
+        preset: the preset of the runs that decide it.
     """
 
     text: str

@@ -1,7 +1,7 @@
 """Tests of published claims against the rows of a run: does a claim hold on one data set, and what was measured?
 
-A test answers ``True``, ``False``, or ``None`` where the 95% interval leaves both possible, or where a number is
-missing for some seed. Errors are over seeds where there are several, else the rows' own.
+A test answers ``True``, ``False``, or ``None`` if the 95% interval leaves both possible or a number is missing for some
+seed. With several seeds errors are over seeds; with one they are those of the rows.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 
 MISSING = "not measured with every seed"
 CONVERGED = 1.0
-"""Nats per point that the last doubling of the epochs may gain a fit that has come to its end."""
+"""Nats per point that the last doubling of the epochs may gain a fit that counts as converged."""
 
 
 class Told(NamedTuple):
@@ -66,7 +66,7 @@ class Test(Protocol):
     """A claim, or a part of one, as arithmetic on rows."""
 
     def told(self, rows: pd.DataFrame) -> Iterable[Told]:
-        """Answer for each part, from the final rows of one data set."""
+        """Yield an answer for each part, from the final rows of one data set."""
         ...
 
 
@@ -75,9 +75,9 @@ class Term:
     """A number of a run.
 
     Args:
-        metric: its name.
-        where: factors of its rows, as of :func:`amortized_bayes.selection.where`.
-        sound: whether fits without an active latent are refused; constant VI has none by nature.
+        metric: its metric.
+        where: factors of its rows, as for :func:`amortized_bayes.selection.where`.
+        sound: whether fits without an active latent are refused; constant VI never has one.
     """
 
     metric: str
@@ -130,7 +130,7 @@ class Less:
 
 @dataclass(frozen=True)
 class Signed:
-    """That a number is above zero, or with ``sign`` of -1 below; ``words`` say what it is, else its factors do."""
+    """That a number is positive, or negative with ``sign`` of -1; it is named by ``words``, or else by its factors."""
 
     term: Term
     sign: int = 1
@@ -165,7 +165,7 @@ class Quotient:
 
 @dataclass(frozen=True)
 class Times:
-    """That F-VI takes so many times the steps or the seconds of the best A-VI, to each share of the gap.
+    """That F-VI takes a multiple, within a range, of the steps or seconds of the best A-VI, to each share of the gap.
 
     Args:
         clock: ``"steps"`` or ``"seconds"``.
@@ -209,7 +209,7 @@ class Closes:
 
 @dataclass(frozen=True)
 class Dead:
-    """That a fit ends without an active latent; not told of one that the last doubling of its epochs still moved."""
+    """That a fit ends without an active latent; undecided if the last doubling of its epochs still changed the fit."""
 
     fit: Fit
 
@@ -261,7 +261,7 @@ class Largest:
 
 @dataclass(frozen=True)
 class Shown:
-    """A number that nobody has claimed."""
+    """A number about which nothing was claimed."""
 
     term: Term
 
@@ -271,7 +271,7 @@ class Shown:
 
 
 def verdict(parts: Sequence[Told]) -> str:
-    """What the answers to all parts of a claim come to.
+    """The verdict that follows from the answers to all parts of a claim.
 
     Example:
         >>> verdict([Told(True, ""), Told(False, "")]), verdict([Told(False, ""), Told(None, "")])

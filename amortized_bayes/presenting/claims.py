@@ -1,4 +1,4 @@
-"""Published claims beside what a run finds."""
+"""Published claims compared with what a run found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Line", "claims_found", "tell_claim"]
 
 
 class Line(NamedTuple):
-    """A claim on one data set, and what a run says of it."""
+    """A claim about one data set, and what a run says about it."""
 
     dataset: str
     claim: Claim
@@ -28,7 +28,7 @@ ANSWERS = {True: "yes", False: "no", None: "open"}
 
 
 def claims_found(experiment: str, finals: pd.DataFrame, preset: str = "") -> Iterator[Line]:
-    """Yield what a run says of every claim about its experiment, on each data set that it has.
+    """Yield what a run says about every claim on its experiment, for each of its data sets.
 
     Args:
         experiment: experiment of the run.
@@ -45,7 +45,7 @@ def claims_found(experiment: str, finals: pd.DataFrame, preset: str = "") -> Ite
 
 
 def tell_claim(claim: Claim, dataset: str, rows: pd.DataFrame) -> Line:
-    """What the final rows of one data set say of a claim."""
+    """What the final rows of one data set say about a claim."""
     parts = [part for test in claim.tests for part in test.told(rows)]
     marked = len({part.holds for part in parts}) > 1
     words = [f"{part.words} ({ANSWERS[part.holds]})" if marked else part.words for part in parts]

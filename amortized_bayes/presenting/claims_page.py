@@ -35,7 +35,7 @@ HEADINGS = ("claim", "data", "published", "measured", "verdict")
 def claims_page(out: Path) -> str:
     """The page, from the finished runs under ``out``.
 
-    Of several runs that could answer, the one with the most seeds does, and of those the latest.
+    If several runs could decide a claim, the one with the most seeds is used; of these, the latest.
 
     Raises:
         ValueError: there are none, or one of them is damaged.
@@ -69,7 +69,7 @@ def _lines(claim: Claim, runs: Iterable[FinishedRun], used: dict[int, FinishedRu
 
 
 def _described(run: FinishedRun) -> str:
-    """How a run came about."""
+    """How a run was made: its command, preset, seeds, commit and machine."""
     about = run.folder.environment()
     git = cast("dict[str, object]", about.get("git") or {})
     seeds = run.seeds

@@ -1,4 +1,4 @@
-"""Classes by their names, in tables and figures of data sets that have them."""
+"""Names of classes in tables and figures, for data sets that have them."""
 
 from __future__ import annotations
 

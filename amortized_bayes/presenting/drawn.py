@@ -1,10 +1,10 @@
-"""Figures that no panel can draw, by name: a run and its rows in, a figure out, or ``None`` where nothing is to draw.
+"""Figures that panels cannot draw, by name: functions from a run and its rows to a figure, or ``None`` without data.
 
-What they read of a run besides rows are arrays of jobs: images ``(n, H, W)`` or
-``(n, H, W, 3)`` named ``picture_...``; ``elbo_<epochs>`` ``(N,)``, ``original`` and ``reconstruction``
-of a fit of the sweep; ``elbo_star``, ``residual`` and ``evaluations``, ``(R, B)``, of a search for q*; and of
-``toy-posteriors`` ``axes`` and ``density`` of the job named ``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo``
-``(B,)`` of the jobs of each family named ``amortized`` and ``best``; and what ``gmm`` leaves (``presenting.mixture``).
+Besides rows they read arrays of jobs: images ``(n, H, W)`` or ``(n, H, W, 3)`` named ``picture_...``;
+``elbo_<epochs>`` ``(N,)``, ``original`` and ``reconstruction`` of a fit of the sweep; ``elbo_star``, ``residual`` and
+``evaluations``, ``(R, B)``, of a search for q*; for ``toy-posteriors``, ``axes`` and ``density`` of the job named
+``posterior``, and ``draws`` ``(S, 4, 2)`` and ``elbo`` ``(B,)`` of the jobs of each family named ``amortized`` and
+``best``; and the arrays of ``gmm`` (``presenting.mixture``).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _family_gap(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 
 def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """Test images and what each guide of the first seed makes of them; nothing if they are no images."""
+    """Test images and their reconstructions by each guide of the first seed; ``None`` if the data are not images."""
     finals = summarise(rows)
     dataset, seed = str(rows["dataset"].iloc[0]), int(rows["seed"].min())
     seen: dict[str, np.ndarray] = {}
@@ -76,7 +76,7 @@ def _reconstructions(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 
 def _point_elbos(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """ELBO of each training point under A-VI of up to three widths, against F-VI's, with the first seed."""
+    """ELBO of each training point under A-VI of up to three widths against that under F-VI, for the first seed."""
     finals = summarise(rows)
     dataset, seed = str(rows["dataset"].iloc[0]), int(rows["seed"].min())
     place = {"dataset": dataset, "seed": seed}
@@ -102,7 +102,7 @@ def _with_all_epochs(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
 
 
 def _memory(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """Bytes as measured; those of guides with parameters for each point grow with the data set."""
+    """Measured bytes; for guides with per-point parameters they are scaled with the number of points."""
     finals = summarise(rows)
     guides = [g for g in selection.guides(finals) if g[0] not in GUIDES or not GUIDES[g[0]].starts_from]
     series: list[Series] = []
@@ -137,7 +137,7 @@ def _num_points(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """Convergence of the search for q*, and what a search reports to be missing against the truth."""
+    """Convergence of the search for q*, and its residual against what is truly missing."""
     references = run.find({"start": "reference"})
     if not references:
         return None
@@ -169,7 +169,7 @@ def _qstar(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 
 def _restarts(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """How far each search for q* lies behind the best of its restarts."""
+    """How far each search for q* is behind the best of its restarts."""
     found: dict[str, list[np.ndarray]] = {}
     for key in run.find({}):
         own = run.jobs[key]
@@ -184,7 +184,7 @@ def _restarts(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 
 def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """Posteriors of the first points, and what each family makes of them."""
+    """Posteriors of the first points, and their approximations by each family."""
     grids = run.find({}, "posterior")
     if not grids:
         return None
@@ -206,7 +206,7 @@ def _toy_posteriors(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 
 def _close_the_gap(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """What each method recovers, against its seconds at test time and of training."""
+    """What each method recovers, against its seconds at test time and in training."""
     del run
     finals = summarise(rows)
     found: dict[str, list[plotting.Way]] = {}
@@ -215,7 +215,7 @@ def _close_the_gap(run: RunView, rows: pd.DataFrame) -> Figure | None:
         ways = [_way(selection.where(own, {"method": method}), method) for method in _methods(own)]
         if ways:
             found[labels.dataset_label(str(dataset))] = ways
-    heading = "Nats recovered over the encoder's own answer, with the number of steps of each point's own"
+    heading = "Nats recovered over the encoder's own output; the numbers are per-point steps"
     return plotting.closing_figure(found, heading) if found else None
 
 
@@ -245,7 +245,7 @@ def _way(rows: pd.DataFrame, method: str) -> plotting.Way:
 
 
 def _pictures(run: RunView, rows: pd.DataFrame, heading: str) -> Figure | None:
-    """Images that jobs left as arrays named ``picture_...``, a row for each, with what tells their jobs apart."""
+    """Images that jobs kept as arrays named ``picture_...``, a row per array, labelled by the factors of its job."""
     jobs = {key: run.jobs[key] for key in run.find({})}
     shared = selection.factors_of(rows)
     found = {

@@ -18,15 +18,15 @@ SETS = {"re-decoded": "re-decoded images", "samples": "samples"}
 STAGES = ("encoder", "joint")
 WORDS: dict[tuple[bool | None, bool | None], str] = {
     (True, True): "the ELBO rises while {images} move away from the truth",
-    (True, False): "the ELBO rises, and {images} come nearer to the truth",
+    (True, False): "the ELBO rises, and {images} move closer to the truth",
     (False, True): "the ELBO falls, and {images} move away from the truth",
-    (False, False): "the ELBO falls while {images} come nearer to the truth",
+    (False, False): "the ELBO falls while {images} move closer to the truth",
 }
-"""By whether the ELBO rises, and whether the distance does."""
+"""Keys: whether the ELBO rises, and whether the distance rises."""
 
 
 def drifting_images(finals: pd.DataFrame) -> Iterator[str]:
-    """Whether the ELBO rises while the Fréchet distance does, of each data set and kind of images."""
+    """Whether ELBO and Fréchet distance rise together, for each data set and kind of images."""
     for key, rows in selection.groups(finals, ("dataset",)):
         seeds = selection.num_seeds(rows)
         elbos = [selection.mean(rows, "elbo", {"stage": stage, "split": "test"}, seeds) for stage in STAGES]
@@ -40,7 +40,7 @@ def drifting_images(finals: pd.DataFrame) -> Iterator[str]:
                     selection.is_positive(selection.difference(after, before)),
                     selection.is_positive(selection.difference(far, near)),
                 )
-                undecided = "it is left open whether the ELBO and the distance of {images} rise"
+                undecided = "it is uncertain whether the ELBO and the distance of {images} rise"
                 verdict = WORDS.get(signs, undecided)
                 yield (
                     f"{labels.value_label('dataset', key['dataset'])}: when encoder and decoder are trained jointly, "

@@ -37,12 +37,12 @@ from amortized_bayes.results.summary import summarise
 __all__ = ["Drawing", "draw_figures", "drawn_figures"]
 
 ERRORS = (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What may go wrong in drawing one figure; the others are drawn all the same."""
+"""Errors that stop the drawing of one figure; the others are still drawn."""
 CLOCKS = {"step": "steps", "seconds": "training time (seconds)"}
 LINES_WIDTH = 4.6
 """Inches of a panel with curves."""
 SQUEEZED = 8
-"""Evaluations of a curve from which on the first ones are cut off where they are far below the rest."""
+"""Length of a curve above which its first evaluations are cut off if they are far below the rest."""
 LABEL = 42
 """Characters of a y label in a line."""
 
@@ -66,11 +66,11 @@ class Drawing(NamedTuple):
 def drawn_figures(
     figures: Mapping[str, Panel | Sequence[Panel]], run: RunView, rows: pd.DataFrame
 ) -> Iterator[Drawing]:
-    """Every figure that is declared, drawn where the rows and arrays of a run allow.
+    """Draw every declared figure for which the run has rows and arrays.
 
     Args:
-        figures: by file name; of a name with ``{dataset}`` or ``{number}`` there is one per data set.
-        run: to be drawn.
+        figures: by file name; a name with ``{dataset}`` or ``{number}`` stands for one figure per data set.
+        run: the run to draw.
         rows: rows of the run.
     """
     rows = with_class_names(rows)
@@ -117,7 +117,7 @@ def _named(pattern: str, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame
 
 
 def _figure(panels: Sequence[Panel], run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """The panels beside each other, mostly with one y axis for a declaration; ``None`` where no row is for any."""
+    """The panels side by side, those of one declaration with a common y axis; ``None`` if there are no rows for any."""
     first = panels[0]
     if isinstance(first, Drawn):
         return drawn.DRAWN[first.function](run, rows, **first.options)
@@ -254,7 +254,7 @@ def _kinds(panel: Lines, rows: pd.DataFrame) -> dict[str, str]:
 
 
 def _over_seeds(panel: Lines, rows: pd.DataFrame) -> pd.DataFrame:
-    """A line: its mean and range over seeds where all have come, or one seed with its standard errors."""
+    """A line: mean and range over seeds, at the steps that all seeds have, or one seed with its standard errors."""
     seeds = selection.num_seeds(rows)
     by_step: Any = rows.groupby("step")
     count = by_step["value"].agg("count")
@@ -293,7 +293,7 @@ def _bars(panel: Bars, finals: pd.DataFrame) -> Ready | None:
 
 
 def _over_all_seeds(rows: pd.DataFrame, metric: str, seeds: int) -> selection.Found | None:
-    """A mean over seeds; ``None`` where some are missing, which a mark in a figure cannot say."""
+    """A mean over seeds; ``None`` if some are missing, since a mark in a figure cannot show that."""
     found = selection.mean(rows, metric, seeds=seeds)
     return None if found is None or found.note or not np.isfinite(found.value) else found
 

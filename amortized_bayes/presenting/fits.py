@@ -1,6 +1,6 @@
-"""Numbers of the guides of one data set over all seeds: what sentences and claims about a sweep rest on.
+"""Numbers of the guides of one data set over all seeds, for sentences and claims about a sweep.
 
-Nothing is a mean over fewer seeds than there are: what some seed does not have is ``None``.
+Means are always over all seeds of the run: a number that some seed lacks is ``None``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WHOLE = {"epochs": None}
 
 
 def all_fits(rows: pd.DataFrame) -> list[Fit]:
-    """All fits, those that failed too, as people read them."""
+    """All fits, including those that failed, in reading order."""
     return [Fit(guide, k) for guide, k in selection.guides(rows)]
 
 
@@ -65,7 +65,7 @@ def of_guide(rows: pd.DataFrame, metric: str, guide: str, k: int | None = None, 
 
 
 def closed_already(rows: pd.DataFrame, fit: Fit, share: float) -> set[int]:
-    """Seeds with which the smallest budget closes a share, so that the time to there is not known."""
+    """Seeds with which the smallest budget already closes a share, so that the time to it is unknown."""
     own = selection.where(rows, {"metric": "steps_to_share", "guide": fit.guide, "k": fit.k, "share": share})
     return {int(seed) for seed in own.loc[own["note"].str.contains(ALREADY, regex=False), "seed"]}
 
@@ -78,7 +78,7 @@ def never_closed(rows: pd.DataFrame, fit: Fit, share: float) -> set[int]:
 
 
 def of_status(rows: pd.DataFrame, status: str) -> pd.DataFrame:
-    """Rows that failed, or are vacuous and need not be: each fit for itself, constant VI left out of the vacuous."""
+    """Rows of fits that failed or are vacuous, without constant VI, which is always vacuous."""
     own = cast("pd.DataFrame", rows[rows["status"] == status])
     if "guide" not in own.columns:
         return own
@@ -87,13 +87,13 @@ def of_status(rows: pd.DataFrame, status: str) -> pd.DataFrame:
 
 
 def is_sound(rows: pd.DataFrame, fit: Fit) -> bool:
-    """Whether a fit succeeded with every seed, with a latent that is active."""
+    """Whether a fit succeeded with every seed and has an active latent."""
     own = selection.matching(rows, {**WHOLE, "guide": fit.guide, "k": fit.k, "status": "vacuous"})
     return not own.any() and by_seed(rows, "final_elbo", fit) is not None
 
 
 def widths(rows: pd.DataFrame) -> list[int]:
-    """Widths of A-VI whose fits are sound, rising."""
+    """Widths of A-VI whose fits are sound, in increasing order."""
     amortized = cast("pd.DataFrame", rows[rows["guide"] == "amortized"])
     return [k for k in labels.order("k", amortized["k"].tolist()) if is_sound(rows, Fit("amortized", k))]
 
@@ -119,12 +119,12 @@ def mean_of(values: list[float]) -> Found:
 
 
 def shares(rows: pd.DataFrame) -> list[float]:
-    """The shares of the gap to which fits were timed, rising."""
+    """The shares of the gap to which fits were timed, in increasing order."""
     return labels.order("share", rows["share"].tolist()) if "share" in rows.columns else []
 
 
 def closes_gap(rows: pd.DataFrame, k: int) -> bool | None:
-    """Whether A-VI of a width closes the gap; ``None`` where that cannot be told."""
+    """Whether A-VI of a width closes the gap; ``None`` if that is uncertain."""
     gap, whole = of_guide(rows, "family_gap", "amortized", k), of_guide(rows, "family_gap", "constant")
     if gap is None or whole is None or not whole.value > 0 or not is_sound(rows, Fit("amortized", k)):
         return None
@@ -132,7 +132,7 @@ def closes_gap(rows: pd.DataFrame, k: int) -> bool | None:
 
 
 def unsettled(rows: pd.DataFrame) -> list[Fit]:
-    """Fits whose gap to the reference is no larger than what the last doubling of the epochs gained them, or F-VI."""
+    """Fits whose gap to the reference is at most what the last doubling of the epochs gained them or F-VI."""
     gains = {fit: gain.value for fit in all_fits(rows) if (gain := of_guide(rows, "unconverged_by", *fit))}
     of_reference = [gain for fit, gain in gains.items() if fit.guide in GUIDES and GUIDES[fit.guide].is_reference]
     found = []
@@ -144,13 +144,13 @@ def unsettled(rows: pd.DataFrame) -> list[Fit]:
 
 
 def is_below(found: Found, edge: float) -> bool | None:
-    """Whether the interval of a number lies below an edge, or not at all: ``None`` where the edge is in it."""
+    """Whether the interval of a number is below an edge; ``None`` if it contains the edge."""
     reach = found.reach if math.isfinite(found.error) else 0.0
     return True if found.value + reach < edge else False if found.value - reach >= edge else None
 
 
 def within(found: Found, low: float, high: float) -> bool | None:
-    """Whether the interval of a number lies in a range, or outside; ``None`` where it does neither, or has no error."""
+    """Whether the interval of a number is inside a range or outside; ``None`` if neither, or without an error."""
     reach = found.reach  # nan where a ratio has one seed: then nothing is sure
     inside = low <= found.value - reach and found.value + reach <= high
     outside = found.value - reach > high or found.value + reach < low

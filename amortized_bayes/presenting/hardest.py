@@ -1,4 +1,4 @@
-"""The points at which a guide loses most, and a glance at the data, from arrays that jobs left."""
+"""The points at which a guide loses most, and a few images of the data, from the arrays of jobs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _called(dataset: str, kept: dict[str, np.ndarray], place: int) -> list[str]:
 
 
 def data_thumbnail(run: RunView) -> Figure | None:
-    """A few images of the data of each data set, as the first job that kept any has them; ``None`` without any."""
+    """A few images of each data set, from the first job that kept some; ``None`` without any."""
     found: dict[str, np.ndarray] = {}
     for key in run.find({}):
         name = labels.dataset_label(str(run.jobs[key].get("dataset", "data")))

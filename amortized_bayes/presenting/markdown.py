@@ -1,4 +1,4 @@
-"""Tables in Markdown, for papers' drafts and for the docs of this project."""
+"""Tables in Markdown, for drafts of papers and for the docs of this project."""
 
 from __future__ import annotations
 

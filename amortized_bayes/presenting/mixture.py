@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["bent_decoder", "mixture"]
 
 NOTHING = 1e-6
-"""Nats per point below which a gap counts as none: four codes are summed in float64."""
+"""Nats per point below which a gap counts as zero: four codes are summed in float64."""
 
 
 def mixture(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """Data and posteriors of the largest scale and skew and the first seed, and the way of the means."""
+    """Data and posteriors at the largest scale and skew, for the first seed, and the path of the means."""
     if not {"skew", "scale", "seed"} <= set(rows.columns):
         return None
     scale, seed = float(rows["scale"].max()), int(rows["seed"].min())
@@ -44,14 +44,14 @@ def mixture(run: RunView, rows: pd.DataFrame) -> Figure | None:
 
 
 def bent_decoder(finals: pd.DataFrame) -> Iterator[str]:
-    """Of each skew and scale, what the optimum of joint training wins and loses, and what training came to."""
+    """For each skew and scale, what joint training gains and loses, at its optimum and as trained."""
     seeds = selection.num_seeds(finals)
     for key, part in selection.groups(finals, ("scale", "skew")):
         where = labels.describe(key)
         where = where[0].upper() + where[1:]
         truth = _known(part, "exact_approximation_gap", {"decoder": "true", "split": "train"}, seeds)
         if truth is not None and abs(truth.value) < NOTHING:
-            yield f"{where}: the true posterior factorizes at all points, so that there is nothing to show."
+            yield f"{where}: the true posterior factorizes at all points, so there is nothing to show."
             continue
         for what, factors in {
             "the optimum of joint training": {"decoder": "joint optimum", "split": "population"},
@@ -65,10 +65,10 @@ def bent_decoder(finals: pd.DataFrame) -> Iterator[str]:
             signs = [selection.is_positive(found) for found in (gained, lost)]
             said: dict[Any, str] = {
                 (True, True): "raises the ELBO and lowers the likelihood",
-                (True, False): "raises both",
-                (False, True): "lowers both",
+                (True, False): "raises ELBO and likelihood",
+                (False, True): "lowers ELBO and likelihood",
             }
-            verdict = said.get(tuple(signs), "leaves open what it does")
+            verdict = said.get(tuple(signs), "has an uncertain effect")
             change = lost._replace(value=-lost.value)
             yield (
                 f"{where}: on new points {what} {verdict}: ELBO {_signed('exact_elbo_gained', gained)}, log p(x) "

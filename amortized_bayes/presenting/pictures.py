@@ -1,4 +1,4 @@
-"""Images among the arrays that jobs left: ``picture_...``, or ``original`` and ``reconstruction`` of a fit."""
+"""Images among the arrays of jobs: ``picture_...``, or ``original`` and ``reconstruction`` of a fit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 __all__ = ["PICTURE", "as_images", "pictures_of"]
 
 PICTURE = "picture_"
-"""How names of arrays begin that hold images to be drawn."""
+"""Prefix of the names of arrays with images to draw."""
 OF_A_FIT = ("original", "reconstruction")
 
 
 def as_images(pixels: np.ndarray) -> np.ndarray | None:
-    """Images as they are, and vectors as squares if they can be; ``None`` for others."""
+    """Images unchanged, vectors of a square length as square images; ``None`` for others."""
     if pixels.ndim != 2:
         return pixels if pixels.ndim > 2 else None
     side = math.isqrt(pixels.shape[1])

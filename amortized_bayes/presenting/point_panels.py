@@ -1,4 +1,4 @@
-"""Panels that show data points, from the arrays that jobs left: gaps, one metric against another, ladders of bounds."""
+"""Panels that show data points, from the arrays of jobs: gaps, one metric against another, ladders of bounds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["BELOW", "Ready", "of_points"]
 Ready = tuple[Callable[[Axes], None], float]
 """What draws one panel, and how many inches wide it is."""
 BELOW: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
-"""A legend that hides no mark."""
+"""Position of a legend below the axes, where it hides no mark."""
 OUTLIER = 2.0
-"""Times the gap that one point in twenty exceeds: a point beyond it would squeeze the others on a linear axis."""
+"""Multiple of the 95% quantile of gaps beyond which a point would squeeze the others on a linear axis."""
 
 
 def of_points(panel: Gaps | Scatter | Ecdf | Ladder, run: RunView) -> Ready | None:
-    """What draws a panel of data points; ``None`` where no job left its arrays."""
+    """What draws a panel of data points; ``None`` if no job kept its arrays."""
     if isinstance(panel, Gaps):
         return _gaps(panel, run)
     if isinstance(panel, Ecdf):
@@ -38,7 +38,7 @@ def of_points(panel: Gaps | Scatter | Ecdf | Ladder, run: RunView) -> Ready | No
 def _arrays(
     run: RunView, factor: str, where: Any, metrics: tuple[str, ...]
 ) -> Iterator[tuple[Factor, dict[str, np.ndarray]]]:
-    """Arrays of the jobs that left all these metrics, by the value of a factor, as people read them."""
+    """Arrays of the jobs that kept all these metrics, by the value of a factor, in reading order."""
     wanted = {name: value for name, value in where.items() if not isinstance(value, tuple)}
     for value in labels.order(factor, (run.jobs[key].get(factor) for key in run.find(wanted))):
         for key in run.find({**wanted, factor: value}):

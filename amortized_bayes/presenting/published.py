@@ -1,4 +1,4 @@
-"""Published numbers, as rows with the factors of ours: a join on all of them cannot put MNIST's beside digits'.
+"""Published numbers as rows with the same factors as ours, joined on all of them: MNIST's cannot appear beside digits'.
 
 A file of the folder ``published`` has a column for each factor, empty where a number does not depend on it, and
 ``metric``, ``value``, ``source`` and ``note``.
@@ -49,13 +49,13 @@ def read_published(name: str, folder: Path = FOLDER) -> list[Published]:
 
 
 def find(numbers: list[Published], metric: str, factors: Mapping[str, Any]) -> Published | None:
-    """The published number of a metric with exactly these factors; the seed is ours alone."""
+    """The published number of a metric with exactly these factors, the seed aside."""
     wanted = {name: _text(v) for name, v in factors.items() if name != "seed" and not is_missing(v)}
     return next((n for n in numbers if n.metric == metric and n.factors == wanted), None)
 
 
 def sources(numbers: list[Published]) -> Iterator[str]:
-    """Where numbers are from, each source once, with what is to be known about it."""
+    """The sources of numbers, each once, with its notes."""
     for source in dict.fromkeys(n.source for n in numbers):
         notes = dict.fromkeys(n.note for n in numbers if n.source == source and n.note)
         yield "; ".join([source, *notes])

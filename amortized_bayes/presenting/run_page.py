@@ -1,6 +1,6 @@
-"""One page about a run, or about several side by side, from the same sentences, tables, figures and claims as ever.
+"""One page about a run, or about several side by side: the sentences, tables, figures and claims of the other commands.
 
-What a run has no rows or arrays for is left out, and named at the end.
+Parts for which a run has no rows or arrays are left out, and listed at the end.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["run_page"]
 
-HEADINGS = ("What was found", "The run", "Numbers", "Figures", "The hardest points", "Published claims", "Again")
+HEADINGS = (
+    *("What was found", "The run", "Numbers", "Figures", "The hardest points", "Published claims"),
+    "How to reproduce",
+)
 MISSING = "Not shown"
-SUBTITLE = "amortized_bayes: what does it cost to share the inference?"
+SUBTITLE = "amortized_bayes: what does amortized inference cost?"
 
 
 def run_page(folders: Sequence[RunFolder]) -> Page:
@@ -70,7 +73,7 @@ class _Run:
         self.missing: list[str] = []
 
     def parts(self) -> dict[str, list[Part]]:
-        """What stands under each heading; what is missing comes last, when it is known."""
+        """The parts under each heading; what is missing comes last, since only then it is known."""
         found: dict[str, list[Part]] = {heading: [] for heading in (*HEADINGS, MISSING)}
         makers = (self._words, self._facts, self._tables, self._figures, self._hardest, self._claims, self._again)
         for heading, make in zip(HEADINGS, makers, strict=True):
@@ -104,7 +107,7 @@ class _Run:
                 self.missing.append(f"table {table.title!r}: {why_not(error)}")
 
     def _figures(self) -> Iterator[Drawing]:
-        """Every declared figure that can be drawn, the others by name with the reason."""
+        """Every declared figure that can be drawn; the others are listed as missing, with the reason."""
         for name, _, figure, problem in drawn_figures(self.module.FIGURES, self.view, self.rows):
             if figure is not None:
                 shown = labels.describe(selection.factors_of(self.rows))
@@ -113,12 +116,12 @@ class _Run:
             self.missing.append(f"figure {name}: {problem or self._lacking()}")
 
     def _lacking(self) -> str:
-        """Why something that needs arrays is not shown."""
+        """Why a part that needs arrays is not shown."""
         arrays = any((self.folder.path / "arrays").glob("[!.]*.npz"))
         return "this run has no rows or arrays for it" if arrays else "this run was kept without arrays"
 
     def _certificates(self) -> str:
-        """What the certificates say, to stand below the ladder of bounds."""
+        """What the certificates say, as a caption for the ladder of bounds."""
         finals = summarise(self.rows)
         chosen = finals[finals["metric"] == "certificate_gap"]
         whose = told_apart(finals, chosen)

@@ -1,4 +1,4 @@
-"""What a run found, in words: what every experiment says of its rows, and findings that experiments name.
+"""What a run found, in words: what is said of the rows of every experiment, and findings that experiments name.
 
 An experiment's ``FINDINGS`` name functions of this file, or are functions of its own: rows in, sentences out.
 """
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["FINDINGS", "best_guides", "encoder_or_family", "notes", "sentences", "told_apart"]
 
 NEVER_NEGATIVE = ("approximation_gap", "amortization_gap", "inference_gap", "optimization_gap")
-"""Gaps that no optimum lets fall below zero: one that does shows noise, or a search that fell short."""
+"""Gaps that cannot be negative at an optimum: a negative one shows noise, or a search that fell short."""
 
 
 def sentences(rows: pd.DataFrame, findings: Iterable[str | Callable[..., Iterable[str]]] = ()) -> Iterator[str]:
-    """Yield what was found: what an experiment says itself, then failures, vacuous fits and what casts doubt.
+    """Yield what was found: the experiment's own findings, then failures, vacuous fits and reasons for doubt.
 
     Args:
         rows: rows of a run.
@@ -54,7 +54,7 @@ def sentences(rows: pd.DataFrame, findings: Iterable[str | Callable[..., Iterabl
 
 
 def _common_notes(finals: pd.DataFrame) -> Iterator[str]:
-    """Notes that all rows of a data set share: that other data were used, say."""
+    """Notes that all rows of a data set share, such as that other data were used."""
     for _, rows in selection.groups(finals, ("dataset",)):
         found = [set(note.split("; ")) for note in rows[rows["status"] != "failed"]["note"].fillna("").astype(str)]
         for phrase in sorted(set.intersection(*found) - {""}) if found else []:
@@ -83,7 +83,7 @@ def _vacuous(finals: pd.DataFrame) -> Iterator[str]:
 
 
 def _negative_gaps(finals: pd.DataFrame) -> Iterator[str]:
-    """Gaps that lie below zero by more than two of their errors."""
+    """Gaps that are negative by more than two of their errors."""
     below = finals[finals["metric"].isin(NEVER_NEGATIVE) & (finals["value"] < -2 * finals["standard_error"].fillna(0))]
     below = selection.where(cast("pd.DataFrame", below), {"label": None})
     for name, row in zip(told_apart(finals, below), below.to_dict("records"), strict=True):
@@ -94,7 +94,7 @@ def _negative_gaps(finals: pd.DataFrame) -> Iterator[str]:
 
 
 def _missing_certificates(finals: pd.DataFrame) -> Iterator[str]:
-    """AIS without its check on points drawn from the model."""
+    """AIS estimates without a check on points drawn from the model."""
     bounds, checked = (
         cast("pd.DataFrame", finals[finals["metric"] == name]) for name in ("log_p_lower", "certificate_gap")
     )
@@ -109,7 +109,7 @@ def _missing_certificates(finals: pd.DataFrame) -> Iterator[str]:
 
 
 def notes(finals: pd.DataFrame) -> Iterator[str]:
-    """Yield what rows say of themselves alone: verdicts, certificates, what a search was replaced by."""
+    """Yield the notes of single rows: verdicts, certificates, what replaced a search."""
     chosen = cast("pd.DataFrame", finals[(finals["note"].fillna("") != "") & (finals["status"] != "failed")])
     common = {sentence.removesuffix(".") for sentence in _common_notes(finals)}
     said: dict[str, None] = {}
@@ -131,7 +131,7 @@ def best_guides(finals: pd.DataFrame) -> Iterator[str]:
 
 
 def encoder_or_family(finals: pd.DataFrame) -> Iterator[str]:
-    """Yield of each model whether its encoder or its family loses more, or that their errors do not tell."""
+    """Yield for each model whether its encoder or its family loses more, or that this is uncertain."""
     parts = cast("pd.DataFrame", finals[finals["metric"].isin(("amortization_gap", "approximation_gap"))])
     rows = selection.where(parts, {"label": None})
     seeds, same = selection.num_seeds(rows), selection.factors_of(rows)
@@ -146,7 +146,7 @@ def encoder_or_family(finals: pd.DataFrame) -> Iterator[str]:
         both = [_with_error(found) for found in (encoder, family)]
         more = selection.is_positive(selection.difference(encoder, family))
         if more is None:
-            said = f"whether encoder or family loses more cannot be told, {both[0]} and {both[1]}"
+            said = f"it is uncertain whether encoder or family loses more: {both[0]} and {both[1]}"
         elif more:
             said = f"the encoder loses more than the family, {both[0]} against {both[1]}"
         else:
@@ -174,7 +174,7 @@ FINDINGS: dict[str, Callable[[Any], Iterable[str]]] = {
 
 
 def told_apart(rows: pd.DataFrame, some: pd.DataFrame, ignored: tuple[str, ...] = ()) -> list[str]:
-    """Name each row of ``some`` by the factors that vary among ``rows``."""
+    """Name each row of ``some`` by the factors that differ among ``rows``."""
     same = selection.factors_of(rows)
     varying = [name for name in selection.factor_names(rows) if name not in same and name not in ignored]
     if "k" in varying and "guide" in rows.columns and "guide" not in varying:

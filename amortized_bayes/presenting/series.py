@@ -1,4 +1,4 @@
-"""Models of which it is known what f must see, as figures and sentences: of ``when-and-why`` and ``interpolate``."""
+"""Figures and sentences of ``when-and-why`` and ``interpolate``: models where it is known what f must see."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def gaps_by_input(run: RunView, rows: pd.DataFrame, metric: str, heading: str) -
 
 
 def course(run: RunView, rows: pd.DataFrame) -> Figure | None:
-    """How far each fit of the first seed lies behind at each step: constant VI, F-VI, and A-VI that sees enough."""
+    """How far each fit of the first seed is behind at each step: constant VI, F-VI, and A-VI that sees enough."""
     del run
     own = selection.where(rows, {"metric": "behind_reference", "seed": int(rows["seed"].min())})
     shares = rows["share"].dropna().tolist() if "share" in rows.columns else []
@@ -74,13 +74,12 @@ def course(run: RunView, rows: pd.DataFrame) -> Figure | None:
     if not panels:
         return None
     share = float(shares[0]) if shares else 0.99
-    return plotting.course_figure(
-        panels, share, "Equal starts, equal rates: how fast each guide comes near F-VI's optimum, where f sees enough"
-    )
+    heading = "Same initialization and learning rates: how fast guides approach F-VI's optimum, where f sees enough"
+    return plotting.course_figure(panels, share, heading)
 
 
 def what_f_must_see(finals: pd.DataFrame) -> Iterator[str]:
-    """By which input and width A-VI closes the gap in each model, and what it leaves with less."""
+    """The smallest family gap of A-VI in each model, for each input of f, and the width that reaches it."""
     seeds = selection.num_seeds(finals)
     for key, part in selection.groups(finals, ("dataset",)):
         amortized = selection.where(part, {"metric": "exact_family_gap", "guide": "amortized"})
@@ -96,7 +95,7 @@ def what_f_must_see(finals: pd.DataFrame) -> Iterator[str]:
             f"{labels.value_label('sees', sees)} {cell('exact_family_gap', gap)} ({_f(k)})"
             for sees, (k, gap) in found.items()
         ]
-        yield f"{name[0].upper()}{name[1:]}, the least family gap by what f sees: {', '.join(words)} nats per point."
+        yield f"{name[0].upper()}{name[1:]}, the smallest family gap by what f sees: {', '.join(words)} nats per point."
 
 
 def _best(rows: pd.DataFrame, sees: dict[str, Any], seeds: int) -> tuple[int, selection.Found] | None:
@@ -113,7 +112,7 @@ def _f(k: int) -> str:
 
 
 def _place(sees: str) -> int:
-    """Of its colour and marker, the same in all panels."""
+    """Place of an input in the order of colours and markers, the same in all panels."""
     return list(labels.SEES_LABELS).index(sees)
 
 

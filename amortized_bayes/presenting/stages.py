@@ -21,9 +21,9 @@ __all__ = ["stages"]
 
 PANELS = (("log_p", "elbo"), ("approximation_gap", "amortization_gap"), ("log_p_lost",), ("kl_to_original",))
 LOG = ("approximation_gap",)
-"""First curves of panels whose axis is logarithmic."""
+"""First metrics of the panels with a logarithmic axis."""
 ALIKE = ("log_p", "elbo")
-"""Metrics whose errors are those of the points, which are the same at all steps."""
+"""Metrics whose errors come from the choice of points, which are the same at all steps; drawn without bands."""
 
 
 def stages(run: RunView, rows: pd.DataFrame, where: Mapping[str, Factor], prefix: str = "") -> Figure | None:
@@ -32,8 +32,8 @@ def stages(run: RunView, rows: pd.DataFrame, where: Mapping[str, Factor], prefix
     Args:
         run: not read.
         rows: rows of a run.
-        where: which training; of several seeds the first is drawn.
-        prefix: prefix of the metrics, ``exact_`` where they are.
+        where: which training; with several seeds, the first is drawn.
+        prefix: prefix of the metrics: ``exact_`` where they are exact.
     """
     del run
     own = selection.where(rows, where)
@@ -57,10 +57,10 @@ def stages(run: RunView, rows: pd.DataFrame, where: Mapping[str, Factor], prefix
     if not panels:
         return None
     shown = {name: value for name, value in where.items() if name != "dataset"}
-    heading = f"A known decoder, trained: {labels.describe({**shown, 'seed': seed})}"
+    heading = f"Training that starts from a known decoder: {labels.describe({**shown, 'seed': seed})}"
     note = (
-        "bands: one standard error over points, but not of log p(x) and ELBO, whose points are the same at all steps; "
-        "the untrained encoder is only among the gaps"
+        "bands: one standard error over points; none for log p(x) and ELBO, whose points are the same at all steps; "
+        "the untrained encoder is shown among the gaps only"
     )
     return plotting.stages_figure(panels, ends, heading, note)
 

@@ -1,6 +1,6 @@
-"""What a sweep found, in words: who closes how much of the gap, how soon, and what cannot be told.
+"""What a sweep found, in words: which guide closes how much of the gap, how fast, and what is uncertain.
 
-Every sentence rests on all seeds, and on fits with an active latent.
+Every sentence uses all seeds, and only fits with an active latent.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ def _about(rows: pd.DataFrame) -> Iterator[str]:
     reference = cast("pd.DataFrame", rows[rows["metric"] == "elbo_reference"])
     seeds = set(rows["seed"])
     if without := seeds - set(reference["seed"]):
-        yield f"there is no reference{with_seeds(without, seeds)}, {_why(rows, without)}; gaps and times cannot be told"
+        who = with_seeds(without, seeds)
+        yield f"there is no reference{who}, {_why(rows, without)}; gaps and times are unavailable"
         return
     if dead := set(reference[reference["status"] == "vacuous"]["seed"]):
-        yield f"no latent of the reference is active{with_seeds(dead, seeds)}; nothing can be told of gaps and times"
+        yield f"no latent of the reference is active{with_seeds(dead, seeds)}; gaps and times mean nothing"
         return
     yield from _gaps(rows, reference)
     yield from _narrowest(rows)
@@ -80,7 +81,7 @@ def _why(rows: pd.DataFrame, seeds: set[int]) -> str:
 
 
 def _gaps(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[str]:
-    """How far each family stays behind the reference, and which share of the gap to constant VI it closes."""
+    """How far each family is behind the reference, and which share of the gap to constant VI it closes."""
     whose = reference["note"].str.split("; ").str[-1]  # after what all rows of the run note
     names = " or ".join(
         f"{who}{with_seeds(set(part['seed']), set(rows['seed']))}" for who, part in reference.groupby(whose)
@@ -102,7 +103,7 @@ def _gaps(rows: pd.DataFrame, reference: pd.DataFrame) -> Iterator[str]:
         size = f"{_size(whole)} nats per point {'below' if whole.value >= 0 else 'above'}"
         yield f"constant VI ends {size} the reference; of this gap {', '.join(parts)}"
     elif parts:
-        yield f"beside the reference, in nats per point, {', '.join(parts)}"
+        yield f"relative to the reference, in nats per point, {', '.join(parts)}"
     if left_out:
         yield f"left out, since not every seed has a fit with an active latent: {', '.join(left_out)}"
 
@@ -121,7 +122,7 @@ def _narrowest(rows: pd.DataFrame) -> Iterator[str]:
         if sure is not None:
             enough.setdefault(" or, within its error, ".join(who), []).append(f"{level:.0%}")
         elif maybe is not None:
-            yield f"whether any width tried closes {level:.0%} of the gap cannot be told: {who[0]}"
+            yield f"it is uncertain whether any width tried closes {level:.0%} of the gap: {who[0]}"
         else:
             never.append(f"{level:.0%}")
     if enough:
@@ -134,7 +135,7 @@ def _narrowest(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _equal_histories(rows: pd.DataFrame) -> Iterator[str]:
-    """A-VI and F-VI, gone on with for as many steps from the same solution."""
+    """A-VI and F-VI, continued for equally many steps from the same solution."""
     starts, after = _starts(rows), by_seed(rows, "family_gap", AFTER)
     if starts is None or after is None or not all(is_sound(rows, fit) for fit in {AFTER, *starts.values()}):
         return
@@ -153,7 +154,7 @@ def _equal_histories(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _starts(rows: pd.DataFrame) -> dict[int, Fit] | None:
-    """From which fit F-VI from A-VI went on with each seed: the best with half of the budget; where that is known."""
+    """The fit from which F-VI from A-VI continued, by seed: the best at half of the budget; ``None`` if unknown."""
     if "epochs" not in rows.columns:
         return None
     elbos = selection.where(rows, {"metric": "elbo"})
@@ -184,10 +185,10 @@ def _times(rows: pd.DataFrame) -> Iterator[str]:
                 if is_sound(rows, fit) and (some := those(rows, fit, share)):
                     kind.setdefault((fit, with_seeds(some, seeds)), []).append(f"{share:.0%}")
     for (fit, who), missed in never.items():
-        yield f"{_name(fit)} did not close {listed(missed, 'or')} of the gap{who}: its time to there cannot be told"
+        yield f"{_name(fit)} did not close {listed(missed, 'or')} of the gap{who}: its time to that share is unknown"
     for (fit, who), closed in already.items():
-        smallest = f"the smallest budget closes {listed(closed)} of the gap{who}"
-        yield f"{_name(fit)} with {smallest} already: its time to there is shorter and cannot be told"
+        share = f"{listed(closed)} of the gap{who}"
+        yield f"with the smallest budget {_name(fit)} already closes {share}: its time to that share is shorter"
 
 
 def _closing_claim(rows: pd.DataFrame) -> Iterator[str]:
@@ -237,7 +238,7 @@ def _convergence(rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _doubt(rows: pd.DataFrame, fits: Iterable[Fit], difference: float) -> str:
-    """Whether fits are further from converged than they differ."""
+    """A caveat where the last doubling gained a fit more than the fits differ by."""
     gains = {fit: gain for fit in fits if (gain := of_guide(rows, "unconverged_by", *fit))}
     fit = max(gains, key=lambda fit: gains[fit].value, default=None)
     if fit is None or gains[fit].value <= difference:
@@ -249,7 +250,7 @@ def _doubt(rows: pd.DataFrame, fits: Iterable[Fit], difference: float) -> str:
 
 
 def _compared(rows: pd.DataFrame) -> list[int]:
-    """The widths that F-VI's times are compared with: the best, and that of the claim."""
+    """The widths with which F-VI's times are compared: the best width, and the width of the claim."""
     best = best_width(rows)
     return [k for k in dict.fromkeys((best, CLAIMED_WIDTH)) if k is not None and k in widths(rows)]
 

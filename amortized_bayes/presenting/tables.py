@@ -1,7 +1,7 @@
-"""Tables from their declarations: a line per distinct factors, means over seeds, published numbers below ours.
+"""Tables from their declarations: a line per combination of factors, means over seeds, published numbers below ours.
 
-A table that is wider than the terminal is never cut: its headings are wrapped, and what still does not fit follows
-below with the names of the lines repeated.
+A table that is wider than the terminal is never cut: its headings are wrapped, and columns that still do not fit follow
+below, with the names of the lines repeated.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def print_tables(
     wide: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Print tables of a run's rows, the wide ones only where they are asked for.
+    """Print tables of a run's rows, the wide ones only on request.
 
     Args:
         tables: what to show.
         rows: rows of a run.
         published: the folder of published numbers.
         wide: whether to print wide tables too.
-        console: where to.
+        console: where to print; by default the terminal.
 
     Raises:
         ValueError: a table whose lines leave open which number is meant.
@@ -83,7 +83,7 @@ def filled_tables(table: Table, rows: pd.DataFrame, published: Path = FOLDER) ->
 
 
 def plain_console() -> Console:
-    """A console in which brackets in texts are no markup."""
+    """A console that prints brackets as they are, not as markup."""
     return Console(markup=False, highlight=False)
 
 
@@ -104,9 +104,9 @@ def _fill(table: Table, rows: pd.DataFrame, numbers: list[Published]) -> Filled 
     cells = [[*called, *(own[n] for n in needed)] for called, own in lines]
     over = f"± standard error over {seeds} seeds" if seeds > 1 else "± one standard error"
     has_errors = any("±" in text for line in cells for text in line)
-    caption = [f"nats per point where no other unit is given, {over}"] if has_errors else []
+    caption = [f"nats per point unless another unit is given, {over}"] if has_errors else []
     if matched:
-        caption += ["[n]: ours lies n standard errors above the published value", *sources(matched)]
+        caption += ["[n]: ours is n standard errors above the published value", *sources(matched)]
     headings = [*names, *(headings[n] for n in needed)]
     return Filled(fill(table.title, rows), headings, cells, "; ".join(caption), len(names), (STATUS,))
 
@@ -175,7 +175,7 @@ def compared(found: Found, published: Published) -> str:
 
 
 def print_claims(lines: Sequence[Line], console: Console | None = None) -> None:
-    """Print what was claimed beside what a run finds, a table per data set."""
+    """Print published claims beside what a run found, a table per data set."""
     console = console or plain_console()
     for table in claim_tables(lines):
         printed = _new_table()
@@ -187,7 +187,7 @@ def print_claims(lines: Sequence[Line], console: Console | None = None) -> None:
 
 
 def claim_tables(lines: Sequence[Line]) -> Iterator[Filled]:
-    """What was claimed beside what a run finds, a table per data set."""
+    """Published claims beside what a run found, a table per data set."""
     headings = ("claim", "published", "source", "this run", "verdict")
     for dataset in dict.fromkeys(line.dataset for line in lines):
         cells = [
@@ -195,12 +195,12 @@ def claim_tables(lines: Sequence[Line]) -> Iterator[Filled]:
             for line in lines
             if line.dataset == dataset
         ]
-        title = f"Published claims (other settings: compare orderings), {labels.dataset_label(dataset)}"
+        title = f"Published claims (settings differ, so compare orderings), {labels.dataset_label(dataset)}"
         yield Filled(title, headings, cells, texts=headings[1:])
 
 
 def _print(table: Filled, console: Console) -> None:
-    """Print a table that is not cut anywhere; columns of names are repeated where it is split."""
+    """Print a table without cutting it; where it is split, the columns of names are repeated."""
     title, caption, names = plain(table.title), plain(table.caption), table.names
     headings, cells = [*map(plain, table.headings)], [[*map(plain, line)] for line in table.cells]
     spaces = [max(len(line[place]) for line in cells) for place in range(len(headings))]

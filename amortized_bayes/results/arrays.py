@@ -1,4 +1,4 @@
-"""What figures need of a run, as compressed numpy files. Nothing is ever unpickled."""
+"""The arrays of a run, which figures need, as compressed numpy files. Nothing is ever unpickled."""
 
 from __future__ import annotations
 

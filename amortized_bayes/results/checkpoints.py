@@ -1,4 +1,4 @@
-"""Checkpoints of a run: arrays with texts beside them, as safetensors, two generations of each."""
+"""Checkpoints of a run: arrays and metadata as safetensors, in two generations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tensors_of(data: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def metadata_of(data: bytes, what: str) -> dict[str, str]:
-    """Return the texts in the header of a safetensors file: eight bytes say how long it is, then it comes, as JSON.
+    """Return the metadata in the header of a safetensors file: eight bytes give its length, then it follows as JSON.
 
     Raises ``ValueError`` that says of ``what``.
     """
@@ -62,7 +62,7 @@ def metadata_of(data: bytes, what: str) -> dict[str, str]:
 
 
 def checkpoint_names(run: Path) -> set[str]:
-    """Return the names of all checkpoints; one whose file was lost is known by its checksums."""
+    """Return the names of all checkpoints, including those whose file is lost and only the checksums remain."""
     folder = run / "checkpoints"
     files = [*folder.glob("[!.]*.safetensors"), *folder.glob("[!.]*.sha256")]
     return {file.stem for file in files if not file.stem.endswith(".previous")}

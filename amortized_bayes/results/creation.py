@@ -59,4 +59,4 @@ def _make_folder(parent: Path, name: str, unique: bool) -> Path:
                 return path
     if (parent / name / "FINISHED").exists():
         raise ValueError(f"{parent / name} is a finished run: expected another name")
-    raise ValueError(f"{parent / name} is there already: resume it, or take another name")
+    raise ValueError(f"{parent / name} already exists: resume it, or choose another name")

@@ -52,7 +52,7 @@ _LEFTOVERS = ".*.tmp"
 MOST_CHECKSUMS = 10_000
 """Bytes of a file of checksums."""
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EACCES}
-"""What file systems answer that cannot sync a folder at all, or will not let it be opened: nothing to be done."""
+"""Errors of file systems that cannot sync a folder, or will not open it: nothing can be done about these."""
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable, where its file system can. Raises ``OSError``."""
+    """Make the names in ``folder`` durable, if its file system can. Raises ``OSError``."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
@@ -111,7 +111,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def open_for_append(path: Path) -> int:
-    """Open a file of lines, made if it is not there, and return its descriptor. Raises ``ValueError``."""
+    """Open a file of lines, creating it if needed, and return its descriptor. Raises ``ValueError``."""
     with writing(path):
         return open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, alone=True)
 
@@ -167,7 +167,7 @@ def take_lock(path: Path) -> int:
 
 
 def _holder(descriptor: int) -> str:
-    """The number of the process that holds a lock, as it left it in the file."""
+    """The id of the process that holds a lock, which it has written to the file."""
     for start in (0, 1):  # on Windows nobody else reads the first byte, which is what is locked
         with suppress(OSError):
             os.lseek(descriptor, start, os.SEEK_SET)
@@ -185,7 +185,7 @@ def release_lock(descriptor: int) -> None:
 
 
 def save_generation(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` and keep the generation before, if it is whole. Raises ``ValueError``."""
+    """Replace ``path`` by ``data`` and keep the previous generation, if it is intact. Raises ``ValueError``."""
     known, previous = _known(path), _previous(path)
     kept = _whole(path, known)
     if kept is not None:
@@ -200,7 +200,7 @@ def save_generation(path: Path, data: bytes) -> None:
 
 
 def load_generation(path: Path) -> bytes:
-    """Return the bytes of ``path`` if they match their checksum, else those of the generation before, with a warning.
+    """Return the bytes of ``path`` if they match their checksum, else those of the previous generation, with a warning.
 
     Raises ``ValueError`` where neither is whole.
     """
@@ -210,8 +210,8 @@ def load_generation(path: Path) -> bytes:
         return data
     data = _whole(_previous(path), known)
     if data is None:
-        raise ValueError(f"{path} does not match its checksum, and neither does a generation before it")
-    message = f"{path} does not match its checksum: the generation before it is used"
+        raise ValueError(f"{path} does not match its checksum, and neither does the previous generation")
+    message = f"{path} does not match its checksum: using the previous generation"
     warnings.warn(message, stacklevel=4)  # the line that called ``RunFolder.load_...``
     return data
 

@@ -1,4 +1,4 @@
-"""Bytes of ``config.yaml`` and of the JSON files, and errors told in one line."""
+"""Bytes of ``config.yaml`` and of the JSON files, and errors in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``environment.json``: what a run was started on. It is read as what somebody else may have written."""
+"""``environment.json``: the environment in which a run was started. It is read as untrusted input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a run as files, for a job that reads them in another place: each is checked here, and can be again there."""
+"""Files of a run that a job reads on another machine: each is checked here, and can be checked again there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amortized_bayes.results.unfinished import has_unfinished, unfinished_name
 __all__ = ["excerpt", "finished_excerpt"]
 
 FOLDERS = ("arrays/", "checkpoints/")
-"""Where what a job leaves to others lies."""
+"""Folders with what a job leaves to others."""
 
 
 def excerpt(run: Path, jobs: Collection[str], job: str) -> dict[str, bytes]:
@@ -51,7 +51,7 @@ def finished_excerpt(run: Path, checkpoints: Collection[str]) -> dict[str, bytes
 
 
 def _own_checkpoints(run: Path, job: str) -> list[Path]:
-    """Checkpoints that a job left which is not done; those of another job whose key begins alike do no harm."""
+    """Checkpoints of an unfinished job; those of another job whose key starts alike do no harm."""
     paths = (run / "checkpoints").glob("[!.]*.safetensors")
     own = [path for path in paths if path.name.startswith(f"{job}.") and not path.stem.endswith(".previous")]
     kept = run / "checkpoints" / f"{unfinished_name(job)}.safetensors"

@@ -1,4 +1,4 @@
-"""One run on disk: rows, marks of finished jobs, checkpoints and arrays go in, under a lock, and come out again."""
+"""One run on disk: rows, marks of finished jobs, checkpoints and arrays, written under a lock and read again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder(RunReader):
-    """One run on disk. Made by ``create`` or ``open``; ``with run:`` locks it for writing.
+    """One run on disk, from ``create`` or ``open``; ``with run:`` locks it for writing.
 
     ``recovered`` says in words what a crash before had left torn, and was cut off on entering. Every method that
     writes raises ``ValueError`` outside ``with``, on a finished run, and where the disk refuses.
@@ -105,7 +105,7 @@ class RunFolder(RunReader):
         self._count(line.encode(), job)
 
     def _count(self, line: bytes, job: str) -> None:
-        """Keep how many rows a job has, and their running checksum, for its mark."""
+        """Keep the number of rows of a job, and their running checksum, for its mark."""
         self._rows[job] += 1
         self._sums[job].update(line + b"\n")
 
@@ -139,7 +139,7 @@ class RunFolder(RunReader):
             remove_unfinished(self.path, key)
 
     def forget(self, keys: Collection[str]) -> None:
-        """Take back the marks of jobs, which are then run again."""
+        """Remove the marks of jobs, which are then run again."""
         self._writable()
         kept = [line for line in self._lines("done.jsonl") if line.content["job"] not in keys]
         self._rewrite("done.jsonl", kept)
@@ -153,7 +153,7 @@ class RunFolder(RunReader):
         return super().done()
 
     def drop_unfinished_rows(self, job: str | None = None) -> int:
-        """Rewrite the rows without those of jobs that are not done, or of one ``job``: the first step of a resume.
+        """Rewrite the rows without those of unfinished jobs, or of one ``job``: the first step of a resume.
 
         Returns how many rows went; they come back when their job is run again.
         """
@@ -167,7 +167,7 @@ class RunFolder(RunReader):
         return len(lines) - len(kept)
 
     def sort(self, keys: Sequence[str]) -> None:
-        """Put rows and marks in the order of the jobs ``keys``, whichever of them was done first."""
+        """Put rows and marks in the order of the jobs ``keys``, whichever finished first."""
         self._writable()
         place = {key: number for number, key in enumerate(("", *keys))}
         for file in ("rows.jsonl", "done.jsonl"):
@@ -190,7 +190,7 @@ class RunFolder(RunReader):
     def save_tensors(
         self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, job: str = ""
     ) -> None:
-        """Save arrays and numbers as the checkpoint ``name`` of ``job``, and keep the generation before.
+        """Save arrays and numbers as the checkpoint ``name`` of ``job``, and keep the previous generation.
 
         ``metadata`` maps texts to texts. Raises ``ValueError`` for what is not numbers.
         """
@@ -198,19 +198,19 @@ class RunFolder(RunReader):
         self._keep(save_tensors(self.path, name, tensors, metadata), job)
 
     def save_unfinished(self, job: str, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
-        """Save what ``job``, which is not done, needs to go on from here; its end removes it."""
+        """Save what the unfinished ``job`` needs to resume from here; it is removed when the job ends."""
         self._writable()
         save_tensors(self.path, unfinished_name(job), tensors, texts)
 
     def load_unfinished(self, job: str) -> tuple[dict[str, np.ndarray], dict[str, str]] | None:
-        """Return what a job saved that is not done, ``None`` for one that starts; checks and errors as others."""
+        """Return what an unfinished job saved, ``None`` for one that starts; checked like any checkpoint."""
         if not has_unfinished(self.path, job):
             return None
         name = unfinished_name(job)
         return self.load_tensors(name), self.load_metadata(name)
 
     def save_arrays(self, name: str, job: str = "", /, **arrays: np.ndarray) -> None:
-        """Save what figures need of ``job`` as ``arrays/<name>.npz``. Raises ``ValueError`` for an array of objects."""
+        """Save arrays of ``job`` as ``arrays/<name>.npz``. Raises ``ValueError`` for an array of objects."""
         self._writable()
         self._keep(save_arrays(self.path, name, arrays), job)
 
@@ -237,7 +237,7 @@ class RunFolder(RunReader):
         if unfinished:
             raise ValueError(f"{self.path} cannot be finished: job {unfinished[0]!r} has rows and is not marked done")
         if seals.marks.keys() != self._done.keys():
-            raise ValueError(f"{self.path} cannot be finished: marks are gone from done.jsonl; resume the run")
+            raise ValueError(f"{self.path} cannot be finished: marks are missing from done.jsonl; resume the run")
         for job in (job for job, status in self._done.items() if status == "ok"):  # a kill may have left some of it
             remove_unfinished(self.path, job)
         text = summarise(to_frame(rows)).to_csv(index=False, lineterminator="\n")
@@ -247,7 +247,7 @@ class RunFolder(RunReader):
         write_atomically(self.path / "FINISHED", seal("finished", checksums(self.path, seals)))
 
     def repair(self) -> list[str]:
-        """Leave out what is damaged, and return a line for each thing that was done.
+        """Leave out what is damaged, and return a line for each change.
 
         Of a finished run, files that are gone are no longer expected. Of an unfinished one, lines that cannot be read
         go, and so do the marks of jobs whose rows or files have changed: a resume runs these again. Raises
@@ -265,7 +265,7 @@ class RunFolder(RunReader):
     def _writable(self) -> dict[str, int]:
         """Descriptors of the files of lines, if this process may write to the run."""
         if self.finished:
-            raise ValueError(f"{self.path} is finished and is not changed any more: expected an unfinished run")
+            raise ValueError(f"{self.path} is finished and cannot be changed: expected an unfinished run")
         if not self._files:
             raise ValueError(f"{self.path} is not locked for writing: expected `with run:` around what writes to it")
         return self._files

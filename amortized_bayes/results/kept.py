@@ -1,4 +1,4 @@
-"""A finished run made small: what its tables, figures and sentences need, without arrays, checkpoints and drawings."""
+"""A small copy of a finished run: what tables, figures and sentences need, without arrays, checkpoints and figures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def keep(run: RunReader, into: Path, name: str, environment: Mapping[str, Any]) 
         try:
             path.mkdir()
         except FileExistsError:
-            raise ValueError(f"{path} is there already: remove it, or take another name") from None
+            raise ValueError(f"{path} already exists: remove it, or choose another name") from None
     try:
         for file, data in (files | {"FINISHED": finished}).items():
             write_atomically(path / file, data)

@@ -1,4 +1,4 @@
-"""``rows.jsonl.gz`` in place of ``rows.jsonl``: the rows of a finished run in a tenth of the bytes, to be kept.
+"""``rows.jsonl.gz`` in place of ``rows.jsonl``: the rows of a finished run, compressed to a tenth of the bytes.
 
 Checksums are of the rows themselves, so a run stays what it was. A run that is being written has its rows plain: lines
 are appended to them.
@@ -15,7 +15,7 @@ __all__ = ["MOST_BYTES", "PACKED", "is_there", "pack", "packed_file", "unpack"]
 
 PACKED = "rows.jsonl.gz"
 MOST_BYTES = 50_000_000
-"""Of rows that are packed: a few kilobytes of gzip may unpack to gigabytes."""
+"""Largest size of unpacked rows: a few kilobytes of gzip may unpack to gigabytes."""
 _GZIP = 16 + zlib.MAX_WBITS
 
 

@@ -1,4 +1,4 @@
-"""Names that can be those of files, and where in a run folder the files of that name lie."""
+"""Valid names of files in a run folder, and the paths of these files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from amortized_bayes.results.durable import sync_folder, writing
 __all__ = ["REQUIRED", "check_name", "file_inside", "saved_file"]
 
 REQUIRED = ("config.yaml", "environment.json", "rows.jsonl", "done.jsonl")
-"""The files that every run has from its first moment on."""
+"""The files that every run has from its start."""
 
 _NAME = re.compile(r"(?!.*\.previous$)[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,149}", re.ASCII)
 
 
 def check_name(what: str, name: str) -> str:
-    """Return ``name`` if it can be that of a file or folder. Raises ``ValueError`` that says of ``what``."""
+    """Return ``name`` if a file or folder can have it. Raises ``ValueError``, which says ``what`` it names."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "latest":
         raise ValueError(f"expected a name for the {what} of letters, digits and _.=+- (at most 150), got {name!r}")
     return name
 
 
 def file_inside(run: Path, folder: str, file: str) -> Path:
-    """Return the path of ``file`` in ``folder`` of ``run``; the folder is made if it is not there."""
+    """Return the path of ``file`` in ``folder`` of ``run``; the folder is created if needed."""
     path = run / folder / file
     check_folder(path.parent)
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""The reading half of a run folder: each file comes in here, compared with the checksum that it was kept with."""
+"""Reading a run folder: every file is read here, and compared with its recorded checksum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["RunReader"]
 
 
 class RunReader:
-    """A run on disk, as anybody may read it; ``RunFolder`` writes to it too.
+    """A run on disk, for reading; ``RunFolder`` also writes to it.
 
     Every method that reads raises ``ValueError`` of one line where a file is not what it was kept as.
     """
@@ -111,18 +111,18 @@ class RunReader:
         return arrays_of(self.read(path.relative_to(self.path).as_posix()), path)
 
     def damaged(self) -> dict[str, str]:
-        """Return the jobs of an unfinished run of which files are gone, and the first of these: they are run again."""
+        """Return the jobs of an unfinished run with missing files, which are run again, and the first such file."""
         return lost_files(Seals(self.path))
 
     def check(self) -> None:
-        """Read every file of the run that holds results. Raises ``ValueError`` where one is not as it was kept."""
+        """Read every file with results of the run. Raises ``ValueError`` if one differs from what was recorded."""
         found = damage(self.path)
         if found:
             more = f", and {len(found) - 1} more" if len(found) > 1 else ""
             raise ValueError(f"{self.path} is damaged: {found[0]}{more}; `verify {self.path}` lists everything")
 
     def verify(self) -> list[str]:
-        """Return a line for each thing that is wrong: a file missing or changed, a bad line, a bad checkpoint, a link.
+        """Return a line for each problem: a file missing or changed, a bad line, a bad checkpoint, a link.
 
         Raises nothing.
         """

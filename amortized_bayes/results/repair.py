@@ -1,4 +1,4 @@
-"""What can be done about a damaged run: leave out what is damaged, and say so."""
+"""Repair of a damaged run: leave out what is damaged, and say so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["repair"]
 
 
 def repair(run: Path) -> list[str]:
-    """Leave out what is damaged, and return a line for each thing that was done; ``run`` is locked by the caller.
+    """Leave out what is damaged, and return a line for each change; ``run`` is locked by the caller.
 
     Of a finished run, files that are gone are no longer expected. Of an unfinished one, lines that cannot be read go,
     and so do the marks of jobs whose rows or files have changed: a resume runs these again.
@@ -30,12 +30,12 @@ def repair(run: Path) -> list[str]:
         kept = {file: value for file, value in expected.items() if file in REQUIRED or os.path.lexists(run / file)}
         if kept != expected:
             write_atomically(run / "FINISHED", seal("finished", kept, time))
-        return [f"{file}: gone, and no longer expected" for file in expected if file not in kept]
+        return [f"{file}: missing, and no longer expected" for file in expected if file not in kept]
     started = read_seal(run, "STARTED")
     for file in REQUIRED[:2]:
         read_kept(run, file, started)
     said = [*_leave_out(run, "rows.jsonl", check_row), *_leave_out(run, "done.jsonl", check_mark)]
-    return [*said, *(f"{job}: a resume runs it again" for job in _take_back(run))]
+    return [*said, *(f"{job}: will be run again when the run is resumed" for job in _take_back(run))]
 
 
 def _leave_out(run: Path, file: str, check: Callable[[dict[str, Any]], dict[str, Any]]) -> list[str]:
@@ -48,7 +48,7 @@ def _leave_out(run: Path, file: str, check: Callable[[dict[str, Any]], dict[str,
 
 
 def _take_back(run: Path) -> list[str]:
-    """Take back the marks of jobs whose rows or files have changed, and return their keys."""
+    """Remove the marks of jobs whose rows or files have changed, and return their keys."""
     seals = Seals(run)
     changed = set(seals.changed_rows(good_lines(seals.read("rows.jsonl"), run / "rows.jsonl", check_row)))
     bad = [job for job, mark in seals.marks.items() if job in changed or refused(seals, mark["files"])]

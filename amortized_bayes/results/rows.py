@@ -1,4 +1,4 @@
-"""The lines of ``rows.jsonl`` and ``done.jsonl``: what is a row, what marks a job, which lines are neither."""
+"""The lines of ``rows.jsonl`` and ``done.jsonl``: which are rows, which mark a finished job, and which are neither."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 _STATUSES = ("ok", "vacuous", "failed")
 JOB_STATUSES = ("ok", "failed")
-"""How a job ends; a failed one counts as done, and what it would have left is not looked for."""
+"""How a job ends; a failed one counts as done, and its files are not expected."""
 _LINE = (*ROW_FIELDS, "job")
 """What a line of ``rows.jsonl`` holds: a row, and the key of the job that it belongs to."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
@@ -133,7 +133,7 @@ def mark(job: str, status: str, rows: int, files: Mapping[str, str], rows_sha256
 
 
 def _checksum(line: Mapping[str, Any]) -> str:
-    """Of a mark, without the checksum in it."""
+    """The checksum of a mark, computed without the checksum in it."""
     plain = {name: value for name, value in line.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -184,7 +184,7 @@ Check = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def read_lines(data: bytes, file: Path, check: Check, job: str | None = None) -> Iterator[Line | ValueError]:
-    """Yield the lines of a file, or in their place what is wrong with them. A torn last line is left out.
+    """Yield the lines of a file, or errors in place of wrong lines. An incomplete last line is left out.
 
     With the key of a ``job`` its own lines alone are read. All lines of a long run are many, and each would be there
     as objects that take ten times its bytes, again and again while its jobs read each other's rows.

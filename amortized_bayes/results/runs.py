@@ -1,4 +1,4 @@
-"""The runs under one folder: all of them, or the one that is meant."""
+"""The runs under one folder: all of them, or the one that is asked for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunInfo(NamedTuple):
 
 
 def list_runs(out: Path) -> list[RunInfo]:
-    """Return every run under ``out``, the oldest first; nothing where there is no such folder.
+    """Return every run under ``out``, the oldest first; none if there is no such folder.
 
     Settings, ``environment.json`` and marks are compared with what they were kept as; all else is when it is read.
     Folders whose start was interrupted are no runs.

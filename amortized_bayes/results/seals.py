@@ -1,4 +1,4 @@
-"""What a run has kept of its own files: the checksums that each must have, and the one way in which one is read.
+"""The recorded checksums of a run's files, and the one way to read such a file.
 
 ::
 
@@ -30,7 +30,7 @@ from amortized_bayes.results.rows import Line, check_mark, check_row, good_lines
 __all__ = ["FORMAT", "Seals", "finish_record", "read_file", "read_kept", "read_seal", "seal"]
 
 FORMAT = 2
-"""Of run folders. Finished runs of format 1, without this number, are read too."""
+"""Format of run folders. Finished runs of format 1, which lack this number, are read too."""
 CHANGED = "changed since it was written"
 _MOST_BYTES = 10_000_000
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -69,7 +69,7 @@ def read_seal(run: Path, name: str) -> dict[str, str]:
 
 
 def finish_record(run: Path) -> tuple[str, dict[str, str]]:
-    """Return when a run finished, UTC in ISO form, and the checksums that it kept then; nothing of an unfinished one.
+    """Return when a run finished, UTC in ISO form, and the checksums recorded then; empty for an unfinished run.
 
     Raises:
         ValueError: as :func:`read_seal`.
@@ -170,12 +170,12 @@ class Seals:
         return lines
 
     def changed_rows(self, lines: list[Line]) -> list[str]:
-        """Return the jobs whose rows are not those that they were marked with."""
+        """Return the jobs whose rows differ from those in their marks."""
         found, nothing = rows_checksums(lines), sha256(b"")
         return [job for job, mark in self.marks.items() if found.get(job, nothing) != mark["rows_sha256"]]
 
 
 def _is_inside(file: Any) -> bool:
-    """Whether a name is that of a file inside a run."""
+    """Whether a name is the path of a file inside a run."""
     parts = Path(file).parts if isinstance(file, str) and "\0" not in file else ()
     return bool(parts) and not Path(file).is_absolute() and ".." not in parts

@@ -1,4 +1,4 @@
-"""What a job keeps of itself while it runs: a checkpoint of its own, in two generations, which its end removes."""
+"""The checkpoint of a job that is still running, in two generations; it is removed when the job ends."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ FILES = (".safetensors", ".previous.safetensors")
 
 
 def unfinished_name(job: str) -> str:
-    """Name of the checkpoint in which a job keeps itself."""
+    """Name of the checkpoint of a running job."""
     return f"{job}{ENDING}"
 
 
 def has_unfinished(run: Path, job: str) -> bool:
-    """Whether a job has kept something. A kill while it kept the first time may leave a checksum alone."""
+    """Whether a job has saved something. A kill during the first save may leave only a checksum."""
     name = unfinished_name(job)
     return any((run / "checkpoints" / f"{name}{ending}").exists() for ending in FILES)
 
 
 def remove_unfinished(run: Path, job: str) -> None:
-    """Remove what a job has kept, the newest first: a kill in between leaves what loads, or nothing."""
+    """Remove what a job has saved, the newest first: a kill in between leaves something that loads, or nothing."""
     name, folder = unfinished_name(job), run / "checkpoints"
     files = [folder / f"{name}{ending}" for ending in (*FILES, ".sha256")]
     if not any(file.exists() for file in files):

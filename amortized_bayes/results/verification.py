@@ -1,4 +1,4 @@
-"""Whether a run folder is whole: everything in it that is not as it was kept."""
+"""Verification of a run folder: everything in it that differs from what was recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from amortized_bayes.results.seals import Seals, read_file
 __all__ = ["checksums", "covered", "damage", "lost_files", "problems", "refused", "without"]
 
 _ASIDE = ("lock", "FINISHED", "STARTED")
-"""Files of a run that hold no results."""
+"""Files of a run that are not results."""
 
 
 def checksums(run: Path, seals: Seals) -> dict[str, str]:
@@ -32,7 +32,7 @@ def checksums(run: Path, seals: Seals) -> dict[str, str]:
 
 
 def damage(run: Path) -> list[str]:
-    """Return a line for each thing that would give other results than those that were kept.
+    """Return a line for each change that would give other results than those recorded.
 
     What a kill may leave is no damage: a torn last line, a job half done. Nor are files of a job of an unfinished run
     that are gone: it is run again.
@@ -56,7 +56,7 @@ def damage(run: Path) -> list[str]:
 
 
 def lost_files(seals: Seals) -> dict[str, str]:
-    """Return the jobs of an unfinished run of which files are gone, and the first of these."""
+    """Return the jobs of an unfinished run with missing files, and the first such file."""
     lost = {}
     for key, mark in seals.marks.items():
         gone = [file for file in mark["files"] if not os.path.lexists(seals.run / file)]
@@ -66,7 +66,7 @@ def lost_files(seals: Seals) -> dict[str, str]:
 
 
 def problems(run: Path) -> list[str]:
-    """Return a line for each thing that is wrong with the run folder; see ``RunFolder.verify``."""
+    """Return a line for each problem of the run folder; see ``RunFolder.verify``."""
     found = [f"{file}: missing" for file in REQUIRED if not is_there(run, file)]
     found += [*damage(run), *_strange(run)]
     for file, check in (("rows.jsonl", check_row), ("done.jsonl", check_mark)):
@@ -76,7 +76,7 @@ def problems(run: Path) -> list[str]:
             continue  # said already
         bad = [line for line in read_lines(data, run / file, check) if isinstance(line, ValueError)]
         found += [without(run, error) for error in bad]
-        found += [f"{file}: the last line is torn"] if data and not data.endswith(b"\n") else []
+        found += [f"{file}: the last line is incomplete"] if data and not data.endswith(b"\n") else []
     for name in sorted(checkpoint_names(run)):
         found += check_generations(run / "checkpoints" / f"{name}.safetensors")
     with suppress(ValueError):  # said already
@@ -96,7 +96,7 @@ def covered(run: Path) -> tuple[list[str], list[str]]:
 
 
 def refused(seals: Seals, files: Iterable[str]) -> list[str]:
-    """Return a line for each of some files that is not as it was kept."""
+    """Return a line for each of some files that differs from what was recorded."""
     found = []
     for file in files:
         try:
@@ -107,7 +107,7 @@ def refused(seals: Seals, files: Iterable[str]) -> list[str]:
 
 
 def without(run: Path, error: ValueError) -> str:
-    """An error in words, without the path of the run in front."""
+    """The message of an error, without the path of the run in front."""
     return f"{error}".removeprefix(f"{run}/")
 
 

@@ -44,7 +44,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
 
 
 def code_checksum() -> str:
-    """Return the checksum of the programs of this package, by which a machine knows whether it has the same."""
+    """Return the checksum of the files of this package, so that machines can compare theirs."""
     package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -52,7 +52,7 @@ def code_checksum() -> str:
 
 
 def _processor() -> str | None:
-    """The kind of processor, whose vector units decide how sums are rounded."""
+    """The kind of processor, on whose vector units the rounding of sums depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
