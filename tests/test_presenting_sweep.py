@@ -103,7 +103,8 @@ def test_a_reference_that_is_dead_or_missing_with_one_seed_tells_nothing():
     assert "MNIST: there is no reference with seed 2, since fits are not compared yet; gaps and times cannot" in text
     assert "closes" not in text
     without = frame[~row & ~((frame["metric"] == "final_elbo") & frame["guide"].isin(["factorized", CONTINUED[0]]))]
-    assert "there is no reference with seed 2, since no F-VI succeeded; gaps and times are unavailable." in said(without)
+    sentence = "there is no reference with seed 2, since no F-VI succeeded; gaps and times are unavailable."
+    assert sentence in said(without)
     unasked = frame[~frame["guide"].isin(["factorized", CONTINUED[0], "reference"])]
     assert "there is no reference, since F-VI was not fitted; gaps and times are unavailable." in said(unasked)
 

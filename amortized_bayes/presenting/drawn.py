@@ -215,7 +215,7 @@ def _close_the_gap(run: RunView, rows: pd.DataFrame) -> Figure | None:
         ways = [_way(selection.where(own, {"method": method}), method) for method in _methods(own)]
         if ways:
             found[labels.dataset_label(str(dataset))] = ways
-    heading = "Nats recovered over the encoder's own output; the numbers are per-point steps"
+    heading = "Nats recovered over the encoder's own answer (numbers at markers: per-point steps)"
     return plotting.closing_figure(found, heading) if found else None
 
 

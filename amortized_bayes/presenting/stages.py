@@ -59,7 +59,7 @@ def stages(run: RunView, rows: pd.DataFrame, where: Mapping[str, Factor], prefix
     shown = {name: value for name, value in where.items() if name != "dataset"}
     heading = f"Training that starts from a known decoder: {labels.describe({**shown, 'seed': seed})}"
     note = (
-        "bands: one standard error over points; none for log p(x) and ELBO, whose points are the same at all steps; "
+        "bands: one standard error over points (not drawn for log p(x) and ELBO); "
         "the untrained encoder is shown among the gaps only"
     )
     return plotting.stages_figure(panels, ends, heading, note)
