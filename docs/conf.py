@@ -36,6 +36,12 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 
 
+LONG = 40
+"""Characters of a word of code above which a table may break it."""
+MANY = 5
+"""Columns above which a table may break a number before its error."""
+
+
 def trim(app: Sphinx, page: nodes.document) -> None:
     """Take away the empty line with which a doctest ends before the fence of its block."""
     for block in page.findall(nodes.literal_block):
@@ -43,6 +49,19 @@ def trim(app: Sphinx, page: nodes.document) -> None:
         block.children = [nodes.Text(block.rawsource)]
 
 
+def narrow(app: Sphinx, page: nodes.document) -> None:
+    """Say where tables may break lines, so that they fit the page: in long code, and before ± in many columns."""
+    for code in page.findall(nodes.literal):
+        if max(map(len, code.astext().split()), default=0) > LONG:
+            code["classes"].append("long")
+    for table in page.findall(nodes.tgroup):
+        for text in list(table.findall(nodes.Text)) if table["cols"] > MANY else ():
+            first, *errors = text.astext().split("±")
+            broken = [n for e in errors for n in (nodes.raw("", "<wbr>", format="html"), nodes.Text(f"±{e}"))]
+            text.parent.replace(text, [nodes.Text(first), *broken])
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("doctree-read", trim)
+    app.connect("doctree-read", narrow)
