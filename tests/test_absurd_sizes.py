@@ -102,7 +102,7 @@ def test_a_run_of_more_than_a_week_must_be_confirmed(refused, call, monkeypatch,
     said = refused(*given)
     assert "expected a run of a week at most, got 1 job of train that take about" in said
     assert "years" in said
-    assert "--yes starts it all the same" in said
+    assert "--yes starts it anyway" in said
     assert not (tmp_path / "results").exists()
     assert call(*given, "--dry-run").code == 0
 

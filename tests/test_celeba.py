@@ -236,7 +236,7 @@ def test_networks_are_of_square_images_of_powers_of_two():
         ((-50.0, 10.0), (0.1, 0.9), "the ELBO rises while samples move away from the truth"),
         ((-50.0, 10.0), (0.9, 0.1), "the ELBO rises, and samples move closer to the truth"),
         ((10.0, -50.0), (0.1, 0.9), "the ELBO falls, and samples move away from the truth"),
-        ((10.0, 10.5), (0.1, 0.9), "it is left open"),
+        ((10.0, 10.5), (0.1, 0.9), "it is uncertain"),
     ],
 )
 def test_words_have_the_signs_of_the_numbers(elbos, distances, words):

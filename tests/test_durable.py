@@ -305,7 +305,7 @@ def test_generations(tmp_path: Path) -> None:
         assert durable.load_generation(path) == b"second"
     durable.save_generation(path, b"fourth")  # what is broken does not become the generation before
     path.unlink()
-    with pytest.warns(UserWarning, match="generation before"):
+    with pytest.warns(UserWarning, match="previous generation"):
         assert durable.load_generation(path) == b"second"
     (tmp_path / "a.b.previous.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="neither does the previous generation"):

@@ -100,7 +100,7 @@ def test_a_reference_that_is_dead_or_missing_with_one_seed_tells_nothing():
     assert "MNIST: no latent of the reference is active with seed 2; gaps and times mean nothing." in text
     assert "closes" not in text
     text = said(frame[~row])
-    assert "MNIST: there is no reference with seed 2, since fits are not compared yet; gaps and times cannot" in text
+    assert "MNIST: there is no reference with seed 2, since fits are not compared yet; gaps and times" in text
     assert "closes" not in text
     without = frame[~row & ~((frame["metric"] == "final_elbo") & frame["guide"].isin(["factorized", CONTINUED[0]]))]
     sentence = "there is no reference with seed 2, since no F-VI succeeded; gaps and times are unavailable."
