@@ -36,8 +36,8 @@ class Made:
     def frame(self):
         return to_frame(row._asdict() for _, rows, _, _ in self.jobs for row in rows)
 
-    def save(self, out, **environment):
-        run = RunFolder.create(out, self.experiment, {"seed": 0}, environment)
+    def save(self, out, config=None, **environment):
+        run = RunFolder.create(out, self.experiment, {"seed": 0, **(config or {})}, environment)
         with run:
             for key, rows, arrays, status in self.jobs:
                 for row in rows:

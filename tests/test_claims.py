@@ -216,6 +216,16 @@ def test_a_later_run_of_fewer_seeds_does_not_answer(tmp_path):
         assert (f"`sweep/{many.name}`" in page) != answers
 
 
+def test_a_later_run_of_fewer_points_does_not_answer(tmp_path):
+    made = made_runs.sweep(("mnist",), (0, 1, 2), (1, 16, 64))
+    many = made.save(tmp_path, {"points": 5_000}, preset="quick")
+    for points, answers in ((300, False), (5_000, True)):
+        later = made.save(tmp_path, {"points": points}, preset="quick")
+        page = claims_page(tmp_path)
+        assert (f"`sweep/{later.name}`" in page) == answers
+        assert (f"`sweep/{many.name}`" in page) != answers
+
+
 def test_a_damaged_run_is_not_left_out(tmp_path):
     run = made_runs.sweep(("mnist",)).save(tmp_path, preset="quick")
     about = run.path / "environment.json"

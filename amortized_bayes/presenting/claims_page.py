@@ -35,7 +35,8 @@ HEADINGS = ("claim", "data", "published", "measured", "verdict")
 def claims_page(out: Path) -> str:
     """The page, from the finished runs under ``out``.
 
-    If several runs could decide a claim, the one with the most seeds is used; of these, the latest.
+    If several runs could decide a claim, the one with the most seeds is used; of these, the one with the most points, then
+    the latest.
 
     Raises:
         ValueError: there are none, or one of them is damaged.
@@ -56,7 +57,7 @@ def _whose(claim: Claim) -> str:
 
 
 def _lines(claim: Claim, runs: Iterable[FinishedRun], used: dict[int, FinishedRun]) -> Iterator[tuple[str, ...]]:
-    """A line per data set, from the run with the most seeds, the last of those; it is added to ``used``."""
+    """A line per data set, from the run that :func:`answering` chooses; it is added to ``used``."""
     for dataset, published in claim.published.items():
         measured, verdict = "no run yet", "cannot be told yet"
         run = answering(runs, claim.experiment, claim.preset, dataset)

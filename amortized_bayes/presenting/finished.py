@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import yaml
+
 from amortized_bayes.results import RunFolder, list_runs
 from amortized_bayes.results.summary import summarise
 
@@ -27,6 +29,12 @@ class FinishedRun(NamedTuple):
     def seeds(self) -> list[int]:
         """Seeds of its rows."""
         return sorted({int(seed) for seed in self.finals["seed"].dropna()}) if "seed" in self.finals.columns else []
+
+    @property
+    def num_points(self) -> int:
+        """Points per split that its settings ask for; 0 where they do not say."""
+        points = yaml.safe_load(self.folder.read("config.yaml")).get("points")
+        return points if isinstance(points, int) else 0
 
 
 def finished_runs(out: Path, experiments: Collection[str]) -> list[FinishedRun]:
@@ -50,10 +58,10 @@ def finished_runs(out: Path, experiments: Collection[str]) -> list[FinishedRun]:
 
 
 def answering(runs: Iterable[FinishedRun], experiment: str, preset: str, dataset: str) -> FinishedRun | None:
-    """The run with the most seeds, the last of those; ``None`` where no run has asked."""
+    """The run with the most seeds, of those the one with the most points, of those the last; ``None`` if none asked."""
     able = (
         run
         for run in runs
         if run.folder.experiment == experiment and run.preset == preset and dataset in set(run.finals["dataset"])
     )
-    return max(able, key=lambda run: (len(run.seeds), run.number), default=None)
+    return max(able, key=lambda run: (len(run.seeds), run.num_points, run.number), default=None)
