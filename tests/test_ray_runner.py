@@ -330,9 +330,10 @@ def test_runners_that_cannot_be_are_one_line(refused, monkeypatch, flags, words)
 def test_a_cluster_that_does_not_answer_is_one_line(refused, monkeypatch):
     monkeypatch.setattr(cluster, "ray_module", FakeRay)
     monkeypatch.setattr(FakeRay, "is_initialized", lambda self: False, raising=False)
-    monkeypatch.setattr(cluster, "CONNECTING", 0.3)
     begin = "import sys, time; "
-    for code, words in (("time.sleep(9)", "no answer within 0.3 s"), ("sys.exit('refused: nobody')", "nobody")):
+    silent = ("time.sleep(9)", 0.3, "no answer within 0.3 s")
+    for code, seconds, words in (silent, ("sys.exit('refused: nobody')", 60, "nobody")):
         monkeypatch.setattr(cluster, "CONNECT", begin + code)
+        monkeypatch.setattr(cluster, "CONNECTING", seconds)
         expected = f"error: expected a Ray cluster at --address 10.0.0.9:6379, got none: {words}\n"
         assert refused("sweep", "--runner", "ray", "--address", "10.0.0.9:6379") == expected
