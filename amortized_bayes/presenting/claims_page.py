@@ -35,8 +35,8 @@ HEADINGS = ("claim", "data", "published", "measured", "verdict")
 def claims_page(out: Path) -> str:
     """The page, from the finished runs under ``out``.
 
-    If several runs could decide a claim, the one with the most seeds is used; of these, the one with the most points, then
-    the latest.
+    If several runs could decide a claim, the one with the most seeds is used; of these, the one with the most points,
+    and of these the latest.
 
     Raises:
         ValueError: there are none, or one of them is damaged.
