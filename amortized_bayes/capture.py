@@ -58,6 +58,11 @@ logger = logging.getLogger(__name__)
 Program = Callable[..., Sequence[Tensor]]
 
 
+OPTIONS = {
+    "fallback_random": True,
+    "layout_optimization": False,  # moves convolutions to layouts that kernels of some processors do not return
+}
+"""Of Inductor."""
 CAPTURED_FROM = 200
 """Calls from which capturing pays: it takes about as long as they do, and saves most of each. A count and no timing: a
 run is the same every time."""
@@ -223,7 +228,7 @@ def _compile(graph: fx.GraphModule) -> Callable[..., Any]:
             # Inductor caches only what has a shape environment, though all shapes are fixed: 3 seconds instead of 11
             fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True))
             with tracing(TracingContext(fake)):
-                done: Any = torch._inductor.compile(graph, list(inputs), {"fallback_random": True})
+                done: Any = torch._inductor.compile(graph, list(inputs), OPTIONS)
             compiled.append(done)
         return compiled[0](*inputs)
 

@@ -177,7 +177,7 @@ def write_outputs(graph: fx.Graph, closed: Sequence[Tensor], into: Sequence[Tens
     """
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     place = {id(tensor): node for tensor, node in zip(closed, placeholders, strict=False)}
-    output = next(reversed(graph.nodes))
+    output = next(iter(reversed(graph.nodes)))
     results: Any = output.args[0]
     returned = len(results) - len(into)
     with graph.inserting_before(output):
