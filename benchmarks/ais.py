@@ -91,7 +91,7 @@ def main() -> None:
         if options.figure is None:
             print("error: expected --figure FILE with --drawn-from, got none", file=sys.stderr)
             sys.exit(2)
-        draw_curves(json.loads(options.drawn_from.read_bytes())["curves"], options.curve_points, options.figure)
+        draw_curves(json.loads(options.drawn_from.read_bytes())["curves"], options.figure)
         return
     threads, device = use_threads(options.threads), find_device(options.device)
     about = subject(options.points, device, options.out, quick=options.quick)
@@ -110,7 +110,7 @@ def main() -> None:
     figures["peak_memory_mb"] = {t: _memory(options, t) for t in (10, 1_000)}
     _show(figures)
     if options.figure is not None:
-        draw_curves(figures["curves"], options.curve_points, options.figure)
+        draw_curves(figures["curves"], options.figure)
     found = {**figures, "model": about.described, "environment": surroundings(threads, device)}
     write_json(options.json, found, {"gradient / its matrix products": ratios}, quick=options.quick)
 
@@ -236,7 +236,7 @@ def _show(figures: dict[str, Any]) -> None:
     show_table("Gap against gradients per chain", ("way", "gradients", "gap (nats)"), curves, wide_console())
 
 
-def draw_curves(curves: list[dict[str, Any]], num_points: int, path: Path) -> None:
+def draw_curves(curves: list[dict[str, Any]], path: Path) -> None:
     """Gap against gradients per chain for each start and mass, bars one standard error over points."""
     looks = {"guide": ("#0072B2", "o"), "prior": ("#D55E00", "s")}
     with style():
@@ -260,7 +260,7 @@ def draw_curves(curves: list[dict[str, Any]], num_points: int, path: Path) -> No
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(format_tick))
         axes.set_xlabel("gradients per chain")
-        axes.set_ylabel(f"bidirectional gap (nats), {num_points} simulated points")
+        axes.set_ylabel("bidirectional gap (nats), simulated points")
         axes.legend()
     save_figure(figure, path.parent, path.stem)
 

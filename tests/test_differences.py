@@ -3,9 +3,10 @@
 import math
 from pathlib import Path
 
+import made_runs
 import pytest
 
-from amortized_bayes.presenting.differences import Pair, differences, with_differences
+from amortized_bayes.presenting.differences import Pair, differences, largest_differences, with_differences
 from amortized_bayes.presenting.published import Published
 from amortized_bayes.selection import Found
 
@@ -50,3 +51,11 @@ def test_the_command_prints_the_block_or_writes_it_between_its_marks(tmp_path, c
     assert "expected a page with one" in refused(*command, "--into", page)
     with pytest.raises(ValueError, match="expected finished runs under"):
         with_differences(f"{BEGIN}{END}", tmp_path)
+
+
+def test_runs_without_published_numbers_are_not_an_empty_table(tmp_path):
+    made = made_runs.Made("model-gaps")
+    made.job({"dataset": "digits", "family": "gaussian", "seed": 0}, made_runs.plain(amortization_gap=1.0))
+    made.save(tmp_path, preset="quick")
+    with pytest.raises(ValueError, match="expected runs of preset quick with published numbers"):
+        largest_differences(tmp_path)

@@ -17,6 +17,7 @@ ROOT = Path(amortized_bayes.__file__).parents[1]
 ON_WINDOWS = """
 import logging, multiprocessing, os, pathlib, signal, subprocess, sys, tempfile
 import filelock, numpy, pandas
+import asyncio  # from Python 3.13 on its part for Unix asks for sysconf as it is imported
 for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOFOLLOW", "sysconf", "fork"):
     delattr(os, name)
 for name in ("SIGUSR1", "SIGALRM", "ITIMER_REAL", "setitimer", "pthread_sigmask", "SIG_BLOCK", "SIG_UNBLOCK"):

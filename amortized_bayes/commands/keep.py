@@ -27,7 +27,7 @@ class Keep:
     Args:
         name: Run to copy: its path, its name, or latest.
         out: Folder with results.
-        into: Folder to copy it to; it may hold other results.
+        into: Folder with results to copy it into; it may hold others.
         new_name: Name of the copy; by default that of the run.
     """
 

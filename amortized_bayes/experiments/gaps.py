@@ -1,7 +1,7 @@
 """Where a trained model loses its nats: the decomposition on training and test points, overall and by class.
 
 ``python run_experiments.py gaps CHECKPOINT`` runs preset *quick*: 300 points of each split, in about four minutes on
-two cores for the model of ``train``. Expect gaps of one to three nats, the amortization gap the larger one. Preset
+two cores for the model of ``train``. Expect gaps of one to four nats, the amortization gap the larger one. Preset
 *paper* has the settings of Cremer, Li & Duvenaud (*Inference Suboptimality in Variational Autoencoders*, ICML 2018):
 1,000 points, 100 chains from the prior over 10,000 temperatures with 10 leapfrog steps each, IWAE with 5,000 particles.
 """

@@ -7,8 +7,8 @@ training points.
 
 ``python run_experiments.py learning-dynamics`` runs preset *quick* on FashionMNIST and fixed binarized MNIST, with
 1,000 training images: some 12 minutes on two cores. Expect an amortization gap that grows on test points while it
-stays or falls on training points. *paper* has 50,000 images of FashionMNIST and the settings of 5.5 where they are
-printed: days on a CPU.
+falls, or rises far less, on training points. *paper* has 50,000 images of FashionMNIST and the settings of 5.5 where
+they are printed: days on a CPU.
 """
 
 from __future__ import annotations

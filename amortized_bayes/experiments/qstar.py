@@ -1,8 +1,8 @@
 """How far q*, the best q of a point, can be trusted: restarts, initial spreads, starts and budgets.
 
 ``python run_experiments.py qstar CHECKPOINT`` runs preset *quick*: 50 points, in about three minutes on two cores for
-the model of ``train``. Expect searches from the encoder's answer within 0.1 nat of the reference after 100 steps (1,000
-decoder evaluations), and those from the prior far behind at that budget.
+the model of ``train``. Expect searches from the encoder's answer, moved by half a scale, within 0.1 nats of the
+reference after 300 steps (4,500 decoder evaluations), and those from the prior far behind at that budget.
 """
 
 from __future__ import annotations

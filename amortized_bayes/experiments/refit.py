@@ -6,7 +6,8 @@ followed on A and on a set B of other images with flips of their own.
 
 ``python run_experiments.py refit`` runs preset *quick* on fixed binarized MNIST and FashionMNIST with two seeds: twelve
 refits of four models, about 15 minutes on two cores, less where models of ``train`` are there. Expect refitting to gain
-more on A than on B, and more nats the more pixels are flipped. *paper* has 200 epochs of refitting, as published.
+more on A than on B and, on MNIST, more nats the more pixels are flipped. *paper* has 200 epochs of refitting, as
+published.
 """
 
 from __future__ import annotations

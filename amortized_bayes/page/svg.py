@@ -1,4 +1,4 @@
-"""Figures as inline SVG: the same figure gives the same text, its ids are unique on a page, its background is clear.
+"""Figures as inline SVG: the same figure gives the same text, with ids unique on a page and no background.
 
 Text stays text, in the reader's own fonts. On a dark page the style sheet inverts lightness and keeps hues; photographs
 are inverted back.

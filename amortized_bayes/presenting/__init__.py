@@ -49,7 +49,7 @@ def tell(
             for sentence in sentences(rows, getattr(experiment, "FINDINGS", ())):
                 print(sentence)
         except ROW_ERRORS as error:
-            print(f"what was found cannot be said: {why_not(error)}")
+            print(f"no sentences: {why_not(error)}")
         print()
     show = print_markdown if markdown else print_tables
     for table in experiment.TABLES:

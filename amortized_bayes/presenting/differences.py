@@ -36,7 +36,7 @@ class Pair(NamedTuple):
     Args:
         experiment: whose rows have it.
         what: name of the quantity.
-        ours: nan for the error of a difference of two rows, which keep none that is paired by point.
+        ours: our number; its error is nan for a difference of two rows, since rows keep none that is paired by point.
         published: the same quantity of the same factors.
     """
 
@@ -67,6 +67,8 @@ def largest_differences(out: Path) -> str:
         ValueError: no finished runs under ``out``, or a damaged one.
     """
     pairs = list(_pairs(finished_runs(out, COMPARED)))
+    if not pairs:
+        raise ValueError(f"expected runs of preset quick with published numbers under {out}, got none")
     lines = [_line(pair) for pair in differences(pairs) if abs(pair.nats) >= SMALLEST]
     apart: dict[str, list[float]] = {}
     for pair in pairs:

@@ -66,7 +66,7 @@ class Drawing(NamedTuple):
 def drawn_figures(
     figures: Mapping[str, Panel | Sequence[Panel]], run: RunView, rows: pd.DataFrame
 ) -> Iterator[Drawing]:
-    """Draw every declared figure for which the run has rows and arrays.
+    """Yield every declared figure, drawn if the run has rows and arrays for it, or the problem if drawing failed.
 
     Args:
         figures: by file name; a name with ``{dataset}`` or ``{number}`` stands for one figure per data set.

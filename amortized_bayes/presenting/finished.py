@@ -58,7 +58,7 @@ def finished_runs(out: Path, experiments: Collection[str]) -> list[FinishedRun]:
 
 
 def answering(runs: Iterable[FinishedRun], experiment: str, preset: str, dataset: str) -> FinishedRun | None:
-    """The run with the most seeds, of those the one with the most points, of those the last; ``None`` if none asked."""
+    """The run with the most seeds, of those the one with the most points, of those the last; ``None`` without any."""
     able = (
         run
         for run in runs

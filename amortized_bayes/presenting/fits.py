@@ -78,7 +78,7 @@ def never_closed(rows: pd.DataFrame, fit: Fit, share: float) -> set[int]:
 
 
 def of_status(rows: pd.DataFrame, status: str) -> pd.DataFrame:
-    """Rows of fits that failed or are vacuous, without constant VI, which is always vacuous."""
+    """Rows of fits with a status; vacuous ones without constant VI, which always is, and without the reference."""
     own = cast("pd.DataFrame", rows[rows["status"] == status])
     if "guide" not in own.columns:
         return own

@@ -188,7 +188,7 @@ def _times(rows: pd.DataFrame) -> Iterator[str]:
         yield f"{_name(fit)} did not close {listed(missed, 'or')} of the gap{who}: its time to that share is unknown"
     for (fit, who), closed in already.items():
         share = f"{listed(closed)} of the gap{who}"
-        yield f"with the smallest budget {_name(fit)} already closes {share}: its time to that share is shorter"
+        yield f"with the smallest budget {_name(fit)} already closes {share}: it may need less time for that"
 
 
 def _closing_claim(rows: pd.DataFrame) -> Iterator[str]:
