@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.testing.compare import compare_images
 
 import amortized_bayes
 
@@ -190,3 +191,10 @@ def test_an_aim_that_is_missed_is_said(tables):
         "1.30 (aim 1.3)",
         "1.30 (aim 1.2, not met)",
     ]
+
+
+def test_the_kept_figures_draw_the_gap_of_ais(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    curves = json.loads((KEPT / "ais.json").read_bytes())["curves"]
+    importlib.import_module("ais").draw_curves(curves, tmp_path / "ais_gap.png")
+    assert compare_images(str(ROOT / "images/ais_gap.png"), str(tmp_path / "ais_gap.png"), tol=5) is None
