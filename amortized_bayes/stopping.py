@@ -89,7 +89,8 @@ def _answer(number: int, _: FrameType | None) -> None:
     if not _patient:
         raise Stopped(asked())
     if len(_said) == 1:  # some senders send it twice: to the program, and to its group
-        signal.setitimer(signal.ITIMER_REAL, GRACE)
+        # Again where it was lost: an exception that comes in a callback of foreign code may end there.
+        signal.setitimer(signal.ITIMER_REAL, GRACE, 4 * GRACE)
         _patient[-1]()
 
 

@@ -119,6 +119,29 @@ def test_a_job_that_comes_to_no_checkpoint_is_left(tmp_path, monkeypatch):
     assert 0.2 < seconds < 5
 
 
+def test_an_appeal_that_is_lost_in_foreign_code_comes_again(monkeypatch):
+    """What a finalizer raises is ignored, so the first alarm ends there."""
+    monkeypatch.setattr(stopping, "GRACE", 0.2)
+
+    class Swallows:
+        def __del__(self):
+            time.sleep(0.5)
+
+    pid = os.fork()
+    if not pid:
+        sys.unraisablehook = lambda _: None
+        try:
+            with stopping.heeding(), stopping.patience():
+                os.kill(os.getpid(), signal.SIGTERM)
+                Swallows()
+                time.sleep(30)
+        except stopping.Stopped:
+            os._exit(75)
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+
+
 def test_a_command_that_has_nothing_to_keep_leaves_at_once(tmp_path, monkeypatch):
     out, sign = tmp_path / "out", tmp_path / "sign"
 
