@@ -58,11 +58,6 @@ logger = logging.getLogger(__name__)
 Program = Callable[..., Sequence[Tensor]]
 
 
-OPTIONS = {
-    "fallback_random": True,
-    "layout_optimization": False,  # moves convolutions to layouts that kernels of some processors do not return
-}
-"""Of Inductor."""
 CAPTURED_FROM = 200
 """Calls from which capturing pays: it takes about as long as they do, and saves most of each. A count and no timing: a
 run is the same every time."""
@@ -220,15 +215,17 @@ def _assemble(module: fx.GraphModule, inputs: Sequence[Tensor], into: Sequence[T
 def _compile(graph: fx.GraphModule) -> Callable[..., Any]:
     if not compiler_available():
         raise CaptureError("no C++ compiler found")
-    # Draws that stayed inside (see `classify`) are made as the program makes them, not by Inductor's own generator.
     compiled: list[Callable[..., Any]] = []
 
     def replay(*inputs: Tensor) -> Any:
         if not compiled:  # without Dynamo, whose guards take 0.1 to 0.2 ms a call: all shapes are fixed
             # Inductor caches only what has a shape environment, though all shapes are fixed: 3 seconds instead of 11
+            # Draws that stayed inside (see `classify`) are made as the program makes them, not by Inductor's generator.
+            # Layouts of convolutions are left alone: kernels of some processors do not return those that are asked for.
+            options = {"fallback_random": True, "layout_optimization": any(t.is_cuda for t in inputs)}
             fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True))
             with tracing(TracingContext(fake)):
-                done: Any = torch._inductor.compile(graph, list(inputs), OPTIONS)
+                done: Any = torch._inductor.compile(graph, list(inputs), options)
             compiled.append(done)
         return compiled[0](*inputs)
 
