@@ -281,7 +281,7 @@ def test_without_images_a_bare_sweep_takes_digits_and_says_so(call, place):
     folder = RunFolder.open(info.path)
     note = (
         "using scikit-learn's embedded digits (8x8) instead of MNIST and FashionMNIST, which are unavailable, as "
-        "binomial counts of grey levels, since bits carry 3 nats only"
+        "binomial counts of grey levels, since bits carry only 4 nats"
     )
     assert folder.environment()["note"] == note
     rows = folder.rows()

@@ -128,7 +128,7 @@ PAPER: Mapping[str, Any] = {
 
 
 DIGITS: Mapping[str, Any] = {"likelihood": "binomial", "widths": (1, 4, 16, 64), "epochs": 640}
-"""What the embedded digits need: as bits they carry 3 nats, as counts of 16 grey levels 20 (docs/maths.md has why)."""
+"""What the embedded digits need: as bits they carry 4 nats, as counts of 16 grey levels 24 (docs/maths.md has why)."""
 
 
 def factors(config: FitSettings) -> dict[str, Factor]:
@@ -146,7 +146,7 @@ def substitutes(config: Config, given: Collection[str]) -> list[tuple[Config, st
     """
     changes = {name: value for name, value in DIGITS.items() if name not in given}
     note = "using scikit-learn's embedded digits (8x8) instead of MNIST and FashionMNIST, which are unavailable"
-    note += ", as binomial counts of grey levels, since bits carry 3 nats only" if "likelihood" in changes else ""
+    note += ", as binomial counts of grey levels, since bits carry only 4 nats" if "likelihood" in changes else ""
     return [(replace(config, dataset=("digits",), **changes), note)]
 
 
